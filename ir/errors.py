@@ -1,0 +1,65 @@
+"""One error family: place, what went wrong, the numbers, and what to do if that is certain."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MonographError(Exception):
+    """Base of every error raised on purpose.
+
+    place: file:line or file path and tensor; details: one line per operand or fact; hint: only if certain.
+    """
+
+    def __init__(self, what: str, *, place: str = "", details: Iterable[str] = (), hint: str = "") -> None:
+        self.what, self.place, self.details, self.hint = what, place, tuple(details), hint
+        lines = [f"{place}: {what}" if place else what]
+        lines += [f"  {line}" for line in self.details]
+        if hint:
+            lines.append(f"  hint: {hint}")
+        super().__init__("\n".join(lines))
+
+
+class OpError(MonographError):
+    """An op was given operands or attributes that its definition does not allow."""
+
+
+class VerifyError(MonographError):
+    """A graph breaks the rules of the IR; `details` lists every error."""
+
+
+class ParseError(MonographError):
+    """Text that is not a graph."""
+
+
+class WeightsError(MonographError):
+    """A checkpoint file or one of its tensors is damaged, missing or of the wrong shape."""
+
+
+class ConfigError(MonographError):
+    """A configuration has a key, a value or a combination that is not understood."""
+
+
+class LoweringError(MonographError):
+    """A backend has no way to express a node for the target that was asked for."""
+
+
+class PassError(MonographError):
+    """A pass broke the graph or changed what it computes."""
+
+
+class RuntimeInputError(MonographError):
+    """Inputs given to a built model do not fit its contract."""
+
+
+def check(condition: bool, what: str, *, hint: str = "") -> None:
+    """Raise `OpError(what)` unless `condition`; the builder adds place and operands."""
+    if not condition:
+        raise OpError(what, hint=hint)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,422 @@
+"""The graph: SSA values with use-lists, nodes in topological order, and the three mutations."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import MonographError, did_you_mean
+from .types import DType, Shape, TensorType
+
+if TYPE_CHECKING:
+    from .op import Op
+
+Attributes = dict[str, Any]
+
+_INTERNAL = (
+    str(Path(__file__).parent),
+    str(Path(__file__).parent.parent / "passes"),
+    str(Path(__file__).parent.parent / "backends"),
+    str(Path(__file__).parent.parent / "frontends" / "dsl.py"),
+    contextlib.__file__,
+)
+_GAP = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the user wrote the node: file, line, and the parameter scope (layer) it belongs to."""
+
+    file: str
+    line: int
+    scope: str = ""
+
+    def __str__(self) -> str:
+        place = f"{Path(self.file).name}:{self.line}" if self.file else "?"
+        return f"{place} {self.scope}" if self.scope else place
+
+
+NOWHERE = Location("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """How a parameter starts when a model is trained from nothing: normal(std), zeros or ones."""
+
+    kind: str
+    std: float = 0.0
+
+    def __str__(self) -> str:
+        return f"normal({self.std!r})" if self.kind == "normal" else self.kind
+
+
+class Value:
+    """One SSA value: a graph input, a parameter, or output `index` of `producer`."""
+
+    __slots__ = ("graph", "index", "init", "name", "producer", "type", "uses")
+
+    def __init__(
+        self, graph: Graph, type: TensorType, name: str = "", producer: Node | None = None, index: int = 0
+    ) -> None:
+        self.graph, self.type, self.name, self.producer, self.index = graph, type, name, producer, index
+        self.uses: dict[tuple[Node, int], None] = {}
+        self.init: Init | None = None
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    @property
+    def shape(self) -> Shape:
+        return self.type.shape
+
+    @property
+    def rank(self) -> int:
+        return self.type.rank
+
+    @property
+    def is_param(self) -> bool:
+        return self.producer is None and self.graph.params.get(self.name) is self
+
+    @property
+    def users(self) -> list[Node]:
+        """Nodes that read this value, without repetition."""
+        return list(dict.fromkeys(node for node, _ in self.uses))
+
+    def _apply(self, op: str, *operands: Value | float, **attributes: Any) -> Any:
+        return self.graph.apply(op, operands, attributes)
+
+    def __add__(self, other: Value | float) -> Value:
+        return self._apply("add", self, other)
+
+    def __radd__(self, other: float) -> Value:
+        return self._apply("add", self, other)
+
+    def __sub__(self, other: Value | float) -> Value:
+        return self._apply("sub", self, other)
+
+    def __rsub__(self, other: float) -> Value:
+        return self._apply("sub", other, self)
+
+    def __mul__(self, other: Value | float) -> Value:
+        return self._apply("mul", self, other)
+
+    def __rmul__(self, other: float) -> Value:
+        return self._apply("mul", self, other)
+
+    def __truediv__(self, other: Value | float) -> Value:
+        return self._apply("div", self, other)
+
+    def __rtruediv__(self, other: float) -> Value:
+        return self._apply("div", other, self)
+
+    def __matmul__(self, other: Value) -> Value:
+        return self._apply("matmul", self, other)
+
+    def __neg__(self) -> Value:
+        return self._apply("neg", self)
+
+    def __and__(self, other: Value) -> Value:
+        return self._apply("logical_and", self, other)
+
+    def cast(self, dtype: DType) -> Value:
+        return self._apply("cast", self, dtype=dtype)
+
+    def reshape(self, *shape: Any) -> Value:
+        return self._apply("reshape", self, shape=tuple(shape))
+
+    def transpose(self, *permutation: int) -> Value:
+        return self._apply("transpose", self, permutation=tuple(permutation))
+
+    def split_heads(self, heads: int) -> Value:
+        """[B, S, heads*D] -> [B, S, heads, D]."""
+        return self._apply("split_heads", self, heads=heads)
+
+    def merge_heads(self) -> Value:
+        """[B, S, H, D] -> [B, S, H*D]."""
+        return self._apply("merge_heads", self)
+
+    def __repr__(self) -> str:
+        label = f"@{self.name}" if self.is_param else f"%{self.name or '?'}"
+        origin = f" from {self.producer.op.name} at {self.producer.location}" if self.producer else ""
+        return f"{label}: {self.type}{origin}"
+
+
+class Node:
+    """One operation in a graph. `order` grows along the node list; compare it, never store it."""
+
+    __slots__ = ("attributes", "location", "next", "op", "operands", "order", "outputs", "previous")
+
+    def __init__(self, op: Op, operands: Sequence[Value | None], attributes: Attributes, location: Location) -> None:
+        self.op, self.operands, self.attributes, self.location = op, list(operands), attributes, location
+        self.outputs: list[Value] = []
+        self.previous: Node | None = None
+        self.next: Node | None = None
+        self.order = 0
+
+    @property
+    def output(self) -> Value:
+        """The only output. Raises MonographError for an op with several."""
+        if len(self.outputs) != 1:
+            raise MonographError(f"{self.op.name} has {len(self.outputs)} outputs, not one", place=str(self.location))
+        return self.outputs[0]
+
+    @property
+    def arguments(self) -> list[Value]:
+        """Operands that are present."""
+        return [v for v in self.operands if v is not None]
+
+    def __repr__(self) -> str:
+        return f"{self.op.name} at {self.location}"
+
+
+class Graph:
+    """Inputs, parameters, nodes in topological order, and named outputs.
+
+    Invariants: every operand is an input, a parameter or an output of an earlier node of the same graph;
+    `uses` of a value lists exactly the operands that read it. Nodes change through `insert`, `replace`, `erase`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: dict[str, Value] = {}
+        self.params: dict[str, Value] = {}
+        self.outputs: dict[str, Value] = {}
+        self.scope = ""
+        self._first: Node | None = None
+        self._last: Node | None = None
+        self._before: Node | None = None
+        self._location: Location | None = None
+
+    # -- declaring -------------------------------------------------------------------------------------------
+
+    def input(self, name: str, type: TensorType) -> Value:
+        if name in self.inputs:
+            raise MonographError(f"graph {self.name} already has an input named {name}")
+        self.inputs[name] = Value(self, type, name)
+        return self.inputs[name]
+
+    def param(self, path: str, type: TensorType, init: Init | None = None) -> Value:
+        """A parameter by checkpoint path; asking twice for one path gives the same value (tied weights)."""
+        known = self.params.get(path)
+        if known is None:
+            known = self.params[path] = Value(self, type, path)
+            known.init = init
+        elif known.type != type:
+            raise MonographError(f"parameter {path} is used as {known.type} and as {type}")
+        return known
+
+    def output(self, name: str, value: Value) -> None:
+        if value.graph is not self:
+            raise MonographError(f"output {name} belongs to graph {value.graph.name}, not to {self.name}")
+        self.outputs[name] = value
+
+    # -- building --------------------------------------------------------------------------------------------
+
+    def add(self, op: Op, operands: Sequence[Value | None], attributes: Attributes) -> tuple[Value, ...]:
+        """Append (or insert at the current point) a node; its types come from the op's shape rule."""
+        location = self._location or _caller(self.scope)
+        for v in operands:
+            if v is not None and v.graph is not self:
+                raise MonographError(f"{op.name}: {v!r} belongs to another graph", place=str(location))
+        attributes, types = op.typed(operands, attributes, location)
+        node = Node(op, operands, attributes, location)
+        node.outputs = [Value(self, t, producer=node, index=i) for i, t in enumerate(types)]
+        self.insert(node, self._before)
+        return tuple(node.outputs)
+
+    def apply(self, name: str, operands: Sequence[Value | float | int | None], attributes: Attributes) -> Any:
+        """Add the op called `name`; plain numbers become constants of the first operand's dtype."""
+        from .op import OPS
+
+        op = OPS.get(name)
+        if op is None:
+            raise MonographError(f"no op is called {name!r}{did_you_mean(name, OPS)}")
+        like = next(v for v in operands if isinstance(v, Value))
+        outputs = self.add(op, [self._lift(v, like) for v in operands], attributes)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _lift(self, v: Value | float | int | None, like: Value) -> Value | None:
+        return self.constant(v, like.dtype) if isinstance(v, (int, float)) else v
+
+    def constant(self, value: Any, dtype: DType) -> Value:
+        from .op import OPS
+
+        return self.add(OPS["constant"], (), {"value": value, "dtype": dtype})[0]
+
+    @contextlib.contextmanager
+    def at(self, node: Node | None, location: Location | None = None) -> Iterator[None]:
+        """Insert before `node` (None: at the end) and stamp new nodes with `location` (default: the node's)."""
+        saved = self._before, self._location
+        self._before = node
+        self._location = location or (node.location if node is not None else saved[1])
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            self._before, self._location = saved
+            _current.reset(token)
+
+    # -- the three mutations -----------------------------------------------------------------------------------
+
+    def insert(self, node: Node, before: Node | None = None) -> None:
+        """Link a node in before another (None: last) and record its uses."""
+        previous = before.previous if before is not None else self._last
+        node.previous, node.next = previous, before
+        if previous is None:
+            self._first = node
+        else:
+            previous.next = node
+        if before is None:
+            self._last = node
+            node.order = (previous.order if previous else 0) + _GAP
+        else:
+            before.previous = node
+            low = previous.order if previous else before.order - 2 * _GAP
+            node.order = (low + before.order) // 2
+            if node.order in (low, before.order):
+                self._renumber()
+        for i, v in enumerate(node.operands):
+            if v is not None:
+                v.uses[node, i] = None
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Make every reader of `old`, and every output that is `old`, take `new` instead."""
+        for node, i in list(old.uses):
+            self.set_operand(node, i, new)
+        for name, v in self.outputs.items():
+            if v is old:
+                self.outputs[name] = new
+
+    def set_operand(self, node: Node, i: int, new: Value | None) -> None:
+        """Replace one operand of one node."""
+        old = node.operands[i]
+        if old is not None:
+            old.uses.pop((node, i), None)
+        node.operands[i] = new
+        if new is not None:
+            new.uses[node, i] = None
+
+    def erase(self, node: Node) -> None:
+        """Remove a node none of whose outputs is used. Raises MonographError otherwise."""
+        for v in node.outputs:
+            if v.uses or any(v is o for o in self.outputs.values()):
+                raise MonographError(f"{node!r} is still used and cannot be erased")
+        if node.previous is None:
+            self._first = node.next
+        else:
+            node.previous.next = node.next
+        if node.next is None:
+            self._last = node.previous
+        else:
+            node.next.previous = node.previous
+        for i, v in enumerate(node.operands):
+            if v is not None:
+                v.uses.pop((node, i), None)
+
+    def _renumber(self) -> None:
+        for i, node in enumerate(self):
+            node.order = (i + 1) * _GAP
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Node]:
+        """Nodes in topological order; the node just given may be erased, and nodes inserted before it."""
+        node = self._first
+        while node is not None:
+            following = node.next
+            yield node
+            node = following
+
+    def reversed(self) -> Iterator[Node]:
+        """Nodes from last to first; the node just given may be erased."""
+        node = self._last
+        while node is not None:
+            following = node.previous
+            yield node
+            node = following
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def is_output(self, value: Value) -> bool:
+        return any(value is v for v in self.outputs.values())
+
+    def counts(self) -> dict[str, int]:
+        """Nodes per op name, most frequent first."""
+        total: dict[str, int] = {}
+        for node in self:
+            total[node.op.name] = total.get(node.op.name, 0) + 1
+        return dict(sorted(total.items(), key=lambda kv: (-kv[1], kv[0])))
+
+    def copy(self, name: str | None = None) -> Graph:
+        """A graph with the same content and no shared values."""
+        new = Graph(name or self.name)
+        mapping: dict[Value, Value] = {v: new.input(k, v.type) for k, v in self.inputs.items()}
+        mapping |= {v: new.param(k, v.type, v.init) for k, v in self.params.items()}
+        for node in self:
+            clone = Node(
+                node.op,
+                [mapping[v] if v is not None else None for v in node.operands],
+                dict(node.attributes),
+                node.location,
+            )
+            clone.outputs = [Value(new, v.type, v.name, clone, i) for i, v in enumerate(node.outputs)]
+            new.insert(clone)
+            mapping.update(zip(node.outputs, clone.outputs, strict=True))
+        new.outputs = {k: mapping[v] for k, v in self.outputs.items()}
+        return new
+
+    def inline(self, body: Graph, operands: Mapping[str, Value]) -> list[Value]:
+        """Insert the nodes of `body` at the current point, its inputs bound to `operands`; gives its outputs."""
+        mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
+        for node in body:
+            outputs = self.add(
+                node.op, [mapping[v] if v is not None else None for v in node.operands], dict(node.attributes)
+            )
+            mapping.update(zip(node.outputs, outputs, strict=True))
+        return [mapping[v] for v in body.outputs.values()]
+
+    def __str__(self) -> str:
+        from .text import print_graph
+
+        return print_graph(self)
+
+
+_current: ContextVar[Graph | None] = ContextVar("monograph_graph", default=None)
+
+
+@contextlib.contextmanager
+def building(graph: Graph) -> Iterator[Graph]:
+    """Make `graph` the one that operand-free ops (constant, iota) are added to."""
+    token = _current.set(graph)
+    try:
+        yield graph
+    finally:
+        _current.reset(token)
+
+
+def current_graph(operands: Iterable[Any]) -> Graph:
+    """The graph of the first operand, or the one being built. Raises MonographError when there is none."""
+    for v in operands:
+        if isinstance(v, Value):
+            return v.graph
+    graph = _current.get()
+    if graph is None:
+        raise MonographError("an op without operands needs a graph under construction: use `with building(graph):`")
+    return graph
+
+
+def _caller(scope: str) -> Location:
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_INTERNAL):
+            return Location(file, frame.f_lineno, scope)
+        frame = frame.f_back
+    return Location("", 0, scope)

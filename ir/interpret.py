@@ -1,0 +1,117 @@
+"""Reference semantics: run a graph in NumPy, one op at a time. This decides which backend is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import LoweringError, RuntimeInputError
+from .graph import Graph, Node, Value
+from .op import Op, body_of
+from .types import Dim, DimLike, DType, TensorType
+
+Array = np.ndarray[Any, Any]
+
+
+def bind_dims(types: Mapping[str, TensorType], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Values of all symbols, from the shapes of the named inputs. Raises RuntimeInputError on any contradiction."""
+    values: dict[str, int] = {}
+    for name, t in types.items():
+        if len(t.shape) != len(shapes[name]):
+            raise RuntimeInputError(f"{name} has shape {list(shapes[name])}, expected {t}")
+        for d, n in zip(t.shape, shapes[name], strict=True):
+            if isinstance(d, Dim) and d.name:
+                values.setdefault(d.name, n)
+    for name, t in types.items():
+        for axis, (d, n) in enumerate(zip(t.shape, shapes[name], strict=True)):
+            expected = d.substitute(values) if isinstance(d, Dim) else d
+            if isinstance(expected, Dim):
+                values.update(_solve(expected, n))
+            elif expected != n:
+                raise RuntimeInputError(f"axis {axis} of {name} is {n}, expected {d}{_where(d, expected)}")
+    return values
+
+
+def _where(d: DimLike, expected: int) -> str:
+    return f" = {expected}" if isinstance(d, Dim) else ""
+
+
+def _solve(d: Dim, n: int) -> dict[str, int]:
+    """Solve a dimension with one linear unknown, such as `P + 4` = 7."""
+    unknown = sorted(d.symbols)
+    constant = d.substitute(dict.fromkeys(unknown, 0))
+    one = d.substitute(dict.fromkeys(unknown, 1))
+    if len(unknown) != 1 or not isinstance(constant, int) or not isinstance(one, int) or one == constant:
+        raise RuntimeInputError(f"dimension {d} = {n} does not determine {', '.join(unknown)}")
+    return {unknown[0]: (n - constant) // (one - constant)}
+
+
+def resolve(value: Any, dims: Mapping[str, int]) -> Any:
+    """An attribute with every symbolic dimension replaced by its number. Raises LoweringError if one is unknown."""
+    if isinstance(value, Dim):
+        number = value.substitute(dims)
+        if isinstance(number, Dim):
+            raise LoweringError(f"dimension {value} is not determined by the inputs (known: {', '.join(sorted(dims))})")
+        return number
+    if isinstance(value, tuple):
+        return tuple(resolve(v, dims) for v in value)
+    return value
+
+
+def interpret(
+    graph: Graph,
+    inputs: Mapping[str, Array],
+    params: Mapping[str, Array] | Callable[[str], Array] = {},  # noqa: B006 - never written
+    observe: Callable[[Node, tuple[Array, ...]], None] | None = None,
+) -> dict[str, Array]:
+    """Outputs of the graph by name.
+
+    inputs: one array per graph input, of its dtype; symbols are read off their shapes. params: by checkpoint
+    path, a mapping or a function. observe: called with every node and its results. Raises RuntimeInputError for
+    a missing input, a wrong dtype or contradicting shapes.
+    """
+    for name, v in graph.inputs.items():
+        if name not in inputs:
+            raise RuntimeInputError(f"input {name}: {v.type} is missing")
+        if inputs[name].dtype != v.dtype.numpy:
+            raise RuntimeInputError(f"input {name} is {DType.of(inputs[name].dtype)}, expected {v.type}")
+    dims = bind_dims({k: v.type for k, v in graph.inputs.items()}, {k: inputs[k].shape for k in graph.inputs})
+    read = params if callable(params) else params.__getitem__
+    values: dict[Value, Array] = {v: inputs[k] for k, v in graph.inputs.items()}
+    values |= {
+        v: np.asarray(read(k)).astype(v.dtype.numpy, copy=False)
+        for k, v in graph.params.items()
+        if v.uses or graph.is_output(v)
+    }
+    remaining = {v: len(v.uses) for node in graph for v in node.outputs}
+    kept = set(graph.outputs.values())
+    for node in graph:
+        operands = [None if v is None else values[v] for v in node.operands]
+        results = evaluate(node.op, operands, node.attributes, dims)
+        values.update(zip(node.outputs, results, strict=True))
+        if observe is not None:
+            observe(node, results)
+        for v in set(node.arguments):
+            if v in remaining and v not in kept:
+                remaining[v] -= sum(1 for o in node.operands if o is v)
+                if remaining[v] == 0:
+                    del values[v]
+    return {name: values[v] for name, v in graph.outputs.items()}
+
+
+def evaluate(
+    op: Op, operands: list[Array | None], attributes: Mapping[str, Any], dims: Mapping[str, int]
+) -> tuple[Array, ...]:
+    """Results of one op on arrays: a primitive by its `numpy`, a composite by interpreting its body."""
+    attributes = {k: resolve(v, dims) for k, v in attributes.items()}
+    if op.numpy is not None:
+        with np.errstate(all="ignore"):
+            results = op.numpy(*operands, **attributes)
+        return tuple(map(np.asarray, results)) if isinstance(results, tuple) else (np.asarray(results),)
+    types = [None if a is None else TensorType(DType.of(a.dtype), a.shape) for a in operands]
+    body = body_of(op, types, attributes)
+    names = op.signature.operand_names(len(operands))
+    named = {n: a for n, a in zip(names, operands, strict=True) if a is not None}
+    return tuple(interpret(body, named).values())

@@ -1,0 +1,138 @@
+"""Scaled dot-product attention with everything a mask can mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import DType, Shape, TensorType, bool_, broadcast, exact_div, i32, i64
+from .elementwise import cast, constant, less, less_equal, tanh, where
+from .linear import matmul
+from .reduce import softmax
+from .shape import concat, expand, iota, reshape, slice_, transpose
+
+
+def lowest(dtype: DType) -> float:
+    """The most negative finite number of a floating-point type."""
+    return float(ml_dtypes.finfo(dtype.numpy).min)
+
+
+class Attention(Op):
+    """softmax(scale * q k^T + bias, masked) v, query heads in groups that share a key/value head.
+
+    q [B,S,H,D], k [B,T,K,D], v [B,T,K,Dv] -> [B,S,H,Dv], H a multiple of K. (Vaswani et al. 2017; Ainslie et al. 2023)
+    bias: additive, broadcast to [B,H,S,T]. mask: bool, broadcast likewise, True = may attend.
+    lengths: i32 [B], the first lengths[b] keys are valid. sinks: [H], one extra logit a head that takes weight
+    and gives nothing (Xiao et al. 2023). causal: query i sits at position T - S + i and sees keys up to it.
+    window: of these only the newest `window`, itself included (Beltagy et al. 2020).
+    softcap: c * tanh(scores / c) before masking (Gemma 2). A row with no key to attend to gives zeros.
+    """
+
+    def complete(self, *operands: Value | None, scale: float | None, **attributes: Any) -> dict[str, Any]:
+        q = operands[0]
+        if scale is None and q is not None:
+            check(isinstance(q.shape[-1], int), f"head width {q.shape[-1]} is symbolic: give `scale`")
+            scale = float(q.shape[-1]) ** -0.5  # type: ignore[arg-type]
+        return {"scale": scale, **attributes}
+
+    def infer(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        bias: Value | None = None,
+        mask: Value | None = None,
+        lengths: Value | None = None,
+        sinks: Value | None = None,
+        *,
+        causal: bool = False,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> TensorType:
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check(x.rank == 4, f"{name} has rank {x.rank}, expected 4: [B, length, heads, width]")
+            check(x.dtype == q.dtype, f"{name} is {x.dtype} but q is {q.dtype}")
+        batch, rows, heads, width = q.shape
+        check(k.shape[:3] == v.shape[:3], f"k is {k.type} but v is {v.type}: batch, length and heads must agree")
+        check(k.shape[0] == batch, f"q has batch {batch} but k has {k.shape[0]}")
+        check(k.shape[3] == width, f"q has head width {width} but k has {k.shape[3]}")
+        exact_div(heads, k.shape[2])
+        full: Shape = (batch, heads, rows, k.shape[1])
+        for name, x in (("bias", bias), ("mask", mask)):
+            fits = x is None or broadcast(x.shape, full) == full
+            check(fits, f"{name} is {x and x.type}, which does not broadcast to [{','.join(map(str, full))}]")
+        check(bias is None or bias.dtype == q.dtype, f"bias is {bias and bias.dtype} but q is {q.dtype}")
+        check(mask is None or mask.dtype == bool_, f"mask is {mask and mask.dtype}, expected bool (True = may attend)")
+        check(lengths is None or lengths.type == TensorType(i32, (batch,)), f"lengths is {lengths and lengths.type}")
+        check(
+            sinks is None or sinks.shape == (heads,), f"sinks is {sinks and sinks.type}, expected one per head: {heads}"
+        )
+        check(window is None or (causal and window > 0), f"window is {window}: it needs causal=True and at least 1 key")
+        return TensorType(q.dtype, (batch, rows, heads, v.shape[3]))
+
+    def body(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        bias: Value | None = None,
+        mask: Value | None = None,
+        lengths: Value | None = None,
+        sinks: Value | None = None,
+        *,
+        causal: bool,
+        window: int | None,
+        scale: float,
+        softcap: float | None,
+    ) -> Value:
+        batch, rows, heads, width = (q.shape[i] for i in range(4))
+        keys, kv_heads, value_width = k.shape[1], k.shape[2], v.shape[3]
+        # The queries of one group are stacked as rows, so that keys and values are never repeated.
+        stacked = (batch, kv_heads, exact_div(heads, kv_heads) * rows)
+        grouped = reshape(transpose(q * scale, permutation=(0, 2, 1, 3)), shape=(*stacked, width))
+        scores = matmul(grouped, transpose(k, permutation=(0, 2, 3, 1)))
+        scores = reshape(scores, shape=(batch, heads, rows, keys))
+        if softcap is not None:
+            scores = tanh(scores / softcap) * softcap
+        if bias is not None:
+            scores = scores + bias
+        keep = self.keep(rows, keys, batch, mask, lengths, causal, window)
+        if keep is not None:
+            scores = where(keep, scores, constant(value=lowest(q.dtype), dtype=q.dtype))
+        if sinks is not None:
+            extra = expand(reshape(sinks, shape=(1, heads, 1, 1)), shape=(batch, heads, rows, 1))
+            scores = concat(scores, extra, axis=-1)
+        weights = softmax(scores)
+        if sinks is not None:
+            weights = slice_(weights, axis=-1, start=0, length=keys)
+        if keep is not None:
+            weights = where(keep, weights, constant(value=0.0, dtype=q.dtype))
+        weights = reshape(weights, shape=(*stacked, keys))
+        y = matmul(weights, transpose(v, permutation=(0, 2, 1, 3)))
+        return transpose(reshape(y, shape=(batch, heads, rows, value_width)), permutation=(0, 2, 1, 3))
+
+    @staticmethod
+    def keep(
+        rows: Any, keys: Any, batch: Any, mask: Value | None, lengths: Value | None, causal: bool, window: int | None
+    ) -> Value | None:
+        """Which keys each query may attend to, as one bool value that broadcasts to [B,H,S,T]; None: all."""
+        keep = mask
+        key = iota(start=0, length=keys)
+        if causal:
+            query = reshape(iota(start=keys - rows, length=rows), shape=(rows, 1))
+            seen = less_equal(key, query)
+            if window is not None:
+                seen = seen & less(query, key + window)
+            keep = seen if keep is None else keep & seen
+        if lengths is not None:
+            valid = less(key, reshape(cast(lengths, dtype=i64), shape=(batch, 1, 1, 1)))
+            keep = valid if keep is None else keep & valid
+        return keep
+
+
+attention = op(Attention)

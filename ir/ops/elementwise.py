@@ -1,0 +1,308 @@
+"""Elementwise primitives: arithmetic, functions, comparison, logic, selection, cast, constant."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import DimLike, DType, TensorType, bool_, broadcast, product
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+class Elementwise(Op):
+    """One result per element; torch and ONNX call it by `torch_name` and `onnx_name`."""
+
+    torch_name: ClassVar[str]
+    onnx_name: ClassVar[str]
+
+    def flops(self, *operands: Value | None, **attributes: Any) -> DimLike:
+        return product(broadcast(*(v.shape for v in operands if v is not None)) or ())
+
+    def torch(self, torch: Any, *xs: Any) -> Any:
+        return getattr(torch, self.torch_name)(*xs)
+
+    def onnx(self, op: Any, *xs: Any) -> Any:
+        return getattr(op, self.onnx_name)(*xs)
+
+
+class Unary(Elementwise):
+    def infer(self, x: Value) -> TensorType:
+        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        return x.type
+
+    def numpy(self, x: Any) -> Any:
+        return getattr(np, self.torch_name)(x)
+
+
+class Binary(Elementwise):
+    def infer(self, x: Value, y: Value) -> TensorType:
+        check(x.dtype == y.dtype, f"x is {x.dtype} but y is {y.dtype}: cast one of them")
+        shape = broadcast(x.shape, y.shape)
+        if shape is None:
+            check(False, f"shapes {_show(x)} and {_show(y)} do not broadcast")
+            raise AssertionError
+        return TensorType(self.result(x.dtype), shape)
+
+    def result(self, dtype: DType) -> DType:
+        return dtype
+
+    def numpy(self, x: Any, y: Any) -> Any:
+        return getattr(np, self.torch_name)(x, y)
+
+
+def _show(v: Value) -> str:
+    return f"[{','.join(map(str, v.shape))}]"
+
+
+class Add(Binary):
+    """x + y, broadcast."""
+
+    commutative = True
+    torch_name, onnx_name = "add", "Add"
+
+
+class Sub(Binary):
+    """x - y, broadcast."""
+
+    torch_name, onnx_name = "subtract", "Sub"
+
+
+class Mul(Binary):
+    """x * y, broadcast."""
+
+    commutative = True
+    torch_name, onnx_name = "multiply", "Mul"
+
+
+class Div(Binary):
+    """x / y, broadcast; floating point only."""
+
+    torch_name, onnx_name = "divide", "Div"
+
+    def infer(self, x: Value, y: Value) -> TensorType:
+        check(x.dtype.is_float, f"x is {x.dtype}: integer division rounds differently on every backend")
+        return super().infer(x, y)
+
+
+class Maximum(Binary):
+    """max(x, y), broadcast."""
+
+    commutative = True
+    torch_name, onnx_name = "maximum", "Max"
+
+
+class Pow(Binary):
+    """x ** y, broadcast."""
+
+    torch_name, onnx_name = "float_power", "Pow"
+
+    def numpy(self, x: Any, y: Any) -> Any:
+        return np.power(x, y)
+
+    def torch(self, torch: Any, x: Any, y: Any) -> Any:
+        return torch.pow(x, y)
+
+
+class Neg(Unary):
+    """-x."""
+
+    torch_name, onnx_name = "negative", "Neg"
+
+
+class Abs(Unary):
+    """|x|."""
+
+    torch_name, onnx_name = "abs", "Abs"
+
+
+class Exp(Unary):
+    """e ** x."""
+
+    torch_name, onnx_name = "exp", "Exp"
+
+
+class Log(Unary):
+    """Natural logarithm."""
+
+    torch_name, onnx_name = "log", "Log"
+
+
+class Sqrt(Unary):
+    """Square root."""
+
+    torch_name, onnx_name = "sqrt", "Sqrt"
+
+
+class Tanh(Unary):
+    """Hyperbolic tangent."""
+
+    torch_name, onnx_name = "tanh", "Tanh"
+
+
+class Sin(Unary):
+    """Sine, x in radians."""
+
+    torch_name, onnx_name = "sin", "Sin"
+
+
+class Cos(Unary):
+    """Cosine, x in radians."""
+
+    torch_name, onnx_name = "cos", "Cos"
+
+
+class Rsqrt(Unary):
+    """1 / sqrt(x)."""
+
+    torch_name, onnx_name = "rsqrt", "Sqrt"
+
+    def numpy(self, x: Any) -> Any:
+        return (1.0 / np.sqrt(x)).astype(x.dtype)
+
+    def onnx(self, op: Any, x: Any) -> Any:
+        return op.Reciprocal(op.Sqrt(x))
+
+
+class Erf(Unary):
+    """Gauss error function."""
+
+    torch_name, onnx_name = "erf", "Erf"
+
+    def numpy(self, x: Any) -> Any:
+        return _erf(x.astype(np.float64)).astype(x.dtype)
+
+
+class Sigmoid(Unary):
+    """1 / (1 + e ** -x)."""
+
+    torch_name, onnx_name = "sigmoid", "Sigmoid"
+
+    def numpy(self, x: Any) -> Any:
+        z = np.exp(-np.abs(x))
+        return np.where(x >= 0, 1 / (1 + z), z / (1 + z)).astype(x.dtype)
+
+
+class Comparison(Binary):
+    def result(self, dtype: DType) -> DType:
+        return bool_
+
+
+class Equal(Comparison):
+    """x == y, bool."""
+
+    commutative = True
+    torch_name, onnx_name = "eq", "Equal"
+
+    def numpy(self, x: Any, y: Any) -> Any:
+        return np.equal(x, y)
+
+
+class Less(Comparison):
+    """x < y, bool."""
+
+    torch_name, onnx_name = "less", "Less"
+
+
+class LessEqual(Comparison):
+    """x <= y, bool."""
+
+    torch_name, onnx_name = "less_equal", "LessOrEqual"
+
+
+class Logical(Binary):
+    def infer(self, x: Value, y: Value) -> TensorType:
+        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
+        return super().infer(x, y)
+
+
+class LogicalAnd(Logical):
+    """x and y."""
+
+    commutative = True
+    torch_name, onnx_name = "logical_and", "And"
+
+
+class LogicalOr(Logical):
+    """x or y."""
+
+    commutative = True
+    torch_name, onnx_name = "logical_or", "Or"
+
+
+class LogicalNot(Unary):
+    """not x."""
+
+    torch_name, onnx_name = "logical_not", "Not"
+
+    def infer(self, x: Value) -> TensorType:
+        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
+        return x.type
+
+
+class Where(Op):
+    """x where condition, else y; all broadcast."""
+
+    def infer(self, condition: Value, x: Value, y: Value) -> TensorType:
+        check(condition.dtype == bool_, f"condition is {condition.dtype}, expected bool")
+        check(x.dtype == y.dtype, f"x is {x.dtype} but y is {y.dtype}: cast one of them")
+        shape = broadcast(condition.shape, x.shape, y.shape)
+        check(shape is not None, f"shapes {_show(condition)}, {_show(x)} and {_show(y)} do not broadcast")
+        return TensorType(x.dtype, shape or ())
+
+    def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
+        return product(broadcast(condition.shape, x.shape, y.shape) or ())
+
+    def numpy(self, condition: Any, x: Any, y: Any) -> Any:
+        return np.where(condition, x, y)
+
+    def torch(self, torch: Any, condition: Any, x: Any, y: Any) -> Any:
+        return torch.where(condition, x, y)
+
+    def onnx(self, op: Any, condition: Any, x: Any, y: Any) -> Any:
+        return op.Where(condition, x, y)
+
+
+class Cast(Op):
+    """x in another element type."""
+
+    def infer(self, x: Value, *, dtype: DType) -> TensorType:
+        return x.type.with_dtype(dtype)
+
+    def numpy(self, x: Any, *, dtype: DType) -> Any:
+        return x.astype(dtype.numpy)
+
+    def torch(self, torch: Any, x: Any, *, dtype: Any) -> Any:
+        return x.to(dtype)
+
+    def onnx(self, op: Any, x: Any, *, dtype: DType) -> Any:
+        return op.Cast(x, to=op.element_type(dtype))
+
+
+class Constant(Op):
+    """A number, or nested tuples of numbers, written out in the graph."""
+
+    def infer(self, *, value: Any, dtype: DType) -> TensorType:
+        return TensorType(dtype, tuple(np.shape(value)))
+
+    def numpy(self, *, value: Any, dtype: DType) -> Any:
+        return np.asarray(value, dtype=dtype.numpy)
+
+    def torch(self, torch: Any, *, value: Any, dtype: Any, device: Any) -> Any:
+        return torch.tensor(value, dtype=dtype, device=device)
+
+    def onnx(self, op: Any, *, value: Any, dtype: DType) -> Any:
+        return op.constant(np.asarray(value, dtype=dtype.numpy))
+
+
+add, sub, mul, div, maximum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Pow)
+neg, abs, exp, log, sqrt, rsqrt = op(Neg), op(Abs), op(Exp), op(Log), op(Sqrt), op(Rsqrt)
+tanh, sin, cos, erf, sigmoid = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid)
+equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
+logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
+where, cast, constant = op(Where), op(Cast), op(Constant)

@@ -1,0 +1,182 @@
+"""Activations and the feed-forward block, plain and gated; dropout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import DimLike, TensorType
+from .elementwise import constant, erf, maximum, sigmoid, tanh
+from .linear import linear
+
+
+class Activation(Op):
+    def infer(self, x: Value) -> TensorType:
+        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        return x.type
+
+
+class Gelu(Op):
+    """x * Phi(x); `tanh` uses the approximation 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715x^3))). (Hendrycks & Gimpel 2016)"""
+
+    def infer(self, x: Value, *, tanh: bool = False) -> TensorType:
+        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        return x.type
+
+    def body(self, x: Value, *, tanh: bool) -> Value:
+        if tanh:
+            return x * (_tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1.0) * 0.5
+        return x * (erf(x * math.sqrt(0.5)) + 1.0) * 0.5
+
+    def torch(self, torch: Any, x: Any, *, tanh: bool) -> Any:
+        return torch.nn.functional.gelu(x, approximate="tanh" if tanh else "none")
+
+    def onnx(self, op: Any, x: Any, *, tanh: bool) -> Any:
+        return op.Gelu(x, approximate="tanh" if tanh else "none")
+
+
+_tanh = tanh
+
+
+class Silu(Activation):
+    """x * sigmoid(x). (Elfwing et al. 2017; Ramachandran et al. 2017 call it swish)"""
+
+    def body(self, x: Value) -> Value:
+        return x * sigmoid(x)
+
+    def torch(self, torch: Any, x: Any) -> Any:
+        return torch.nn.functional.silu(x)
+
+
+class Relu(Activation):
+    """max(x, 0)."""
+
+    def body(self, x: Value) -> Value:
+        return maximum(x, constant(value=0.0, dtype=x.dtype))
+
+    def torch(self, torch: Any, x: Any) -> Any:
+        return torch.relu(x)
+
+    def onnx(self, op: Any, x: Any) -> Any:
+        return op.Relu(x)
+
+
+gelu, silu, relu = op(Gelu), op(Silu), op(Relu)
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+
+
+def activate(x: Value, activation: str) -> Value:
+    """Apply one of ACTIVATIONS by name. Raises OpError for another name."""
+    check(activation in ACTIVATIONS, f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    if activation == "gelu":
+        return gelu(x)
+    if activation == "gelu_tanh":
+        return gelu(x, tanh=True)
+    return silu(x) if activation == "silu" else relu(x)
+
+
+class FeedForward(Op):
+    """linear(act(linear(x, w_up, b_up)), w_down, b_down). (Vaswani et al. 2017)"""
+
+    def infer(
+        self,
+        x: Value,
+        w_up: Value,
+        w_down: Value,
+        b_up: Value | None = None,
+        b_down: Value | None = None,
+        *,
+        activation: str,
+        transposed: bool = False,
+    ) -> TensorType:
+        rows, hidden = w_up.shape if transposed else w_up.shape[::-1]
+        back, columns = w_down.shape if transposed else w_down.shape[::-1]
+        check(x.shape[-1] == rows, f"last axis of x is {x.shape[-1]} but w_up expects {rows}")
+        check(hidden == back, f"w_up gives {hidden} channels but w_down expects {back}")
+        return TensorType(x.dtype, (*x.shape[:-1], columns))
+
+    def body(
+        self,
+        x: Value,
+        w_up: Value,
+        w_down: Value,
+        b_up: Value | None = None,
+        b_down: Value | None = None,
+        *,
+        activation: str,
+        transposed: bool,
+    ) -> Value:
+        hidden = activate(linear(x, w_up, b_up, transposed=transposed), activation)
+        return linear(hidden, w_down, b_down, transposed=transposed)
+
+
+class GatedFeedForward(Op):
+    """linear(act(linear(x, w_gate)) * linear(x, w_up), w_down): SwiGLU with silu, GeGLU with gelu. (Shazeer 2020)"""
+
+    def infer(
+        self,
+        x: Value,
+        w_gate: Value,
+        w_up: Value,
+        w_down: Value,
+        b_gate: Value | None = None,
+        b_up: Value | None = None,
+        b_down: Value | None = None,
+        *,
+        activation: str,
+    ) -> TensorType:
+        check(w_gate.type == w_up.type, f"w_gate is {w_gate.type} but w_up is {w_up.type}")
+        check(x.shape[-1] == w_up.shape[1], f"last axis of x is {x.shape[-1]} but w_up expects {w_up.shape[1]}")
+        check(
+            w_up.shape[0] == w_down.shape[1], f"w_up gives {w_up.shape[0]} channels, w_down expects {w_down.shape[1]}"
+        )
+        return TensorType(x.dtype, (*x.shape[:-1], w_down.shape[0]))
+
+    def body(
+        self,
+        x: Value,
+        w_gate: Value,
+        w_up: Value,
+        w_down: Value,
+        b_gate: Value | None = None,
+        b_up: Value | None = None,
+        b_down: Value | None = None,
+        *,
+        activation: str,
+    ) -> Value:
+        hidden = activate(linear(x, w_gate, b_gate), activation) * linear(x, w_up, b_up)
+        return linear(hidden, w_down, b_down)
+
+
+class Dropout(Op):
+    """In training, zero a share `p` of the elements and scale the rest by 1/(1-p); else x. (Srivastava et al. 2014)
+
+    The reference gives the evaluation-mode value, x.
+    """
+
+    random = True
+
+    def infer(self, x: Value, *, p: float) -> TensorType:
+        check(0.0 <= p < 1.0, f"p is {p}, expected 0 <= p < 1")
+        return x.type
+
+    def flops(self, x: Value, *, p: float) -> DimLike:
+        return 2 * x.type.elements
+
+    def numpy(self, x: np.ndarray[Any, Any], *, p: float) -> Any:
+        return x
+
+    def torch(self, torch: Any, x: Any, *, p: float, training: Any) -> Any:
+        return torch.nn.functional.dropout(x, p, training)
+
+    def onnx(self, op: Any, x: Any, *, p: float) -> Any:
+        return op.Identity(x)
+
+
+feed_forward, gated_feed_forward, dropout = op(FeedForward), op(GatedFeedForward), op(Dropout)

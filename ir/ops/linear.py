@@ -1,0 +1,83 @@
+"""Matrix product, linear layer and embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import DimLike, TensorType, broadcast
+from .shape import gather, transpose
+
+
+class Matmul(Op):
+    """x @ y over the last two axes, the others broadcast: [..., M, K] @ [..., K, N] -> [..., M, N]."""
+
+    def infer(self, x: Value, y: Value) -> TensorType:
+        check(x.dtype == y.dtype, f"x is {x.dtype} but y is {y.dtype}: cast one of them")
+        check(x.rank >= 2 and y.rank >= 2, f"x has rank {x.rank} and y rank {y.rank}, expected at least 2")
+        check(x.shape[-1] == y.shape[-2], f"last axis of x is {x.shape[-1]} but y has {y.shape[-2]} rows")
+        batch = broadcast(x.shape[:-2], y.shape[:-2])
+        check(batch is not None, f"batch axes of {x.type} and {y.type} do not broadcast")
+        return TensorType(x.dtype, (*(batch or ()), x.shape[-2], y.shape[-1]))
+
+    def flops(self, x: Value, y: Value) -> DimLike:
+        return 2 * self.infer(x, y).elements * x.shape[-1]
+
+    def numpy(self, x: Any, y: Any) -> Any:
+        return np.matmul(x, y)
+
+    def torch(self, torch: Any, x: Any, y: Any) -> Any:
+        return torch.matmul(x, y)
+
+    def onnx(self, op: Any, x: Any, y: Any) -> Any:
+        return op.MatMul(x, y)
+
+
+matmul = op(Matmul)
+
+
+class Linear(Op):
+    """y = x @ w.T + b with w [out, in]; `transposed` means w is stored as [in, out] (GPT-2's Conv1D)."""
+
+    def infer(self, x: Value, w: Value, b: Value | None = None, *, transposed: bool = False) -> TensorType:
+        check(w.rank == 2, f"w has rank {w.rank}, expected 2")
+        check(x.dtype == w.dtype, f"x is {x.dtype} but w is {w.dtype}: cast one of them")
+        rows, columns = w.shape if transposed else (w.shape[1], w.shape[0])
+        layout = "[in, out]" if transposed else "[out, in]"
+        check(x.shape[-1] == rows, f"last axis of x is {x.shape[-1]} but w expects {rows} (w is {layout})")
+        if b is not None:
+            check(b.type == TensorType(x.dtype, (columns,)), f"b is {b.type}, expected {x.dtype}[{columns}]")
+        return TensorType(x.dtype, (*x.shape[:-1], columns))
+
+    def body(self, x: Value, w: Value, b: Value | None = None, *, transposed: bool = False) -> Value:
+        y = matmul(x, w if transposed else transpose(w, permutation=(1, 0)))
+        return y if b is None else y + b
+
+    def torch(self, torch: Any, x: Any, w: Any, b: Any = None, *, transposed: bool = False) -> Any:
+        return torch.nn.functional.linear(x, w.t() if transposed else w, b)
+
+    def onnx(self, op: Any, x: Any, w: Any, b: Any = None, *, transposed: bool = False) -> Any:
+        y = op.MatMul(x, w if transposed else op.transposed(w))
+        return y if b is None else op.Add(y, b)
+
+
+class Embedding(Op):
+    """Rows of `table` [V, C] for integer ids [...]: [..., C]."""
+
+    def infer(self, ids: Value, table: Value) -> TensorType:
+        check(not ids.dtype.is_float and ids.dtype.value != "bool", f"ids are {ids.dtype}, expected integers")
+        check(table.rank == 2, f"table has rank {table.rank}, expected 2")
+        return TensorType(table.dtype, (*ids.shape, table.shape[1]))
+
+    def body(self, ids: Value, table: Value) -> Value:
+        return gather(table, ids, axis=-2)
+
+    def torch(self, torch: Any, ids: Any, table: Any) -> Any:
+        return torch.nn.functional.embedding(ids, table)
+
+
+linear, embedding = op(Linear), op(Embedding)

@@ -1,0 +1,90 @@
+"""Normalisation layers, alone and fused with the residual sum before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import TensorType
+from .elementwise import rsqrt
+from .reduce import mean
+
+
+def _check_weight(x: Value, w: Value | None, name: str) -> None:
+    if w is not None:
+        expected = TensorType(x.dtype, x.shape[-1:])
+        check(w.type == expected, f"{name} is {w.type}, expected {expected}, the last axis of x")
+
+
+class RMSNorm(Op):
+    """y = x / sqrt(mean(x**2) + eps) * w, over the last axis. (Zhang & Sennrich 2019)"""
+
+    def infer(self, x: Value, w: Value, *, eps: float = 1e-6) -> TensorType:
+        _check_weight(x, w, "w")
+        return x.type
+
+    def body(self, x: Value, w: Value, *, eps: float) -> Value:
+        return x * rsqrt(mean(x * x) + eps) * w
+
+    def torch(self, torch: Any, x: Any, w: Any, *, eps: float) -> Any:
+        return torch.nn.functional.rms_norm(x, w.shape, w, eps)
+
+    def onnx(self, op: Any, x: Any, w: Any, *, eps: float) -> Any:
+        return op.RMSNormalization(x, w, axis=-1, epsilon=eps)
+
+
+class LayerNorm(Op):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, over the last axis. (Ba et al. 2016)"""
+
+    def infer(self, x: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5) -> TensorType:
+        _check_weight(x, w, "w")
+        _check_weight(x, b, "b")
+        return x.type
+
+    def body(self, x: Value, w: Value, b: Value | None = None, *, eps: float) -> Value:
+        centred = x - mean(x)
+        y = centred * rsqrt(mean(centred * centred) + eps) * w
+        return y if b is None else y + b
+
+    def torch(self, torch: Any, x: Any, w: Any, b: Any = None, *, eps: float) -> Any:
+        return torch.nn.functional.layer_norm(x, w.shape, w, b, eps)
+
+    def onnx(self, op: Any, x: Any, w: Any, b: Any = None, *, eps: float) -> Any:
+        return op.LayerNormalization(x, w, *([] if b is None else [b]), axis=-1, epsilon=eps)
+
+
+rms_norm, layer_norm = op(RMSNorm), op(LayerNorm)
+
+
+class AddRMSNorm(Op):
+    """(rms_norm(x + r, w), x + r): the sum stays an output because the residual stream needs it."""
+
+    def infer(self, x: Value, r: Value, w: Value, *, eps: float = 1e-6) -> tuple[TensorType, TensorType]:
+        check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
+        _check_weight(x, w, "w")
+        return x.type, x.type
+
+    def body(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, Value]:
+        s = x + r
+        return rms_norm(s, w, eps=eps), s
+
+
+class AddLayerNorm(Op):
+    """(layer_norm(x + r, w, b), x + r)."""
+
+    def infer(
+        self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5
+    ) -> tuple[TensorType, TensorType]:
+        check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
+        _check_weight(x, w, "w")
+        _check_weight(x, b, "b")
+        return x.type, x.type
+
+    def body(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+        s = x + r
+        return layer_norm(s, w, b, eps=eps), s
+
+
+add_rms_norm, add_layer_norm = op(AddRMSNorm), op(AddLayerNorm)

@@ -1,0 +1,132 @@
+"""Position encodings: rotary (both layouts, partial, scaled) and sinusoidal. Positions are always explicit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, check, did_you_mean
+from ..graph import Value
+from ..op import Op, op
+from ..types import TensorType
+from .elementwise import cast, constant, cos, sin
+from .shape import concat, reshape, slice_
+
+
+class Rope(Op):
+    """Rotate pairs of channels by position * frequency. (Su et al. 2021)
+
+    x [B,S,H,D], positions i64 [B,S], frequencies [R/2] in radians per position with R = rotary_dim (None: D).
+    Pairs are (i, i + R/2), or (2i, 2i + 1) when `interleaved`; channels from R on pass through.
+    `scale` multiplies sine and cosine (the attention factor of YaRN). Angles use the dtype of `frequencies`.
+    """
+
+    def infer(
+        self,
+        x: Value,
+        positions: Value,
+        frequencies: Value,
+        *,
+        interleaved: bool = False,
+        rotary_dim: int | None = None,
+        scale: float = 1.0,
+    ) -> TensorType:
+        check(x.rank == 4, f"x has rank {x.rank}, expected 4: [B,S,H,D]")
+        check(positions.shape == x.shape[:2], f"positions are {positions.type}, expected [{x.shape[0]},{x.shape[1]}]")
+        width = x.shape[3] if rotary_dim is None else rotary_dim
+        check(frequencies.rank == 1, f"frequencies have rank {frequencies.rank}, expected 1")
+        check(2 * frequencies.shape[0] == width, f"{frequencies.shape[0]} frequencies do not turn {width} channels")
+        return x.type
+
+    def complete(self, *operands: Value | None, rotary_dim: int | None, **attributes: Any) -> dict[str, Any]:
+        x = operands[0]
+        full = x is not None and rotary_dim == x.shape[-1]
+        return {"rotary_dim": None if full else rotary_dim, **attributes}
+
+    def body(
+        self, x: Value, positions: Value, frequencies: Value, *, interleaved: bool, rotary_dim: int | None, scale: float
+    ) -> Value:
+        batch, length, heads, width = (x.shape[i] for i in range(4))
+        half = frequencies.shape[0]
+        angle = cast(reshape(positions, shape=(batch, length, 1, 1)), dtype=frequencies.dtype) * frequencies
+        c, s = cast(cos(angle) * scale, dtype=x.dtype), cast(sin(angle) * scale, dtype=x.dtype)
+        turned = x if rotary_dim is None else slice_(x, axis=-1, start=0, length=rotary_dim)
+        if interleaved:
+            pairs = reshape(turned, shape=(batch, length, heads, half, 2))
+            a, b = (
+                reshape(slice_(pairs, axis=-1, start=i, length=1), shape=(batch, length, heads, half)) for i in (0, 1)
+            )
+            whole = (batch, length, heads, half, 1)
+            ends = reshape(a * c - b * s, shape=whole), reshape(b * c + a * s, shape=whole)
+            y = reshape(concat(*ends, axis=-1), shape=(batch, length, heads, 2 * half))
+        else:
+            a, b = (slice_(turned, axis=-1, start=i * half, length=half) for i in (0, 1))
+            y = concat(a * c - b * s, b * c + a * s, axis=-1)
+        if rotary_dim is None:
+            return y
+        return concat(y, slice_(x, axis=-1, start=rotary_dim, length=width - rotary_dim), axis=-1)
+
+
+class SinusoidalPositions(Op):
+    """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine: [B,S] -> [B,S,dim]. (Vaswani et al. 2017)"""
+
+    def infer(self, positions: Value, *, dim: int, dtype: Any) -> TensorType:
+        check(dim % 2 == 0, f"dim is {dim}, expected an even number")
+        return TensorType(dtype, (*positions.shape, dim))
+
+    def body(self, positions: Value, *, dim: int, dtype: Any) -> Value:
+        batch, length = positions.shape[0], positions.shape[1]
+        rates = np.exp(np.arange(0, dim, 2, dtype=np.float64) * (-math.log(10000.0) / dim))
+        angle = cast(reshape(positions, shape=(batch, length, 1, 1)), dtype=dtype)
+        angle = angle * constant(value=tuple((r,) for r in rates.tolist()), dtype=dtype)
+        return reshape(concat(sin(angle), cos(angle), axis=-1), shape=(batch, length, dim))
+
+
+rope, sinusoidal_positions = op(Rope), op(SinusoidalPositions)
+
+
+def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> tuple[list[float], float]:
+    """(frequencies in radians per position [dim/2], attention factor) for rotary width `dim`.
+
+    scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1) or yarn
+    (Peng et al. 2023). Raises ConfigError for another type, naming it.
+    """
+    inverse = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    settings = dict(scaling or {})
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind == "default":
+        return inverse.tolist(), 1.0
+    if kind == "linear":
+        return (inverse / settings["factor"]).tolist(), 1.0
+    if kind == "llama3":
+        return _llama3(inverse, settings).tolist(), 1.0
+    if kind == "yarn":
+        return _yarn(inverse, dim, theta, settings)
+    known = ("default", "linear", "llama3", "yarn")
+    raise ConfigError(
+        f"rope_scaling of type {kind!r} is not supported{did_you_mean(str(kind), known)}", hint=f"known: {known}"
+    )
+
+
+def _llama3(inverse: Any, s: Mapping[str, Any]) -> Any:
+    old, low, high = s["original_max_position_embeddings"], s["low_freq_factor"], s["high_freq_factor"]
+    wavelength = 2 * math.pi / inverse
+    smooth = np.clip((old / wavelength - low) / (high - low), 0.0, 1.0)
+    return (1 - smooth) * inverse / s["factor"] + smooth * inverse
+
+
+def _yarn(inverse: Any, dim: int, theta: float, s: Mapping[str, Any]) -> tuple[list[float], float]:
+    factor, old = s["factor"], s["original_max_position_embeddings"]
+
+    def channel(rotations: float) -> float:
+        return dim * math.log(old / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = math.floor(channel(s.get("beta_fast") or 32)), math.ceil(channel(s.get("beta_slow") or 1))
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1)
+    mixed = inverse / factor * ramp + inverse * (1 - ramp)
+    given = s.get("attention_factor")
+    return mixed.tolist(), float(given) if given is not None else 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0

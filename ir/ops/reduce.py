@@ -1,0 +1,125 @@
+"""Reductions over one axis, and softmax."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import DimLike, TensorType, i64
+
+
+class AlongAxis(Op):
+    """An op with an `axis`, which is kept counted from the right (-1 is the last) so that it has one spelling."""
+
+    def complete(self, *operands: Value | None, axis: int, **attributes: Any) -> dict[str, Any]:
+        x = operands[0]
+        assert x is not None
+        check(-x.rank <= axis < x.rank, f"axis {axis} is outside rank {x.rank}")
+        return {"axis": axis - x.rank if axis >= 0 else axis, **attributes}
+
+
+def reduced(x: Value, axis: int, keepdims: bool) -> TensorType:
+    """Type of x without (or with 1 in place of) one axis."""
+    at = axis % x.rank
+    return TensorType(x.dtype, x.shape[:at] + ((1,) if keepdims else ()) + x.shape[at + 1 :])
+
+
+class Reduce(AlongAxis):
+    torch_name: ClassVar[str]
+    onnx_name: ClassVar[str]
+
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
+        return reduced(x, axis, keepdims)
+
+    def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
+        return x.type.elements
+
+    def numpy(self, x: Any, *, axis: int, keepdims: bool) -> Any:
+        return getattr(np, self.torch_name)(x, axis=axis, keepdims=keepdims).astype(x.dtype)
+
+    def torch(self, torch: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
+        return getattr(torch, self.torch_name)(x, dim=axis, keepdim=keepdims)
+
+    def onnx(self, op: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
+        return getattr(op, self.onnx_name)(x, op.constant(np.array([axis], np.int64)), keepdims=int(keepdims))
+
+
+class Sum(Reduce):
+    """Sum over one axis."""
+
+    torch_name, onnx_name = "sum", "ReduceSum"
+
+
+class Mean(Reduce):
+    """Arithmetic mean over one axis."""
+
+    torch_name, onnx_name = "mean", "ReduceMean"
+
+
+class Max(Reduce):
+    """Largest element over one axis."""
+
+    torch_name, onnx_name = "amax", "ReduceMax"
+
+
+class Any_(Reduce):
+    """True where any element along the axis is; bool in, bool out."""
+
+    torch_name, onnx_name = "any", "ReduceMax"
+    name = "any"  # type: ignore[assignment]
+
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
+        check(x.dtype.value == "bool", f"x is {x.dtype}, expected bool")
+        return reduced(x, axis, keepdims)
+
+    def onnx(self, op: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
+        number = op.Cast(x, to=op.element_type(i64))
+        largest = op.ReduceMax(number, op.constant(np.array([axis], np.int64)), keepdims=int(keepdims))
+        return op.Cast(largest, to=op.element_type(x.dtype))
+
+
+class Argmax(AlongAxis):
+    """Index of the first largest element along an axis, i64."""
+
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = False) -> TensorType:
+        return reduced(x, axis, keepdims).with_dtype(i64)
+
+    def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
+        return x.type.elements
+
+    def numpy(self, x: Any, *, axis: int, keepdims: bool) -> Any:
+        return np.argmax(x, axis=axis, keepdims=keepdims)
+
+    def torch(self, torch: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
+        return torch.argmax(x, dim=axis, keepdim=keepdims)
+
+    def onnx(self, op: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
+        return op.ArgMax(x, axis=axis, keepdims=int(keepdims))
+
+
+class Softmax(AlongAxis):
+    """e**x / sum(e**x) over one axis, computed after subtracting the largest element."""
+
+    def infer(self, x: Value, *, axis: int = -1) -> TensorType:
+        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        return x.type
+
+    def flops(self, x: Value, *, axis: int) -> DimLike:
+        return 5 * x.type.elements
+
+    def numpy(self, x: Any, *, axis: int) -> Any:
+        e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+        return (e / np.sum(e, axis=axis, keepdims=True)).astype(x.dtype)
+
+    def torch(self, torch: Any, x: Any, *, axis: int) -> Any:
+        return torch.softmax(x, dim=axis)
+
+    def onnx(self, op: Any, x: Any, *, axis: int) -> Any:
+        return op.Softmax(x, axis=axis)
+
+
+sum, mean, max, any, argmax, softmax = op(Sum), op(Mean), op(Max), op(Any_), op(Argmax), op(Softmax)

@@ -1,0 +1,200 @@
+"""Shape primitives: reshape, transpose, expand, concat, slice, gather, iota, and the head split and merge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import check
+from ..graph import Value
+from ..op import Op, op
+from ..types import Dim, DimLike, DType, Shape, TensorType, broadcast, exact_div, i64, product
+from .reduce import AlongAxis
+
+
+class Reshape(Op):
+    """The same elements in another shape; one -1 stands for what is left."""
+
+    def complete(self, x: Value, *, shape: Shape) -> dict[str, Any]:
+        if -1 not in shape:
+            return {"shape": tuple(shape)}
+        known = product(d for d in shape if d != -1)
+        return {"shape": tuple(exact_div(x.type.elements, known) if d == -1 else d for d in shape)}
+
+    def infer(self, x: Value, *, shape: Shape) -> TensorType:
+        check(x.type.elements == product(shape), f"{x.type} has {x.type.elements} elements, not {product(shape)}")
+        return TensorType(x.dtype, tuple(shape))
+
+    def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        return np.reshape(x, shape)
+
+    def torch(self, torch: Any, x: Any, *, shape: Any) -> Any:
+        return torch.reshape(x, shape)
+
+    def onnx(self, op: Any, x: Any, *, shape: Shape) -> Any:
+        return op.Reshape(x, op.reshape_target(x, shape), allowzero=int(0 in shape))
+
+
+class Transpose(Op):
+    """Axes in the order of `permutation`."""
+
+    def infer(self, x: Value, *, permutation: tuple[int, ...]) -> TensorType:
+        check(sorted(permutation) == list(range(x.rank)), f"{list(permutation)} does not order the {x.rank} axes of x")
+        return TensorType(x.dtype, tuple(x.shape[i] for i in permutation))
+
+    def numpy(self, x: Any, *, permutation: tuple[int, ...]) -> Any:
+        return np.transpose(x, permutation)
+
+    def torch(self, torch: Any, x: Any, *, permutation: tuple[int, ...]) -> Any:
+        return torch.permute(x, permutation)
+
+    def onnx(self, op: Any, x: Any, *, permutation: tuple[int, ...]) -> Any:
+        return op.Transpose(x, perm=list(permutation))
+
+
+class Expand(Op):
+    """x broadcast to `shape`."""
+
+    def infer(self, x: Value, *, shape: Shape) -> TensorType:
+        check(broadcast(x.shape, shape) == tuple(shape), f"{x.type} does not broadcast to {list(shape)}")
+        return TensorType(x.dtype, tuple(shape))
+
+    def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        return np.broadcast_to(x, shape)
+
+    def torch(self, torch: Any, x: Any, *, shape: Any) -> Any:
+        return torch.broadcast_to(x, shape)
+
+    def onnx(self, op: Any, x: Any, *, shape: Shape) -> Any:
+        return op.Expand(x, op.shape(shape))
+
+
+class Concat(AlongAxis):
+    """The operands one after the other along an axis."""
+
+    def infer(self, *xs: Value, axis: int) -> TensorType:
+        first = xs[0]
+        at, total = axis % first.rank, 0
+        for x in xs:
+            same = x.dtype == first.dtype and x.rank == first.rank
+            same = same and all(a == b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != at)
+            check(same, f"{x.type} and {first.type} differ outside axis {axis}")
+            total = total + x.shape[at]
+        return TensorType(first.dtype, first.shape[:at] + (total,) + first.shape[at + 1 :])
+
+    def numpy(self, *xs: Any, axis: int) -> Any:
+        return np.concatenate(xs, axis=axis)
+
+    def torch(self, torch: Any, *xs: Any, axis: int) -> Any:
+        return torch.cat(xs, dim=axis)
+
+    def onnx(self, op: Any, *xs: Any, axis: int) -> Any:
+        return op.Concat(*xs, axis=axis)
+
+
+class Slice(AlongAxis):
+    """x[start : start + length] along one axis."""
+
+    def infer(self, x: Value, *, axis: int, start: DimLike, length: DimLike) -> TensorType:
+        at, size = axis % x.rank, x.shape[axis]
+        if isinstance(start, int) and isinstance(length, int) and isinstance(size, int):
+            check(start >= 0 and start + length <= size, f"[{start}:{start + length}] is outside the {size} elements")
+        return TensorType(x.dtype, x.shape[:at] + (length,) + x.shape[at + 1 :])
+
+    def numpy(self, x: Any, *, axis: int, start: int, length: int) -> Any:
+        return x[(..., slice(start, start + length), *(slice(None),) * (-axis - 1))]
+
+    def torch(self, torch: Any, x: Any, *, axis: int, start: Any, length: Any) -> Any:
+        return torch.narrow(x, axis, start, length)
+
+    def onnx(self, op: Any, x: Any, *, axis: int, start: DimLike, length: DimLike) -> Any:
+        return op.Slice(x, op.shape((start,)), op.shape((start + length,)), op.constant(np.array([axis], np.int64)))
+
+
+class Gather(AlongAxis):
+    """Rows of x along `axis` chosen by integer indices: x.shape[:axis] + indices.shape + x.shape[axis+1:]."""
+
+    def infer(self, x: Value, indices: Value, *, axis: int = 0) -> TensorType:
+        check(indices.dtype.value in ("i64", "i32"), f"indices are {indices.dtype}, expected i64 or i32")
+        at = axis % x.rank
+        return TensorType(x.dtype, x.shape[:at] + indices.shape + x.shape[at + 1 :])
+
+    def numpy(self, x: Any, indices: Any, *, axis: int) -> Any:
+        return np.take(x, indices, axis=axis)
+
+    def torch(self, torch: Any, x: Any, indices: Any, *, axis: int) -> Any:
+        return x[(..., indices, *(slice(None),) * (-axis - 1))]
+
+    def onnx(self, op: Any, x: Any, indices: Any, *, axis: int) -> Any:
+        return op.Gather(x, indices, axis=axis)
+
+
+class TakeAlongAxis(AlongAxis):
+    """out[..., i, ...] = x[..., indices[..., i, ...], ...]: one element per index, along `axis`."""
+
+    def infer(self, x: Value, indices: Value, *, axis: int = -1) -> TensorType:
+        check(indices.dtype == i64, f"indices are {indices.dtype}, expected i64")
+        at = axis % x.rank
+        same = x.rank == indices.rank and all(
+            a == b for i, (a, b) in enumerate(zip(x.shape, indices.shape, strict=False)) if i != at
+        )
+        check(same, f"indices {indices.type} must match x {x.type} outside axis {axis}")
+        return TensorType(x.dtype, indices.shape)
+
+    def numpy(self, x: Any, indices: Any, *, axis: int) -> Any:
+        return np.take_along_axis(x, indices, axis=axis)
+
+    def torch(self, torch: Any, x: Any, indices: Any, *, axis: int) -> Any:
+        return torch.take_along_dim(x, indices, dim=axis)
+
+    def onnx(self, op: Any, x: Any, indices: Any, *, axis: int) -> Any:
+        return op.GatherElements(x, indices, axis=axis)
+
+
+class Iota(Op):
+    """start, start + 1, ..., `length` integers; both may be symbolic dimensions."""
+
+    def infer(self, *, start: DimLike, length: DimLike, dtype: DType = i64) -> TensorType:
+        return TensorType(dtype, (length,))
+
+    def numpy(self, *, start: int, length: int, dtype: DType) -> Any:
+        return np.arange(start, start + length, dtype=dtype.numpy)
+
+    def torch(self, torch: Any, *, start: Any, length: Any, dtype: Any, device: Any) -> Any:
+        return torch.arange(start, start + length, dtype=dtype, device=device)
+
+    def onnx(self, op: Any, *, start: DimLike, length: DimLike, dtype: DType) -> Any:
+        numbers = op.Range(op.dim(start), op.dim(start + length), op.dim(1))
+        return numbers if dtype == i64 else op.Cast(numbers, to=op.element_type(dtype))
+
+
+reshape, transpose, expand, concat = op(Reshape), op(Transpose), op(Expand), op(Concat)
+slice_, gather, take_along_axis, iota = op(Slice), op(Gather), op(TakeAlongAxis), op(Iota)
+
+
+class SplitHeads(Op):
+    """[B, S, heads*D] -> [B, S, heads, D]."""
+
+    def infer(self, x: Value, *, heads: int) -> TensorType:
+        check(x.rank == 3, f"x has rank {x.rank}, expected 3")
+        width = x.shape[-1]
+        check(isinstance(width, Dim) or width % heads == 0, f"{width} channels do not split into {heads} heads")
+        return TensorType(x.dtype, (*x.shape[:-1], heads, exact_div(width, heads)))
+
+    def body(self, x: Value, *, heads: int) -> Value:
+        return reshape(x, shape=(x.shape[0], x.shape[1], heads, -1))
+
+
+class MergeHeads(Op):
+    """[B, S, H, D] -> [B, S, H*D]."""
+
+    def infer(self, x: Value) -> TensorType:
+        check(x.rank == 4, f"x has rank {x.rank}, expected 4")
+        return TensorType(x.dtype, (*x.shape[:2], x.shape[2] * x.shape[3]))
+
+    def body(self, x: Value) -> Value:
+        return reshape(x, shape=(x.shape[0], x.shape[1], -1))
+
+
+split_heads, merge_heads = op(SplitHeads), op(MergeHeads)

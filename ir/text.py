@@ -1,0 +1,207 @@
+"""The textual form of a graph: one node a line, types always written, parse(print(g)) == g."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import MonographError, ParseError, did_you_mean
+from .graph import Graph, Init, Location, Node, Value
+from .op import OPS, Op
+from .types import Dim, DType, parse_dim, parse_type
+
+_DTYPES = {d.value for d in DType}
+
+
+def names_of(graph: Graph) -> dict[Value, str]:
+    """The name each value prints under: %input, @param, or %N counted along the node list."""
+    names = {v: f"%{k}" for k, v in graph.inputs.items()} | {v: f"@{k}" for k, v in graph.params.items()}
+    counter = 0
+    for node in graph:
+        for v in node.outputs:
+            names[v] = f"%{counter}"
+            counter += 1
+    return names
+
+
+def print_graph(graph: Graph, notes: Mapping[Node | None, list[str]] | None = None) -> str:
+    """The graph as text; `notes` are shown, marked, under the node (None: under the head) they belong to."""
+    names, notes = names_of(graph), notes or {}
+    inputs = ", ".join(f"%{k}: {v.type}" for k, v in graph.inputs.items())
+    lines = [f"graph {graph.name}({inputs}) {{", *_marked(notes.get(None, []))]
+    lines += [f"  param @{k}: {v.type}{f' = {v.init}' if v.init else ''}" for k, v in graph.params.items()]
+    for node in graph:
+        lines += [f"  {print_node(node, names)}", *_marked(notes.get(node, []))]
+    returned = ", ".join(f"{k}={names.get(v, '%<foreign>')}" for k, v in graph.outputs.items())
+    return "\n".join([*lines, f"  return {returned}".rstrip(), "}"]) + "\n"
+
+
+def _marked(notes: list[str]) -> list[str]:
+    return [f"  ^ {line}" for note in notes for line in note.splitlines()]
+
+
+def print_node(node: Node, names: Mapping[Value, str]) -> str:
+    """`%3 = add(%1, %2) : f32[B,S]    # model.py:6 model.layers.0`."""
+    arguments = ["_" if v is None else names.get(v, "%<foreign>") for v in node.operands]
+    while arguments and arguments[-1] == "_":
+        arguments.pop()
+    defaults = node.op.signature.attributes
+    arguments += [
+        f"{k}={format_attribute(v)}" for k, v in node.attributes.items() if k not in defaults or v != defaults[k]
+    ]
+    results = ", ".join(names.get(v, "%<foreign>") for v in node.outputs)
+    types = ", ".join(str(v.type) for v in node.outputs)
+    comment = f"    # {node.location}" if node.location.file or node.location.scope else ""
+    return f"{results} = {node.op.name}({', '.join(arguments)}) : {types}{comment}"
+
+
+def format_attribute(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{','.join(map(format_attribute, value))}]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (Dim, DType)):
+        return str(value)
+    raise MonographError(f"an attribute of type {type(value).__name__} cannot be written as text: {value!r}")
+
+
+def parse(text: str, ops: Mapping[str, Op] = OPS) -> Graph:
+    """Read a graph back. Raises ParseError with the line for anything that is not one."""
+    return _Parser(text, ops).graph()
+
+
+class _Parser:
+    def __init__(self, text: str, ops: Mapping[str, Op]) -> None:
+        self.lines = [(i + 1, line.strip()) for i, line in enumerate(text.splitlines()) if line.strip()]
+        self.ops = ops
+        self.values: dict[str, Value] = {}
+
+    def graph(self) -> Graph:
+        if not self.lines:
+            raise ParseError("the text is empty, expected `graph name(...) {`")
+        number, head = self.lines[0]
+        found = re.fullmatch(r"graph (\S+?)\((.*)\) \{", head)
+        if not found:
+            raise ParseError(f"{head!r} is not `graph name(%input: type, ...) {{`", place=f"line {number}")
+        graph = Graph(found[1])
+        for item in _split(found[2]):
+            name, _, type_text = item.partition(":")
+            self.values[name.strip()] = graph.input(name.strip().removeprefix("%"), parse_type(type_text))
+        for number, line in self.lines[1:]:
+            try:
+                if self.line(graph, line):
+                    return graph
+            except ParseError:
+                raise
+            except MonographError as e:
+                raise ParseError(str(e), place=f"line {number}") from e
+        raise ParseError("the graph is not closed by `}`", place=f"line {number}")
+
+    def line(self, graph: Graph, line: str) -> bool:
+        """Take one line; True at the closing brace."""
+        if line == "}":
+            return True
+        if line.startswith("param "):
+            self.param(graph, line)
+        elif line == "return" or line.startswith("return "):
+            for item in _split(line.removeprefix("return")):
+                name, _, value = item.partition("=")
+                graph.output(name.strip(), self.value(value.strip()))
+        elif not line.startswith("^"):
+            self.node(graph, line)
+        return False
+
+    def param(self, graph: Graph, line: str) -> None:
+        found = re.fullmatch(r"param @(\S+): (\S+)(?: = (normal|zeros|ones)(?:\((\S+)\))?)?", line)
+        if not found:
+            raise MonographError(f"{line!r} is not `param @path: type`")
+        init = Init(found[3], float(found[4] or 0)) if found[3] else None
+        self.values[f"@{found[1]}"] = graph.param(found[1], parse_type(found[2]), init)
+
+    def node(self, graph: Graph, line: str) -> None:
+        found = re.fullmatch(r"(%.*?) = (\w+)\((.*)\) : (.*?)(?:\s+# (.*))?", line)
+        if not found:
+            raise MonographError(f"{line!r} is not `%name = op(...) : type`")
+        op = self.ops.get(found[2])
+        if op is None:
+            raise MonographError(f"no op is called {found[2]!r}{did_you_mean(found[2], self.ops)}")
+        operands: list[Value | None] = []
+        attributes: dict[str, Any] = {}
+        for item in _split(found[3]):
+            if item[0] in "%@":
+                operands.append(self.value(item))
+            elif item == "_":
+                operands.append(None)
+            else:
+                key, _, value = item.partition("=")
+                attributes[key.strip()] = parse_attribute(value.strip())
+        operands += [None] * (len(op.signature.operands) - len(operands))
+        node = Node(op, operands, op.signature.attributes_of(attributes), _location(found[5] or ""))
+        node.outputs = [Value(graph, parse_type(t), "", node, i) for i, t in enumerate(_split(found[4]))]
+        results = _split(found[1])
+        if len(results) != len(node.outputs):
+            raise MonographError(f"{len(results)} results but {len(node.outputs)} types")
+        self.values.update(zip(results, node.outputs, strict=True))
+        graph.insert(node)
+
+    def value(self, name: str) -> Value:
+        if name not in self.values:
+            raise MonographError(f"{name} is used before it is defined{did_you_mean(name, self.values)}")
+        return self.values[name]
+
+
+def _location(comment: str) -> Location:
+    place, _, scope = comment.strip().partition(" ")
+    file, _, line = place.rpartition(":")
+    return Location(file, int(line), scope) if line.isdigit() else Location("", 0, scope)
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    items, depth, start, quoted, i = [], 0, 0, False, 0
+    while i < len(text):
+        c = text[i]
+        if quoted:
+            i += c == "\\"
+            quoted = c != '"'
+        elif c == '"':
+            quoted = True
+        elif c in "[(":
+            depth += 1
+        elif c in "])":
+            depth -= 1
+        elif c == "," and depth == 0:
+            items.append(text[start:i].strip())
+            start = i + 1
+        i += 1
+    items.append(text[start:].strip())
+    return [item for item in items if item]
+
+
+_LITERALS: dict[str, Any] = {"none": None, "true": True, "false": False, "inf": float("inf"), "-inf": float("-inf")}
+
+
+def parse_attribute(text: str) -> Any:
+    """The inverse of `format_attribute`. Raises MonographError."""
+    if text in _LITERALS:
+        return _LITERALS[text]
+    if text.startswith("["):
+        return tuple(parse_attribute(item) for item in _split(text[1:-1]))
+    if text.startswith('"'):
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    if text in _DTYPES:
+        return DType(text)
+    readers: tuple[Callable[[str], Any], ...] = (int, float, parse_dim)
+    for reader in readers:
+        try:
+            return reader(text)
+        except (ValueError, MonographError):
+            continue
+    raise MonographError(f"{text!r} is not an attribute value")

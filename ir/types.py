@@ -1,0 +1,294 @@
+"""Element types, symbolic dimensions and tensor types."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+import ml_dtypes
+import numpy as np
+
+from .errors import MonographError
+
+
+class DType(enum.Enum):
+    """Element type; the value is the name used in text and in error messages."""
+
+    f64 = "f64"
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    i64 = "i64"
+    i32 = "i32"
+    i8 = "i8"
+    u8 = "u8"
+    i4 = "i4"
+    u4 = "u4"
+    bool_ = "bool"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        return _NUMPY[self]
+
+    @property
+    def bits(self) -> int:
+        """Bits of one element in memory (4-bit types are packed two to a byte)."""
+        return 4 if self in (DType.i4, DType.u4) else self.numpy.itemsize * 8
+
+    @property
+    def is_float(self) -> bool:
+        return self in (DType.f64, DType.f32, DType.f16, DType.bf16)
+
+    @staticmethod
+    def of(dtype: Any) -> DType:
+        """The DType of a NumPy dtype. Raises MonographError if the IR has none."""
+        found = _FROM_NUMPY.get(np.dtype(dtype))
+        if found is None:
+            raise MonographError(f"element type {np.dtype(dtype)} has no counterpart in the IR")
+        return found
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_NUMPY: dict[DType, np.dtype[Any]] = {
+    DType.f64: np.dtype(np.float64),
+    DType.f32: np.dtype(np.float32),
+    DType.f16: np.dtype(np.float16),
+    DType.bf16: np.dtype(ml_dtypes.bfloat16),
+    DType.i64: np.dtype(np.int64),
+    DType.i32: np.dtype(np.int32),
+    DType.i8: np.dtype(np.int8),
+    DType.u8: np.dtype(np.uint8),
+    DType.i4: np.dtype(ml_dtypes.int4),
+    DType.u4: np.dtype(ml_dtypes.uint4),
+    DType.bool_: np.dtype(np.bool_),
+}
+_FROM_NUMPY = {v: k for k, v in _NUMPY.items()}
+
+f64, f32, f16, bf16 = DType.f64, DType.f32, DType.f16, DType.bf16
+i64, i32, i8, u8, bool_ = DType.i64, DType.i32, DType.i8, DType.u8, DType.bool_
+
+Monomial = tuple[str, ...]
+DimLike = Union[int, "Dim"]
+
+
+class Dim:
+    """A polynomial with integer coefficients over named symbols, in normal form: `P + S` equals `S + P`.
+
+    Arithmetic that ends in a constant gives an `int`, so a dimension is either an int or a real expression.
+    """
+
+    __slots__ = ("_hash", "terms")
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash = hash(terms)
+
+    @staticmethod
+    def symbol(name: str) -> Dim:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) or name in _DTYPE_NAMES:
+            raise MonographError(f"{name!r} is not a name for a dimension")
+        return Dim((((name,), 1),))
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        return frozenset(s for monomial, _ in self.terms for s in monomial)
+
+    @property
+    def name(self) -> str | None:
+        """The symbol's name if this is one bare symbol, else None."""
+        if len(self.terms) == 1 and len(self.terms[0][0]) == 1 and self.terms[0][1] == 1:
+            return self.terms[0][0][0]
+        return None
+
+    def substitute(self, values: Mapping[str, DimLike]) -> DimLike:
+        """Replace symbols by integers or other dimensions."""
+        if not self.symbols & values.keys():
+            return self
+        total: DimLike = 0
+        for monomial, coefficient in self.terms:
+            product: DimLike = coefficient
+            for s in monomial:
+                product = product * values.get(s, Dim((((s,), 1),)))
+            total = total + product
+        return total
+
+    def __add__(self, other: DimLike) -> DimLike:
+        return _normal(_terms(self) + _terms(other))
+
+    def __mul__(self, other: DimLike) -> DimLike:
+        return _normal([(tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in _terms(other)])
+
+    def __sub__(self, other: DimLike) -> DimLike:
+        return self + (-1 * other)
+
+    def __rsub__(self, other: DimLike) -> DimLike:
+        return -1 * self + other
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __neg__(self) -> DimLike:
+        return -1 * self
+
+    def __floordiv__(self, other: DimLike) -> DimLike:
+        """Exact division by one term; raises MonographError when there is a remainder."""
+        divisor = _terms(other)
+        if len(divisor) != 1:
+            if self == other:
+                return 1
+            raise MonographError(f"{self} cannot be divided by {other}")
+        (by, factor), result = divisor[0], []
+        for monomial, coefficient in self.terms:
+            rest = list(monomial)
+            for s in by:
+                if s not in rest:
+                    raise MonographError(f"{self} is not a multiple of {other}")
+                rest.remove(s)
+            if coefficient % factor:
+                raise MonographError(f"{self} is not a multiple of {other}")
+            result.append((tuple(rest), coefficient // factor))
+        return _normal(result)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dim) and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __str__(self) -> str:
+        text = ""
+        for monomial, coefficient in sorted(self.terms, key=lambda t: (t[1] < 0, not t[0], -len(t[0]), t[0])):
+            sign = "-" if coefficient < 0 else "+" if text else ""
+            factors = [*([str(abs(coefficient))] if abs(coefficient) != 1 or not monomial else []), *monomial]
+            text += sign + "*".join(factors)
+        return text
+
+    __repr__ = __str__
+
+
+def _terms(d: DimLike) -> list[tuple[Monomial, int]]:
+    return list(d.terms) if isinstance(d, Dim) else [((), d)]
+
+
+def _normal(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
+    total: dict[Monomial, int] = {}
+    for monomial, coefficient in terms:
+        total[monomial] = total.get(monomial, 0) + coefficient
+    kept = tuple(sorted((m, c) for m, c in total.items() if c))
+    if not kept:
+        return 0
+    if len(kept) == 1 and kept[0][0] == ():
+        return kept[0][1]
+    return Dim(kept)
+
+
+def exact_div(a: DimLike, b: DimLike) -> DimLike:
+    """a / b without remainder, for integers and expressions. Raises MonographError otherwise."""
+    if isinstance(a, int) and isinstance(b, int):
+        if b == 0 or a % b:
+            raise MonographError(f"{a} is not a multiple of {b}")
+        return a // b
+    if a == 0:
+        return 0
+    return Dim(tuple(_terms(a))) // b
+
+
+def product(dims: Iterable[DimLike]) -> DimLike:
+    total: DimLike = 1
+    for d in dims:
+        total = total * d
+    return total
+
+
+def parse_dim(text: str) -> DimLike:
+    """Read a dimension such as `P+S`, `2*S` or `64`. Raises MonographError."""
+    total: DimLike = 0
+    pieces = re.findall(r"([+-]?)([^+-]+)", text.replace(" ", ""))
+    if not pieces or "".join(a + b for a, b in pieces) != text.replace(" ", ""):
+        raise MonographError(f"{text!r} is not a dimension")
+    for sign, term in pieces:
+        value: DimLike = -1 if sign == "-" else 1
+        for factor in term.split("*"):
+            value = value * (int(factor) if factor.isdigit() else Dim.symbol(factor))
+        total = total + value
+    return total
+
+
+def substitute(shape: Iterable[DimLike], values: Mapping[str, DimLike]) -> Shape:
+    return tuple(d.substitute(values) if isinstance(d, Dim) else d for d in shape)
+
+
+Shape = tuple[DimLike, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """dtype and shape of a tensor; a dimension is an int or a `Dim`."""
+
+    dtype: DType
+    shape: Shape
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def elements(self) -> DimLike:
+        return product(self.shape)
+
+    @property
+    def bytes(self) -> DimLike:
+        n = self.elements
+        return n * (self.dtype.bits // 8) if self.dtype.bits >= 8 else exact_div(n + 1 if _odd(n) else n, 2)
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        return frozenset(s for d in self.shape if isinstance(d, Dim) for s in d.symbols)
+
+    def substitute(self, values: Mapping[str, DimLike]) -> TensorType:
+        return TensorType(self.dtype, substitute(self.shape, values))
+
+    def with_dtype(self, dtype: DType) -> TensorType:
+        return TensorType(dtype, self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def _odd(n: DimLike) -> bool:
+    return isinstance(n, int) and n % 2 == 1
+
+
+_DTYPE_NAMES = frozenset(d.value for d in DType)
+
+
+def tensor(dtype: DType, *dims: int | str | Dim) -> TensorType:
+    """`tensor(f32, "B", "S", 64)`: a type from integers, expressions and text such as "P+S"."""
+    return TensorType(dtype, tuple(parse_dim(d) if isinstance(d, str) else d for d in dims))
+
+
+def parse_type(text: str) -> TensorType:
+    """Read `f32[B,S,64]`. Raises MonographError."""
+    found = re.fullmatch(r"\s*(\w+)\[([^\]]*)\]\s*", text)
+    if not found or found[1] not in _DTYPE_NAMES:
+        raise MonographError(f"{text!r} is not a tensor type such as f32[B,S,64]")
+    dims = [parse_dim(d) for d in found[2].split(",")] if found[2].strip() else []
+    return TensorType(DType(found[1]), tuple(dims))
+
+
+def broadcast(*shapes: Shape) -> Shape | None:
+    """NumPy broadcasting over symbolic shapes; None where two dimensions differ and neither is 1."""
+    rank = max((len(s) for s in shapes), default=0)
+    result: list[DimLike] = []
+    for axis in range(-rank, 0):
+        dims = {s[axis] for s in shapes if len(s) >= -axis} - {1}
+        if len(dims) > 1:
+            return None
+        result.append(dims.pop() if dims else 1)
+    return tuple(result)

@@ -1,0 +1,73 @@
+"""Check a graph: structure, order, use-lists, and every node's types against its op's shape rule."""
+
+from __future__ import annotations
+
+from .errors import MonographError, VerifyError
+from .graph import Graph, Node, Value
+from .text import names_of, print_graph
+
+
+def verify(graph: Graph) -> Graph:
+    """Give the graph back if it is well formed. Raises VerifyError with every error shown under its line."""
+    notes = errors_of(graph)
+    if notes:
+        count = sum(map(len, notes.values()))
+        details = [line for found in notes.values() for note in found for line in note.splitlines()]
+        error = VerifyError(f"graph {graph.name} has {count} error{'s' if count > 1 else ''}", details=details)
+        error.args = (f"{error.what}\n{print_graph(graph, notes)}",)
+        raise error
+    return graph
+
+
+def errors_of(graph: Graph) -> dict[Node | None, list[str]]:
+    """All errors by node (None: about inputs and outputs). Empty for a well-formed graph."""
+    names = names_of(graph)
+    notes: dict[Node | None, list[str]] = {}
+    seen: set[Value] = {*graph.inputs.values(), *graph.params.values()}
+    for node in graph:
+        found = [*_operands(node, seen, names), *_uses(node, names)] or _types(node)
+        if found:
+            notes[node] = found
+        seen.update(node.outputs)
+    head = [f"output {k} is not computed in this graph" for k, v in graph.outputs.items() if v not in seen]
+    if head:
+        notes[None] = head
+    return notes
+
+
+def _operands(node: Node, seen: set[Value], names: dict[Value, str]) -> list[str]:
+    found = []
+    for i, v in enumerate(node.operands):
+        label = node.op.signature.operand_names(len(node.operands))[i : i + 1] or [f"operand {i}"]
+        if v is None:
+            if label[0] not in node.op.signature.optional:
+                found.append(f"{node.op.name}: operand {label[0]} is missing")
+        elif v not in names:
+            found.append(f"{node.op.name}: {label[0]} is not a value of this graph")
+        elif v not in seen:
+            found.append(f"{node.op.name}: {label[0]} = {names[v]} is used before it is defined")
+    return found
+
+
+def _uses(node: Node, names: dict[Value, str]) -> list[str]:
+    lost = [v for i, v in enumerate(node.operands) if v is not None and (node, i) not in v.uses]
+    stale = [(v, n) for v in node.outputs for n, i in v.uses if i >= len(n.operands) or n.operands[i] is not v]
+    return [f"{node.op.name}: the use of {names.get(v, v)} is not recorded" for v in lost] + [
+        f"{node.op.name}: {names.get(v, v)} lists a use by {n.op.name} that does not read it" for v, n in stale
+    ]
+
+
+def _types(node: Node) -> list[str]:
+    try:
+        attributes, types = node.op.typed(node.operands, node.attributes, node.location)
+    except MonographError as e:
+        return [str(e)]
+    written = tuple(v.type for v in node.outputs)
+    found = []
+    if written != types:
+        shown = [", ".join(map(str, t)) for t in (written, types)]
+        found.append(f"{node.op.name}: written type is {shown[0]} but the op gives {shown[1]}")
+    if attributes != node.attributes:
+        changed = [k for k in attributes if attributes[k] != node.attributes.get(k)]
+        found.append(f"{node.op.name}: attribute {changed[0]} is not in its normal form {attributes[changed[0]]!r}")
+    return found
