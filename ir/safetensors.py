@@ -1,0 +1,171 @@
+"""Read safetensors lazily and write them tensor by tensor.
+
+The library of the format returns copies, has no bfloat16 in NumPy, writes from a full dictionary only, and does
+not say which tensor of a damaged file is wrong; hence a reader and a writer of our own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from .errors import WeightsError
+from .tensors import Span, StoredTensor, Tensor, stamp_of
+from .types import DType, TensorType
+
+_MAX_HEADER = 100_000_000
+_DTYPES = {
+    "F64": DType.f64,
+    "F32": DType.f32,
+    "F16": DType.f16,
+    "BF16": DType.bf16,
+    "I64": DType.i64,
+    "I32": DType.i32,
+    "I8": DType.i8,
+    "U8": DType.u8,
+    "BOOL": DType.bool_,
+}
+_NAMES = {v: k for k, v in _DTYPES.items()}
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by name, metadata) of one .safetensors file; no tensor is read.
+
+    Raises WeightsError, naming file, tensor and numbers, if the header lies about anything.
+    """
+    try:
+        with path.open("rb") as f:
+            stamp = stamp_of(f.fileno())
+            header, start = _header(f, path, stamp[0])
+    except OSError as e:
+        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+    metadata = header.pop("__metadata__", {})
+    spans = {k: _entry(path, k, v, stamp[0] - start) for k, v in header.items()}
+    _contiguous(path, {k: (begin, end) for k, (_, begin, end) in spans.items()}, stamp[0] - start)
+    tensors: dict[str, Tensor] = {
+        k: StoredTensor(k, t, Span(path, start + begin, end - begin, stamp)) for k, (t, begin, end) in spans.items()
+    }
+    return tensors, _metadata(path, metadata)
+
+
+def _header(f: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
+    if size < 8:
+        raise WeightsError(f"is {size} bytes long; a safetensors file has at least 8", place=str(path))
+    length = int.from_bytes(f.read(8), "little")
+    if length > min(size - 8, _MAX_HEADER):
+        what = f"says its header is {length} bytes long, but the file has {size} bytes"
+        raise WeightsError(f"{what} (and {_MAX_HEADER} is the most a header may have)", place=str(path))
+    try:
+        header = json.loads(f.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
+    except (ValueError, RecursionError) as e:
+        raise WeightsError(f"has a header that is not JSON: {e}", place=str(path)) from None
+    if not isinstance(header, dict):
+        raise WeightsError(f"has a header that is a JSON {type(header).__name__}, not an object", place=str(path))
+    return cast("dict[str, Any]", header), 8 + length
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise WeightsError(f"names {key!r} twice in its header", place=str(path))
+        found[key] = value
+    return found
+
+
+def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorType, int, int]:
+    place = f"{path}: tensor {name}"
+    fields = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise WeightsError(f"needs dtype, shape and data_offsets, but its entry is {entry!r}", place=place)
+    if dtype not in _DTYPES:
+        known = ", ".join(_DTYPES)
+        raise WeightsError(
+            f"has element type {dtype}, which has no counterpart in the IR (known: {known})", place=place
+        )
+    begin, end = offsets
+    if not begin <= end <= available:
+        raise WeightsError(f"has bytes {begin} to {end}, but the file has {available} bytes of data", place=place)
+    type = TensorType(_DTYPES[dtype], tuple(shape))
+    expected = math.prod(shape) * type.dtype.numpy.itemsize
+    if end - begin != expected:
+        raise WeightsError(f"has {end - begin} bytes, but {type} needs {expected}", place=place)
+    return type, begin, end
+
+
+def _naturals(x: Any) -> bool:
+    return isinstance(x, list) and all(type(n) is int and n >= 0 for n in cast("list[Any]", x))
+
+
+def _contiguous(path: Path, spans: Mapping[str, tuple[int, int]], available: int) -> None:
+    position, last = 0, "the header"
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != position:
+            relation = "overlaps" if begin < position else "leaves a hole after"
+            what = f"starts at byte {begin} of the data and {relation} {last}, which ends at {position}"
+            raise WeightsError(what, place=f"{path}: tensor {name}")
+        position, last = end, name
+    if position != available:
+        raise WeightsError(f"has {available} bytes of data, but its tensors end at {position}", place=str(path))
+
+
+def _metadata(path: Path, found: Any) -> dict[str, str]:
+    items = cast("dict[str, Any]", found) if isinstance(found, dict) else {"": None}
+    if not all(isinstance(v, str) for v in items.values()):
+        raise WeightsError("has __metadata__ that is not a map from text to text", place=str(path))
+    return items
+
+
+def write_file(
+    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], done: Callable[[str, int], None]
+) -> None:
+    """Write one safetensors file, one tensor in memory at a time. `done` is called with name and bytes written."""
+    # Wide types first keeps every tensor aligned: the format allows no padding between tensors.
+    order = sorted(tensors, key=lambda k: -tensors[k].dtype.bits)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in order:
+        t = tensors[name]
+        if t.dtype not in _NAMES:
+            raise WeightsError(f"tensor {name} is {t.dtype}, which safetensors cannot store")
+        span = [position, position + t.bytes]
+        header[name] = {"dtype": _NAMES[t.dtype], "shape": list(t.shape), "data_offsets": span}
+        position += t.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        _write(file, name, tensors[name])
+        done(name, tensors[name].bytes)
+
+
+def _write(file: BinaryIO, name: str, tensor: Tensor) -> None:
+    x = tensor.numpy()
+    if x.shape != tensor.shape or x.dtype != tensor.dtype.numpy:
+        raise WeightsError(f"tensor {name} says it is {tensor.type} but gives {x.dtype}{list(x.shape)}")
+    file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+def read_index(path: Path) -> dict[str, Path]:
+    """File by tensor name from a `*.safetensors.index.json`. Raises WeightsError for one outside its folder."""
+    try:
+        index = json.loads(path.read_bytes())
+        shards = cast("dict[str, Any]", index["weight_map"]).items()
+    except OSError as e:
+        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+        raise WeightsError(f"is not an index with a weight_map ({type(e).__name__}: {e})", place=str(path)) from None
+    found: dict[str, Path] = {}
+    for name, shard in shards:
+        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", ".."):  # noqa: PTH119
+            what = f"places tensor {name} in {shard!r}, which is not the name of a file in the same folder"
+            raise WeightsError(what, place=str(path))
+        found[name] = path.parent / shard
+    return found
