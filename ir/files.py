@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ class Stage:
         self.names: list[str] = []
 
     @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
+    def open(self, name: str) -> Generator[BinaryIO, None, None]:
         """A binary file that will be called `name`; its bytes are on disk when the block ends."""
         with self.path(name).open("w+b") as file:
             yield file
@@ -34,7 +34,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(folder: str | Path) -> Iterator[Stage]:
+def staged(folder: str | Path) -> Generator[Stage, None, None]:
     """Create `folder` if needed and stage files in it: all renamed at the end of the block, or none after an error."""
     folder = Path(folder)
     created = [p for p in (folder, *folder.parents) if not p.exists()]

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorTyp
     return type, begin, end
 
 
-def _naturals(x: Any) -> bool:
+def _naturals(x: Any) -> TypeGuard[list[int]]:
     return isinstance(x, list) and all(type(n) is int and n >= 0 for n in cast("list[Any]", x))
 
 
@@ -118,9 +118,10 @@ def _contiguous(path: Path, spans: Mapping[str, tuple[int, int]], available: int
 
 def _metadata(path: Path, found: Any) -> dict[str, str]:
     items = cast("dict[str, Any]", found) if isinstance(found, dict) else {"": None}
-    if not all(isinstance(v, str) for v in items.values()):
+    texts = {k: v for k, v in items.items() if isinstance(v, str)}
+    if len(texts) < len(items):
         raise WeightsError("has __metadata__ that is not a map from text to text", place=str(path))
-    return items
+    return texts
 
 
 def write_file(
