@@ -135,11 +135,11 @@ class Value:
 
     def split_heads(self, heads: int) -> Value:
         """[B, S, heads*D] -> [B, S, heads, D]."""
-        return self._apply("split_heads", self, heads=heads)
+        return self.reshape(self.shape[0], self.shape[1], heads, -1)
 
     def merge_heads(self) -> Value:
         """[B, S, H, D] -> [B, S, H*D]."""
-        return self._apply("merge_heads", self)
+        return self.reshape(self.shape[0], self.shape[1], -1)
 
     def __repr__(self) -> str:
         label = f"@{self.name}" if self.is_param else f"%{self.name or '?'}"
@@ -148,7 +148,7 @@ class Value:
 
 
 class Node:
-    """One operation in a graph. `order` grows along the node list; compare it, never store it."""
+    """One operation in a graph. `order` grows along the node list (-1: erased); compare it, never store it."""
 
     __slots__ = ("attributes", "location", "next", "op", "operands", "order", "outputs", "previous")
 
@@ -318,6 +318,7 @@ class Graph:
         for i, v in enumerate(node.operands):
             if v is not None:
                 v.uses.pop((node, i), None)
+        node.order = -1
 
     def _renumber(self) -> None:
         for i, node in enumerate(self):

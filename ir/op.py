@@ -29,6 +29,9 @@ class Op:
     """
 
     commutative: ClassVar[bool] = False
+    choices: ClassVar[Attributes] = {}
+    """Values that a fusion pattern tries for an attribute on which `body` branches; `...` captures any value."""
+
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
 
@@ -93,7 +96,9 @@ class Signature:
 
     def __init__(self, op: Op) -> None:
         self.op = op
-        parameters = inspect.signature(op.infer).parameters.values()
+        signature = inspect.signature(op.infer)
+        parameters = signature.parameters.values()
+        self.outputs = str(signature.return_annotation).count("TensorType")
         kinds = inspect.Parameter
         self.operands = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
         self.variadic = next((p.name for p in parameters if p.kind is kinds.VAR_POSITIONAL), None)

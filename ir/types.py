@@ -39,6 +39,11 @@ class DType(enum.Enum):
         return 4 if self in (DType.i4, DType.u4) else self.numpy.itemsize * 8
 
     @property
+    def lowest(self) -> float:
+        """The most negative finite number of a floating-point type."""
+        return float(ml_dtypes.finfo(self.numpy).min)
+
+    @property
     def is_float(self) -> bool:
         return self in (DType.f64, DType.f32, DType.f16, DType.bf16)
 
@@ -194,9 +199,11 @@ def exact_div(a: DimLike, b: DimLike) -> DimLike:
         if b == 0 or a % b:
             raise MonographError(f"{a} is not a multiple of {b}")
         return a // b
-    if a == 0:
-        return 0
-    return Dim(tuple(_terms(a))) // b
+    if isinstance(a, int) and isinstance(b, Dim):
+        if a == 0:
+            return 0
+        raise MonographError(f"{a} is not a multiple of {b}")
+    return a // b
 
 
 def product(dims: Iterable[DimLike]) -> DimLike:

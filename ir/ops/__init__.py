@@ -56,9 +56,7 @@ from .shape import concat as concat
 from .shape import expand as expand
 from .shape import gather as gather
 from .shape import iota as iota
-from .shape import merge_heads as merge_heads
 from .shape import reshape as reshape
 from .shape import slice_ as slice_
-from .shape import split_heads as split_heads
 from .shape import take_along_axis as take_along_axis
 from .shape import transpose as transpose

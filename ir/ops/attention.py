@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
-
 from ..errors import check
 from ..graph import Value
 from ..op import Op, op
-from ..types import DType, Shape, TensorType, bool_, broadcast, exact_div, i32, i64
+from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
 from .elementwise import cast, constant, less, less_equal, tanh, where
 from .linear import matmul
 from .reduce import softmax
 from .shape import concat, expand, iota, reshape, slice_, transpose
-
-
-def lowest(dtype: DType) -> float:
-    """The most negative finite number of a floating-point type."""
-    return float(ml_dtypes.finfo(dtype.numpy).min)
 
 
 class Attention(Op):
@@ -31,6 +24,8 @@ class Attention(Op):
     window: of these only the newest `window`, itself included (Beltagy et al. 2020).
     softcap: c * tanh(scores / c) before masking (Gemma 2). A row with no key to attend to gives zeros.
     """
+
+    choices = {"scale": (...,)}
 
     def complete(self, *operands: Value | None, scale: float | None, **attributes: Any) -> dict[str, Any]:
         q = operands[0]
@@ -103,7 +98,7 @@ class Attention(Op):
             scores = scores + bias
         keep = self.keep(rows, keys, batch, mask, lengths, causal, window)
         if keep is not None:
-            scores = where(keep, scores, constant(value=lowest(q.dtype), dtype=q.dtype))
+            scores = where(keep, scores, constant(value=q.dtype.lowest, dtype=q.dtype))
         if sinks is not None:
             extra = expand(reshape(sinks, shape=(1, heads, 1, 1)), shape=(batch, heads, rows, 1))
             scores = concat(scores, extra, axis=-1)

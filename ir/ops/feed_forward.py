@@ -84,6 +84,8 @@ def activate(x: Value, activation: str) -> Value:
 class FeedForward(Op):
     """linear(act(linear(x, w_up, b_up)), w_down, b_down). (Vaswani et al. 2017)"""
 
+    choices = {"activation": ACTIVATIONS}
+
     def infer(
         self,
         x: Value,
@@ -118,6 +120,8 @@ class FeedForward(Op):
 
 class GatedFeedForward(Op):
     """linear(act(linear(x, w_gate)) * linear(x, w_up), w_down): SwiGLU with silu, GeGLU with gelu. (Shazeer 2020)"""
+
+    choices = {"activation": ACTIVATIONS}
 
     def infer(
         self,

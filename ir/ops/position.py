@@ -24,6 +24,8 @@ class Rope(Op):
     `scale` multiplies sine and cosine (the attention factor of YaRN). Angles use the dtype of `frequencies`.
     """
 
+    choices = {"scale": (1.0, ...)}
+
     def infer(
         self,
         x: Value,
@@ -52,7 +54,11 @@ class Rope(Op):
         batch, length, heads, width = (x.shape[i] for i in range(4))
         half = frequencies.shape[0]
         angle = cast(reshape(positions, shape=(batch, length, 1, 1)), dtype=frequencies.dtype) * frequencies
-        c, s = cast(cos(angle) * scale, dtype=x.dtype), cast(sin(angle) * scale, dtype=x.dtype)
+        c, s = cos(angle), sin(angle)
+        if scale != 1.0:
+            c, s = c * scale, s * scale
+        if frequencies.dtype != x.dtype:
+            c, s = cast(c, dtype=x.dtype), cast(s, dtype=x.dtype)
         turned = x if rotary_dim is None else slice_(x, axis=-1, start=0, length=rotary_dim)
         if interleaved:
             pairs = reshape(turned, shape=(batch, length, heads, half, 2))

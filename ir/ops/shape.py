@@ -1,4 +1,4 @@
-"""Shape primitives: reshape, transpose, expand, concat, slice, gather, iota, and the head split and merge."""
+"""Shape primitives: reshape, transpose, expand, concat, slice, gather, iota."""
 
 from __future__ import annotations
 
@@ -171,30 +171,3 @@ class Iota(Op):
 
 reshape, transpose, expand, concat = op(Reshape), op(Transpose), op(Expand), op(Concat)
 slice_, gather, take_along_axis, iota = op(Slice), op(Gather), op(TakeAlongAxis), op(Iota)
-
-
-class SplitHeads(Op):
-    """[B, S, heads*D] -> [B, S, heads, D]."""
-
-    def infer(self, x: Value, *, heads: int) -> TensorType:
-        check(x.rank == 3, f"x has rank {x.rank}, expected 3")
-        width = x.shape[-1]
-        check(isinstance(width, Dim) or width % heads == 0, f"{width} channels do not split into {heads} heads")
-        return TensorType(x.dtype, (*x.shape[:-1], heads, exact_div(width, heads)))
-
-    def body(self, x: Value, *, heads: int) -> Value:
-        return reshape(x, shape=(x.shape[0], x.shape[1], heads, -1))
-
-
-class MergeHeads(Op):
-    """[B, S, H, D] -> [B, S, H*D]."""
-
-    def infer(self, x: Value) -> TensorType:
-        check(x.rank == 4, f"x has rank {x.rank}, expected 4")
-        return TensorType(x.dtype, (*x.shape[:2], x.shape[2] * x.shape[3]))
-
-    def body(self, x: Value) -> Value:
-        return reshape(x, shape=(x.shape[0], x.shape[1], -1))
-
-
-split_heads, merge_heads = op(SplitHeads), op(MergeHeads)
