@@ -178,8 +178,6 @@ SHAPE = [
     Case("take_along_axis", {"x": "f32[B,6,2]", "indices": "i64[B,S,2]"}, {"axis": 1}, high={"indices": 5}, note="1"),
     Case("iota", {}, {"start": 2, "length": 5}),
     Case("iota", {}, {"start": 0, "length": 4, "dtype": f32}, note="floats"),
-    Case("split_heads", {"x": X}, {"heads": 4}),
-    Case("merge_heads", {"x": "f32[B,S,2,4]"}),
 ]
 
 LINEAR = [
