@@ -1,0 +1,214 @@
+"""Graph -> torch.fx graph: one IR node becomes the call its `torch` method makes, parameters become attributes."""
+
+from __future__ import annotations
+
+import operator
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...ir.errors import LoweringError
+from ...ir.graph import Graph, Node, Value
+from ...ir.types import Dim, DType
+from ...passes.cse import cse
+from ...passes.dce import dce
+from ...passes.decompose import decompose
+from ...passes.pattern import apply_rewrites
+from .attention import AttentionToSDPA
+from .tensors import torch_dtype
+
+_WITH_NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "equal": operator.eq,
+    "less": operator.lt,
+    "less_equal": operator.le,
+}
+"""Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
+
+CONSTANTS = "monograph_constants"
+"""The submodule whose non-persistent buffers hold constant tensors: they follow the device, not the checkpoint."""
+
+
+def prepare(graph: Graph) -> Graph:
+    """A copy in which every node has a `torch` method: attention on SDPA, other composites without one inlined."""
+    ready = graph.copy()
+    apply_rewrites(ready, [AttentionToSDPA()])
+    decompose(ready, keep=lambda node: node.op.torch is not None)
+    cse(ready)
+    dce(ready)
+    return ready
+
+
+class Lowering:
+    """One translation. `constants` holds the arrays that must become buffers of the module, by name."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.fx = graph, fx.Graph()
+        self.tracer = fx.proxy.GraphAppendingTracer(self.fx)
+        self.namespace = Recorder(self, torch)
+        self.values: dict[Value, Any] = {}
+        self.sizes: dict[Dim, Any] = {}
+        self.constants: dict[str, np.ndarray[Any, Any]] = {}
+        self._training: Any = None
+        self._device: Any = None
+
+    def run(self) -> fx.Graph:
+        """The fx graph: keyword inputs by name (dotted ones through `**inputs`), a dict of outputs by name."""
+        self.inputs()
+        for node in self.graph:
+            self.node(node)
+        outputs = {k: self.tensor(v) for k, v in self.graph.outputs.items()}
+        self.fx.output({k: v.node for k, v in outputs.items()})
+        return self.fx
+
+    def inputs(self) -> None:
+        plain = [k for k in self.graph.inputs if k.isidentifier()]
+        for k in plain:
+            self.values[self.graph.inputs[k]] = self.proxy("placeholder", k)
+        if len(plain) == len(self.graph.inputs):
+            return
+        rest = self.proxy("placeholder", "**inputs")
+        for k, v in self.graph.inputs.items():
+            if k not in plain:
+                self.values[v] = self.call(operator.getitem, rest, k)
+
+    def proxy(self, kind: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return self.tracer.create_proxy(kind, target, args, kwargs or {})
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.proxy("call_function", function, args, kwargs)
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    def value(self, v: Value) -> Any:
+        """The proxy, or the plain number, that stands for a value."""
+        if v not in self.values:
+            self.values[v] = self.proxy("get_attr", v.name)  # Only parameters have no producer by now.
+        return self.values[v]
+
+    def tensor(self, v: Value) -> Any:
+        """The proxy that stands for a value; a plain number becomes a scalar tensor."""
+        x = self.value(v)
+        if isinstance(x, fx.Proxy):
+            return x
+        self.values[v] = self.call(torch.full, (), x, dtype=torch_dtype(v.dtype), device=self.device)
+        return self.values[v]
+
+    @property
+    def device(self) -> Any:
+        """The device of the first input, or of the first parameter of a graph without inputs."""
+        if self._device is None:
+            first = next(iter([*self.graph.inputs.values(), *self.graph.params.values()]), None)
+            self._device = torch.device("cpu") if first is None else self.call(getattr, self.value(first), "device")
+        return self._device
+
+    @property
+    def training(self) -> Any:
+        if self._training is None:
+            self._training = self.proxy("get_attr", "training")
+        return self._training
+
+    def size(self, d: Dim) -> Any:
+        """The number a symbolic dimension has at run time. Raises LoweringError if no input shows it."""
+        if d not in self.sizes:
+            self.sizes[d] = self.symbol(d) if d.name else self.polynomial(d)
+        return self.sizes[d]
+
+    def symbol(self, d: Dim) -> Any:
+        for v in self.graph.inputs.values():
+            if d in v.shape:
+                return self.proxy("call_method", "size", (self.values[v], v.shape.index(d)))
+        given = ", ".join(f"{k}: {v.type}" for k, v in self.graph.inputs.items())
+        raise LoweringError(f"dimension {d} is not a dimension of any input ({given})", place=self.graph.name)
+
+    def polynomial(self, d: Dim) -> Any:
+        total: Any = 0
+        for monomial, coefficient in d.terms:
+            term: Any = coefficient
+            for s in monomial:
+                size = self.size(Dim.symbol(s))
+                term = size if isinstance(term, int) and term == 1 else term * size
+            total = term if isinstance(total, int) and total == 0 else total + term
+        return total
+
+    def attribute(self, value: Any) -> Any:
+        if isinstance(value, Dim):
+            return self.size(value)
+        if isinstance(value, DType):
+            return torch_dtype(value)
+        return tuple(map(self.attribute, value)) if isinstance(value, tuple) else value
+
+    # -- nodes -----------------------------------------------------------------------------------------------
+
+    def node(self, node: Node) -> None:
+        """Translate one node. Raises LoweringError naming a node PyTorch has no way to express."""
+        if node.op.name == "constant":
+            self.values[node.output] = self.constant(node)
+            return
+        before = next(iter(reversed(self.fx.nodes)), None)
+        result = self.with_numbers(node)
+        if result is None:
+            result = self.lowered(node)
+        results = (result,) if len(node.outputs) == 1 else tuple(result[i] for i in range(len(node.outputs)))
+        self.values.update(zip(node.outputs, results, strict=True))
+        for new in reversed(self.fx.nodes):
+            if new is before:
+                break
+            new.meta["location"] = str(node.location)
+
+    def constant(self, node: Node) -> Any:
+        array = np.asarray(node.attributes["value"], node.attributes["dtype"].numpy)
+        if array.ndim == 0:
+            return array.item()
+        name = f"constant{len(self.constants)}"
+        self.constants[name] = array
+        return self.proxy("get_attr", f"{CONSTANTS}.{name}")
+
+    def with_numbers(self, node: Node) -> Any:
+        """The node with its scalar constants as plain numbers, or None where PyTorch wants tensors."""
+        function, data = _WITH_NUMBERS.get(node.op.name), node.arguments
+        if node.op.name == "where":
+            function, data = torch.where, node.arguments[1:]
+        given = [self.value(v) for v in data]
+        if function is None or all(isinstance(x, fx.Proxy) for x in given):
+            return None
+        if not any(isinstance(x, fx.Proxy) for x in given):
+            return None
+        return self.call(function, *(self.tensor(v) for v in node.arguments[: -len(data)]), *given)
+
+    def lowered(self, node: Node) -> Any:
+        if node.op.torch is None:
+            raise LoweringError(f"{node.op.name} has no PyTorch form and no body", place=str(node.location))
+        operands = self.operands(node)
+        attributes = {k: self.attribute(v) for k, v in node.attributes.items()}
+        if not operands:
+            attributes["device"] = self.device
+        if node.op.random:
+            attributes["training"] = self.training
+        return node.op.torch(self.namespace, *operands, **attributes)
+
+    def operands(self, node: Node) -> Sequence[Any]:
+        return [None if v is None else self.tensor(v) for v in node.operands]
+
+
+class Recorder:
+    """Stands for a module such as `torch`: its functions append a call to the graph instead of running."""
+
+    def __init__(self, lowering: Lowering, module: types.ModuleType) -> None:
+        self._lowering, self._module = lowering, module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        if isinstance(found, types.ModuleType):
+            return Recorder(self._lowering, found)
+        if callable(found):
+            return lambda *args, **kwargs: self._lowering.call(found, *args, **kwargs)
+        return found

@@ -1,0 +1,146 @@
+"""The trainable module: parameters under their checkpoint names, input checks, checkpoints in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ...ir.errors import LoweringError, RuntimeInputError, WeightsError, did_you_mean
+from ...ir.graph import Graph
+from ...ir.interpret import bind_dims
+from ...ir.tensors import Array, Tensor, convert
+from ...ir.types import TensorType
+from ...ir.weights import Weights
+from .lower import CONSTANTS, Lowering, prepare
+from .tensors import ModuleTensor, dtype_of, to_tensor, torch_dtype
+
+
+def to_torch(graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> fx.GraphModule:
+    """A PyTorch module that computes the graph and trains.
+
+    Called with the graph's inputs by name, it gives a dict of outputs by name. `named_parameters()` are the
+    checkpoint paths. weights: by checkpoint path, converted to the graph's float width; None: drawn by each
+    parameter's `Init` from `seed`. Raises WeightsError listing every missing or misshapen tensor, and
+    LoweringError for a node PyTorch cannot express.
+    """
+    given = Weights.initialize(graph, seed) if weights is None else weights
+    _check_weights({k: v.type for k, v in graph.params.items()}, given, graph.name)
+    lowering = Lowering(prepare(graph))
+    code = lowering.run()
+    root = nn.Module()
+    for path, v in graph.params.items():
+        array = convert(given[path].numpy(), v.dtype)
+        _register(root, path, to_tensor(array), trainable=v.dtype.is_float)
+    for name, array in lowering.constants.items():
+        _register(root, f"{CONSTANTS}.{name}", to_tensor(array), persistent=False)
+    module = fx.GraphModule(root, code, class_name="Monograph")
+    # GraphModule takes over only what the code reads; parameters that nothing reads belong to the checkpoint too.
+    for path in graph.params:
+        if not _has(module, path):
+            _register(module, path, root.get_parameter(path).data, trainable=graph.params[path].dtype.is_float)
+    module.register_forward_pre_hook(InputCheck(graph), with_kwargs=True)
+    return module
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    owner, _, name = path.rpartition(".")
+    for part in owner.split(".") if owner else ():
+        if part not in module._modules:
+            return False
+        module = module._modules[part]  # type: ignore[assignment]
+    return name in module._parameters or name in module._buffers
+
+
+def _register(
+    module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool = False, persistent: bool = True
+) -> None:
+    """Put a tensor at a dotted path, making the modules on the way. Raises LoweringError if the path is taken."""
+    *owners, name = path.split(".")
+    try:
+        for part in owners:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        if trainable:
+            module.register_parameter(name, nn.Parameter(tensor))
+        else:
+            module.register_buffer(name, tensor, persistent=persistent)
+    except (KeyError, AttributeError) as e:
+        raise LoweringError(f"{path} cannot be the name of a parameter in PyTorch: {e}") from None
+
+
+class InputCheck:
+    """Forward pre-hook: inputs have the names, dtypes and shapes of the contract, or RuntimeInputError.
+
+    PyTorch itself would broadcast a wrong batch silently. Compiled code skips the check: it guards shapes itself.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.types = {k: v.type for k, v in graph.inputs.items()}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        given: dict[str, Any] = {**dict(zip(self.types, args, strict=False)), **kwargs}
+        for name in given:
+            if name not in self.types:
+                raise RuntimeInputError(f"there is no input called {name!r}{did_you_mean(name, self.types)}")
+        for name, t in self.types.items():
+            if name not in given:
+                raise RuntimeInputError(f"input {name}: {t} is missing")
+            dtype = dtype_of(given[name].dtype)
+            # Autocast and `module.bfloat16()` change the width of floats on purpose.
+            if dtype != t.dtype and not (dtype.is_float and t.dtype.is_float):
+                raise RuntimeInputError(f"input {name} is {dtype}, expected {t}")
+        bind_dims(self.types, {k: tuple(given[k].shape) for k in self.types})
+
+
+def _check_weights(types: Mapping[str, TensorType], given: Mapping[str, Tensor], place: str) -> None:
+    lines = [f"missing: {k}: {t}{did_you_mean(k, given)}" for k, t in types.items() if k not in given]
+    for k, t in types.items():
+        if k in given and (given[k].type.shape != t.shape or given[k].dtype.is_float != t.dtype.is_float):
+            lines.append(f"wrong: {k} is {given[k].type}, expected {t}")
+    if lines:
+        raise WeightsError(f"weights do not fit: {len(lines)} differences", place=place, details=lines)
+
+
+def state_of(module: nn.Module) -> Weights:
+    """The parameters of a module under their checkpoint names, read from their device when asked for."""
+    return Weights({k: ModuleTensor(t) for k, t in module.state_dict(keep_vars=True).items()})
+
+
+def save_state(
+    module: nn.Module,
+    folder: str | Path,
+    max_shard_bytes: int = 5_000_000_000,
+    done: Callable[[str, int], None] = lambda name, size: None,
+) -> list[Path]:
+    """Write the parameters as safetensors that Hugging Face libraries read; tied weights once. See Weights.save."""
+    return state_of(module).save(folder, max_shard_bytes, done)
+
+
+def load_state(module: nn.Module, weights: Mapping[str, Tensor] | str | Path) -> None:
+    """Copy a checkpoint into a module, tensor by tensor, converted to the module's dtype and device.
+
+    weights: a mapping, or a file or folder for `Weights.open`. Nothing is changed before all names and shapes have
+    been checked. Raises WeightsError listing every missing or misshapen tensor.
+    """
+    given = Weights.open(weights) if isinstance(weights, (str, Path)) else weights
+    state = module.state_dict(keep_vars=True)
+    types = {k: TensorType(dtype_of(t.dtype), tuple(t.shape)) for k, t in state.items()}
+    _check_weights(types, given, given.place if isinstance(given, Weights) else "")
+    with torch.no_grad():
+        for name, target in state.items():
+            target.copy_(to_tensor(convert(given[name].numpy(), types[name].dtype)))
+
+
+def to_inputs(arrays: Mapping[str, Array], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """NumPy inputs as tensors on a device."""
+    return {k: to_tensor(a).to(device) for k, a in arrays.items()}
+
+
+__all__ = ["InputCheck", "load_state", "save_state", "state_of", "to_inputs", "to_torch", "torch_dtype"]
