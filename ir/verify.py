@@ -14,9 +14,23 @@ def verify(graph: Graph) -> Graph:
         count = sum(map(len, notes.values()))
         details = [line for found in notes.values() for note in found for line in note.splitlines()]
         error = VerifyError(f"graph {graph.name} has {count} error{'s' if count > 1 else ''}", details=details)
-        error.args = (f"{error.what}\n{print_graph(graph, notes)}",)
+        error.args = (f"{error.what}\n{_near_errors(print_graph(graph, notes))}",)
         raise error
     return graph
+
+
+def _near_errors(text: str, around: int = 4) -> str:
+    """The lines of a printed graph that are near an error, with `...` for what is left out."""
+    lines = text.splitlines()
+    marked = [i for i, line in enumerate(lines) if line.startswith("  ^ ")]
+    kept = [any(abs(i - m) <= around for m in marked) for i in range(len(lines))]
+    shown: list[str] = []
+    for line, keep in zip(lines, kept, strict=True):
+        if keep:
+            shown.append(line)
+        elif not shown or shown[-1] != "  ...":
+            shown.append("  ...")
+    return "\n".join(shown)
 
 
 def errors_of(graph: Graph) -> dict[Node | None, list[str]]:

@@ -1,0 +1,103 @@
+"""Cut an encoder-decoder graph in two, so that the encoder and the cross-attention keys and values run once."""
+
+from __future__ import annotations
+
+from ..ir.errors import PassError
+from ..ir.graph import Graph, Node, Value
+
+DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")
+
+
+def split(graph: Graph) -> tuple[Graph, Graph]:
+    """(encoder, decoder). What does not depend on decoder inputs goes to the encoder.
+
+    Values the decoder needs from there become outputs of the one and inputs of the other:
+    `encoder.N.key` / `encoder.N.value` [B,S,K,D] for cross-attention N, `encoder.N` for others, and
+    graph inputs (the source mask) stay inputs of both. Raises PassError when there is nothing to cut.
+    """
+    late = _dependents(graph, [v for k, v in graph.inputs.items() if k in DECODER_INPUTS or k.startswith("past_")])
+    if not late:
+        raise PassError(f"graph {graph.name} has no decoder inputs: expected {', '.join(DECODER_INPUTS)}")
+    frontier = _frontier(graph, late)
+    encoder, decoder = Graph(f"{graph.name}_encoder"), Graph(f"{graph.name}_decoder")
+    early = [n for n in graph if n not in late]
+    inner = _transfer(encoder, graph, early, {})
+    for name, v in graph.outputs.items():
+        if v in inner:
+            encoder.output(name, inner[v])
+    for v, name in frontier.items():
+        encoder.output(name, inner[v])
+    given = {v: decoder.input(name, v.type) for v, name in frontier.items()}
+    outer = _transfer(decoder, graph, list(late), given)
+    for name, v in graph.outputs.items():
+        if v not in inner:
+            decoder.output(name, outer[v])
+    return encoder, decoder
+
+
+def _dependents(graph: Graph, roots: list[Value]) -> dict[Node, None]:
+    known = set(roots)
+    late: dict[Node, None] = {}
+    for node in graph:
+        if any(v in known for v in node.arguments):
+            late[node] = None
+            known.update(node.outputs)
+    return late
+
+
+def _frontier(graph: Graph, late: dict[Node, None]) -> dict[Value, str]:
+    """Encoder values that decoder nodes read, with the names they travel under."""
+    names: dict[Value, str] = {}
+    cross = 0
+    for node in late:
+        if node.op.name == "attention" and all(v.producer and v.producer not in late for v in node.arguments[1:3]):
+            for v, label in zip(node.arguments[1:3], ("key", "value"), strict=True):
+                names.setdefault(v, f"encoder.{cross}.{label}")
+            cross += 1
+    for node in late:
+        for v in node.arguments:
+            if v.producer is not None and v.producer not in late and _depends_on_input(v):
+                names.setdefault(v, f"encoder.{len(names)}")
+    return names
+
+
+def _depends_on_input(v: Value) -> bool:
+    """False for constants and parameter expressions: the decoder has them too."""
+    pending, seen = [v], set[Value]()
+    while pending:
+        v = pending.pop()
+        if v in seen:
+            continue
+        seen.add(v)
+        if v.producer is None and not v.is_param:
+            return True
+        pending += v.producer.arguments if v.producer else []
+    return False
+
+
+def _transfer(into: Graph, graph: Graph, nodes: list[Node], mapping: dict[Value, Value]) -> dict[Value, Value]:
+    """Copy nodes and what they need into another graph; gives where each value went."""
+    chosen = set(nodes)
+    for node in graph:
+        if node in chosen:
+            for v in node.arguments:
+                _bring(into, v, mapping)
+            with into.at(None, node.location):
+                outputs = into.add(node.op, [v and mapping[v] for v in node.operands], node.attributes)
+            mapping.update(zip(node.outputs, outputs, strict=True))
+    return mapping
+
+
+def _bring(into: Graph, v: Value, mapping: dict[Value, Value]) -> None:
+    if v in mapping:
+        return
+    if v.producer is not None:
+        for operand in v.producer.arguments:
+            _bring(into, operand, mapping)
+        with into.at(None, v.producer.location):
+            outputs = into.add(v.producer.op, [o and mapping[o] for o in v.producer.operands], v.producer.attributes)
+        mapping.update(zip(v.producer.outputs, outputs, strict=True))
+    elif v.is_param:
+        mapping[v] = into.param(v.name, v.type, v.init)
+    else:
+        mapping[v] = into.inputs.get(v.name) or into.input(v.name, v.type)
