@@ -1,0 +1,31 @@
+"""The fast tier: with `-m "not slow and not weights"` nothing may import torch, and files that need it are not read."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers")
+_WHOLE_FILE = re.compile(r"^pytestmark = .*pytest\.mark\.(slow|weights)", re.MULTILINE)
+
+
+def _fast(config: pytest.Config) -> bool:
+    return "not slow" in str(config.getoption("markexpr"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that are slow as a whole: reading them would import torch, which takes longer than the tier."""
+    if collection_path.suffix == ".py" and _fast(config) and _WHOLE_FILE.search(collection_path.read_text()):
+        return True
+    return None
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail the fast tier if a test in it brought in a heavy library."""
+    brought = [name for name in HEAVY if name in sys.modules]
+    if _fast(session.config) and brought and exitstatus == 0:
+        print(f"\nthe fast tier imported {', '.join(brought)}: mark that file or test `slow`")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
