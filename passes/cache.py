@@ -80,7 +80,7 @@ def _grow(graph: Graph, mask: Value, rows: DimLike, reader: Node) -> Value:
         for v in node.arguments:
             if v.producer is None and v not in mapping:
                 mapping[v] = _longer_input(graph, v, longer, place)
-        attributes = {k: substitute(a, longer) if isinstance(a, tuple) else a for k, a in node.attributes.items()}
+        attributes = {k: substitute(a, longer) if k == "shape" else a for k, a in node.attributes.items()}
         with graph.at(reader, node.location):
             outputs = graph.add(node.op, [v and mapping[v] for v in node.operands], attributes)
         mapping.update(zip(node.outputs, outputs, strict=True))

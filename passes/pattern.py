@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, cast
 
 from ..ir.errors import MonographError
 from ..ir.graph import Attributes, Graph, Location, Node, Value, building
@@ -22,7 +22,7 @@ class Rewrite:
     `when` gets every placeholder and captured attribute by name and returns True or the reason why not.
     """
 
-    choices: ClassVar[Attributes] = {}
+    choices: Attributes = {}
     before: Callable[..., Any]
     after: Callable[..., Any]
 
@@ -132,7 +132,7 @@ class Match:
             self.operands(node, wanted, given)
         except Mismatch as first:
             at_first = self.deepest
-            self.values, self.attributes, self.nodes = (dict(s) for s in saved)
+            self.values, self.attributes, self.nodes = saved
             try:
                 self.operands(node, wanted, given[::-1])
             except Mismatch as second:
@@ -153,14 +153,14 @@ class Match:
                 self.value(p, v)
 
     def attribute(self, node: Node, key: str, expected: Any, found: Any) -> None:
-        if isinstance(expected, tuple):
-            items: tuple[Any, ...] = expected
-            if any(isinstance(e, Unknown) for e in items):
-                return  # Checked when the pattern is rebuilt on the matched values.
+        if isinstance(expected, tuple) and any(isinstance(e, Unknown) for e in cast("tuple[Any, ...]", expected)):
+            return  # Checked when the pattern is rebuilt on the matched values.
         if isinstance(expected, Capture):
             if self.attributes.setdefault(expected.name, found) != found:
                 raise Mismatch(f"{key} of {node.op.name} is {found}, but {self.attributes[expected.name]} elsewhere")
-        elif not isinstance(expected, Unknown) and (expected != found or type(expected) is not type(found)):
+        elif not isinstance(expected, Unknown) and (
+            expected != found or isinstance(expected, bool) != isinstance(found, bool)
+        ):
             shown = f"{key}={format_attribute(found)}"
             raise Mismatch(f"{node.op.name} at {node.location} has {shown}, expected {format_attribute(expected)}")
 
@@ -251,7 +251,7 @@ class Rule:
 
 
 def _tuple(outputs: Any) -> tuple[Value, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    return cast("tuple[Value, ...]", outputs) if isinstance(outputs, tuple) else (outputs,)
 
 
 def _describe(v: Value) -> str:

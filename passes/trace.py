@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 from ..ir.graph import NOWHERE, Attributes, Graph, Node, Value, building
 from ..ir.op import OPS, Op
@@ -96,7 +96,7 @@ def trace(before: Callable[..., Any], choices: Attributes) -> list[Pattern]:
     keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     presence = [(True, False) if p.default is None else (True,) for p in positional]
     values = [choices.get(p.name) or _values(str(p.annotation)) for p in keyword]
-    patterns = []
+    patterns: list[Pattern] = []
     for present in product(*presence):
         for chosen in product(*values):
             attributes = {p.name: Capture(p.name) if c is ... else c for p, c in zip(keyword, chosen, strict=True)}
@@ -116,5 +116,5 @@ def _trace_one(before: Callable[..., Any], present: dict[str, bool], attributes:
     placeholders = {n: graph.input(n, _ANY) if here else None for n, here in present.items()}
     with building(graph):
         outputs = before(*placeholders.values(), **attributes)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return Pattern(placeholders, attributes, outputs, len(graph))
+    made = cast("tuple[Value, ...]", outputs) if isinstance(outputs, tuple) else (outputs,)
+    return Pattern(placeholders, attributes, made, len(graph))
