@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
 import types
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
 """Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
 
 CONSTANTS = "monograph_constants"
-"""The submodule whose non-persistent buffers hold constant tensors: they follow the device, not the checkpoint."""
+"""Name of the submodule that gives constant tensors by name."""
 
 
 def prepare(graph: Graph) -> Graph:
@@ -48,10 +49,11 @@ def prepare(graph: Graph) -> Graph:
 
 
 class Lowering:
-    """One translation. `constants` holds the arrays that must become buffers of the module, by name."""
+    """One translation. `constants` holds the arrays that the module must hold, by name."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.fx = graph, fx.Graph()
+        self.graph, self.fx = prepare(graph), fx.Graph()
+        self.params = list(graph.params)
         self.tracer = fx.proxy.GraphAppendingTracer(self.fx)
         self.namespace = Recorder(self, torch)
         self.values: dict[Value, Any] = {}
@@ -61,21 +63,25 @@ class Lowering:
         self._device: Any = None
 
     def run(self) -> fx.Graph:
-        """The fx graph: keyword inputs by name (dotted ones through `**inputs`), a dict of outputs by name."""
+        """The fx graph: keyword inputs by name (dotted ones through `**others`), a dict of outputs by name."""
         self.inputs()
         for node in self.graph:
             self.node(node)
+        for path in self.params:
+            # Also what nothing reads: it belongs to the checkpoint, and GraphModule keeps only what its code names.
+            if path not in self.graph.params:
+                self.proxy("get_attr", path)
         outputs = {k: self.tensor(v) for k, v in self.graph.outputs.items()}
         self.fx.output({k: v.node for k, v in outputs.items()})
         return self.fx
 
     def inputs(self) -> None:
-        plain = [k for k in self.graph.inputs if k.isidentifier()]
+        plain = [k for k in self.graph.inputs if k.isidentifier() and not keyword.iskeyword(k) and k != "self"]
         for k in plain:
             self.values[self.graph.inputs[k]] = self.proxy("placeholder", k)
         if len(plain) == len(self.graph.inputs):
             return
-        rest = self.proxy("placeholder", "**inputs")
+        rest = self.proxy("placeholder", "**others")
         for k, v in self.graph.inputs.items():
             if k not in plain:
                 self.values[v] = self.call(operator.getitem, rest, k)
@@ -170,7 +176,7 @@ class Lowering:
             return array.item()
         name = f"constant{len(self.constants)}"
         self.constants[name] = array
-        return self.proxy("get_attr", f"{CONSTANTS}.{name}")
+        return self.proxy("call_module", CONSTANTS, (name,))
 
     def with_numbers(self, node: Node) -> Any:
         """The node with its scalar constants as plain numbers, or None where PyTorch wants tensors."""

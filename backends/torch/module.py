@@ -15,8 +15,8 @@ from ...ir.interpret import bind_dims
 from ...ir.tensors import Array, Tensor, convert
 from ...ir.types import TensorType
 from ...ir.weights import Weights
-from .lower import CONSTANTS, Lowering, prepare
-from .tensors import ModuleTensor, dtype_of, to_tensor, torch_dtype
+from .lower import CONSTANTS, Lowering
+from .tensors import ModuleTensor, dtype_of, to_tensor
 
 
 def to_torch(graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> fx.GraphModule:
@@ -29,35 +29,20 @@ def to_torch(graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed:
     """
     given = Weights.initialize(graph, seed) if weights is None else weights
     _check_weights({k: v.type for k, v in graph.params.items()}, given, graph.name)
-    lowering = Lowering(prepare(graph))
+    lowering = Lowering(graph)
     code = lowering.run()
     root = nn.Module()
     for path, v in graph.params.items():
         array = convert(given[path].numpy(), v.dtype)
         _register(root, path, to_tensor(array), trainable=v.dtype.is_float)
-    for name, array in lowering.constants.items():
-        _register(root, f"{CONSTANTS}.{name}", to_tensor(array), persistent=False)
+    if lowering.constants:
+        root.add_module(CONSTANTS, Constants(lowering.constants))
     module = fx.GraphModule(root, code, class_name="Monograph")
-    # GraphModule takes over only what the code reads; parameters that nothing reads belong to the checkpoint too.
-    for path in graph.params:
-        if not _has(module, path):
-            _register(module, path, root.get_parameter(path).data, trainable=graph.params[path].dtype.is_float)
     module.register_forward_pre_hook(InputCheck(graph), with_kwargs=True)
     return module
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    owner, _, name = path.rpartition(".")
-    for part in owner.split(".") if owner else ():
-        if part not in module._modules:
-            return False
-        module = module._modules[part]  # type: ignore[assignment]
-    return name in module._parameters or name in module._buffers
-
-
-def _register(
-    module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool = False, persistent: bool = True
-) -> None:
+def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool) -> None:
     """Put a tensor at a dotted path, making the modules on the way. Raises LoweringError if the path is taken."""
     *owners, name = path.split(".")
     try:
@@ -68,9 +53,29 @@ def _register(
         if trainable:
             module.register_parameter(name, nn.Parameter(tensor))
         else:
-            module.register_buffer(name, tensor, persistent=persistent)
+            module.register_buffer(name, tensor)
     except (KeyError, AttributeError) as e:
         raise LoweringError(f"{path} cannot be the name of a parameter in PyTorch: {e}") from None
+
+
+class Constants(nn.Module):
+    """Constant tensors of the graph: they follow the device, keep their dtype, and are not in the checkpoint."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        super().__init__()
+        self.arrays = dict(arrays)
+        for name, array in self.arrays.items():
+            self.register_buffer(name, to_tensor(array), persistent=False)
+
+    def forward(self, name: str) -> torch.Tensor:
+        return getattr(self, name)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Constants:
+        # Rotary frequencies in bfloat16 would be wrong by whole turns, so `module.bfloat16()` must not reach them;
+        # and made anew they are right also after a stay on the meta device.
+        for name, array in self.arrays.items():
+            self._buffers[name] = to_tensor(array).to(fn(self._buffers[name]).device)  # type: ignore[arg-type]
+        return self
 
 
 class InputCheck:
@@ -81,22 +86,24 @@ class InputCheck:
 
     def __init__(self, graph: Graph) -> None:
         self.types = {k: v.type for k, v in graph.inputs.items()}
+        self.names = f"the inputs are {', '.join(graph.inputs)}"
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
-        given: dict[str, Any] = {**dict(zip(self.types, args, strict=False)), **kwargs}
-        for name in given:
+        if args:
+            raise RuntimeInputError(f"{len(args)} inputs are given by position: give all by name", hint=self.names)
+        for name in kwargs:
             if name not in self.types:
                 raise RuntimeInputError(f"there is no input called {name!r}{did_you_mean(name, self.types)}")
         for name, t in self.types.items():
-            if name not in given:
+            if name not in kwargs:
                 raise RuntimeInputError(f"input {name}: {t} is missing")
-            dtype = dtype_of(given[name].dtype)
+            dtype = dtype_of(kwargs[name].dtype)
             # Autocast and `module.bfloat16()` change the width of floats on purpose.
             if dtype != t.dtype and not (dtype.is_float and t.dtype.is_float):
                 raise RuntimeInputError(f"input {name} is {dtype}, expected {t}")
-        bind_dims(self.types, {k: tuple(given[k].shape) for k in self.types})
+        bind_dims(self.types, {k: tuple(kwargs[k].shape) for k in self.types})
 
 
 def _check_weights(types: Mapping[str, TensorType], given: Mapping[str, Tensor], place: str) -> None:
@@ -141,6 +148,3 @@ def load_state(module: nn.Module, weights: Mapping[str, Tensor] | str | Path) ->
 def to_inputs(arrays: Mapping[str, Array], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """NumPy inputs as tensors on a device."""
     return {k: to_tensor(a).to(device) for k, a in arrays.items()}
-
-
-__all__ = ["InputCheck", "load_state", "save_state", "state_of", "to_inputs", "to_torch", "torch_dtype"]
