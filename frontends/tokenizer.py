@@ -1,0 +1,185 @@
+"""Text to ids and back: a thin layer over the `tokenizers` library that knows special ids, chats and streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ..ir.errors import ConfigError, did_you_mean
+from ..ir.files import Stage, staged
+from .chat import render
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_BROKEN = "\ufffd"
+_MOST_BROKEN = 8
+"""More pending replacement characters than this are not the start of a character any more, but wrong bytes."""
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with the settings of its checkpoint.
+
+    settings: the content of tokenizer_config.json. eos_ids: every id that ends a text, the main one first.
+    """
+
+    def __init__(
+        self, core: tokenizers.Tokenizer, settings: Mapping[str, Any] | None = None, eos_ids: Sequence[int] = ()
+    ) -> None:
+        core.no_truncation()
+        core.no_padding()
+        self.core, self.settings = core, dict(settings or {})
+        ids = {name: self._id_of(name) for name in _SPECIAL}
+        first = [ids["eos_token"]] if ids["eos_token"] is not None else []
+        self.eos_ids = tuple(dict.fromkeys([*first, *eos_ids]))
+        self.bos_id, self.pad_id, self.mask_id = ids["bos_token"], ids["pad_token"], ids["mask_token"]
+
+    @staticmethod
+    def open(folder: str | Path) -> Tokenizer:
+        """Read tokenizer.json and, if there, tokenizer_config.json, chat_template.jinja, generation_config.json.
+
+        Raises ConfigError naming the file.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise ConfigError("has no tokenizer.json", place=str(folder))
+        try:
+            core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
+        except Exception as e:  # the library raises plain Exception for any content it does not understand
+            raise ConfigError(
+                f"is not understood by tokenizers {tokenizers.__version__}: {e}", place=str(path)
+            ) from None
+        settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+        template = folder / "chat_template.jinja"
+        if template.exists():
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        eos = read_json(folder / "generation_config.json").get("eos_token_id")
+        return Tokenizer(core, settings, eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+    def _id_of(self, name: str) -> int | None:
+        text = _content(self.settings.get(name))
+        return None if text is None else self.core.token_to_id(text)
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.eos_ids[0] if self.eos_ids else None
+
+    @property
+    def size(self) -> int:
+        """Ids run from 0 to size - 1, added tokens included."""
+        return self.core.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, pair: str | None = None, *, add_special: bool = True) -> list[int]:
+        """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants."""
+        return list(self.core.encode(text, pair, add_special_tokens=add_special).ids)
+
+    def types(self, text: str, pair: str | None = None) -> list[int]:
+        """The token type of every id that `encode` gives with special tokens: 0 for the first text, 1 for the pair."""
+        return list(self.core.encode(text, pair).type_ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return self.core.decode(list(ids), skip_special_tokens=skip_special)
+
+    def stream(self, *, skip_special: bool = True) -> Stream:
+        """A decoder for ids that come one at a time."""
+        return Stream(self, skip_special)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt for a conversation, [{"role": "user", "content": "..."}], by the checkpoint's template.
+
+        Encode it with add_special=False: the template writes special tokens itself. Raises ConfigError when there is
+        no template and RuntimeInputError when it refuses the messages.
+        """
+        template = self._template(variables.pop("template", "default"))
+        special = {name: _content(self.settings.get(name)) or "" for name in _SPECIAL}
+        known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        return render(template, messages, {**special, **known, **variables})
+
+    def _template(self, name: str) -> str:
+        found = self.settings.get("chat_template")
+        if isinstance(found, list):
+            named = {t["name"]: t["template"] for t in found}
+            if name not in named:
+                raise ConfigError(f"no chat template is called {name!r}{did_you_mean(name, named)}")
+            found = named[name]
+        if not isinstance(found, str):
+            raise ConfigError("this tokenizer has no chat template", hint="encode plain text instead")
+        return found
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
+        with staged(folder) as stage:
+            self.write(stage)
+
+    def write(self, stage: Stage) -> None:
+        """Add tokenizer.json and tokenizer_config.json to files that appear together."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.settings,
+        }
+        with stage.open("tokenizer.json") as f:
+            f.write(self.core.to_str(pretty=True).encode())
+        with stage.open("tokenizer_config.json") as f:
+            f.write(json.dumps(settings, indent=2, ensure_ascii=False).encode())
+
+
+class Stream:
+    """Decodes ids one at a time; what it gives never ends inside a character."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokenizer, self._skip_special = tokenizer, skip_special
+        self._ids: list[int] = []
+        self._context = 0
+        self._given = 0
+
+    def push(self, id: int) -> str:
+        """The text that is certain now and was not before; empty while a character is incomplete."""
+        self._ids.append(id)
+        text = self._text()
+        certain = text.rstrip(_BROKEN)
+        if len(text) - len(certain) > _MOST_BROKEN:
+            certain = text
+        new = certain[self._given :]
+        self._given = max(self._given, len(certain))
+        if new and certain == text:
+            # One step of context stays: some decoders write a token differently at the start of a text.
+            self._ids, self._context = self._ids[self._context :], len(self._ids) - self._context
+            self._given = len(self._text())
+        return new
+
+    def flush(self) -> str:
+        """The rest, wrong bytes included (as U+FFFD); the stream starts anew."""
+        rest = self._text()[self._given :]
+        self._ids, self._context, self._given = [], 0, 0
+        return rest
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special=self._skip_special)
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token, written in tokenizer_config.json as text or as an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; empty if there is no such file. Raises ConfigError naming the file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as e:
+        raise ConfigError(f"is not JSON that can be read: {e}", place=str(path)) from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"is a JSON {type(found).__name__}, not an object", place=str(path))
+    return found
