@@ -11,12 +11,16 @@ from typing import BinaryIO
 
 
 class Stage:
-    """Files on their way into `folder`; none is visible under its own name before the `staged` block ends."""
+    """Files on their way into `folder`; none is visible under its own name before the `staged` block ends.
+
+    stale: files of an older result, removed once the new ones are in place.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.suffix = f".{uuid.uuid4().hex}.tmp"
         self.names: list[str] = []
+        self.stale: set[Path] = set()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Generator[BinaryIO, None, None]:
@@ -44,6 +48,8 @@ def staged(folder: str | Path) -> Generator[Stage, None, None]:
         yield stage
         for name in stage.names:
             stage.path(name).replace(folder / name)
+        for old in stage.stale:
+            old.unlink(missing_ok=True)
     except BaseException:
         for name in stage.names:
             stage.path(name).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import WeightsError, did_you_mean
-from .files import staged
+from .files import Stage, staged
 from .graph import Graph, Init, Node, Value
 from .interpret import evaluate
 from .safetensors import read_file, read_index, write_file
@@ -108,6 +108,15 @@ class Weights(Mapping[str, Tensor]):
         cast = {k: t.cast(dtype) if t.dtype.is_float else t for k, t in self._tensors.items()}
         return Weights(cast, self.place, self.metadata)
 
+    def renamed(self, name: Callable[[str], str]) -> Weights:
+        """The same tensors under the names that `name` gives. Raises WeightsError if two get the same."""
+        found: dict[str, Tensor] = {}
+        for old, tensor in self._tensors.items():
+            if name(old) in found:
+                raise WeightsError(f"tensor {old} would be a second {name(old)}", place=self.place)
+            found[name(old)] = tensor
+        return Weights(found, self.place, self.metadata)
+
     def check(self, graph: Graph, ignore: Iterable[str] = ()) -> None:
         """One WeightsError with every missing tensor, every unexpected one and every wrong shape; else nothing.
 
@@ -137,21 +146,28 @@ class Weights(Mapping[str, Tensor]):
         One tensor is in memory at a time, and nothing is visible before everything is written. `done` is called
         with the name and the bytes of each tensor, for progress bars.
         """
+        with staged(folder) as stage:
+            return self.write(stage, max_shard_bytes, done)
+
+    def write(
+        self,
+        stage: Stage,
+        max_shard_bytes: int = 5_000_000_000,
+        done: Callable[[str, int], None] = lambda name, size: None,
+    ) -> list[Path]:
+        """`save` as a part of files that appear together; shards of an older checkpoint disappear with them."""
         shards = self._shards(max_shard_bytes)
         metadata = {"format": "pt", **self.metadata}
-        stale = _checkpoint_files(Path(folder)) - {Path(folder) / name for name in shards}
-        with staged(folder) as stage:
-            for file, names in shards.items():
-                with stage.open(file) as f:
-                    write_file(f, {k: self._tensors[k] for k in names}, metadata, done)
-            if len(shards) > 1:
-                where = {k: file for file, names in shards.items() for k in names}
-                index = {"metadata": {"total_size": self.bytes}, "weight_map": where}
-                with stage.open(INDEX) as f:
-                    f.write(json.dumps(index, indent=2).encode())
-        written = [Path(folder) / name for name in stage.names]
-        for old in stale - set(written):
-            old.unlink(missing_ok=True)
+        for file, names in shards.items():
+            with stage.open(file) as f:
+                write_file(f, {k: self._tensors[k] for k in names}, metadata, done)
+        if len(shards) > 1:
+            where = {k: file for file, names in shards.items() for k in names}
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": where}
+            with stage.open(INDEX) as f:
+                f.write(json.dumps(index, indent=2).encode())
+        written = [stage.folder / name for name in (*shards, *([INDEX] if len(shards) > 1 else []))]
+        stage.stale |= _checkpoint_files(stage.folder) - set(written)
         return written
 
     def _shards(self, limit: int) -> dict[str, list[str]]:

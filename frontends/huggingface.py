@@ -1,0 +1,173 @@
+"""Hugging Face checkpoints: a folder or a hub id as a Model, and a Model as a folder. Pickles are never read."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..ir import DType
+from ..ir.errors import ConfigError, WeightsError
+from ..ir.files import staged
+from ..ir.weights import Weights
+from .dsl import Family, Model, load_family
+from .tokenizer import Tokenizer, read_json
+
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "modules.json",
+    "1_Pooling/config.json",
+]
+"""What is fetched from a hub repository; nothing else of it is needed."""
+
+_UNUSED = ("*rotary_emb.inv_freq", "*embeddings.position_ids")
+"""Buffers that old checkpoints store although they follow from the config."""
+
+_DTYPES = {DType.f32: "float32", DType.f16: "float16", DType.bf16: "bfloat16", DType.f64: "float64"}
+
+
+def load_folder(folder: str | Path, *, tokenizer: bool = True) -> Model:
+    """Read config.json, the tokenizer and the headers of the weights; tensors are read when asked for.
+
+    folder: a checkpoint, or a `models--*` folder of a hub cache. Raises ConfigError or WeightsError naming the file.
+    """
+    folder = snapshot(Path(folder))
+    place = folder / "config.json"
+    settings = read_json(place)
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str):
+        what = "is missing" if not place.exists() else f"has model_type {model_type!r}"
+        raise ConfigError(what, place=str(place))
+    family = load_family(model_type.replace("-", "_"))
+    weights = _modern(Weights.open(folder))
+    settings |= {k: _any(weights, patterns) for k, patterns in _of(family, "FROM_WEIGHTS", {}).items()}
+    model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
+    model.weights = _fitted(weights, model)
+    model.generation = read_json(folder / "generation_config.json")
+    if tokenizer and (folder / "tokenizer.json").exists():
+        model.tokenizer = Tokenizer.open(folder)
+    return model
+
+
+def _of(family: Family, name: str, default: Any) -> Any:
+    """A table that the family's file may have beside the model: FROM_WEIGHTS, PREFIX, UNUSED, ARCHITECTURE."""
+    return getattr(sys.modules[family.function.__module__], name, default)
+
+
+def _any(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _modern(weights: Weights) -> Weights:
+    """Old BERT checkpoints call the weight and bias of a norm gamma and beta."""
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    return weights.renamed(lambda k: next((k.removesuffix(a) + b for a, b in old.items() if k.endswith(a)), k))
+
+
+def _fitted(weights: Weights, model: Model) -> Weights:
+    """Weights under the names of the graph, and nothing else. Raises WeightsError listing all differences.
+
+    A checkpoint of a model with a head has `PREFIX.` before the names of the model inside it, or the reverse.
+    """
+    graph, prefix = model.graph(), _of(model.family, "PREFIX", "")
+
+    def name(k: str) -> str:
+        choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
+        return next((c for c in choices if c in graph.params), k)
+
+    weights = weights.renamed(name)
+    unused = (*_UNUSED, *_of(model.family, "UNUSED", ()))
+    tied = getattr(model.config, "tied", False)
+    weights.check(graph, ignore=(*unused, "lm_head.weight") if tied else unused)
+    return Weights({k: weights[k] for k in graph.params}, weights.place, weights.metadata)
+
+
+def snapshot(folder: Path) -> Path:
+    """The newest revision inside a `models--*` folder of a hub cache; any other folder itself."""
+    main = folder / "refs" / "main"
+    if not (folder / "snapshots").is_dir():
+        return folder
+    if not main.is_file():
+        raise ConfigError("is a hub cache without refs/main: give a folder inside snapshots", place=str(folder))
+    found = folder / "snapshots" / main.read_text().strip()
+    if not found.is_dir() or found.parent != folder / "snapshots":
+        raise ConfigError(f"refs/main names revision {found.name!r}, which is not there", place=str(folder))
+    return found
+
+
+def download(repository: str, *, revision: str | None = None, cache: str | Path | None = None) -> Path:
+    """Fetch the needed files of a hub repository (or find them in the cache) and give their folder.
+
+    Raises ConfigError when the repository does not exist or the hub cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        found = huggingface_hub.snapshot_download(repository, revision=revision, cache_dir=cache, allow_patterns=FILES)
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as e:
+        first = str(e).strip().splitlines()[:1] or [""]
+        what = f"cannot be fetched from the hub ({type(e).__name__}: {first[0]})"
+        raise ConfigError(
+            what, place=repository, hint="a local folder or .gguf file can be loaded by its path"
+        ) from None
+    folder = Path(found)
+    if not any(folder.glob("model*.safetensors*")):
+        raise WeightsError("has no safetensors; pickles are never read", place=f"hub repository {repository}")
+    return folder
+
+
+def save_pretrained(
+    model: Model,
+    folder: str | Path,
+    weights: Weights | None = None,
+    *,
+    dtype: DType | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    done: Callable[[str, int], None] = lambda name, size: None,
+) -> list[Path]:
+    """Write `model` as a Hugging Face folder that transformers loads: config, safetensors, tokenizer; all or nothing.
+
+    weights: by default those of the model. dtype: float type to store (default: as they are). Raises WeightsError if
+    the weights do not fit the model.
+    """
+    weights = weights if weights is not None else model.weights
+    if weights is None:
+        raise WeightsError(f"model {model.family.name} has no weights to save")
+    weights.check(model.graph())
+    weights = weights if dtype is None else weights.cast(dtype)
+    files = {"config.json": hf_config(model, weights)}
+    if model.generation:
+        files["generation_config.json"] = model.generation
+    with staged(folder) as stage:
+        weights.write(stage, max_shard_bytes, done)
+        for name, content in files.items():
+            with stage.open(name) as f:
+                f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        if model.tokenizer is not None:
+            model.tokenizer.write(stage)
+    return [Path(folder) / name for name in stage.names]
+
+
+def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
+    """config.json: what the checkpoint said, under what the model is now."""
+    before = read_json(model.folder / "config.json") if model.folder else {}
+    config = {k: v for k, v in model.config.to_dict().items() if v is not None or k in before}
+    architecture = _of(model.family, "ARCHITECTURE", None)
+    fixed: dict[str, Any] = {"architectures": [architecture]} if architecture else {}
+    fixed["model_type"] = before.get("model_type", model.family.name)
+    ids = {f"{k}_token_id": getattr(model.tokenizer, f"{k}_id", None) for k in ("bos", "eos", "pad")}
+    dtypes = {t.dtype for t in weights.values() if t.dtype.is_float} if weights else set[DType]()
+    stored = {"torch_dtype": _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
+    return {**fixed, **{k: v for k, v in ids.items() if v is not None}, **before, **config, **stored}
