@@ -13,15 +13,27 @@ def canonicalize(graph: Graph) -> int:
     """Apply every local rule at every node, in one sweep from inputs to outputs. Gives how many rules fired."""
     fired = 0
     for node in graph:
-        for rule in _RULES.get(node.op.name, ()):
-            with graph.at(node):
-                replacement = rule(graph, node)
-            if replacement is not None:
-                graph.replace(node.output, replacement)
-                graph.erase(node)
-                fired += 1
+        current: Node | None = node
+        while current is not None:
+            previous = current.previous
+            replacement = _apply(graph, current)
+            if replacement is None:
                 break
+            graph.replace(current.output, replacement)
+            graph.erase(current)
+            fired += 1
+            made = replacement.producer
+            current = made if made and (previous is None or made.order > previous.order) else None
     return fired
+
+
+def _apply(graph: Graph, node: Node) -> Value | None:
+    for rule in _RULES.get(node.op.name, ()):
+        with graph.at(node):
+            replacement = rule(graph, node)
+        if replacement is not None:
+            return replacement
+    return None
 
 
 def constant_of(v: Value | None) -> Any:

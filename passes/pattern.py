@@ -67,6 +67,13 @@ class NearMiss:
     matched: int
     size: int
     nodes: frozenset[Node] = frozenset()
+    whole: bool = False
+    """The pattern was all there, and a condition on its surroundings failed."""
+
+    @property
+    def telling(self) -> bool:
+        """Worth showing: enough was found that the user may have meant the op."""
+        return (self.whole and self.size > 1) or self.matched >= 4 or 2 * self.matched > self.size > 2
 
     def __str__(self) -> str:
         return f"{self.rewrite} at {self.location}: {self.reason} ({self.matched} of {self.size} ops matched)"
@@ -158,9 +165,7 @@ class Match:
         if isinstance(expected, Capture):
             if self.attributes.setdefault(expected.name, found) != found:
                 raise Mismatch(f"{key} of {node.op.name} is {found}, but {self.attributes[expected.name]} elsewhere")
-        elif not isinstance(expected, Unknown) and (
-            expected != found or isinstance(expected, bool) != isinstance(found, bool)
-        ):
+        elif not isinstance(expected, Unknown) and not _equal(expected, found):
             shown = f"{key}={format_attribute(found)}"
             raise Mismatch(f"{node.op.name} at {node.location} has {shown}, expected {format_attribute(expected)}")
 
@@ -174,9 +179,10 @@ class Rule:
 
     def apply(self, graph: Graph, root: Node, pattern: Pattern, taken: dict[Node, str]) -> NearMiss | None:
         """Rewrite at `root`; gives None on success, entering the nodes in `taken`, and the reason otherwise."""
-        match = Match(pattern)
+        match, whole = Match(pattern), False
         try:
             match.run(root)
+            whole = True
             operands, attributes = self.bound(match)
             self.check_uses(graph, match)
             self.check_rebuild(match, operands, attributes)
@@ -186,7 +192,7 @@ class Rule:
             self.replace(graph, root, match, operands, attributes)
         except Mismatch as e:
             nodes = frozenset(match.nodes.values()) - {root}
-            return NearMiss(self.rewrite.name, root.location, str(e), match.deepest, pattern.size, nodes)
+            return NearMiss(self.rewrite.name, root.location, str(e), match.deepest, pattern.size, nodes, whole)
         taken.update(dict.fromkeys(match.nodes.values(), self.rewrite.name))
         return None
 
@@ -248,6 +254,11 @@ class Rule:
         for node in sorted(inside, key=lambda n: -n.order):
             if not any(v.uses or graph.is_output(v) for v in node.outputs):
                 graph.erase(node)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal, and not a bool against a number: 1 == True in Python, but not in a graph."""
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def _tuple(outputs: Any) -> tuple[Value, ...]:
@@ -337,14 +348,14 @@ def apply_rewrites(graph: Graph, rewrites: Iterable[Rewrite | Rule]) -> Report:
 
 def _taken(miss: NearMiss, taken: dict[Node, str]) -> bool:
     """A part of the place was rewritten by the same rule after all: a smaller variant of it fitted."""
-    return any(taken.get(node) == miss.rewrite for node in miss.nodes)
+    return any(node.order < 0 and taken.get(node) == miss.rewrite for node in miss.nodes)
 
 
 def _closest(found: list[NearMiss]) -> list[NearMiss]:
-    """Per rewrite, the variant that got furthest, if it got past half of its pattern."""
+    """Per rewrite, the variant that got furthest, if that is far enough to be told."""
     best: dict[str, NearMiss] = {}
     for miss in found:
         known = best.get(miss.rewrite)
-        if known is None or (miss.matched, -miss.size) > (known.matched, -known.size):
+        if known is None or (miss.whole, miss.matched, -miss.size) > (known.whole, known.matched, -known.size):
             best[miss.rewrite] = miss
-    return [m for m in best.values() if 2 * m.matched > m.size and m.size > 2]
+    return [m for m in best.values() if m.telling]
