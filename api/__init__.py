@@ -1,0 +1,62 @@
+"""Monograph: write a transformer once, train it in PyTorch, serve it on ONNX Runtime, and know both are the same.
+
+Everything here is documented where it is defined. What needs torch or onnxruntime is imported when first used, so
+that graphs can be built, printed and rewritten without either.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .frontends.dsl import Config as Config
+from .frontends.dsl import Family as Family
+from .frontends.dsl import Model as Model
+from .frontends.dsl import Scope as Scope
+from .frontends.dsl import key as key
+from .frontends.dsl import key_mask as key_mask
+from .frontends.dsl import model as model
+from .ir import DType as DType
+from .ir import Graph as Graph
+from .ir import MonographError as MonographError
+from .ir import Value as Value
+from .ir import ops as ops
+
+if TYPE_CHECKING:
+    from .building import build as build
+    from .building import export as export
+    from .building import to_torch as to_torch
+    from .frontends.load import load as load
+    from .parity import verify as verify
+    from .performance import bench as bench
+    from .training import train as train
+
+__version__ = "0.1.0"
+
+_LATER = {
+    "load": "frontends.load",
+    "to_torch": "building",
+    "export": "building",
+    "build": "building",
+    "verify": "parity",
+    "bench": "performance",
+    "train": "training",
+}
+"""Names that bring in a heavy library, and the module each is taken from."""
+
+__all__ = [
+    "Config", "DType", "Family", "Graph", "Model", "MonographError", "Scope", "Value", "bench", "build", "export",
+    "key", "key_mask", "load", "model", "ops", "to_torch", "train", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -1,0 +1,40 @@
+"""The `monograph` command: every command of commands/, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .commands.doctor import doctor
+from .commands.show import explain, optimize_, show
+
+app = typer.Typer(
+    name="monograph",
+    help="Write a transformer once. Train it in PyTorch, serve it on ONNX Runtime, know both are the same.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(show)
+app.command()(explain)
+app.command("optimize")(optimize_)
+app.command()(doctor)

@@ -1,0 +1,1 @@
+"""One file per command of the `monograph` command line; `cli.py` puts them together."""

@@ -1,0 +1,147 @@
+"""`monograph doctor`: what is installed here, what really runs, and how fast this machine can be at most."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ..console import Json, command, human_bytes, out, print_json, table, working
+from ..machine import cores, cpu_name, measure, memory_bytes
+
+PACKAGES = (
+    "monograph",
+    "numpy",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "transformers",
+    "tokenizers",
+)
+SHOWN_OPS = ("Attention", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding", "RMSNormalization",
+             "SkipSimplifiedLayerNormalization", "LayerNormalization", "MatMul", "MatMulNBits", "Gelu")  # fmt: skip
+
+
+PATIENCE = 120
+"""Seconds a provider may take to open a session on a one-node model."""
+
+
+@command
+def doctor(
+    speed: Annotated[bool, typer.Option("--speed", help="also measure memory bandwidth and arithmetic")] = False,
+    json_output: Json = False,
+) -> None:
+    """Check versions, execution providers (by opening a session on each), PyTorch, cores and memory.
+
+    Exit code 1 if no provider can run a model.
+    """
+    with working("opening a session on every provider", json_output):
+        found = providers()
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "packages": versions(),
+        "torch": torch_build(),
+        "providers": found,
+    }
+    if speed:
+        with working("measuring memory bandwidth and arithmetic", json_output):
+            facts["ceilings"] = asdict(measure())
+    if json_output:
+        print_json(facts)
+    else:
+        _print(facts)
+    if not any(p["works"] for p in found):
+        raise typer.Exit(1)
+
+
+def versions() -> dict[str, str | None]:
+    """Version of each package that matters; None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def torch_build() -> dict[str, Any]:
+    """How PyTorch was built and what it sees."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "devices": devices,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def providers() -> list[dict[str, Any]]:
+    """Every provider the runtime lists, and whether a session that asks for it really gets it.
+
+    A provider whose libraries are missing is still listed as available, and the runtime falls back to another with
+    no more than a line in its log. So each is tried with a one-node model, in a process of its own.
+    """
+    import onnxruntime as ort
+
+    found: list[dict[str, Any]] = []
+    for name in ort.get_available_providers():
+        got, log = _probe(name)
+        reason = "" if got == name else _missing(log)
+        found.append({"provider": name, "works": got == name, "got": got, "reason": reason})
+    return found
+
+
+def _probe(name: str) -> tuple[str, str]:
+    """(provider that the session got, what was printed on the way)."""
+    command = [sys.executable, "-m", "monograph.commands.probe", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return "none", f"error: no answer in {PATIENCE} s"
+    got = done.stdout.splitlines()[-1] if done.returncode == 0 and done.stdout else "none"
+    return got, done.stdout + done.stderr
+
+
+def _missing(log: str) -> str:
+    """The library that a provider failed to load, as its log tells."""
+    library = re.search(r"error: (\S+): cannot open shared object file", log)
+    if library:
+        return f"{library[1]} is missing"
+    return log.removeprefix("error: ") if log.startswith("error: ") else "its libraries or a device are missing"
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console = out()
+    console.print(f"{facts['cpu']}, {facts['cores']} cores, {human_bytes(facts['memory_bytes'])} memory")
+    console.print(f"{facts['system']}, Python {facts['python']}")
+    console.print(table("packages", [{"package": k, "version": v} for k, v in facts["packages"].items()]))
+    torch = facts["torch"]
+    cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPU build"
+    devices = ", ".join(torch["devices"]) or "no CUDA device"
+    console.print(f"torch {torch['version']}: {cuda}, {devices}, {torch['threads']} threads")
+    console.print(table("execution providers (each tried with a model)", facts["providers"]))
+    if "ceilings" in facts:
+        c = facts["ceilings"]
+        console.print(
+            f"memory {c['bandwidth'] / 1e9:.1f} GB/s, fp32 {c['flops'] / 1e9:.0f} GFLOP/s, {c['threads']} threads"
+        )
+    if os.environ.get("OMP_NUM_THREADS"):
+        console.print(
+            f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} is set: PyTorch and the runtime may use fewer threads"
+        )

@@ -1,0 +1,136 @@
+"""`monograph show`, `explain` and `optimize`: the graph of a model, before and after passes, and what was not fused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..console import Json, command, out, print_json, table, working
+from ..ir import Graph, MonographError
+from ..ir.errors import did_you_mean
+from ..passes.differential import difference
+from ..passes.manager import PipelineReport
+from ..passes.pattern import NearMiss
+from ..passes.pipelines import PIPELINES, decompose, optimize
+from ..resolve import HELP, resolve
+
+NAMES = {**{name: name for name in PIPELINES}, "prefill": "decode"}
+"""Pipelines by the name a user gives; prefill is the decode graph with nothing in its cache."""
+
+ModelArgument = Annotated[str, typer.Argument(help=HELP)]
+PipelineOption = Annotated[str | None, typer.Option(help=f"one of {', '.join(sorted(NAMES))}; none: the plain graph")]
+Decompose = Annotated[bool, typer.Option("--decompose", help="take every layer apart before the passes run")]
+
+
+@command
+def show(
+    model: ModelArgument,
+    pipeline: PipelineOption = None,
+    decomposed: Decompose = False,
+    counts: Annotated[bool, typer.Option("--counts", help="print how often each op occurs, not the graph")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="print what was not fused, and why")] = False,
+    json_output: Json = False,
+) -> None:
+    """Print the graph of a model as text, plain or after a named pipeline."""
+    graph, report = _graph(model, pipeline, decomposed)
+    payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
+    if report is not None:
+        payload |= {"fused": report.counts, "misses": [_miss(m) for m in report.misses]}
+    if json_output:
+        print_json(payload if counts else {**payload, "text": str(graph)})
+        return
+    if counts:
+        out().print(table(f"{graph.name}: {len(graph)} nodes", _count_rows(graph)))
+    elif not explain:
+        out().print(str(graph), markup=False, end="")
+    if explain:
+        _print_misses(report, pipeline)
+
+
+@command
+def explain(
+    model: ModelArgument, pipeline: PipelineOption = "decode", decomposed: Decompose = False, json_output: Json = False
+) -> None:
+    """List what the passes fused and, with layer, line and reason, what they almost fused but did not."""
+    graph, report = _graph(model, pipeline or "decode", decomposed)
+    if json_output:
+        fused = {} if report is None else report.counts
+        print_json({"name": graph.name, "fused": fused, "misses": [_miss(m) for m in report.misses] if report else []})
+        return
+    _print_misses(report, pipeline or "decode")
+
+
+@command
+def optimize_(
+    model: ModelArgument,
+    pipeline: Annotated[str, typer.Option(help=f"one of {', '.join(sorted(NAMES))}")] = "decode",
+    decomposed: Decompose = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="compare numbers across every pass with the reference")
+    ] = False,
+    dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="file for the final graph")] = None,
+    json_output: Json = False,
+) -> None:
+    """Run a pipeline and print what every pass did: seconds, nodes, rewrites."""
+    graph, report = _graph(model, pipeline, decomposed, check=check, dump=dump, quiet=json_output)
+    assert report is not None
+    if output is not None:
+        output.write_text(str(graph))
+    if json_output:
+        print_json({"name": graph.name, "pipeline": pipeline, "seconds": report.seconds, "steps": report.steps})
+        return
+    rows = [{"pass": s.name, "ms": 1e3 * s.seconds, "before": s.before, "after": s.after} for s in report.steps]
+    done = [", ".join(f"{k} {n}" for k, n in s.counts.items() if n) or "-" for s in report.steps]
+    out().print(table(f"{graph.name}: {pipeline}", [{**r, "did": d} for r, d in zip(rows, done, strict=True)]))
+
+
+def _graph(
+    name: str,
+    pipeline: str | None,
+    decomposed: bool,
+    *,
+    check: bool = False,
+    dump: Path | None = None,
+    quiet: bool = True,
+) -> tuple[Graph, PipelineReport | None]:
+    """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
+    if pipeline is not None and pipeline not in NAMES:
+        raise MonographError(f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, NAMES)}")
+    graph = resolve(name).graph()
+    if decomposed:
+        graph = decompose(graph)
+    if pipeline is None:
+        return graph, None
+    with working(f"passes of {pipeline}", quiet):
+        return optimize(graph, NAMES[pipeline], dump=dump, check=difference if check else None)
+
+
+def _count_rows(graph: Graph) -> list[dict[str, Any]]:
+    return [{"op": name, "nodes": n} for name, n in graph.counts().items()]
+
+
+def _miss(miss: NearMiss) -> dict[str, Any]:
+    place = miss.location
+    return {
+        "rewrite": miss.rewrite,
+        "layer": place.scope,
+        "file": place.file,
+        "line": place.line,
+        "reason": miss.reason,
+        "matched": miss.matched,
+        "size": miss.size,
+    }
+
+
+def _print_misses(report: PipelineReport | None, pipeline: str | None) -> None:
+    if report is None:
+        raise MonographError("nothing was fused: no pipeline ran", hint="say --pipeline decode")
+    fused = ", ".join(f"{name} {n}" for name, n in report.counts.items() if n and name.startswith("fuse_"))
+    out().print(f"{pipeline} fused: {fused or 'nothing'}", markup=False)
+    if not report.misses:
+        out().print("nothing that looked like a layer was left unfused")
+    for miss in report.misses:
+        out().print(f"not fused: {miss}", markup=False)

@@ -1,0 +1,119 @@
+"""What commands print: results on stdout, progress on stderr, `--json` for machines, errors once, no traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import numpy as np
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .ir import MonographError
+
+P = ParamSpec("P")
+Json = Annotated[bool, typer.Option("--json", help="print one JSON value on stdout and nothing else")]
+
+
+def out() -> Console:
+    """The console for results; made anew so that it follows a redirected stdout."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def err() -> Console:
+    """The console for progress and errors."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Errors raised on purpose end a command with exit code 1, printed once: as text, or as JSON if that was asked."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (MonographError, OSError) as e:
+            if kwargs.get("json_output"):
+                print_json({"error": str(e), "kind": type(e).__name__})
+            else:
+                err().print(f"error: {e}", markup=False, style="red")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; dataclasses, paths and NumPy numbers are written as plain values."""
+    sys.stdout.write(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return value.item()
+    if isinstance(value, (Path, set, frozenset)):
+        return str(value) if isinstance(value, Path) else sorted(value)
+    return str(value)
+
+
+def table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Rows with the same keys as a table; numbers are right-aligned."""
+    rows = list(rows)
+    result = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD)
+    for name, value in (rows[0] if rows else {}).items():
+        result.add_column(name, justify="right" if isinstance(value, (int, float)) else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(shown(v) for v in row.values()))
+    return result
+
+
+def shown(value: Any) -> str:
+    """A table cell: floats with three or four significant digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2e}" if value and not 1e-3 <= abs(value) < 1e6 else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Progress]:
+    """A progress display on stderr with time passed and left; nothing at all when quiet."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err(), transient=True, disable=quiet) as bars:
+        yield bars
+
+
+@contextmanager
+def working(what: str, quiet: bool = False) -> Iterator[None]:
+    """A line with a spinner on stderr while something of unknown length runs."""
+    with progress(quiet) as bars:
+        bars.add_task(what, total=None)
+        yield
+
+
+def human_bytes(n: float) -> str:
+    """1234567 -> 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"

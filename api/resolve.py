@@ -1,0 +1,51 @@
+"""What the MODEL argument of a command may be, and how it becomes a Model."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+from .frontends.dsl import Family, Model, load_family
+from .ir import MonographError
+from .ir.errors import ConfigError
+
+HELP = "a checkpoint folder, a .gguf file, a config.json (structure only), a .py file with an @model, or a model id"
+
+
+def resolve(name: str) -> Model:
+    """The model that `name` says. Raises MonographError when there is none, or it is damaged.
+
+    Nothing but headers is read of a checkpoint. A .py file is run, and its last Model or Family is taken.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        return _from_source(path)
+    if path.suffix == ".json":
+        return from_config(path)
+    from .frontends.load import load
+
+    return load(name)
+
+
+def from_config(path: Path) -> Model:
+    """A model without weights, from a Hugging Face config.json."""
+    if not path.is_file():
+        raise ConfigError("there is no such file", place=str(path))
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as e:
+        raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+        raise ConfigError("has no model_type", place=str(path))
+    family = load_family(settings["model_type"])
+    return Model(family, family.config_class.from_dict(settings, str(path)))
+
+
+def _from_source(path: Path) -> Model:
+    if not path.is_file():
+        raise MonographError("there is no such file", place=str(path))
+    found = [v for v in runpy.run_path(str(path)).values() if isinstance(v, (Model, Family))]
+    if not found:
+        raise MonographError("defines no model: write a function with @model", place=str(path))
+    return found[-1] if isinstance(found[-1], Model) else found[-1]()
