@@ -33,7 +33,7 @@ class Reshape(Op):
         return torch.reshape(x, shape)
 
     def onnx(self, op: Any, x: Any, *, shape: Shape) -> Any:
-        return op.Reshape(x, op.reshape_target(x, shape), allowzero=int(0 in shape))
+        return op.reshape(x, shape)
 
 
 class Transpose(Op):

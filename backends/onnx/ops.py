@@ -1,0 +1,151 @@
+"""Target ops of the standard ONNX opset: made by rewrites.py, lowered here, and run by the reference through bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ir.errors import check
+from ...ir.graph import Value
+from ...ir.op import Op, op
+from ...ir.ops.attention import attention
+from ...ir.ops.cache import cache_append, cache_read
+from ...ir.ops.shape import concat, reshape, slice_
+from ...ir.types import TensorType, bool_, broadcast, exact_div
+
+
+def _mask_of(mask: Value | None) -> dict[str, Value | None]:
+    """A bool mask says which keys are kept, a float mask is added: one ONNX input, two of ours."""
+    if mask is None:
+        return {}
+    return {"mask": mask} if mask.dtype == bool_ else {"bias": mask}
+
+
+def _check_mask(q: Value, keys: Any, mask: Value | None) -> None:
+    batch, rows, heads, _ = q.shape
+    full = (batch, heads, rows, keys)
+    if mask is not None:
+        check(mask.dtype in (bool_, q.dtype), f"mask is {mask.dtype}, expected bool or {q.dtype}")
+        check(broadcast(mask.shape, full) == full, f"mask {mask.type} does not broadcast to {list(full)}")
+        check(mask.shape[-2:] == (rows, keys), f"mask {mask.type} must have the [{rows},{keys}] of queries and keys")
+
+
+class OnnxAttention(Op):
+    """Attention-23 without a cache: q [B,S,H,D], k [B,T,K,D], v [B,T,K,Dv] -> [B,S,H,Dv].
+
+    heads_first: k and v are [B,K,T,D], as a cache has them. mask: bool or additive, with its last two axes [S,T].
+    """
+
+    def infer(
+        self, q: Value, k: Value, v: Value, mask: Value | None = None, *, scale: float, heads_first: bool = False
+    ) -> TensorType:
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check(x.rank == 4 and x.dtype == q.dtype, f"{name} is {x.type}, expected rank 4 and the dtype of q")
+        length, heads = (2, 1) if heads_first else (1, 2)
+        check(k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3], f"q is {q.type}, k {k.type} and v {v.type}")
+        exact_div(q.shape[2], k.shape[heads])
+        _check_mask(q, k.shape[length], mask)
+        return TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
+
+    def body(self, q: Value, k: Value, v: Value, mask: Value | None, *, scale: float, heads_first: bool) -> Value:
+        if heads_first:
+            k, v = cache_read(k), cache_read(v)
+        return attention(q, k, v, **_mask_of(mask), scale=scale)
+
+    def onnx(self, op: Any, q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, heads_first: bool) -> Any:
+        shape = (*q.shape[:3], v.shape[3])
+        if heads_first:
+            y = op.Attention(op.Transpose(q, perm=[0, 2, 1, 3]), k, v, mask, scale=scale)
+            return op.Transpose(y, perm=[0, 2, 1, 3])
+        heads = {"q_num_heads": q.shape[2], "kv_num_heads": k.shape[2]}
+        flat = TensorType(q.dtype, (*shape[:2], shape[2] * shape[3]))
+        y = op.Attention(*(merged(op, x) for x in (q, k, v)), mask, scale=scale, **heads, types=[flat])
+        return op.reshape(y, shape)
+
+
+class OnnxCachedAttention(Op):
+    """Attention-23 that appends to a cache: (y, present keys, present values).
+
+    q [B,S,H,D], new k [B,S,K,D] and v [B,S,K,Dv], pasts [B,K,P,D] and [B,K,P,Dv] -> y [B,S,H,Dv] and [B,K,P+S,..].
+    """
+
+    def infer(
+        self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None = None, *, scale: float
+    ) -> tuple[TensorType, TensorType, TensorType]:
+        check(k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3], f"q is {q.type}, k {k.type} and v {v.type}")
+        batch, length, heads, _ = k.shape
+        for x, new in ((past_k, k), (past_v, v)):
+            right = x.rank == 4 and x.dtype == q.dtype and (*x.shape[:2], x.shape[3]) == (batch, heads, new.shape[3])
+            check(right, f"past is {x.type} but new is {new.type}")
+        exact_div(q.shape[2], heads)
+        total = past_k.shape[2] + length
+        check(past_v.shape[2] == past_k.shape[2], f"past keys are {past_k.type} but past values are {past_v.type}")
+        _check_mask(q, total, mask)
+        y = TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
+        return y, *(TensorType(q.dtype, (batch, heads, total, x.shape[3])) for x in (k, v))
+
+    def body(
+        self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None, *, scale: float
+    ) -> tuple[Value, Value, Value]:
+        present_k, present_v = cache_append(past_k, k), cache_append(past_v, v)
+        y = attention(q, cache_read(present_k), cache_read(present_v), **_mask_of(mask), scale=scale)
+        return y, present_k, present_v
+
+    def onnx(self, op: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, *, scale: float) -> Any:
+        shape = (*q.shape[:3], v.shape[3])
+        heads = {"q_num_heads": q.shape[2], "kv_num_heads": k.shape[2]}
+        flat = TensorType(q.dtype, (*shape[:2], shape[2] * shape[3]))
+        given = [merged(op, x) for x in (q, k, v)]
+        y, *presents = op.Attention(*given, mask, past_k, past_v, outputs=3, scale=scale, **heads, types=[flat])
+        return (op.reshape(y, shape), *presents)
+
+
+class OnnxRotary(Op):
+    """RotaryEmbedding-23: x [B,S,H,D] turned by angles given as cosines and sines [B,S,R/2]; see `rope`."""
+
+    def infer(
+        self, x: Value, cosines: Value, sines: Value, *, interleaved: bool = False, rotary_dim: int | None = None
+    ) -> TensorType:
+        width = x.shape[3] if rotary_dim is None else rotary_dim
+        expected = TensorType(x.dtype, (*x.shape[:2], exact_div(width, 2)))
+        for name, v in (("cosines", cosines), ("sines", sines)):
+            check(v.type == expected, f"{name} are {v.type}, expected {expected}")
+        return x.type
+
+    def body(self, x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_dim: int | None) -> Value:
+        batch, length, heads, width = x.shape
+        half = cosines.shape[2]
+        c, s = (reshape(v, shape=(batch, length, 1, half)) for v in (cosines, sines))
+        turned = x if rotary_dim is None else slice_(x, axis=-1, start=0, length=rotary_dim)
+        pairs = (batch, length, heads, half, 2) if interleaved else (batch, length, heads, 2, half)
+        axis = -1 if interleaved else -2
+        both = reshape(turned, shape=pairs)
+        one = (batch, length, heads, half)
+        a, b = (reshape(slice_(both, axis=axis, start=i, length=1), shape=one) for i in (0, 1))
+        whole = (*one, 1) if interleaved else (batch, length, heads, 1, half)
+        ends = (reshape(a * c - b * s, shape=whole), reshape(b * c + a * s, shape=whole))
+        y = reshape(concat(*ends, axis=axis), shape=(batch, length, heads, 2 * half))
+        if rotary_dim is None:
+            return y
+        return concat(y, slice_(x, axis=-1, start=rotary_dim, length=width - rotary_dim), axis=-1)
+
+    def onnx(self, op: Any, x: Any, cosines: Any, sines: Any, *, interleaved: bool, rotary_dim: int | None) -> Any:
+        flat = merged(op, x)
+        y = op.RotaryEmbedding(
+            flat,
+            cosines,
+            sines,
+            interleaved=int(interleaved),
+            num_heads=x.shape[2],
+            rotary_embedding_dim=rotary_dim,
+            types=[flat.type],
+        )
+        return op.reshape(y, x.shape)
+
+
+def merged(op: Any, x: Any) -> Any:
+    """[B,S,H,D] -> [B,S,H*D], the layout in which ONNX needs no transposes."""
+    batch, length, heads, width = x.shape
+    return op.reshape(x, (batch, length, heads * width))
+
+
+onnx_attention, onnx_cached_attention, onnx_rotary = op(OnnxAttention), op(OnnxCachedAttention), op(OnnxRotary)

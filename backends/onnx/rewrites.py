@@ -1,0 +1,210 @@
+"""Attention and rotary embedding to the ops of opset 23, with every meaning of a mask spelled out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...ir.graph import Graph, Node, Value
+from ...ir.ops.attention import Attention
+from ...ir.ops.elementwise import cast, constant, cos, sin, where
+from ...ir.ops.position import rope
+from ...ir.ops.reduce import any as any_
+from ...ir.ops.shape import expand, reshape, transpose
+from ...ir.types import Dim, DimLike, DType
+from ...passes.cse import cse
+from ...passes.dce import dce
+from ...passes.manager import FunctionPass, Pipeline, RewritePass
+from ...passes.pattern import NearMiss, Report, Rewrite
+from .ops import onnx_attention, onnx_cached_attention, onnx_rotary
+
+
+class RotaryToOnnx(Rewrite):
+    """rope => sines and cosines once for all layers, and one rotation. They have the batch axis of the positions,
+    so that no runtime needs to broadcast them and no table limits the positions."""
+
+    def before(
+        self,
+        x: Value,
+        positions: Value,
+        frequencies: Value,
+        *,
+        interleaved: bool = False,
+        rotary_dim: int | None = None,
+        scale: float = 1.0,
+    ) -> Value:
+        return rope(x, positions, frequencies, interleaved=interleaved, rotary_dim=rotary_dim, scale=scale)
+
+    def when(self, **bound: Any) -> bool | str:
+        x: Value = bound["x"]
+        return x.dtype != DType.f64 or "RotaryEmbedding does not take f64"
+
+    def after(
+        self,
+        x: Value,
+        positions: Value,
+        frequencies: Value,
+        *,
+        interleaved: bool = False,
+        rotary_dim: int | None = None,
+        scale: float = 1.0,
+    ) -> Value:
+        c, s = rotary_tables(positions, frequencies, scale, x.dtype)
+        return onnx_rotary(x, c, s, interleaved=interleaved, rotary_dim=rotary_dim)
+
+
+def rotary_tables(positions: Value, frequencies: Value, scale: float, dtype: DType) -> tuple[Value, Value]:
+    """(cosines, sines) [B,S,R/2] of the angles of all positions."""
+    angle = cast(reshape(positions, shape=(*positions.shape, 1)), dtype=frequencies.dtype) * frequencies
+    c, s = cos(angle), sin(angle)
+    if scale != 1.0:
+        c, s = c * scale, s * scale
+    return (c, s) if c.dtype == dtype else (cast(c, dtype=dtype), cast(s, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Keys or values that a node reads from a cache right after they were appended to it."""
+
+    past: Value
+    new: Value
+    append: Node
+    read: Node
+
+
+def appended(v: Value, reader: Node) -> Appended | None:
+    """How `v` came out of a cache, if `reader` alone reads it and nobody else reads what the append made."""
+    read = v.producer
+    if read is None or read.op.name != "cache_read" or v.users != [reader] or v.graph.is_output(v):
+        return None
+    present = read.operands[0]
+    append = present.producer if present is not None else None
+    if present is None or append is None or append.op.name != "cache_append" or present.users != [read]:
+        return None
+    past, new = append.arguments
+    return Appended(past, new, append, read)
+
+
+def keys_of(node: Node) -> Value | None:
+    """Which keys each query of an attention node may see, [.., S or 1, T or 1]; None: all. Primitives only."""
+    q, k, _, _, mask, lengths, _ = node.operands
+    assert q is not None and k is not None
+    a = node.attributes
+    return Attention.keep(q.shape[1], k.shape[1], q.shape[0], mask, lengths, a["causal"], a["window"])
+
+
+def full_rows(x: Value, rows: DimLike, keys: DimLike) -> Value:
+    """A mask or bias with at least [S,T] written out and rank 2 or 4: runtimes broadcast batch and heads only."""
+    if x.rank == 3:
+        x = reshape(x, shape=(1, *x.shape))
+    shape = (*x.shape[:-2], rows, keys)
+    return x if x.shape == shape else expand(x, shape=shape)
+
+
+def never_empty(node: Node) -> bool:
+    """Whether every query surely has a key: no mask, and no query before the first key."""
+    q, k, _, _, mask, lengths, _ = node.operands
+    assert q is not None and k is not None
+    return (
+        mask is None and lengths is None and (not node.attributes["causal"] or _not_negative(k.shape[1] - q.shape[1]))
+    )
+
+
+def _not_negative(d: DimLike) -> bool:
+    return all(c >= 0 for _, c in d.terms) if isinstance(d, Dim) else d >= 0
+
+
+def zero_where_empty(y: Value, keep: Value) -> Value:
+    """y [B,S,H,D] with zeros in the rows for which `keep` has no key at all."""
+    batch, rows, heads, width = y.shape
+    found = any_(keep)
+    zero = constant(value=0.0, dtype=y.dtype)
+    lead = (1,) * (4 - found.rank) + found.shape
+    if lead[1] == 1:
+        # One answer for all heads: the result stays [B,S,C], the layout that the next layer reads.
+        flat = reshape(y, shape=(batch, rows, heads * width))
+        flat = where(reshape(found, shape=(lead[0], lead[2], 1)), flat, zero)
+        return reshape(flat, shape=(batch, rows, heads, width))
+    return where(transpose(reshape(found, shape=lead), permutation=(0, 2, 1, 3)), y, zero)
+
+
+class AttentionToOnnx:
+    """attention => Attention-23 and an explicit mask of primitives, which layers share.
+
+    Causality, window and lengths become part of the mask, because runtimes differ in how they align `is_causal`.
+    Keys that were just appended to a cache leave the append to the op. Sinks have no input there, and softcap was
+    put after the mask by some runtimes and before it by others: both stay as they are and are lowered in parts.
+    """
+
+    name = "onnx_attention"
+
+    def run(self, graph: Graph) -> Report:
+        report = Report({self.name: 0})
+        for node in graph:
+            if node.op.name != "attention":
+                continue
+            reason = self.reason(node)
+            if reason:
+                report.misses.append(NearMiss(self.name, node.location, reason, 1, 1))
+            else:
+                with graph.at(node):
+                    self.rewrite(graph, node)
+                report.counts[self.name] += 1
+        return report
+
+    def reason(self, node: Node) -> str | None:
+        if node.operands[6] is not None:
+            return "Attention-23 has no input for sinks"
+        if node.attributes["softcap"] is not None:
+            return "runtimes disagree on whether softcap comes before the mask"
+        return None
+
+    def rewrite(self, graph: Graph, node: Node) -> None:
+        q, k, v, bias, *_ = node.operands
+        assert q is not None and k is not None and v is not None
+        rows, keys = q.shape[1], k.shape[1]
+        keep = keys_of(node)
+        mask = keep
+        if bias is not None:
+            mask = bias if keep is None else where(keep, bias, constant(value=q.dtype.lowest, dtype=q.dtype))
+        mask = None if mask is None else full_rows(mask, rows, keys)
+        ks, vs = appended(k, node), appended(v, node)
+        scale = node.attributes["scale"]
+        presents: tuple[Value, ...] = ()
+        if ks is not None and vs is not None:
+            y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)
+        else:
+            y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, heads_first=_is_read(k) and _is_read(v))
+        if keep is not None and not never_empty(node):
+            y = zero_where_empty(y, keep)
+        graph.replace(node.output, y)
+        graph.erase(node)
+        for cache, present in zip((ks, vs), presents, strict=False):
+            assert cache is not None
+            graph.erase(cache.read)
+            graph.replace(cache.append.output, present)
+            graph.erase(cache.append)
+
+
+def _is_read(v: Value) -> bool:
+    return v.producer is not None and v.producer.op.name == "cache_read"
+
+
+def heads_first(k: Value, v: Value) -> tuple[Value, Value]:
+    """Keys and values as the cache has them, [B,K,T,D], when both come straight out of one."""
+    if _is_read(k) and _is_read(v):
+        assert k.producer is not None and v.producer is not None
+        return k.producer.arguments[0], v.producer.arguments[0]
+    return k, v
+
+
+PORTABLE = Pipeline(
+    "onnx",
+    [
+        AttentionToOnnx(),
+        RewritePass("onnx_rotary", [RotaryToOnnx()]),
+        FunctionPass("cse", cse),
+        FunctionPass("dce", dce),
+    ],
+)
+"""The standard ops only."""

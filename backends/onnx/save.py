@@ -1,0 +1,120 @@
+"""Write an ONNX model: a small model file and its external data, tensor by tensor, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir
+
+from ...ir.errors import WeightsError
+from ...ir.files import staged
+from ...ir.graph import Graph
+from ...ir.weights import Tensor
+from ...passes.manager import Pipeline
+from .lower import lower
+from .rewrites import PORTABLE
+
+Progress = Callable[[int, int, str], None]
+
+INLINE_BYTES = 1024
+"""Tensors up to this size are written into the model file: shapes and scalars, which readers look at."""
+_LARGE, _LARGE_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
+"""Large tensors start on an allocation unit (64 KiB on Windows), so that every runtime can map them."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An initializer and where its bytes lie in the data file."""
+
+    value: onnx_ir.Value
+    tensor: onnx_ir.TensorProtocol
+    offset: int
+
+    @property
+    def name(self) -> str:
+        return self.value.name or ""
+
+
+def layout(model: onnx_ir.Model) -> list[Placed]:
+    """The initializers that go to the data file, in order, each at its aligned offset."""
+    placed: list[Placed] = []
+    end = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= INLINE_BYTES:
+            continue
+        unit = _LARGE_ALIGNMENT if tensor.nbytes >= _LARGE else _ALIGNMENT
+        offset = -(-end // unit) * unit
+        placed.append(Placed(value, tensor, offset))
+        end = offset + tensor.nbytes
+    return placed
+
+
+def save(model: onnx_ir.Model, path: str | Path, progress: Progress | None = None) -> Path:
+    """Write `path` (or model.onnx in it, when it is a folder) and `<name>.data` beside it; gives the model's path.
+
+    One tensor is in memory at a time. progress(bytes done, bytes in all, tensor just written). After an error
+    nothing new is left and an older model is untouched; errors of the tensors come through as they are.
+    """
+    path = Path(path)
+    path = path if path.suffix == ".onnx" else path / "model.onnx"
+    data = f"{path.name}.data"
+    placed = layout(model)
+    with staged(path.parent) as stage:
+        if placed:
+            with stage.open(data) as file:
+                _write(file, placed, progress)
+        with _external(placed, data, path.parent), stage.open(path.name) as file:
+            file.write(onnx_ir.to_proto(model).SerializeToString(deterministic=True))
+    if not placed:
+        (path.parent / data).unlink(missing_ok=True)
+    return path
+
+
+def _write(file: BinaryIO, placed: list[Placed], progress: Progress | None) -> None:
+    total = sum(p.tensor.nbytes for p in placed)
+    done = 0
+    for p in placed:
+        file.write(bytes(p.offset - file.tell()))
+        p.tensor.tofile(file)
+        if file.tell() != p.offset + p.tensor.nbytes:
+            written = file.tell() - p.offset
+            raise WeightsError(f"tensor {p.name} gave {written} bytes, expected {p.tensor.nbytes}")
+        done += p.tensor.nbytes
+        if progress is not None:
+            progress(done, total, p.name)
+
+
+@contextlib.contextmanager
+def _external(placed: list[Placed], data: str, folder: Path) -> Iterator[None]:
+    """For the time of the block, the model's large tensors are references into the data file."""
+    try:
+        for p in placed:
+            p.value.const_value = onnx_ir.ExternalTensor(
+                data, p.offset, p.tensor.nbytes, p.tensor.dtype, shape=p.tensor.shape, name=p.name, base_dir=folder
+            )
+        yield
+    finally:
+        for p in placed:
+            p.value.const_value = p.tensor
+
+
+def export(
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    folder: str | Path,
+    opset: int = 23,
+    *,
+    pipeline: Pipeline = PORTABLE,
+    progress: Progress | None = None,
+) -> Path:
+    """Lower and save, then have ONNX's own checker read the result; gives the path of model.onnx."""
+    path = save(lower(graph, weights, opset, pipeline=pipeline), folder, progress)
+    if pipeline is PORTABLE:
+        onnx.checker.check_model(str(path), full_check=True)
+    return path
