@@ -1,0 +1,32 @@
+"""The training objective as part of the graph: `labels` in, `loss` out."""
+
+from __future__ import annotations
+
+from ..ir.errors import MonographError
+from ..ir.graph import Graph, building
+from ..ir.ops import cast, cross_entropy
+from ..ir.types import TensorType, f32, i64
+
+IGNORED = -100
+"""Label of positions that do not count."""
+
+
+def with_loss(graph: Graph, *, label_smoothing: float = 0.0, keep_logits: bool = False) -> Graph:
+    """A copy of a graph with output `logits` [B,S,V] that takes `labels` i64 [B,S] and gives the scalar `loss`.
+
+    labels[b,s] is the token that should follow position s (already shifted), or IGNORED. The loss is at least f32.
+    Raises MonographError if the graph has no output `logits`.
+    """
+    if "logits" not in graph.outputs:
+        found = ", ".join(graph.outputs) or "none"
+        raise MonographError(f"graph {graph.name} has no output `logits` to train on (outputs: {found})")
+    new = graph.copy()
+    logits = new.outputs["logits"]
+    with building(new):
+        wide = logits if logits.dtype.bits >= 32 else cast(logits, dtype=f32)
+        labels = new.input("labels", TensorType(i64, logits.shape[:-1]))
+        loss = cross_entropy(wide, labels, ignore_index=IGNORED, label_smoothing=label_smoothing)
+    if not keep_logits:
+        new.outputs.clear()
+    new.output("loss", loss)
+    return new

@@ -1,0 +1,81 @@
+"""What a training run tells while it runs: a live display in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINES = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """State after `step` of `steps` updates. Losses are nats per token; `loss` was taken before this update.
+
+    held_out: mean loss on the held-out part after this update, where it was measured.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    held_out: float | None
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds / self.step * (self.steps - self.step)
+
+    def __str__(self) -> str:
+        text = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
+        if self.held_out is not None:
+            text += f"  held-out {self.held_out:.3f}"
+        return f"{text}  {self.tokens_per_second:,.0f} tokens/s  {self.seconds:.0f} s, {self.seconds_left:.0f} s left"
+
+
+class Display:
+    """Shows steps on standard error; a context manager."""
+
+    def __init__(self, steps: int, shown: bool = True) -> None:
+        self.steps, self.shown = steps, shown
+        self.held_out = float("nan")
+        self.bar = _bar() if shown and sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=self.steps, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, step: Step) -> None:
+        if self.bar is not None:
+            self.held_out = self.held_out if step.held_out is None else step.held_out
+            numbers = f"loss {step.loss:.3f}  held-out {self.held_out:.3f}  {step.tokens_per_second:,.0f} tokens/s"
+            self.bar.update(self.task, completed=step.step, numbers=numbers)
+        elif self.shown and (step.held_out is not None or step.step % max(self.steps // _LINES, 1) == 0):
+            print(step, file=sys.stderr, flush=True)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
