@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from os.path import basename
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import MonographError, did_you_mean
+from .errors import MonographError, OpError, did_you_mean
 from .types import DType, Shape, TensorType
 
 if TYPE_CHECKING:
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 Attributes = dict[str, Any]
 
 _INTERNAL = (
-    str(Path(__file__).parent),
-    str(Path(__file__).parent.parent / "passes"),
-    str(Path(__file__).parent.parent / "backends"),
+    str(Path(__file__).parent) + os.sep,
+    str(Path(__file__).parent.parent / "passes") + os.sep,
+    str(Path(__file__).parent.parent / "backends") + os.sep,
     str(Path(__file__).parent.parent / "frontends" / "dsl.py"),
     contextlib.__file__,
 )
@@ -37,7 +39,7 @@ class Location:
     scope: str = ""
 
     def __str__(self) -> str:
-        place = f"{Path(self.file).name}:{self.line}" if self.file else "?"
+        place = f"{basename(self.file)}:{self.line}" if self.file else "?"
         return f"{place} {self.scope}" if self.scope else place
 
 
@@ -222,6 +224,9 @@ class Graph:
         """Append (or insert at the current point) a node; its types come from the op's shape rule."""
         location = self._location or _caller(self.scope)
         for v in operands:
+            if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
+                what = f"{op.name}: {v!r} is not a value of a graph"
+                raise OpError(what, place=str(location), hint="numbers become values by `graph.constant`")
             if v is not None and v.graph is not self:
                 raise MonographError(f"{op.name}: {v!r} belongs to another graph", place=str(location))
         attributes, types = op.typed(operands, attributes, location)
@@ -277,7 +282,7 @@ class Graph:
             node.order = (previous.order if previous else 0) + _GAP
         else:
             before.previous = node
-            low = previous.order if previous else before.order - 2 * _GAP
+            low = previous.order if previous else 0
             node.order = (low + before.order) // 2
             if node.order in (low, before.order):
                 self._renumber()

@@ -1,19 +1,20 @@
-"""Rewrites: a pattern as an ordinary function, a condition, a replacement; the matcher; the near-miss report.
+"""Rewrites: a pattern as an ordinary function, a condition, a replacement; and the near-miss report.
 
 Contract for rule authors: a rewrite is directional, never makes the graph worse, and may assume canonical form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..ir.errors import MonographError
 from ..ir.graph import Attributes, Graph, Location, Node, Value, building
 from ..ir.op import OPS, Op
-from ..ir.text import format_attribute, names_of
-from .trace import Capture, Pattern, Unknown, trace
+from ..ir.text import names_of
+from .match import Match, Mismatch, compare, describe, index_only
+from .trace import Capture, Pattern, trace
 
 
 class Rewrite:
@@ -87,89 +88,6 @@ class Report:
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
 
 
-class Mismatch(Exception):
-    """Why a pattern does not fit here; an outcome of matching, not an error."""
-
-
-class Match:
-    """Bindings of one attempt: pattern values to graph values, captured attributes to numbers."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.values: dict[Value, Value] = {}
-        self.attributes: Attributes = {}
-        self.nodes: dict[Node, Node] = {}
-        self.deepest = 0
-
-    def run(self, root: Node) -> None:
-        """Bind everything from the root down. Raises Mismatch with the reason."""
-        self.value(self.pattern.outputs[0], root.outputs[self.pattern.outputs[0].index])
-
-    def value(self, pattern: Value, v: Value) -> None:
-        if pattern in self.values:
-            if self.values[pattern] is not v:
-                raise Mismatch(f"{_describe(v)} and {_describe(self.values[pattern])} should be the same value")
-            return
-        node = pattern.producer
-        if node is None:
-            self.values[pattern] = v
-            return
-        producer = v.producer
-        if producer is None or producer.op is not node.op or v.index != pattern.index:
-            if node.op.name == "reshape" and node.operands[0] is not None:
-                self.value(node.operands[0], v)  # An identity reshape of the body, gone from a canonical graph.
-                self.values[pattern] = v
-                return
-            raise Mismatch(f"expected {node.op.name}, found {_describe(v)}")
-        self.node(node, producer)
-        self.values.update(zip(node.outputs, producer.outputs, strict=True))
-
-    def node(self, pattern: Node, node: Node) -> None:
-        for key, expected in pattern.attributes.items():
-            self.attribute(node, key, expected, node.attributes[key])
-        self.nodes[pattern] = node
-        self.deepest = max(self.deepest, len(self.nodes))
-        wanted, given = pattern.operands, node.operands
-        given = [*given, *[None] * (len(wanted) - len(given))]
-        if not node.op.commutative:
-            self.operands(node, wanted, given)
-            return
-        saved = dict(self.values), dict(self.attributes), dict(self.nodes)
-        try:
-            self.operands(node, wanted, given)
-        except Mismatch as first:
-            at_first = self.deepest
-            self.values, self.attributes, self.nodes = saved
-            try:
-                self.operands(node, wanted, given[::-1])
-            except Mismatch as second:
-                raise (second if self.deepest > at_first else first) from None
-
-    def operands(self, node: Node, wanted: Sequence[Value | None], given: Sequence[Value | None]) -> None:
-        if len(wanted) != len(given):
-            raise Mismatch(f"{node.op.name} at {node.location} has {len(given)} operands, expected {len(wanted)}")
-        # Ops before placeholders: a placeholder takes anything, so it must not choose first.
-        for p, v in sorted(
-            zip(wanted, given, strict=True), key=lambda pair: pair[0] is None or pair[0].producer is None
-        ):
-            if (p is None) != (v is None):
-                raise Mismatch(
-                    f"{node.op.name} at {node.location} has {'no' if v is None else 'an extra'} operand here"
-                )
-            if p is not None and v is not None:
-                self.value(p, v)
-
-    def attribute(self, node: Node, key: str, expected: Any, found: Any) -> None:
-        if isinstance(expected, tuple) and any(isinstance(e, Unknown) for e in cast("tuple[Any, ...]", expected)):
-            return  # Checked when the pattern is rebuilt on the matched values.
-        if isinstance(expected, Capture):
-            if self.attributes.setdefault(expected.name, found) != found:
-                raise Mismatch(f"{key} of {node.op.name} is {found}, but {self.attributes[expected.name]} elsewhere")
-        elif not isinstance(expected, Unknown) and not _equal(expected, found):
-            shown = f"{key}={format_attribute(found)}"
-            raise Mismatch(f"{node.op.name} at {node.location} has {shown}, expected {format_attribute(expected)}")
-
-
 class Rule:
     """A rewrite with its traced variants, ready to be tried at nodes."""
 
@@ -210,7 +128,7 @@ class Rule:
         """Refuse when an inner value is read outside, except index arithmetic, which any number may share."""
         inside = set(match.nodes.values())
         outputs = {match.values[p] for p in match.pattern.outputs}
-        cheap = _index_only(match)
+        cheap = index_only(match)
         for node in inside:
             for v in node.outputs:
                 outside = graph.is_output(v) or any(user not in inside for user in v.users)
@@ -232,7 +150,7 @@ class Rule:
             raise Mismatch(e.what) from None
         bound = {s: operands[n] for n, s in inputs.items() if s is not None}
         for s, p in zip(outputs, match.pattern.outputs, strict=True):
-            _compare(s, match.values[p], bound)
+            compare(s, match.values[p], bound)
         for old, new in zip(outputs, replaced, strict=True):
             if old.type != new.type:
                 raise MonographError(f"{self.rewrite.name} changes {old.type} to {new.type}")
@@ -246,7 +164,7 @@ class Rule:
         at = min([root, *readers], key=lambda n: n.order)
         late = [v for v in operands.values() if v is not None and v.producer and v.producer.order >= at.order]
         if late:
-            raise Mismatch(f"{_describe(late[0])} is computed after a reader of the result")
+            raise Mismatch(f"{describe(late[0])} is computed after a reader of the result")
         with graph.at(at, root.location):
             new = _tuple(self.rewrite.after(*operands.values(), **attributes))
         for before, after in zip(old, new, strict=True):
@@ -256,66 +174,8 @@ class Rule:
                 graph.erase(node)
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Equal, and not a bool against a number: 1 == True in Python, but not in a graph."""
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-
 def _tuple(outputs: Any) -> tuple[Value, ...]:
     return cast("tuple[Value, ...]", outputs) if isinstance(outputs, tuple) else (outputs,)
-
-
-def _describe(v: Value) -> str:
-    if v.producer is None:
-        return f"{'@' if v.is_param else '%'}{v.name}"
-    return f"{v.producer.op.name} at {v.producer.location}"
-
-
-def _index_only(match: Match) -> set[Node]:
-    """Matched nodes that depend only on integers, bools and constants: masks, positions, rotary tables."""
-    cheap: set[Node] = set()
-    for node in sorted(match.nodes.values(), key=lambda n: n.order):
-        plain = (v.producer in cheap or not v.dtype.is_float or _is_constant(v) for v in node.arguments)
-        if all(plain):
-            cheap.add(node)
-    return cheap
-
-
-def _is_constant(v: Value) -> bool:
-    return v.producer is not None and v.producer.op.name == "constant"
-
-
-def _compare(scratch: Value, v: Value, bound: dict[Value, Value | None]) -> None:
-    if scratch in bound:
-        if bound[scratch] is not v:
-            raise Mismatch(f"{_describe(v)} is not the operand it should be")
-        return
-    expected, node = scratch.producer, v.producer
-    assert expected is not None
-    identity = expected.op.name == "reshape" and expected.operands[0] and expected.operands[0].type == scratch.type
-    if identity and expected.operands[0] and (node is None or node.op is not expected.op):
-        _compare(expected.operands[0], v, bound)
-        return
-    if node is None or node.op is not expected.op or v.type != scratch.type:
-        raise Mismatch(f"{_describe(v)} gives {v.type}, expected {expected.op.name} giving {scratch.type}")
-    for key, value in expected.attributes.items():
-        if node.attributes[key] != value:
-            shown = format_attribute(node.attributes[key]), format_attribute(value)
-            raise Mismatch(f"{key} of {node.op.name} at {node.location} is {shown[0]}, expected {shown[1]}")
-    _compare_operands(expected, node, bound)
-
-
-def _compare_operands(expected: Node, node: Node, bound: dict[Value, Value | None]) -> None:
-    orders = [node.operands, node.operands[::-1]] if node.op.commutative else [node.operands]
-    for i, given in enumerate(orders):
-        try:
-            for s, v in zip(expected.operands, given, strict=True):
-                if s is not None and v is not None:
-                    _compare(s, v, bound)
-            return
-        except Mismatch:
-            if i == len(orders) - 1:
-                raise
 
 
 def apply_rewrites(graph: Graph, rewrites: Iterable[Rewrite | Rule]) -> Report:
