@@ -11,7 +11,6 @@ from ...ir.ops.feed_forward import activate
 from ..activations import activation
 from ..dsl import Config, Scope, Value, key, key_mask, model
 
-
 SUMMARY = tuple(f"summary_{k}" for k in ("type", "use_proj", "activation", "first_dropout", "proj_to_labels"))
 """Settings of a classification head that the language model does not have."""
 
