@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
@@ -41,7 +42,7 @@ class DType(enum.Enum):
     @property
     def lowest(self) -> float:
         """The most negative finite number of a floating-point type."""
-        return float(ml_dtypes.finfo(self.numpy).min)
+        return float(np.nextafter(self.numpy.type("-inf"), self.numpy.type(0)))
 
     @property
     def is_float(self) -> bool:
@@ -96,7 +97,8 @@ class Dim:
 
     @staticmethod
     def symbol(name: str) -> Dim:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) or name in _DTYPE_NAMES:
+        """A dimension known by name only. Raises MonographError for a name that reads as something else in text."""
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) or name in _DTYPE_NAMES or name.lower() in _RESERVED:
             raise MonographError(f"{name!r} is not a name for a dimension")
         return Dim((((name,), 1),))
 
@@ -142,23 +144,19 @@ class Dim:
         return -1 * self
 
     def __floordiv__(self, other: DimLike) -> DimLike:
-        """Exact division by one term; raises MonographError when there is a remainder."""
-        divisor = _terms(other)
-        if len(divisor) != 1:
-            if self == other:
-                return 1
-            raise MonographError(f"{self} cannot be divided by {other}")
-        (by, factor), result = divisor[0], []
-        for monomial, coefficient in self.terms:
-            rest = list(monomial)
-            for s in by:
-                if s not in rest:
-                    raise MonographError(f"{self} is not a multiple of {other}")
-                rest.remove(s)
-            if coefficient % factor:
+        """Exact division; raises MonographError when there is a remainder."""
+        by, factor = _leading(other)
+        quotient: DimLike = 0
+        rest: DimLike = self
+        while rest != 0:
+            monomial, coefficient = _leading(rest)
+            over = Counter(monomial)
+            over.subtract(by)
+            if factor == 0 or coefficient % factor or min(over.values(), default=0) < 0:
                 raise MonographError(f"{self} is not a multiple of {other}")
-            result.append((tuple(rest), coefficient // factor))
-        return _normal(result)
+            step = _normal([(tuple(sorted(over.elements())), coefficient // factor)])
+            quotient, rest = quotient + step, rest - step * other
+        return quotient
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Dim) and self.terms == other.terms
@@ -179,6 +177,13 @@ class Dim:
 
 def _terms(d: DimLike) -> list[tuple[Monomial, int]]:
     return list(d.terms) if isinstance(d, Dim) else [((), d)]
+
+
+def _leading(d: DimLike) -> tuple[Monomial, int]:
+    """The term of highest degree, ties broken by the alphabet: products keep this order, as long division needs."""
+    terms = _terms(d)
+    names = sorted({s for monomial, _ in terms for s in monomial})
+    return max(terms, key=lambda t: (len(t[0]), [t[0].count(s) for s in names]))
 
 
 def _normal(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
@@ -203,7 +208,7 @@ def exact_div(a: DimLike, b: DimLike) -> DimLike:
         if a == 0:
             return 0
         raise MonographError(f"{a} is not a multiple of {b}")
-    return a // b
+    return a // b  # A Dim, or a dimension that a pattern does not know yet.
 
 
 def product(dims: Iterable[DimLike]) -> DimLike:
@@ -222,7 +227,7 @@ def parse_dim(text: str) -> DimLike:
     for sign, term in pieces:
         value: DimLike = -1 if sign == "-" else 1
         for factor in term.split("*"):
-            value = value * (int(factor) if factor.isdigit() else Dim.symbol(factor))
+            value = value * (int(factor) if factor.isdecimal() else Dim.symbol(factor))
         total = total + value
     return total
 
@@ -251,8 +256,11 @@ class TensorType:
 
     @property
     def bytes(self) -> DimLike:
+        """Size in memory; two 4-bit elements to a byte, rounded up (term by term where symbolic)."""
         n = self.elements
-        return n * (self.dtype.bits // 8) if self.dtype.bits >= 8 else exact_div(n + 1 if _odd(n) else n, 2)
+        if self.dtype.bits >= 8:
+            return n * (self.dtype.bits // 8)
+        return _normal((monomial, -(-coefficient // 2)) for monomial, coefficient in _terms(n))
 
     @property
     def symbols(self) -> frozenset[str]:
@@ -268,11 +276,8 @@ class TensorType:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-def _odd(n: DimLike) -> bool:
-    return isinstance(n, int) and n % 2 == 1
-
-
 _DTYPE_NAMES = frozenset(d.value for d in DType)
+_RESERVED = frozenset({"none", "true", "false", "inf", "infinity", "nan"})
 
 
 def tensor(dtype: DType, *dims: int | str | Dim) -> TensorType:
