@@ -22,6 +22,7 @@ from .dce import dce
 from .decompose import decompose as _decompose
 from .fold import fold
 from .manager import Check, FunctionPass, Pass, Pipeline, PipelineReport
+from .split import split
 
 CLEAN: tuple[Pass, ...] = (
     FunctionPass("canonicalize", canonicalize),
@@ -71,3 +72,8 @@ def decompose(graph: Graph) -> Graph:
     _decompose(new)
     PIPELINES["clean"].run(new)
     return new
+
+
+def seq2seq(graph: Graph) -> tuple[Graph, Graph]:
+    """(encoder, decoder) for generation: the encoder also gives the cross-attention keys and values, once."""
+    return split(decode(graph))

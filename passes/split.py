@@ -12,11 +12,11 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
     """(encoder, decoder). What does not depend on decoder inputs goes to the encoder.
 
     Values the decoder needs from there become outputs of the one and inputs of the other:
-    `encoder.N.key` / `encoder.N.value` [B,S,K,D] for cross-attention N, `encoder.N` for others, and
-    graph inputs (the source mask) stay inputs of both. Raises PassError when there is nothing to cut.
+    `encoder.N.key` / `encoder.N.value` [B,S,K,D] for cross-attention N, `encoder.N` for others. Masks are
+    cheap: the source mask is an input of both. Raises PassError when there is nothing to cut.
     """
     late = _dependents(graph, [v for k, v in graph.inputs.items() if k in DECODER_INPUTS or k.startswith("past_")])
-    if not late:
+    if DECODER_INPUTS[0] not in graph.inputs:
         raise PassError(f"graph {graph.name} has no decoder inputs: expected {', '.join(DECODER_INPUTS)}")
     frontier = _frontier(graph, late)
     encoder, decoder = Graph(f"{graph.name}_encoder"), Graph(f"{graph.name}_decoder")
@@ -56,7 +56,7 @@ def _frontier(graph: Graph, late: dict[Node, None]) -> dict[Value, str]:
             cross += 1
     for node in late:
         for v in node.arguments:
-            if v.producer is not None and v.producer not in late and _depends_on_input(v):
+            if v.dtype.is_float and v.producer is not None and v.producer not in late and _depends_on_input(v):
                 names.setdefault(v, f"encoder.{len(names)}")
     return names
 
