@@ -6,14 +6,13 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, overload
+from typing import Any, ClassVar, ParamSpec, Protocol, cast, overload
+
+import numpy as np
 
 from .errors import MonographError, OpError, did_you_mean
 from .graph import Attributes, Graph, Location, Value, building, current_graph
 from .types import DimLike, TensorType
-
-if TYPE_CHECKING:
-    import numpy as np
 
 P = ParamSpec("P")
 OPS: dict[str, Op] = {}
@@ -49,12 +48,13 @@ class Op:
     def signature(self) -> Signature:
         return Signature(self)
 
-    def complete(self, *operands: Value | None, **attributes: Any) -> Attributes:
-        """Fill in defaults that depend on the operands' types; called once, when a node is built."""
+    def _given(self, *operands: Value | None, **attributes: Any) -> Attributes:
         return attributes
 
-    def flops(self, *operands: Value | None, **attributes: Any) -> DimLike:
-        """Floating-point operations; a composite counts its body."""
+    complete: Callable[..., Attributes] = _given
+    """Fills in defaults that depend on the operands' types; gives the attributes in their normal form."""
+
+    def _flops_of_body(self, *operands: Value | None, **attributes: Any) -> DimLike:
         if self.body is None:
             return 0
         types = tuple(None if v is None else v.type for v in operands)
@@ -62,6 +62,9 @@ class Op:
         for node in expand(self, types, _freeze(attributes)):
             total = total + node.op.flops(*node.operands, **node.attributes)
         return total
+
+    flops: Callable[..., DimLike] = _flops_of_body
+    """Floating-point operations of one use; a composite counts its body, a primitive without a rule has none."""
 
     def cost(self, *operands: Value | None, **attributes: Any) -> tuple[DimLike, DimLike]:
         """(flops, bytes moved when operands are read and outputs written once), as symbolic expressions."""
@@ -114,7 +117,7 @@ class Signature:
         for name in given:
             if name not in self.attributes:
                 raise OpError(f"has no attribute {name!r}{did_you_mean(name, self.attributes)}")
-        full = {k: given.get(k, default) for k, default in self.attributes.items()}
+        full = {k: _plain(given.get(k, default)) for k, default in self.attributes.items()}
         missing = [k for k, v in full.items() if v is inspect.Parameter.empty]
         if missing:
             raise OpError(f"attribute {missing[0]!r} is missing")
@@ -128,6 +131,8 @@ class Signature:
         for name, v in zip(self.operands, operands, strict=False):
             if v is None and name not in self.optional:
                 raise OpError(f"{self.op.name}: operand {name!r} is missing")
+        if not operands and self.variadic:
+            raise OpError(f"{self.op.name}: takes at least one operand")
         if len(operands) > len(self.operands) and not self.variadic:
             raise OpError(f"{self.op.name}: takes {len(self.operands)} operands but {len(operands)} were given")
         return operands, kwargs
@@ -169,6 +174,13 @@ def _types(inferred: TensorType | tuple[TensorType, ...]) -> tuple[TensorType, .
     return inferred if isinstance(inferred, tuple) else (inferred,)
 
 
+def _plain(value: Any) -> Any:
+    """Lists as tuples and NumPy numbers as Python's, so that equal attributes compare and print alike."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, cast("Sequence[Any]", value)))
+    return cast("np.generic[Any]", value).item() if isinstance(value, np.generic) else value
+
+
 def _freeze(attributes: Attributes) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(attributes.items()))
 
@@ -185,7 +197,7 @@ def expand(op: Op, types: tuple[TensorType | None, ...], attributes: tuple[tuple
     operands = [None if t is None else graph.input(n, t) for n, t in zip(names, types, strict=True)]
     assert op.body is not None
     with building(graph):
-        outputs = op.body(*operands, **dict(attributes))
-    for i, v in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
+        made: Value | tuple[Value, ...] = op.body(*operands, **dict(attributes))
+    for i, v in enumerate(made if isinstance(made, tuple) else (made,)):
         graph.output(f"output{i}", v)
     return graph

@@ -50,7 +50,7 @@ def errors_of(graph: Graph) -> dict[Node | None, list[str]]:
 
 
 def _operands(node: Node, seen: set[Value], names: dict[Value, str]) -> list[str]:
-    found = []
+    found: list[str] = []
     for i, v in enumerate(node.operands):
         label = node.op.signature.operand_names(len(node.operands))[i : i + 1] or [f"operand {i}"]
         if v is None:
@@ -77,7 +77,7 @@ def _types(node: Node) -> list[str]:
     except MonographError as e:
         return [str(e)]
     written = tuple(v.type for v in node.outputs)
-    found = []
+    found: list[str] = []
     if written != types:
         shown = [", ".join(map(str, t)) for t in (written, types)]
         found.append(f"{node.op.name}: written type is {shown[0]} but the op gives {shown[1]}")

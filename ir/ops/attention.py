@@ -8,6 +8,7 @@ from ..errors import check
 from ..graph import Value
 from ..op import Op, op
 from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
+from .checks import floating, typed
 from .elementwise import cast, constant, less, less_equal, tanh, where
 from .linear import matmul
 from .reduce import softmax
@@ -49,6 +50,7 @@ class Attention(Op):
         scale: float | None = None,
         softcap: float | None = None,
     ) -> TensorType:
+        floating(q=q)
         for name, x in (("q", q), ("k", k), ("v", v)):
             check(x.rank == 4, f"{name} has rank {x.rank}, expected 4: [B, length, heads, width]")
             check(x.dtype == q.dtype, f"{name} is {x.dtype} but q is {q.dtype}")
@@ -63,10 +65,9 @@ class Attention(Op):
             check(fits, f"{name} is {x and x.type}, which does not broadcast to [{','.join(map(str, full))}]")
         check(bias is None or bias.dtype == q.dtype, f"bias is {bias and bias.dtype} but q is {q.dtype}")
         check(mask is None or mask.dtype == bool_, f"mask is {mask and mask.dtype}, expected bool (True = may attend)")
-        check(lengths is None or lengths.type == TensorType(i32, (batch,)), f"lengths is {lengths and lengths.type}")
-        check(
-            sinks is None or sinks.shape == (heads,), f"sinks is {sinks and sinks.type}, expected one per head: {heads}"
-        )
+        typed(TensorType(i32, (batch,)), ", one number of valid keys per batch row", lengths=lengths)
+        typed(TensorType(q.dtype, (heads,)), ", one per query head", sinks=sinks)
+        check(softcap is None or softcap > 0, f"softcap is {softcap}, expected a positive number")
         check(window is None or (causal and window > 0), f"window is {window}: it needs causal=True and at least 1 key")
         return TensorType(q.dtype, (batch, rows, heads, v.shape[3]))
 

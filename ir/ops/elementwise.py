@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import check
+from ..errors import OpError, check
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
+from .checks import floating, number, same_dtype
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Elementwise(Op):
@@ -33,7 +34,7 @@ class Elementwise(Op):
 
 class Unary(Elementwise):
     def infer(self, x: Value) -> TensorType:
-        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        floating(x=x)
         return x.type
 
     def numpy(self, x: Any) -> Any:
@@ -42,7 +43,11 @@ class Unary(Elementwise):
 
 class Binary(Elementwise):
     def infer(self, x: Value, y: Value) -> TensorType:
-        check(x.dtype == y.dtype, f"x is {x.dtype} but y is {y.dtype}: cast one of them")
+        number(x=x)
+        return self.broadcast(x, y)
+
+    def broadcast(self, x: Value, y: Value) -> TensorType:
+        same_dtype(x.dtype, y=y)
         shape = broadcast(x.shape, y.shape)
         if shape is None:
             check(False, f"shapes {_show(x)} and {_show(y)} do not broadcast")
@@ -87,7 +92,7 @@ class Div(Binary):
 
     def infer(self, x: Value, y: Value) -> TensorType:
         check(x.dtype.is_float, f"x is {x.dtype}: integer division rounds differently on every backend")
-        return super().infer(x, y)
+        return self.broadcast(x, y)
 
 
 class Maximum(Binary):
@@ -98,24 +103,31 @@ class Maximum(Binary):
 
 
 class Pow(Binary):
-    """x ** y, broadcast."""
+    """x ** y, broadcast; floating point only."""
 
-    torch_name, onnx_name = "float_power", "Pow"
+    torch_name, onnx_name = "pow", "Pow"
+
+    def infer(self, x: Value, y: Value) -> TensorType:
+        floating(x=x)
+        return super().infer(x, y)
 
     def numpy(self, x: Any, y: Any) -> Any:
         return np.power(x, y)
 
-    def torch(self, torch: Any, x: Any, y: Any) -> Any:
-        return torch.pow(x, y)
+
+class Signed(Unary):
+    def infer(self, x: Value) -> TensorType:
+        check(x.dtype not in (bool_, DType.u8, DType.u4), f"x is {x.dtype}, expected a type with a sign")
+        return x.type
 
 
-class Neg(Unary):
+class Neg(Signed):
     """-x."""
 
     torch_name, onnx_name = "negative", "Neg"
 
 
-class Abs(Unary):
+class Abs(Signed):
     """|x|."""
 
     torch_name, onnx_name = "abs", "Abs"
@@ -165,8 +177,8 @@ class Rsqrt(Unary):
     def numpy(self, x: Any) -> Any:
         return (1.0 / np.sqrt(x)).astype(x.dtype)
 
-    def onnx(self, op: Any, x: Any) -> Any:
-        return op.Reciprocal(op.Sqrt(x))
+    def onnx(self, op: Any, *xs: Any) -> Any:
+        return op.Reciprocal(op.Sqrt(*xs))
 
 
 class Erf(Unary):
@@ -194,10 +206,13 @@ class Comparison(Binary):
 
 
 class Equal(Comparison):
-    """x == y, bool."""
+    """x == y, bool; also of bools."""
 
     commutative = True
     torch_name, onnx_name = "eq", "Equal"
+
+    def infer(self, x: Value, y: Value) -> TensorType:
+        return self.broadcast(x, y)
 
     def numpy(self, x: Any, y: Any) -> Any:
         return np.equal(x, y)
@@ -218,7 +233,7 @@ class LessEqual(Comparison):
 class Logical(Binary):
     def infer(self, x: Value, y: Value) -> TensorType:
         check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
-        return super().infer(x, y)
+        return self.broadcast(x, y)
 
 
 class LogicalAnd(Logical):
@@ -250,7 +265,7 @@ class Where(Op):
 
     def infer(self, condition: Value, x: Value, y: Value) -> TensorType:
         check(condition.dtype == bool_, f"condition is {condition.dtype}, expected bool")
-        check(x.dtype == y.dtype, f"x is {x.dtype} but y is {y.dtype}: cast one of them")
+        same_dtype(x.dtype, y=y)
         shape = broadcast(condition.shape, x.shape, y.shape)
         check(shape is not None, f"shapes {_show(condition)}, {_show(x)} and {_show(y)} do not broadcast")
         return TensorType(x.dtype, shape or ())
@@ -288,7 +303,19 @@ class Constant(Op):
     """A number, or nested tuples of numbers, written out in the graph."""
 
     def infer(self, *, value: Any, dtype: DType) -> TensorType:
-        return TensorType(dtype, tuple(np.shape(value)))
+        try:
+            given = np.asarray(value)
+            kept = given.astype(dtype.numpy)
+        except (ValueError, OverflowError) as e:
+            raise OpError(f"value is not an array of {dtype}: {e}") from None
+        # A number that changes meaning, such as 0.5 in an integer graph, is a mistake; rounding of floats is not.
+        fits = given.dtype.kind in "biuf" and (given.dtype.kind == "b") == (dtype == bool_)
+        if dtype.is_float:
+            fits = fits and bool((np.isfinite(kept) == np.isfinite(given)).all())
+        else:
+            fits = fits and bool((kept.astype(np.float64) == given).all())
+        check(fits, f"value {value!r} cannot be written as {dtype}")
+        return TensorType(dtype, given.shape)
 
     def numpy(self, *, value: Any, dtype: DType) -> Any:
         return np.asarray(value, dtype=dtype.numpy)

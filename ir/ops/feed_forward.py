@@ -7,25 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import check
+from ..errors import check, did_you_mean
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType
+from .checks import floating, not_scalar, rank, same_dtype, typed
 from .elementwise import constant, erf, maximum, sigmoid, tanh
 from .linear import linear
 
 
 class Activation(Op):
     def infer(self, x: Value) -> TensorType:
-        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        floating(x=x)
         return x.type
 
 
 class Gelu(Op):
-    """x * Phi(x); `tanh` uses the approximation 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715x^3))). (Hendrycks & Gimpel 2016)"""
+    """x * Phi(x), Phi the normal distribution function. (Hendrycks & Gimpel 2016)
+
+    `tanh` uses the approximation 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    """
 
     def infer(self, x: Value, *, tanh: bool = False) -> TensorType:
-        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        floating(x=x)
         return x.type
 
     def body(self, x: Value, *, tanh: bool) -> Value:
@@ -71,6 +75,15 @@ gelu, silu, relu = op(Gelu), op(Silu), op(Relu)
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 
+def _check_block(x: Value, weights: dict[str, Value], activation: str) -> None:
+    known = f"expected one of {', '.join(ACTIVATIONS)}{did_you_mean(activation, ACTIVATIONS)}"
+    check(activation in ACTIVATIONS, f"activation is {activation!r}, {known}")
+    floating(x=x)
+    not_scalar(x=x)
+    rank(2, **weights)
+    same_dtype(x.dtype, **weights)
+
+
 def activate(x: Value, activation: str) -> Value:
     """Apply one of ACTIVATIONS by name. Raises OpError for another name."""
     check(activation in ACTIVATIONS, f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
@@ -97,10 +110,13 @@ class FeedForward(Op):
         activation: str,
         transposed: bool = False,
     ) -> TensorType:
+        _check_block(x, {"w_up": w_up, "w_down": w_down}, activation)
         rows, hidden = w_up.shape if transposed else w_up.shape[::-1]
         back, columns = w_down.shape if transposed else w_down.shape[::-1]
         check(x.shape[-1] == rows, f"last axis of x is {x.shape[-1]} but w_up expects {rows}")
         check(hidden == back, f"w_up gives {hidden} channels but w_down expects {back}")
+        typed(TensorType(x.dtype, (hidden,)), ", the channels of w_up", b_up=b_up)
+        typed(TensorType(x.dtype, (columns,)), ", the channels of w_down", b_down=b_down)
         return TensorType(x.dtype, (*x.shape[:-1], columns))
 
     def body(
@@ -135,12 +151,14 @@ class GatedFeedForward(Op):
         *,
         activation: str,
     ) -> TensorType:
+        _check_block(x, {"w_gate": w_gate, "w_up": w_up, "w_down": w_down}, activation)
         check(w_gate.type == w_up.type, f"w_gate is {w_gate.type} but w_up is {w_up.type}")
         check(x.shape[-1] == w_up.shape[1], f"last axis of x is {x.shape[-1]} but w_up expects {w_up.shape[1]}")
-        check(
-            w_up.shape[0] == w_down.shape[1], f"w_up gives {w_up.shape[0]} channels, w_down expects {w_down.shape[1]}"
-        )
-        return TensorType(x.dtype, (*x.shape[:-1], w_down.shape[0]))
+        hidden, columns = w_up.shape[0], w_down.shape[0]
+        check(hidden == w_down.shape[1], f"w_up gives {hidden} channels but w_down expects {w_down.shape[1]}")
+        typed(TensorType(x.dtype, (hidden,)), ", the channels of w_up", b_gate=b_gate, b_up=b_up)
+        typed(TensorType(x.dtype, (columns,)), ", the channels of w_down", b_down=b_down)
+        return TensorType(x.dtype, (*x.shape[:-1], columns))
 
     def body(
         self,
@@ -167,6 +185,7 @@ class Dropout(Op):
     random = True
 
     def infer(self, x: Value, *, p: float) -> TensorType:
+        floating(x=x)
         check(0.0 <= p < 1.0, f"p is {p}, expected 0 <= p < 1")
         return x.type
 

@@ -10,6 +10,7 @@ from ..errors import check
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, broadcast
+from .checks import indices, not_scalar, rank, same_dtype, typed
 from .shape import gather, transpose
 
 
@@ -17,7 +18,7 @@ class Matmul(Op):
     """x @ y over the last two axes, the others broadcast: [..., M, K] @ [..., K, N] -> [..., M, N]."""
 
     def infer(self, x: Value, y: Value) -> TensorType:
-        check(x.dtype == y.dtype, f"x is {x.dtype} but y is {y.dtype}: cast one of them")
+        same_dtype(x.dtype, y=y)
         check(x.rank >= 2 and y.rank >= 2, f"x has rank {x.rank} and y rank {y.rank}, expected at least 2")
         check(x.shape[-1] == y.shape[-2], f"last axis of x is {x.shape[-1]} but y has {y.shape[-2]} rows")
         batch = broadcast(x.shape[:-2], y.shape[:-2])
@@ -44,13 +45,13 @@ class Linear(Op):
     """y = x @ w.T + b with w [out, in]; `transposed` means w is stored as [in, out] (GPT-2's Conv1D)."""
 
     def infer(self, x: Value, w: Value, b: Value | None = None, *, transposed: bool = False) -> TensorType:
-        check(w.rank == 2, f"w has rank {w.rank}, expected 2")
-        check(x.dtype == w.dtype, f"x is {x.dtype} but w is {w.dtype}: cast one of them")
+        not_scalar(x=x)
+        rank(2, w=w)
+        same_dtype(x.dtype, w=w)
         rows, columns = w.shape if transposed else (w.shape[1], w.shape[0])
         layout = "[in, out]" if transposed else "[out, in]"
         check(x.shape[-1] == rows, f"last axis of x is {x.shape[-1]} but w expects {rows} (w is {layout})")
-        if b is not None:
-            check(b.type == TensorType(x.dtype, (columns,)), f"b is {b.type}, expected {x.dtype}[{columns}]")
+        typed(TensorType(x.dtype, (columns,)), ", the channels of w", b=b)
         return TensorType(x.dtype, (*x.shape[:-1], columns))
 
     def body(self, x: Value, w: Value, b: Value | None = None, *, transposed: bool = False) -> Value:
@@ -69,8 +70,8 @@ class Embedding(Op):
     """Rows of `table` [V, C] for integer ids [...]: [..., C]."""
 
     def infer(self, ids: Value, table: Value) -> TensorType:
-        check(not ids.dtype.is_float and ids.dtype.value != "bool", f"ids are {ids.dtype}, expected integers")
-        check(table.rank == 2, f"table has rank {table.rank}, expected 2")
+        indices(ids=ids)
+        rank(2, table=table)
         return TensorType(table.dtype, (*ids.shape, table.shape[1]))
 
     def body(self, ids: Value, table: Value) -> Value:

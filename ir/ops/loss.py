@@ -8,6 +8,7 @@ from ..errors import check
 from ..graph import Value
 from ..op import Op, op
 from ..types import TensorType, i64
+from .checks import floating, not_scalar
 from .elementwise import cast, constant, equal, exp, log, logical_not, maximum, where
 from .reduce import max, mean, sum
 from .shape import reshape, take_along_axis
@@ -23,8 +24,11 @@ class CrossEntropy(Op):
     def infer(
         self, logits: Value, labels: Value, *, ignore_index: int = -100, label_smoothing: float = 0.0
     ) -> TensorType:
+        floating(logits=logits)
+        not_scalar(logits=logits)
         check(labels.dtype == i64, f"labels are {labels.dtype}, expected i64")
         check(labels.shape == logits.shape[:-1], f"labels are {labels.type} but logits are {logits.type}")
+        check(0.0 <= label_smoothing < 1.0, f"label_smoothing is {label_smoothing}, expected 0 <= e < 1")
         return TensorType(logits.dtype, ())
 
     def body(self, logits: Value, labels: Value, *, ignore_index: int, label_smoothing: float) -> Value:

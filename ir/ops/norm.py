@@ -8,21 +8,23 @@ from ..errors import check
 from ..graph import Value
 from ..op import Op, op
 from ..types import TensorType
+from .checks import floating, not_scalar, typed
 from .elementwise import rsqrt
 from .reduce import mean
 
 
-def _check_weight(x: Value, w: Value | None, name: str) -> None:
-    if w is not None:
-        expected = TensorType(x.dtype, x.shape[-1:])
-        check(w.type == expected, f"{name} is {w.type}, expected {expected}, the last axis of x")
+def _check_norm(x: Value, eps: float, **weights: Value | None) -> None:
+    floating(x=x)
+    not_scalar(x=x)
+    check(eps >= 0, f"eps is {eps}, expected at least 0")
+    typed(TensorType(x.dtype, x.shape[-1:]), ", the last axis of x", **weights)
 
 
 class RMSNorm(Op):
     """y = x / sqrt(mean(x**2) + eps) * w, over the last axis. (Zhang & Sennrich 2019)"""
 
     def infer(self, x: Value, w: Value, *, eps: float = 1e-6) -> TensorType:
-        _check_weight(x, w, "w")
+        _check_norm(x, eps, w=w)
         return x.type
 
     def body(self, x: Value, w: Value, *, eps: float) -> Value:
@@ -39,8 +41,7 @@ class LayerNorm(Op):
     """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, over the last axis. (Ba et al. 2016)"""
 
     def infer(self, x: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5) -> TensorType:
-        _check_weight(x, w, "w")
-        _check_weight(x, b, "b")
+        _check_norm(x, eps, w=w, b=b)
         return x.type
 
     def body(self, x: Value, w: Value, b: Value | None = None, *, eps: float) -> Value:
@@ -63,7 +64,7 @@ class AddRMSNorm(Op):
 
     def infer(self, x: Value, r: Value, w: Value, *, eps: float = 1e-6) -> tuple[TensorType, TensorType]:
         check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
-        _check_weight(x, w, "w")
+        _check_norm(x, eps, w=w)
         return x.type, x.type
 
     def body(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, Value]:
@@ -78,8 +79,7 @@ class AddLayerNorm(Op):
         self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5
     ) -> tuple[TensorType, TensorType]:
         check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
-        _check_weight(x, w, "w")
-        _check_weight(x, b, "b")
+        _check_norm(x, eps, w=w, b=b)
         return x.type, x.type
 
     def body(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:

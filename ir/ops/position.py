@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import ConfigError, check, did_you_mean
 from ..graph import Value
 from ..op import Op, op
-from ..types import TensorType
+from ..types import Dim, TensorType
+from .checks import floating, indices, rank
 from .elementwise import cast, constant, cos, sin
 from .shape import concat, reshape, slice_
 
@@ -36,10 +37,15 @@ class Rope(Op):
         rotary_dim: int | None = None,
         scale: float = 1.0,
     ) -> TensorType:
-        check(x.rank == 4, f"x has rank {x.rank}, expected 4: [B,S,H,D]")
+        rank(4, x=x)
+        rank(1, frequencies=frequencies)
+        floating(x=x, frequencies=frequencies)
+        indices(positions=positions)
         check(positions.shape == x.shape[:2], f"positions are {positions.type}, expected [{x.shape[0]},{x.shape[1]}]")
         width = x.shape[3] if rotary_dim is None else rotary_dim
-        check(frequencies.rank == 1, f"frequencies have rank {frequencies.rank}, expected 1")
+        whole = x.shape[3]
+        room = whole - width
+        check(isinstance(room, Dim) or room >= 0, f"rotary_dim is {width} but x has {whole} channels")
         check(2 * frequencies.shape[0] == width, f"{frequencies.shape[0]} frequencies do not turn {width} channels")
         return x.type
 
@@ -81,6 +87,8 @@ class SinusoidalPositions(Op):
 
     def infer(self, positions: Value, *, dim: int, dtype: Any) -> TensorType:
         check(dim % 2 == 0, f"dim is {dim}, expected an even number")
+        rank(2, positions=positions)
+        check(dtype.is_float, f"dtype is {dtype}, expected a floating-point type")
         return TensorType(dtype, (*positions.shape, dim))
 
     def body(self, positions: Value, *, dim: int, dtype: Any) -> Value:

@@ -6,18 +6,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import check
+from ..errors import OpError, check
 from ..graph import Value
 from ..op import Op, op
-from ..types import DimLike, TensorType, i64
+from ..types import DimLike, TensorType, bool_, i64
+from .checks import floating, number
 
 
 class AlongAxis(Op):
     """An op with an `axis`, which is kept counted from the right (-1 is the last) so that it has one spelling."""
 
     def complete(self, *operands: Value | None, axis: int, **attributes: Any) -> dict[str, Any]:
-        x = operands[0]
-        assert x is not None
+        x = operands[0] if operands else None
+        if x is None:
+            raise OpError("takes at least one operand")
         check(-x.rank <= axis < x.rank, f"axis {axis} is outside rank {x.rank}")
         return {"axis": axis - x.rank if axis >= 0 else axis, **attributes}
 
@@ -33,6 +35,7 @@ class Reduce(AlongAxis):
     onnx_name: ClassVar[str]
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
+        floating(x=x)
         return reduced(x, axis, keepdims)
 
     def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
@@ -49,9 +52,13 @@ class Reduce(AlongAxis):
 
 
 class Sum(Reduce):
-    """Sum over one axis."""
+    """Sum over one axis, of floats or i64 (narrower integers would be widened by some backends only)."""
 
     torch_name, onnx_name = "sum", "ReduceSum"
+
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
+        check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
+        return reduced(x, axis, keepdims)
 
 
 class Mean(Reduce):
@@ -65,6 +72,10 @@ class Max(Reduce):
 
     torch_name, onnx_name = "amax", "ReduceMax"
 
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
+        number(x=x)
+        return reduced(x, axis, keepdims)
+
 
 class Any_(Reduce):
     """True where any element along the axis is; bool in, bool out."""
@@ -73,7 +84,7 @@ class Any_(Reduce):
     name = "any"  # type: ignore[assignment]
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
-        check(x.dtype.value == "bool", f"x is {x.dtype}, expected bool")
+        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
         return reduced(x, axis, keepdims)
 
     def onnx(self, op: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
@@ -86,6 +97,7 @@ class Argmax(AlongAxis):
     """Index of the first largest element along an axis, i64."""
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = False) -> TensorType:
+        number(x=x)
         return reduced(x, axis, keepdims).with_dtype(i64)
 
     def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
@@ -105,7 +117,7 @@ class Softmax(AlongAxis):
     """e**x / sum(e**x) over one axis, computed after subtracting the largest element."""
 
     def infer(self, x: Value, *, axis: int = -1) -> TensorType:
-        check(x.dtype.is_float, f"x is {x.dtype}, expected a floating-point type")
+        floating(x=x)
         return x.type
 
     def flops(self, x: Value, *, axis: int) -> DimLike:

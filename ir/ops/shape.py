@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import check
 from ..graph import Value
 from ..op import Op, op
-from ..types import Dim, DimLike, DType, Shape, TensorType, broadcast, exact_div, i64, product
+from ..types import Dim, DimLike, DType, Shape, TensorType, bool_, broadcast, exact_div, i64, product
+from . import checks
 from .reduce import AlongAxis
 
 
@@ -18,13 +19,15 @@ class Reshape(Op):
 
     def complete(self, x: Value, *, shape: Shape) -> dict[str, Any]:
         if -1 not in shape:
-            return {"shape": tuple(shape)}
+            return {"shape": shape}
+        check(shape.count(-1) == 1, f"shape [{_show(shape)}] has {shape.count(-1)} dimensions that are -1")
         known = product(d for d in shape if d != -1)
         return {"shape": tuple(exact_div(x.type.elements, known) if d == -1 else d for d in shape)}
 
     def infer(self, x: Value, *, shape: Shape) -> TensorType:
+        check(all(isinstance(d, Dim) or d >= 0 for d in shape), f"shape [{_show(shape)}] has a negative dimension")
         check(x.type.elements == product(shape), f"{x.type} has {x.type.elements} elements, not {product(shape)}")
-        return TensorType(x.dtype, tuple(shape))
+        return TensorType(x.dtype, shape)
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.reshape(x, shape)
@@ -34,6 +37,10 @@ class Reshape(Op):
 
     def onnx(self, op: Any, x: Any, *, shape: Shape) -> Any:
         return op.reshape(x, shape)
+
+
+def _show(shape: Shape) -> str:
+    return ",".join(map(str, shape))
 
 
 class Transpose(Op):
@@ -57,8 +64,8 @@ class Expand(Op):
     """x broadcast to `shape`."""
 
     def infer(self, x: Value, *, shape: Shape) -> TensorType:
-        check(broadcast(x.shape, shape) == tuple(shape), f"{x.type} does not broadcast to {list(shape)}")
-        return TensorType(x.dtype, tuple(shape))
+        check(broadcast(x.shape, shape) == shape, f"{x.type} does not broadcast to [{_show(shape)}]")
+        return TensorType(x.dtype, shape)
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.broadcast_to(x, shape)
@@ -81,7 +88,7 @@ class Concat(AlongAxis):
             same = same and all(a == b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != at)
             check(same, f"{x.type} and {first.type} differ outside axis {axis}")
             total = total + x.shape[at]
-        return TensorType(first.dtype, first.shape[:at] + (total,) + first.shape[at + 1 :])
+        return TensorType(first.dtype, (*first.shape[:at], total, *first.shape[at + 1 :]))
 
     def numpy(self, *xs: Any, axis: int) -> Any:
         return np.concatenate(xs, axis=axis)
@@ -98,9 +105,10 @@ class Slice(AlongAxis):
 
     def infer(self, x: Value, *, axis: int, start: DimLike, length: DimLike) -> TensorType:
         at, size = axis % x.rank, x.shape[axis]
-        if isinstance(start, int) and isinstance(length, int) and isinstance(size, int):
-            check(start >= 0 and start + length <= size, f"[{start}:{start + length}] is outside the {size} elements")
-        return TensorType(x.dtype, x.shape[:at] + (length,) + x.shape[at + 1 :])
+        room = size - (start + length)
+        inside = all(isinstance(d, Dim) or d >= 0 for d in (start, length, room))
+        check(inside, f"[{start}:{start + length}] is outside the {size} elements")
+        return TensorType(x.dtype, (*x.shape[:at], length, *x.shape[at + 1 :]))
 
     def numpy(self, x: Any, *, axis: int, start: int, length: int) -> Any:
         return x[(..., slice(start, start + length), *(slice(None),) * (-axis - 1))]
@@ -116,7 +124,7 @@ class Gather(AlongAxis):
     """Rows of x along `axis` chosen by integer indices: x.shape[:axis] + indices.shape + x.shape[axis+1:]."""
 
     def infer(self, x: Value, indices: Value, *, axis: int = 0) -> TensorType:
-        check(indices.dtype.value in ("i64", "i32"), f"indices are {indices.dtype}, expected i64 or i32")
+        checks.indices(indices=indices)
         at = axis % x.rank
         return TensorType(x.dtype, x.shape[:at] + indices.shape + x.shape[at + 1 :])
 
@@ -149,13 +157,16 @@ class TakeAlongAxis(AlongAxis):
         return torch.take_along_dim(x, indices, dim=axis)
 
     def onnx(self, op: Any, x: Any, indices: Any, *, axis: int) -> Any:
-        return op.GatherElements(x, indices, axis=axis)
+        # Counted from the left: ONNX's own evaluator takes a negative axis for another one.
+        return op.GatherElements(x, indices, axis=axis % len(x.shape))
 
 
 class Iota(Op):
     """start, start + 1, ..., `length` integers; both may be symbolic dimensions."""
 
     def infer(self, *, start: DimLike, length: DimLike, dtype: DType = i64) -> TensorType:
+        check(isinstance(length, Dim) or length >= 0, f"length is {length}, expected at least 0")
+        check(dtype != bool_, "dtype is bool, expected numbers")
         return TensorType(dtype, (length,))
 
     def numpy(self, *, start: int, length: int, dtype: DType) -> Any:
