@@ -203,8 +203,7 @@ class Builder:
         while given and given[-1] is None:
             given.pop()
         attributes = {k: v for k, v in attributes.items() if v is not None}
-        frozen = tuple(sorted((k, repr(v)) for k, v in attributes.items()))
-        key = (domain, op_type, outputs, frozen, *(id(h) for h in given))
+        key = (domain, op_type, outputs, _frozen(sorted(attributes.items())), *map(id, given))
         if key not in self._numbered:
             self._numbered[key] = self._make(op_type, given, outputs, domain, attributes)
         handles = self._numbered[key]
@@ -320,6 +319,16 @@ class Builder:
             node.outputs[0].replace_all_uses_with(new.value)
             node.replace_input_with(0, None)
             self.nodes.remove(node)
+
+
+def _frozen(attribute: Any) -> Any:
+    """An attribute as a key: equal keys are equal attributes. What cannot be compared is equal to itself only."""
+    if isinstance(attribute, (list, tuple)):
+        items: Sequence[Any] = attribute
+        return tuple(map(_frozen, items))
+    if isinstance(attribute, (bool, int, float, str)):
+        return type(attribute).__name__, repr(attribute)
+    return id(attribute)
 
 
 def ones_between(long: Sequence[DimLike], short: Sequence[DimLike]) -> list[int] | None:

@@ -115,6 +115,5 @@ def export(
 ) -> Path:
     """Lower and save, then have ONNX's own checker read the result; gives the path of model.onnx."""
     path = save(lower(graph, weights, opset, pipeline=pipeline), folder, progress)
-    if pipeline is PORTABLE:
-        onnx.checker.check_model(str(path), full_check=True)
+    onnx.checker.check_model(str(path), full_check=True)
     return path
