@@ -1,0 +1,230 @@
+"""The generation loop: prefill once, then one step a token, for a batch of prompts of different lengths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import RuntimeInputError, did_you_mean
+from .prompts import pad, rows_of
+from .sampling import Array, Sampler, Sampling
+from .text import RowText
+
+Reason = Literal["stop", "length", "eos"]
+
+
+class Session(Protocol):
+    """A model that keeps the keys and values of what it has read."""
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens read so far, i64 [B]."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything read."""
+        ...
+
+    def prefill(self, tokens: Array, lengths: Array) -> Array:
+        """Read prompts i64 [B,S], padded on the right; logits [B,V] after the last token of each."""
+        ...
+
+    def step(self, tokens: Array) -> Array:
+        """Read one more token a row, i64 [B]; logits [B,V] after it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds and tokens of one call, all rows together. Decode counts what comes after the first token of each row."""
+
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    decode_tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed; 0 if there was no decode step."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came after one prompt.
+
+    ids: the tokens chosen, without the end token. text: without the stop string and what came with it.
+    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached.
+    """
+
+    prompt: list[int]
+    ids: list[int]
+    text: str
+    reason: Reason
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Settings(Sampling):
+    """How to generate: the fields of `Sampling`, and
+
+    max_new_tokens: most tokens to add. stop: texts at which a row ends, also across tokens. eos: ids that end a row
+    (None: those of the tokenizer; empty: none). context: most positions the model has, prompt included (None: any).
+    """
+
+    max_new_tokens: int = 128
+    stop: str | Sequence[str] = ()
+    eos: int | Sequence[int] | None = None
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Settings:
+        """Settings from keywords. Raises RuntimeInputError for a name there is not."""
+        known = [f.name for f in fields(Settings)]
+        for name in given:
+            if name not in known:
+                raise RuntimeInputError(f"there is no setting called {name!r}{did_you_mean(name, known)}")
+        return Settings(**given)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def ends(self, tokenizer: Tokenizer | None) -> frozenset[int]:
+        if self.eos is None:
+            return frozenset(tokenizer.eos_ids if tokenizer is not None else ())
+        return frozenset([self.eos] if isinstance(self.eos, int) else self.eos)
+
+    def check(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raise RuntimeInputError if a row and what may come after it have no room in the context."""
+        for i, row in enumerate(rows):
+            if self.context is not None and len(row) + self.max_new_tokens > self.context:
+                raise RuntimeInputError(
+                    f"prompt {i} has {len(row)} tokens; with {self.max_new_tokens} new ones that is "
+                    f"{len(row) + self.max_new_tokens}, but the model has {self.context} positions"
+                )
+
+
+def generate(
+    session: Session,
+    tokenizer: Tokenizer | None,
+    prompts: Any,
+    *,
+    attention_mask: Any = None,
+    chat: bool = False,
+    on_text: Callable[[int, str], None] = lambda row, text: None,
+    **settings: Any,
+) -> list[Generation]:
+    """Continue each prompt; results in the order of the prompts. settings: the fields of `Settings`.
+
+    prompts, attention_mask, chat: see `rows_of`. on_text: called with (row, text) as soon as the text is certain.
+    Each row gets what it would get alone. Raises RuntimeInputError for prompts, settings or lengths that cannot be,
+    before the model runs.
+    """
+    rows = rows_of(prompts, tokenizer, attention_mask=attention_mask, chat=chat)
+    decoding = Decoding(session, tokenizer, rows, Settings.of(settings))
+    for row, text in decoding:
+        on_text(row, text)
+    return decoding.results()
+
+
+def stream(
+    session: Session, tokenizer: Tokenizer, prompt: Any, *, chat: bool = False, **settings: Any
+) -> Iterator[str]:
+    """The text after one prompt, piece by piece; the pieces join to the text `generate` gives. Errors as there."""
+    rows = rows_of(prompt, tokenizer, chat=chat)
+    if len(rows) != 1:
+        raise RuntimeInputError(f"stream takes one prompt, not {len(rows)}")
+    decoding = Decoding(session, tokenizer, rows, Settings.of(settings))
+    return (text for _, text in decoding)
+
+
+@dataclass
+class _Row:
+    """One prompt and what has come after it."""
+
+    prompt: list[int]
+    text: RowText
+    seen: list[int]
+    reason: Reason | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        return self.seen[len(self.prompt) :]
+
+
+class Decoding:
+    """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain."""
+
+    def __init__(
+        self, session: Session, tokenizer: Tokenizer | None, rows: Sequence[list[int]], settings: Settings
+    ) -> None:
+        settings.check(rows)
+        if settings.stops and tokenizer is None:
+            raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
+        self.session, self.settings = session, settings
+        self.ends = settings.ends(tokenizer)
+        self.rows = [_Row(row, RowText(tokenizer, settings.stops), list(row)) for row in rows]
+        self.sampler = Sampler(settings, len(rows))
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.decode_tokens = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        start = time.perf_counter()
+        self.session.reset()
+        logits = self.session.prefill(*pad([r.prompt for r in self.rows]))
+        tokens = self.choose(logits)
+        self.prefill_seconds = time.perf_counter() - start
+        for number in range(1, self.settings.max_new_tokens + 1):
+            yield from self.take(tokens, last=number == self.settings.max_new_tokens)
+            active = sum(r.reason is None for r in self.rows)
+            if not active:
+                return
+            start = time.perf_counter()
+            # Rows that have ended keep stepping with the others; what they would say is dropped.
+            tokens = self.choose(self.session.step(tokens))
+            self.decode_seconds += time.perf_counter() - start
+            self.decode_tokens += active
+
+    def choose(self, logits: Array) -> Array:
+        return self.sampler(logits, [r.seen for r in self.rows])
+
+    def take(self, tokens: Array, last: bool) -> Iterator[tuple[int, str]]:
+        """Give each running row its token; (row, text) for the text that is certain now."""
+        for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
+            if row.reason is not None:
+                continue
+            if token in self.ends:
+                row.reason, text = "eos", ""
+            else:
+                row.seen.append(token)
+                text = row.text.push(token)
+                if row.text.stopped:
+                    row.reason = "stop"
+                elif last:
+                    row.reason = "length"
+            if row.reason in ("eos", "length"):
+                text += row.text.end()
+                row.reason = "stop" if row.text.stopped else row.reason
+            if text:
+                yield i, text
+
+    def results(self) -> list[Generation]:
+        """What every row came to."""
+        timing = Timing(
+            sum(len(r.prompt) for r in self.rows),
+            sum(len(r.ids) for r in self.rows),
+            self.prefill_seconds,
+            self.decode_seconds,
+            self.decode_tokens,
+        )
+        return [Generation(r.prompt, r.ids, r.text.text, r.reason or "length", timing) for r in self.rows]

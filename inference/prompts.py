@@ -1,0 +1,102 @@
+"""What a caller may give as prompts, brought to one form: a list of ids per row, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import RuntimeInputError
+from .sampling import Array
+
+Message = Mapping[str, Any]
+
+
+def rows_of(
+    prompts: Any, tokenizer: Tokenizer | None, *, attention_mask: Any = None, chat: bool = False
+) -> list[list[int]]:
+    """The ids of each prompt.
+
+    prompts: a text or a list of texts; ids, a list of them, or an array [B,S] with `attention_mask` [B,S] (padding
+    left or right, 1 = token). With `chat`: a text (what the user says), a conversation [{"role", "content"}, ...],
+    or a list of either, put through the chat template. Raises RuntimeInputError naming the row.
+    """
+    if attention_mask is not None:
+        return _masked(prompts, attention_mask)
+    items = prompts if is_batch(prompts) else [prompts]
+    if len(items) == 0:
+        raise RuntimeInputError("there are no prompts")
+    rows = [_row(item, tokenizer, chat, i) for i, item in enumerate(items)]
+    for i, row in enumerate(rows):
+        if not row:
+            raise RuntimeInputError(f"prompt {i} has no tokens; a model needs at least one to go on from")
+    return rows
+
+
+def is_batch(prompts: Any) -> bool:
+    """Whether `prompts` holds several prompts: not for one text, one list of ids or one conversation."""
+    if isinstance(prompts, str):
+        return False
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 2
+    return not (len(prompts) > 0 and (_is_id(prompts[0]) or isinstance(prompts[0], Mapping)))
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Array, Array]:
+    """(tokens i64 [B,S] padded on the right, lengths i64 [B])."""
+    lengths = np.array([len(r) for r in rows], np.int64)
+    tokens = np.full((len(rows), int(lengths.max())), fill, np.int64)
+    for target, row in zip(tokens, rows, strict=True):
+        target[: len(row)] = row
+    return tokens, lengths
+
+
+def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list[int]:
+    if isinstance(item, str) or chat:
+        if tokenizer is None:
+            raise RuntimeInputError(f"prompt {index} is text, but there is no tokenizer")
+        if not chat:
+            return tokenizer.encode(item)
+        messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
+        if not all(isinstance(m, Mapping) for m in messages):
+            raise RuntimeInputError(f"prompt {index} is not a conversation: a list of {{'role', 'content'}}")
+        # The template writes BOS itself where the model wants it.
+        return tokenizer.encode(tokenizer.chat(messages), add_special=False)
+    found = np.asarray(item)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise RuntimeInputError(f"prompt {index} is {type(item).__name__}, expected a text or a list of ids")
+    return [int(i) for i in found]
+
+
+def _masked(ids: Any, attention_mask: Any) -> list[list[int]]:
+    tokens, mask = np.asarray(ids), np.asarray(attention_mask)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise RuntimeInputError(
+            f"with an attention_mask prompts must be ids [B,S], not {tokens.dtype}{list(tokens.shape)}"
+        )
+    if mask.shape != tokens.shape:
+        raise RuntimeInputError(f"attention_mask is {list(mask.shape)} but the ids are {list(tokens.shape)}")
+    return [_compact(row, m, i) for i, (row, m) in enumerate(zip(tokens, mask, strict=True))]
+
+
+def _compact(row: Array, mask: Array, index: int) -> list[int]:
+    """The tokens of one padded row. Raises RuntimeInputError if they are not one unbroken run."""
+    if not np.isin(mask, (0, 1)).all():
+        raise RuntimeInputError(f"attention_mask of prompt {index} has the value {mask[~np.isin(mask, (0, 1))][0]}")
+    kept = np.flatnonzero(mask)
+    if len(kept) == 0:
+        raise RuntimeInputError(f"attention_mask of prompt {index} is all zeros: there is no token to go on from")
+    first, last = int(kept[0]), int(kept[-1])
+    if last - first + 1 != len(kept):
+        hole = int(np.flatnonzero(np.diff(kept) > 1)[0])
+        raise RuntimeInputError(
+            f"attention_mask of prompt {index} has a hole at {int(kept[hole]) + 1}, between tokens {first} and {last}",
+            hint="a prompt is one unbroken run of tokens with padding on its left or right; remove what is masked out",
+        )
+    return [int(i) for i in row[first : last + 1]]
+
+
+def _is_id(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)

@@ -1,0 +1,157 @@
+"""Choosing the next token: what is done to the logits, in which order, and how a token is drawn.
+
+The order is that of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p. Each filter sets
+the logits it removes to -inf and sees what the ones before it left. Everything is computed in float32 or wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ir.errors import RuntimeInputError
+from .errors import GenerationError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; see the functions of the same names. temperature 0: always the likeliest.
+
+    seed: a number for the batch, or a list with one per row; None: different each time. Each row draws from its own
+    stream, which depends on the seed and the index of the row only; in a list, as if the row were alone with its seed.
+    Raises RuntimeInputError for a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        def require(fits: bool, name: str, expected: str) -> None:
+            if not fits:
+                raise RuntimeInputError(f"{name} is {getattr(self, name)}, expected {expected}")
+
+        require(0 <= self.temperature < np.inf, "temperature", "0 (greedy) or a positive number")
+        require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1, or None")
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1, or None")
+        require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1, or None")
+        seeds = [self.seed] if isinstance(self.seed, int) else self.seed or []
+        require(all(s >= 0 for s in seeds), "seed", "no negative number")
+        require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "a positive number (1: none)")
+
+
+def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Array:
+    """Make tokens that row b has `seen` less likely: positive logits / penalty, negative ones * penalty.
+
+    logits [B,V]. (Keskar et al. 2019, with the sign rule of transformers.)
+    """
+    result = logits.copy()
+    for row, ids in zip(result, seen, strict=True):
+        known = np.unique(np.asarray(ids, np.int64))
+        known = known[known < len(row)]
+        row[known] = np.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+    return result
+
+
+def keep_top_k(logits: Array, k: int) -> Array:
+    """Only the k largest logits of each row, and those equal to the smallest of them."""
+    if k >= logits.shape[-1]:
+        return logits
+    least = np.partition(logits, -k, axis=-1)[..., -k, None]
+    return np.where(logits < least, -np.inf, logits)
+
+
+def keep_top_p(logits: Array, p: float) -> Array:
+    """Only the likeliest tokens, as few as reach probability p together. (Holtzman et al. 2020)
+
+    At least one stays; of equal probabilities the one with the lower id counts as likelier.
+    """
+    result = np.full_like(logits, -np.inf)
+    for row, out, probability in zip(logits, result, softmax(logits), strict=True):
+        # What is below (1 - p) / V is less than 1 - p even taken together, so it need not be sorted.
+        likely = np.flatnonzero(probability >= (1 - p) / len(row))
+        order = likely[np.argsort(-probability[likely], kind="stable")]
+        ordered = probability[order]
+        kept = order[np.cumsum(ordered) - ordered < p]
+        out[kept] = row[kept]
+    return result
+
+
+def keep_min_p(logits: Array, p: float) -> Array:
+    """Only tokens at least p times as likely as the likeliest. (Nguyen et al. 2024)"""
+    probability = softmax(logits)
+    return np.where(probability < p * probability.max(axis=-1, keepdims=True), -np.inf, logits)
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities of each row, in float64."""
+    wide = logits.astype(np.float64)
+    e = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def process(logits: Array, seen: Sequence[Sequence[int]], settings: Sampling) -> Array:
+    """All that `settings` ask for, in the documented order; with temperature 0 only the penalty. [B,V] -> [B,V]"""
+    x = logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float32)
+    if settings.repetition_penalty != 1.0:
+        x = penalize(x, seen, settings.repetition_penalty)
+    if settings.temperature == 0:
+        return x
+    x = x / x.dtype.type(settings.temperature)
+    if settings.top_k is not None:
+        x = keep_top_k(x, settings.top_k)
+    if settings.top_p is not None and settings.top_p < 1:
+        x = keep_top_p(x, settings.top_p)
+    if settings.min_p:
+        x = keep_min_p(x, settings.min_p)
+    return x
+
+
+class Sampler:
+    """Chooses one token a row, with one stream of random numbers a row."""
+
+    def __init__(self, settings: Sampling, rows: int) -> None:
+        self.settings = settings
+        seeds = _seeds(settings.seed, rows)
+        self.streams = [np.random.default_rng(s) for s in seeds] if settings.temperature else []
+
+    def __call__(self, logits: Array, seen: Sequence[Sequence[int]]) -> Array:
+        """Next tokens i64 [B] from logits [B,V]; seen: prompt and generated ids of each row.
+
+        Every call takes one number from every stream. Raises GenerationError for NaN, +inf or nothing but -inf.
+        """
+        x = process(logits, seen, self.settings)
+        best = x.argmax(axis=-1)
+        top = x[np.arange(len(x)), best]
+        if not np.isfinite(top).all():
+            row = int(np.flatnonzero(~np.isfinite(top))[0])
+            raise GenerationError(f"the largest logit of row {row} is {top[row]}: no token can be chosen")
+        if not self.streams:
+            return best.astype(np.int64)
+        return np.array([draw(row, s.random()) for row, s in zip(x, self.streams, strict=True)], np.int64)
+
+
+def draw(logits: Array, u: float) -> int:
+    """The token at which the cumulative probability of one row [V] first exceeds u, 0 <= u < 1."""
+    kept = np.flatnonzero(logits > -np.inf)
+    cumulative = np.cumsum(softmax(logits[kept]))
+    at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return int(kept[min(at, len(kept) - 1)])
+
+
+def _seeds(seed: int | Sequence[int] | None, rows: int) -> list[Any]:
+    if seed is None:
+        return [None] * rows
+    if isinstance(seed, int):
+        return [[seed, row] for row in range(rows)]
+    if len(seed) != rows:
+        raise RuntimeInputError(f"{len(seed)} seeds were given for {rows} rows")
+    return [[s, 0] for s in seed]
