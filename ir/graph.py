@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from os.path import basename
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,7 @@ class Location:
     scope: str = ""
 
     def __str__(self) -> str:
-        place = f"{basename(self.file)}:{self.line}" if self.file else "?"
+        place = f"{self.file.rpartition(os.sep)[2]}:{self.line}" if self.file else "?"
         return f"{place} {self.scope}" if self.scope else place
 
 
@@ -255,7 +254,7 @@ class Graph:
         return self.add(OPS["constant"], (), {"value": value, "dtype": dtype})[0]
 
     @contextlib.contextmanager
-    def at(self, node: Node | None, location: Location | None = None) -> Iterator[None]:
+    def at(self, node: Node | None, location: Location | None = None) -> Generator[None, None, None]:
         """Insert before `node` (None: at the end) and stamp new nodes with `location` (default: the node's)."""
         saved = self._before, self._location
         self._before = node
@@ -398,7 +397,7 @@ _current: ContextVar[Graph | None] = ContextVar("monograph_graph", default=None)
 
 
 @contextlib.contextmanager
-def building(graph: Graph) -> Iterator[Graph]:
+def building(graph: Graph) -> Generator[Graph, None, None]:
     """Make `graph` the one that operand-free ops (constant, iota) are added to."""
     token = _current.set(graph)
     try:
@@ -419,7 +418,7 @@ def current_graph(operands: Iterable[Any]) -> Graph:
 
 
 def _caller(scope: str) -> Location:
-    frame = sys._getframe(2)
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage] - inspect.stack() reads source files
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith(_INTERNAL):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from .errors import LoweringError, RuntimeInputError
+from .errors import LoweringError, RuntimeInputError, did_you_mean
 from .graph import Graph, Node, Value
 from .op import Op, body_of
-from .types import Dim, DimLike, DType, TensorType
+from .types import Dim, DimLike, DType, TensorType, substitute
 
 Array = np.ndarray[Any, Any]
 
@@ -45,7 +45,10 @@ def _solve(d: Dim, n: int) -> dict[str, int]:
     one = d.substitute(dict.fromkeys(unknown, 1))
     if len(unknown) != 1 or not isinstance(constant, int) or not isinstance(one, int) or one == constant:
         raise RuntimeInputError(f"dimension {d} = {n} does not determine {', '.join(unknown)}")
-    return {unknown[0]: (n - constant) // (one - constant)}
+    solution = (n - constant) // (one - constant)
+    if solution < 0 or d.substitute({unknown[0]: solution}) != n:
+        raise RuntimeInputError(f"dimension {d} cannot be {n} for any {unknown[0]}")
+    return {unknown[0]: solution}
 
 
 def resolve(value: Any, dims: Mapping[str, int]) -> Any:
@@ -56,7 +59,7 @@ def resolve(value: Any, dims: Mapping[str, int]) -> Any:
             raise LoweringError(f"dimension {value} is not determined by the inputs (known: {', '.join(sorted(dims))})")
         return number
     if isinstance(value, tuple):
-        return tuple(resolve(v, dims) for v in value)
+        return tuple(resolve(v, dims) for v in cast("tuple[Any, ...]", value))
     return value
 
 
@@ -78,18 +81,14 @@ def interpret(
         if inputs[name].dtype != v.dtype.numpy:
             raise RuntimeInputError(f"input {name} is {DType.of(inputs[name].dtype)}, expected {v.type}")
     dims = bind_dims({k: v.type for k, v in graph.inputs.items()}, {k: inputs[k].shape for k in graph.inputs})
-    read = params if callable(params) else params.__getitem__
     values: dict[Value, Array] = {v: inputs[k] for k, v in graph.inputs.items()}
-    values |= {
-        v: np.asarray(read(k)).astype(v.dtype.numpy, copy=False)
-        for k, v in graph.params.items()
-        if v.uses or graph.is_output(v)
-    }
+    values |= {v: _param(v, params) for v in graph.params.values() if v.uses or graph.is_output(v)}
     remaining = {v: len(v.uses) for node in graph for v in node.outputs}
     kept = set(graph.outputs.values())
     for node in graph:
         operands = [None if v is None else values[v] for v in node.operands]
         results = evaluate(node.op, operands, node.attributes, dims)
+        _check_results(node, results, dims)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None:
             observe(node, results)
@@ -101,14 +100,34 @@ def interpret(
     return {name: values[v] for name, v in graph.outputs.items()}
 
 
+def _param(v: Value, params: Mapping[str, Array] | Callable[[str], Array]) -> Array:
+    if not callable(params) and v.name not in params:
+        raise RuntimeInputError(f"parameter {v.name}: {v.type} is missing{did_you_mean(v.name, params)}")
+    x = np.asarray(params(v.name) if callable(params) else params[v.name])
+    if x.shape != v.shape:
+        raise RuntimeInputError(f"parameter {v.name} has shape {list(x.shape)}, expected {v.type}")
+    return x.astype(v.dtype.numpy, copy=False)
+
+
+def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, int]) -> None:
+    """A slice may reach past what its symbolic shape promised; NumPy would go on with what is there."""
+    for v, x in zip(node.outputs, results, strict=True):
+        if x.shape != substitute(v.shape, dims) or x.dtype != v.dtype.numpy:
+            what = f"{node.op.name} gave {DType.of(x.dtype)}{list(x.shape)}, expected {v.type}"
+            raise RuntimeInputError(what, place=str(node.location), details=[f"{k} = {n}" for k, n in dims.items()])
+
+
 def evaluate(
     op: Op, operands: list[Array | None], attributes: Mapping[str, Any], dims: Mapping[str, int]
 ) -> tuple[Array, ...]:
     """Results of one op on arrays: a primitive by its `numpy`, a composite by interpreting its body."""
     attributes = {k: resolve(v, dims) for k, v in attributes.items()}
     if op.numpy is not None:
-        with np.errstate(all="ignore"):
-            results = op.numpy(*operands, **attributes)
+        try:
+            with np.errstate(all="ignore"):
+                results = op.numpy(*operands, **attributes)
+        except (IndexError, ValueError) as e:
+            raise RuntimeInputError(f"{op.name}: {e}") from e
         return tuple(map(np.asarray, results)) if isinstance(results, tuple) else (np.asarray(results),)
     types = [None if a is None else TensorType(DType.of(a.dtype), a.shape) for a in operands]
     body = body_of(op, types, attributes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from .errors import MonographError, ParseError, did_you_mean
 from .graph import Graph, Init, Location, Node, Value
@@ -12,11 +13,12 @@ from .op import OPS, Op
 from .types import Dim, DType, parse_dim, parse_type
 
 _DTYPES = {d.value for d in DType}
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
 
 
 def names_of(graph: Graph) -> dict[Value, str]:
     """The name each value prints under: %input, @param, or %N counted along the node list."""
-    names = {v: f"%{k}" for k, v in graph.inputs.items()} | {v: f"@{k}" for k, v in graph.params.items()}
+    names = {v: f"%{quote(k)}" for k, v in graph.inputs.items()} | {v: f"@{quote(k)}" for k, v in graph.params.items()}
     counter = 0
     for node in graph:
         for v in node.outputs:
@@ -25,15 +27,24 @@ def names_of(graph: Graph) -> dict[Value, str]:
     return names
 
 
+def quote(name: str) -> str:
+    """A name as it is written in text: bare, or as a JSON string where bare would read as something else."""
+    return name if re.fullmatch(r"[\w./:-]+", name) and not name.isdecimal() else json.dumps(name)
+
+
+def unquote(text: str) -> str:
+    return json.loads(text) if text.startswith('"') else text
+
+
 def print_graph(graph: Graph, notes: Mapping[Node | None, list[str]] | None = None) -> str:
     """The graph as text; `notes` are shown, marked, under the node (None: under the head) they belong to."""
     names, notes = names_of(graph), notes or {}
-    inputs = ", ".join(f"%{k}: {v.type}" for k, v in graph.inputs.items())
-    lines = [f"graph {graph.name}({inputs}) {{", *_marked(notes.get(None, []))]
-    lines += [f"  param @{k}: {v.type}{f' = {v.init}' if v.init else ''}" for k, v in graph.params.items()]
+    inputs = ", ".join(f"{names[v]}: {v.type}" for v in graph.inputs.values())
+    lines = [f"graph {quote(graph.name)}({inputs}) {{", *_marked(notes.get(None, []))]
+    lines += [f"  param {names[v]}: {v.type}{f' = {v.init}' if v.init else ''}" for v in graph.params.values()]
     for node in graph:
         lines += [f"  {print_node(node, names)}", *_marked(notes.get(node, []))]
-    returned = ", ".join(f"{k}={names.get(v, '%<foreign>')}" for k, v in graph.outputs.items())
+    returned = ", ".join(f"{quote(k)}={names.get(v, '%<foreign>')}" for k, v in graph.outputs.items())
     return "\n".join([*lines, f"  return {returned}".rstrip(), "}"]) + "\n"
 
 
@@ -62,9 +73,9 @@ def format_attribute(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return f"[{','.join(map(format_attribute, value))}]"
+        return f"[{','.join(map(format_attribute, cast('tuple[Any, ...]', value)))}]"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value)
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (Dim, DType)):
@@ -84,25 +95,28 @@ class _Parser:
         self.values: dict[str, Value] = {}
 
     def graph(self) -> Graph:
-        if not self.lines:
-            raise ParseError("the text is empty, expected `graph name(...) {`")
-        number, head = self.lines[0]
-        found = re.fullmatch(r"graph (\S+?)\((.*)\) \{", head)
-        if not found:
-            raise ParseError(f"{head!r} is not `graph name(%input: type, ...) {{`", place=f"line {number}")
-        graph = Graph(found[1])
-        for item in _split(found[2]):
-            name, _, type_text = item.partition(":")
-            self.values[name.strip()] = graph.input(name.strip().removeprefix("%"), parse_type(type_text))
-        for number, line in self.lines[1:]:
+        graph = None
+        for number, line in self.lines:
             try:
-                if self.line(graph, line):
+                if graph is None:
+                    graph = self.head(line)
+                elif self.line(graph, line):
                     return graph
-            except ParseError:
-                raise
-            except MonographError as e:
+            except (MonographError, ValueError) as e:
                 raise ParseError(str(e), place=f"line {number}") from e
-        raise ParseError("the graph is not closed by `}`", place=f"line {number}")
+        if graph is None:
+            raise ParseError("the text is empty, expected `graph name(...) {`")
+        raise ParseError("the graph is not closed by `}`", place=f"line {self.lines[-1][0]}")
+
+    def head(self, head: str) -> Graph:
+        found = re.fullmatch(rf"graph ({_QUOTED}|\S+?)\((.*)\) \{{", head)
+        if not found:
+            raise MonographError(f"{head!r} is not `graph name(%input: type, ...) {{`")
+        graph = Graph(unquote(found[1]))
+        for item in _split(found[2]):
+            name, _, type_text = item.rpartition(":")
+            self.values[name.strip()] = graph.input(unquote(name.strip().removeprefix("%")), parse_type(type_text))
+        return graph
 
     def line(self, graph: Graph, line: str) -> bool:
         """Take one line; True at the closing brace."""
@@ -112,18 +126,20 @@ class _Parser:
             self.param(graph, line)
         elif line == "return" or line.startswith("return "):
             for item in _split(line.removeprefix("return")):
-                name, _, value = item.partition("=")
-                graph.output(name.strip(), self.value(value.strip()))
+                found = re.fullmatch(rf"({_QUOTED}|[^=]*)=(.*)", item)
+                if not found:
+                    raise MonographError(f"{item!r} is not `name=%value`")
+                graph.output(unquote(found[1].strip()), self.value(found[2].strip()))
         elif not line.startswith("^"):
             self.node(graph, line)
         return False
 
     def param(self, graph: Graph, line: str) -> None:
-        found = re.fullmatch(r"param @(\S+): (\S+)(?: = (normal|zeros|ones)(?:\((\S+)\))?)?", line)
+        found = re.fullmatch(rf"param @({_QUOTED}|\S+): (\S+)(?: = (normal|zeros|ones)(?:\((\S+)\))?)?", line)
         if not found:
             raise MonographError(f"{line!r} is not `param @path: type`")
         init = Init(found[3], float(found[4] or 0)) if found[3] else None
-        self.values[f"@{found[1]}"] = graph.param(found[1], parse_type(found[2]), init)
+        self.values[f"@{found[1]}"] = graph.param(unquote(found[1]), parse_type(found[2]), init)
 
     def node(self, graph: Graph, line: str) -> None:
         found = re.fullmatch(r"(%.*?) = (\w+)\((.*)\) : (.*?)(?:\s+# (.*))?", line)
@@ -158,14 +174,16 @@ class _Parser:
 
 
 def _location(comment: str) -> Location:
-    place, _, scope = comment.strip().partition(" ")
-    file, _, line = place.rpartition(":")
-    return Location(file, int(line), scope) if line.isdigit() else Location("", 0, scope)
+    found = re.fullmatch(r"(.*?):(\d+)(?: (.*))?", comment.strip())
+    if not found:
+        return Location("", 0, comment.strip().removeprefix("?").strip())
+    return Location(found[1], int(found[2]), found[3] or "")
 
 
 def _split(text: str) -> list[str]:
     """Split at commas outside brackets and quotes."""
-    items, depth, start, quoted, i = [], 0, 0, False, 0
+    items: list[str] = []
+    depth, start, quoted, i = 0, 0, False, 0
     while i < len(text):
         c = text[i]
         if quoted:
@@ -195,7 +213,7 @@ def parse_attribute(text: str) -> Any:
     if text.startswith("["):
         return tuple(parse_attribute(item) for item in _split(text[1:-1]))
     if text.startswith('"'):
-        return re.sub(r"\\(.)", r"\1", text[1:-1])
+        return json.loads(text)
     if text in _DTYPES:
         return DType(text)
     readers: tuple[Callable[[str], Any], ...] = (int, float, parse_dim)

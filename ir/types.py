@@ -208,7 +208,8 @@ def exact_div(a: DimLike, b: DimLike) -> DimLike:
         if a == 0:
             return 0
         raise MonographError(f"{a} is not a multiple of {b}")
-    return a // b  # A Dim, or a dimension that a pattern does not know yet.
+    dividend: Any = a  # A Dim, or a dimension that a pattern does not know yet.
+    return dividend // b
 
 
 def product(dims: Iterable[DimLike]) -> DimLike:

@@ -13,6 +13,7 @@ from ..op import Op, op
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import floating, number, same_dtype
 
+_where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -197,7 +198,7 @@ class Sigmoid(Unary):
 
     def numpy(self, x: Any) -> Any:
         z = np.exp(-np.abs(x))
-        return np.where(x >= 0, 1 / (1 + z), z / (1 + z)).astype(x.dtype)
+        return _where(x >= 0, 1 / (1 + z), z / (1 + z)).astype(x.dtype)
 
 
 class Comparison(Binary):
@@ -274,7 +275,7 @@ class Where(Op):
         return product(broadcast(condition.shape, x.shape, y.shape) or ())
 
     def numpy(self, condition: Any, x: Any, y: Any) -> Any:
-        return np.where(condition, x, y)
+        return _where(condition, x, y)
 
     def torch(self, torch: Any, condition: Any, x: Any, y: Any) -> Any:
         return torch.where(condition, x, y)
