@@ -196,8 +196,8 @@ def test_every_step_equals_transformers() -> None:
             ],
         ),
     ]
-    for settings, processors in cases:
+    for sampling, processors in cases:
         theirs = hf.LogitsProcessorList(processors)(torch.tensor(ids), torch.tensor(x)).numpy()
-        ours = process(x, ids.tolist(), settings)
-        assert kept(ours) == kept(theirs), settings
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=str(settings))
+        ours = process(x, ids.tolist(), sampling)
+        assert kept(ours) == kept(theirs), sampling
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=str(sampling))
