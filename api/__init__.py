@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .frontends.load import load as load
     from .parity import verify as verify
     from .performance import bench as bench
-    from .training import train as train
+    from .training.corpus import Corpus as Corpus
+    from .training.corpus import python_topics as python_topics
+    from .training.loop import train as train
 
 __version__ = "0.1.0"
 
@@ -40,13 +42,15 @@ _LATER = {
     "build": "building",
     "verify": "parity",
     "bench": "performance",
-    "train": "training",
+    "train": "training.loop",
+    "Corpus": "training.corpus",
+    "python_topics": "training.corpus",
 }
 """Names that bring in a heavy library, and the module each is taken from."""
 
 __all__ = [
-    "Config", "DType", "Family", "Graph", "Model", "MonographError", "Scope", "Value", "bench", "build", "export",
-    "key", "key_mask", "load", "model", "ops", "to_torch", "train", "verify",
+    "Config", "Corpus", "DType", "Family", "Graph", "Model", "MonographError", "Scope", "Value", "bench", "build",
+    "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import typer
 from . import __version__
 from .commands.doctor import doctor
 from .commands.show import explain, optimize_, show
+from .commands.train import train
+from .commands.verify import verify
 
 app = typer.Typer(
     name="monograph",
@@ -37,4 +39,6 @@ def _options(
 app.command()(show)
 app.command()(explain)
 app.command("optimize")(optimize_)
+app.command()(verify)
+app.command()(train)
 app.command()(doctor)

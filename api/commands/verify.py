@@ -1,0 +1,52 @@
+"""`monograph verify`: the parity table of a model, exit code 1 if anything is out of tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import Json, command, out, print_json, progress, table
+from ..parity import TOLERANCE, Parity
+from ..parity import verify as compare
+from ..resolve import HELP, resolve
+
+
+@command
+def verify(
+    model: Annotated[str, typer.Argument(help=HELP)],
+    built: Annotated[Path | None, typer.Argument(help="a folder made by `build`; none: a portable export")] = None,
+    tolerance: Annotated[float, typer.Option(help="largest difference, relative to the largest logit")] = TOLERANCE,
+    torch: Annotated[bool, typer.Option("--torch/--no-torch", help="compare PyTorch too")] = True,
+    seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Compare PyTorch and ONNX Runtime with the NumPy reference on hard masks; decode after prefill too."""
+    with progress(json_output) as bars:
+        task = bars.add_task("loading", total=None)
+        loaded = resolve(model)
+        parity = compare(
+            loaded,
+            built,
+            tolerance=tolerance,
+            torch=torch,
+            seed=seed,
+            observe=lambda what: bars.update(task, description=what),
+        )
+    if json_output:
+        print_json({"passed": parity.passed, "tolerance": tolerance, "rows": parity.rows})
+    else:
+        print_parity(loaded.family.name, parity)
+    if not parity.passed:
+        raise typer.Exit(1)
+
+
+def print_parity(name: str, parity: Parity) -> None:
+    """The table and its verdict."""
+    out().print(table(f"{name}: difference from the NumPy reference at valid positions", map(asdict, parity.rows)))
+    failed = sum(not r.passed for r in parity.rows)
+    worst = max(r.difference / max(1.0, r.scale) for r in parity.rows)
+    verdict = f"{failed} of {len(parity.rows)} rows are above" if failed else f"all {len(parity.rows)} rows are within"
+    out().print(f"{verdict} the tolerance {parity.tolerance:g} (worst {worst:.2g}, relative to the largest logit)")

@@ -1,0 +1,197 @@
+"""Do all lowerings of a model compute the same? The parity table: hard masks, batches, decode after prefill."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .building import export, to_torch, weights_of
+from .frontends.dsl import TASKS, Model
+from .ir import MonographError, interpret
+from .ir.errors import RuntimeInputError
+from .ir.tensors import Array
+from .ir.types import f32
+from .passes.differential import CASES, Case, sample_inputs
+
+Inputs = Mapping[str, Array]
+Runner = Callable[[Inputs, Case], Array]
+"""(inputs of the plain contract, case) -> the main output for all positions, float [B,S,...]."""
+
+TOLERANCE = 2e-4
+"""Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend on one case: largest difference at valid positions, and the share of them with the same argmax."""
+
+    case: str
+    backend: str
+    difference: float
+    scale: float
+    argmax: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The table, and whether every row is within the tolerance."""
+
+    rows: list[Row]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return all(r.passed for r in self.rows)
+
+
+def verify(
+    model: Model,
+    built: Any = None,
+    *,
+    tolerance: float = TOLERANCE,
+    torch: bool = True,
+    cases: Iterable[Case] = CASES,
+    seed: int = 0,
+    observe: Callable[[str], None] = lambda what: None,
+) -> Parity:
+    """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
+
+    built: an engine or the folder of one, or a portable export; None makes a portable export in a temporary folder.
+    Cases with a past run as prefill and decode and are compared with one full forward. observe: told what runs.
+    Raises WeightsError for a model without weights.
+    """
+    cases = [c for c in cases if not c.past or model.task in ("causal-lm", "seq2seq-lm")]
+    graph = model.graph()
+    inputs = {str(c): sample_inputs(graph, c, seed) for c in cases}
+    observe("NumPy reference")
+    expected = _reference(model, inputs)
+    rows: list[Row] = []
+    if torch:
+        observe("PyTorch")
+        rows += _compare("torch", _torch_runner(model), cases, inputs, expected, tolerance)
+        gc.collect()
+    with tempfile.TemporaryDirectory() as folder:
+        observe("ONNX Runtime")
+        for name, runner in _built_runners(model, built, Path(folder)).items():
+            rows += _compare(name, runner, cases, inputs, expected, tolerance)
+            del runner
+    order = {str(c): i for i, c in enumerate(cases)}
+    return Parity(sorted(rows, key=lambda r: order[r.case]), tolerance)
+
+
+def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
+    graph, weights, name = model.graph(), weights_of(model), TASKS[model.task]
+    params = {k: weights.numpy(k, v.dtype) for k, v in graph.params.items()}
+    return {case: interpret(graph, given, params)[name] for case, given in inputs.items()}
+
+
+def _compare(
+    backend: str,
+    runner: Runner,
+    cases: Iterable[Case],
+    inputs: Mapping[str, Inputs],
+    expected: Mapping[str, Array],
+    tolerance: float,
+) -> list[Row]:
+    return [
+        compare(str(c), backend, expected[str(c)], runner(inputs[str(c)], c), valid(inputs[str(c)]), tolerance)
+        for c in cases
+    ]
+
+
+def valid(inputs: Inputs) -> Array:
+    """bool [B,S]: the positions of the main output that mean something."""
+    return inputs.get("decoder_attention_mask", inputs["attention_mask"]) != 0
+
+
+def compare(case: str, backend: str, expected: Array, found: Array, where: Array, tolerance: float) -> Row:
+    """The row of the table for one output. Raises MonographError when the shapes differ."""
+    if expected.shape != found.shape:
+        raise MonographError(f"{backend} gives {list(found.shape)} for {case}, expected {list(expected.shape)}")
+    if expected.shape[: where.ndim] == where.shape:
+        expected, found = expected[where], found[where]
+    gap = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    difference = float(np.inf if np.isnan(gap).any() else gap.max(initial=0.0))
+    scale = float(np.abs(expected).max(initial=0.0))
+    argmax = float((expected.argmax(-1) == found.argmax(-1)).mean())
+    return Row(case, backend, difference, scale, argmax, difference <= tolerance * max(1.0, scale))
+
+
+def _torch_runner(model: Model) -> Runner:
+    import torch
+
+    from .backends.torch import to_inputs
+
+    module = to_torch(model).eval()
+
+    def run(inputs: Inputs, case: Case) -> Array:
+        with torch.no_grad():
+            output = module(**to_inputs(inputs))[TASKS[model.task]]
+        return output.float().numpy()
+
+    return run
+
+
+def _built_runners(model: Model, built: Any, folder: Path) -> dict[str, Runner]:
+    if built is None:
+        built = export(model, folder / "portable")
+    path = Path(built)
+    if not path.is_dir():
+        raise RuntimeInputError("there is no such folder", place=str(path))
+    return {"onnx": onnx_runner(path, TASKS[model.task])}
+
+
+def onnx_runner(folder: Path, output: str) -> Runner:
+    """Run an exported folder as any client would, through its named inputs; caches are passed on from call to call."""
+    import onnxruntime as ort
+
+    def session(name: str) -> Any:
+        return ort.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+
+    if (folder / "encoder_model.onnx").exists():
+        encoder, main = session("encoder_model"), session("decoder_model")
+    elif (folder / "model.onnx").exists():
+        encoder, main = None, session("model")
+    else:
+        raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
+
+    def run(inputs: Inputs, case: Case) -> Array:
+        given = dict(inputs)
+        if encoder is not None:
+            given |= _call(encoder, inputs)
+        cache = {i.name: _empty(i, case.batch) for i in main.get_inputs() if i.name.startswith("past_key_values.")}
+        parts: list[Array] = []
+        for start, stop in [(0, case.past), (case.past, case.length)] if case.past else [(0, case.length)]:
+            results = _call(main, {**given, **window(inputs, start, stop), **cache})
+            cache |= {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
+            parts.append(results[output])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    return run
+
+
+def _call(session: Any, inputs: Inputs) -> dict[str, Array]:
+    names = [o.name for o in session.get_outputs()]
+    given = {i.name: inputs[i.name] for i in session.get_inputs()}
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+def _empty(slot: Any, batch: int) -> Array:
+    """A cache with nothing in it; `slot` describes an input [B,K,P,D] of an ONNX model."""
+    _, heads, _, width = slot.shape
+    return np.zeros((batch, heads, 0, width), f32.numpy)
+
+
+def window(inputs: Inputs, start: int, stop: int) -> dict[str, Array]:
+    """Inputs for tokens start..stop of a decoder; its mask over keys covers the past too, the source stays whole."""
+    prefix = "decoder_" if "decoder_input_ids" in inputs else ""
+    mask = f"{prefix}attention_mask"
+    sliced = {k: v[:, start:stop] for k, v in inputs.items() if k.startswith(prefix) and k != mask}
+    return sliced | ({mask: inputs[mask][:, :stop]} if mask in inputs else {})
