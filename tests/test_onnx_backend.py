@@ -482,6 +482,11 @@ class TwoForOne(Mute):
         return x, x
 
 
+class WrongType(Mute):
+    def onnx(self, op: Builder, x: Any) -> Any:
+        return op.reshape(x, (*x.shape, 1))
+
+
 def one_node(op: Op) -> Graph:
     g = Graph("one")
     g.output("y", g.add(op, [g.input("x", tensor(f32, "B", 4))], {})[0])
@@ -502,6 +507,8 @@ def test_an_op_without_a_form_is_refused_with_its_place() -> None:
     assert e.value.place.startswith("test_onnx_backend.py:")
     with pytest.raises(LoweringError, match="gave 2 ONNX values for 1 outputs"):
         lower(one_node(TwoForOne()), {})
+    with pytest.raises(LoweringError, match=r"f32\[B,4,1\] where f32\[B,4\] was promised"):
+        lower(one_node(WrongType()), {})
 
 
 def test_equal_nodes_are_made_once_and_unused_ones_not_at_all() -> None:

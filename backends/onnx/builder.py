@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ from ...ir.weights import Mapped, Tensor
 from .dims import Dims
 from .tensors import ELEMENT_TYPES, WeightTensor, onnx_shape
 
-Attribute = Any
-MICROSOFT = "com.microsoft"
 _SWAP = [1, 0]
 
 
@@ -253,7 +251,7 @@ class Builder:
         return self._unique(f"{name}_{count}") if count else name
 
     @contextlib.contextmanager
-    def at(self, location: Location, origin: str) -> Iterator[None]:
+    def at(self, location: Location, origin: str) -> Generator[None]:
         """Nodes made in the block carry the user's source line, the layer, and the IR op they come from."""
         saved = self._location, self._origin
         self._location, self._origin = location, origin

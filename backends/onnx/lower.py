@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import onnx
 import onnx_ir
 
-from ...ir.errors import LoweringError, MonographError, WeightsError
+from ...ir.errors import LoweringError, WeightsError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import body_of
-from ...ir.types import DType
 from ...ir.weights import Computed, Tensor, is_computed, param_only
 from ...passes.manager import Pipeline
-from .builder import MICROSOFT, Builder, Handle, UnavailableError
+from .builder import Builder, Handle, UnavailableError
 from .rewrites import PORTABLE
 from .tensors import dim_names, onnx_shape
 
@@ -174,8 +173,8 @@ def _stamped(node: Node, results: Any) -> list[Handle]:
     if len(handles) != len(node.outputs):
         raise LoweringError(f"{node.op.name} gave {len(handles)} ONNX values for {len(node.outputs)} outputs")
     for h, v in zip(handles, node.outputs, strict=True):
-        if h.known and h.type != v.type and h.dtype != v.dtype:
-            raise MonographError(f"{node.op.name} gave {h} where {v.type} was promised", place=str(node.location))
+        if h.known and h.type != v.type:
+            raise LoweringError(f"{node.op.name} gave {h} where {v.type} was promised")
         h.stamp(v.type)
     return handles
 
@@ -192,16 +191,13 @@ def assemble(op: Builder, graph: Graph, outputs: Mapping[str, Handle]) -> onnx_i
         [h.value for h in outputs.values()],
         nodes=op.nodes,
         initializers=[h.value for h in op.initializers.values()],
-        opset_imports={"": op.opset, **({MICROSOFT: 1} if MICROSOFT in op.domains else {})},
+        opset_imports={"": op.opset, **{d: 1 for d in sorted(op.domains) if d}},
         name=graph.name,
     )
-    produced = {"producer_name": "monograph", "producer_version": version("monograph")}
-    return onnx_ir.Model(body, ir_version=_ir_version(op.opset), **produced)
+    version = importlib.metadata.version("monograph")
+    return onnx_ir.Model(body, ir_version=_ir_version(op.opset), producer_name="monograph", producer_version=version)
 
 
 def _ir_version(opset: int) -> int:
     """The oldest file version that has the opset and 4-bit integers, so that older runtimes can read it."""
     return max(10, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
-
-
-__all__ = ["NEWEST_OPSET", "OLDEST_OPSET", "DType", "assemble", "folded_values", "lower", "lower_node"]

@@ -13,11 +13,9 @@ from ...ir.ops.shape import concat, reshape, slice_
 from ...ir.types import TensorType, bool_, broadcast, exact_div
 
 
-def _mask_of(mask: Value | None) -> dict[str, Value | None]:
+def _bias_and_mask(mask: Value | None) -> tuple[Value | None, Value | None]:
     """A bool mask says which keys are kept, a float mask is added: one ONNX input, two of ours."""
-    if mask is None:
-        return {}
-    return {"mask": mask} if mask.dtype == bool_ else {"bias": mask}
+    return (None, mask) if mask is None or mask.dtype == bool_ else (mask, None)
 
 
 def _check_mask(q: Value, keys: Any, mask: Value | None) -> None:
@@ -49,7 +47,7 @@ class OnnxAttention(Op):
     def body(self, q: Value, k: Value, v: Value, mask: Value | None, *, scale: float, heads_first: bool) -> Value:
         if heads_first:
             k, v = cache_read(k), cache_read(v)
-        return attention(q, k, v, **_mask_of(mask), scale=scale)
+        return attention(q, k, v, *_bias_and_mask(mask), scale=scale)
 
     def onnx(self, op: Any, q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, heads_first: bool) -> Any:
         shape = (*q.shape[:3], v.shape[3])
@@ -81,13 +79,14 @@ class OnnxCachedAttention(Op):
         check(past_v.shape[2] == past_k.shape[2], f"past keys are {past_k.type} but past values are {past_v.type}")
         _check_mask(q, total, mask)
         y = TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
-        return y, *(TensorType(q.dtype, (batch, heads, total, x.shape[3])) for x in (k, v))
+        present_k, present_v = (TensorType(q.dtype, (batch, heads, total, x.shape[3])) for x in (k, v))
+        return y, present_k, present_v
 
     def body(
         self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None, *, scale: float
     ) -> tuple[Value, Value, Value]:
         present_k, present_v = cache_append(past_k, k), cache_append(past_v, v)
-        y = attention(q, cache_read(present_k), cache_read(present_v), **_mask_of(mask), scale=scale)
+        y = attention(q, cache_read(present_k), cache_read(present_v), *_bias_and_mask(mask), scale=scale)
         return y, present_k, present_v
 
     def onnx(self, op: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, *, scale: float) -> Any:

@@ -170,7 +170,7 @@ class AttentionToOnnx:
         mask = None if mask is None else full_rows(mask, rows, keys)
         ks, vs = appended(k, node), appended(v, node)
         scale = node.attributes["scale"]
-        presents: tuple[Value, ...] = ()
+        presents: list[Value] = []
         if ks is not None and vs is not None:
             y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)
         else:

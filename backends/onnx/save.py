@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import onnx
 import onnx_ir
@@ -32,7 +32,7 @@ class Placed:
     """An initializer and where its bytes lie in the data file."""
 
     value: onnx_ir.Value
-    tensor: onnx_ir.TensorProtocol
+    tensor: Any
     offset: int
 
     @property
@@ -91,7 +91,7 @@ def _write(file: BinaryIO, placed: list[Placed], progress: Progress | None) -> N
 
 
 @contextlib.contextmanager
-def _external(placed: list[Placed], data: str, folder: Path) -> Iterator[None]:
+def _external(placed: list[Placed], data: str, folder: Path) -> Generator[None]:
     """For the time of the block, the model's large tensors are references into the data file."""
     try:
         for p in placed:
