@@ -17,6 +17,9 @@ from ...ir.weights import Mapped, Tensor
 from .dims import Dims
 from .tensors import ELEMENT_TYPES, WeightTensor, onnx_shape
 
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own ops."""
+
 _SWAP = [1, 0]
 
 
