@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.build import build
 from .commands.doctor import doctor
 from .commands.show import explain, optimize_, show
 from .commands.train import train
@@ -39,6 +40,7 @@ def _options(
 app.command()(show)
 app.command()(explain)
 app.command("optimize")(optimize_)
+app.command()(build)
 app.command()(verify)
 app.command()(train)
 app.command()(doctor)

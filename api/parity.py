@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from .ir.types import f32
 from .passes.differential import CASES, Case, sample_inputs
 
 Inputs = Mapping[str, Array]
-Runner = Callable[[Inputs, Case], Array]
-"""(inputs of the plain contract, case) -> the main output for all positions, float [B,S,...]."""
+Spans = Sequence[tuple[int, int]]
+"""Tokens start..stop of each call: one span is a plain forward, more are prefill and decode steps."""
+
+Runner = Callable[[Inputs, Spans], Array]
+"""(inputs of the plain contract, spans) -> the main output for all positions, float [B,S,...]."""
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
@@ -75,7 +78,7 @@ def verify(
     rows: list[Row] = []
     if torch:
         observe("PyTorch")
-        rows += _compare("torch", _torch_runner(model), cases, inputs, expected, tolerance)
+        rows += _compare("torch", torch_runner(model), cases, inputs, expected, tolerance)
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         observe("ONNX Runtime")
@@ -101,9 +104,14 @@ def _compare(
     tolerance: float,
 ) -> list[Row]:
     return [
-        compare(str(c), backend, expected[str(c)], runner(inputs[str(c)], c), valid(inputs[str(c)]), tolerance)
+        compare(str(c), backend, expected[str(c)], runner(inputs[str(c)], spans(c)), valid(inputs[str(c)]), tolerance)
         for c in cases
     ]
+
+
+def spans(case: Case) -> Spans:
+    """One call, or the past and then the rest."""
+    return [(0, case.past), (case.past, case.length)] if case.past else [(0, case.length)]
 
 
 def valid(inputs: Inputs) -> Array:
@@ -124,14 +132,15 @@ def compare(case: str, backend: str, expected: Array, found: Array, where: Array
     return Row(case, backend, difference, scale, argmax, difference <= tolerance * max(1.0, scale))
 
 
-def _torch_runner(model: Model) -> Runner:
+def torch_runner(model: Model) -> Runner:
+    """Run the PyTorch lowering; it has no cache, so spans make no difference to it."""
     import torch
 
     from .backends.torch import to_inputs
 
     module = to_torch(model).eval()
 
-    def run(inputs: Inputs, case: Case) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Array:
         with torch.no_grad():
             output = module(**to_inputs(inputs))[TASKS[model.task]]
         return output.float().numpy()
@@ -162,13 +171,14 @@ def onnx_runner(folder: Path, output: str) -> Runner:
     else:
         raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
 
-    def run(inputs: Inputs, case: Case) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Array:
         given = dict(inputs)
         if encoder is not None:
             given |= _call(encoder, inputs)
-        cache = {i.name: _empty(i, case.batch) for i in main.get_inputs() if i.name.startswith("past_key_values.")}
+        batch = inputs["input_ids"].shape[0]
+        cache = {i.name: _empty(i, batch) for i in main.get_inputs() if i.name.startswith("past_key_values.")}
         parts: list[Array] = []
-        for start, stop in [(0, case.past), (case.past, case.length)] if case.past else [(0, case.length)]:
+        for start, stop in spans:
             results = _call(main, {**given, **window(inputs, start, stop), **cache})
             cache |= {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
             parts.append(results[output])

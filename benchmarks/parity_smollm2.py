@@ -1,0 +1,115 @@
+"""SmolLM2-135M, 512 tokens of real text: Monograph's PyTorch and ONNX Runtime against transformers, all in float32.
+
+All three compute with the same weights, dequantized from the 4-bit file once.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import monograph as mg
+import numpy as np
+import torch
+from monograph.assets import fetch
+from monograph.console import working
+from monograph.frontends.huggingface import save_pretrained
+from monograph.ir import DType
+from monograph.parity import Inputs, Runner, Spans, compare, onnx_runner, torch_runner
+from monograph.training.corpus import python_topics
+from report import WORK, Row, parser, publish
+
+LENGTH, PREFILL, TOLERANCE = 512, 448, 2e-4
+HF = WORK / "smollm2-f32"
+
+
+def cases(ids: Any) -> dict[str, tuple[Inputs, Spans]]:
+    """Inputs and calls by name; `ids` holds at least 3 x 512 token ids."""
+    one, three = ids[:LENGTH].reshape(1, LENGTH), ids[: 3 * LENGTH].reshape(3, LENGTH)
+    right, left, hole = np.ones_like(three), np.ones_like(three), np.ones_like(one)
+    for row, padding in enumerate((0, 100, 300)):
+        right[row, LENGTH - padding :] = 0
+        left[row, :padding] = 0
+    hole[0, 200:230] = 0
+    whole = [(0, LENGTH)]
+    steps = [(0, PREFILL), *((i, i + 1) for i in range(PREFILL, LENGTH))]
+    return {
+        "plain, batch 1": (inputs(one, np.ones_like(one)), whole),
+        "right-padded, batch 3": (inputs(three, right), whole),
+        "left-padded, batch 3": (inputs(three, left), whole),
+        "hole in the mask, batch 1": (inputs(one, hole), whole),
+        f"{LENGTH - PREFILL} decode steps after {PREFILL} tokens": (inputs(one, np.ones_like(one)), steps),
+    }
+
+
+def inputs(ids: Any, mask: Any) -> Inputs:
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(np.cumsum(mask, 1) - 1, 0)}
+
+
+def transformers_runner(folder: Path) -> Runner:
+    """transformers' own implementation; decode steps pass its own cache on."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def run(given: Inputs, spans: Spans) -> Any:
+        cache = DynamicCache(config=module.config)
+        parts = []
+        for start, stop in spans:
+            sliced = {k: torch.from_numpy(given[k][:, start:stop]) for k in ("input_ids", "position_ids")}
+            mask = torch.from_numpy(given["attention_mask"][:, :stop])
+            with torch.no_grad():
+                out = module(**sliced, attention_mask=mask, past_key_values=cache, use_cache=True)
+            parts.append(out.logits.numpy())
+        return np.concatenate(parts, axis=1)
+
+    return run
+
+
+def main() -> None:
+    given = parser(__doc__).parse_args()
+    model = mg.load(fetch("smollm2"))
+    text = model.tokenizer.encode(python_topics()[:20_000])
+    table = cases(np.array(text[: 3 * LENGTH], np.int64))
+    with working("writing float32 checkpoints"):
+        if not (HF / "config.json").exists():
+            save_pretrained(model, HF, dtype=DType.f32)
+        mg.export(model, WORK / "smollm2-onnx")
+        mg.build(model, WORK / "smollm2-cpu")
+    runners: dict[str, Callable[[], Runner]] = {
+        "PyTorch": lambda: torch_runner(model),
+        "ONNX, standard ops": lambda: onnx_runner(WORK / "smollm2-onnx", "logits"),
+        "ONNX Runtime, fused ops": lambda: engine_runner(WORK / "smollm2-cpu"),
+    }
+    expected = run_all(transformers_runner(HF), table)
+    rows: list[Row] = []
+    for name, make in runners.items():
+        found = run_all(make(), table)
+        for case, (fed, _) in table.items():
+            r = compare(case, name, expected[case], found[case], fed["attention_mask"] != 0, TOLERANCE)
+            rows.append({"case": case, "lowering": name, "largest difference": r.difference, "argmax equal": r.argmax})
+        del found
+        gc.collect()
+    worst = max(float(r["largest difference"]) for r in rows)
+    agree = min(float(r["argmax equal"]) for r in rows)
+    note = (
+        f"Against transformers {torch_version()}, logits up to {max(np.abs(e).max() for e in expected.values()):.0f}; "
+        f"valid positions only. Worst {worst:.1e} (aim {TOLERANCE:g}), argmax equal at {100 * agree:.2f} %."
+    )
+    publish("parity_smollm2", rows, note=note, only_print=given.no_publish)
+
+
+def run_all(run: Runner, table: dict[str, tuple[Inputs, Spans]]) -> dict[str, Any]:
+    return {case: run(fed, spans) for case, (fed, spans) in table.items()}
+
+
+def torch_version() -> str:
+    import transformers
+
+    return f"{transformers.__version__} on torch {torch.__version__.partition('+')[0]}"
+
+
+if __name__ == "__main__":
+    main()
