@@ -48,7 +48,7 @@ def read_text(path: str | Path) -> str:
 
 
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
-    """(training text, held-out text): the end of `text` is held out, from the start of a passage on.
+    """(training text, held-out text): the end of `text` is held out, from the start of a passage (not the first) on.
 
     A passage is a block between blank lines, cut at line ends if long. Passages of the held-out end that also
     occur in the training part (white space aside) are dropped, so no passage is in both.
@@ -90,7 +90,7 @@ def _cut(pieces: list[str], held_out: float) -> tuple[list[str], list[str]]:
     used = 0
     for i, p in enumerate(pieces):
         used += len(p)
-        if used > limit:
+        if used > limit and i > 0:
             return pieces[:i], pieces[i:]
     return pieces, []
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..ir.errors import ConfigError, did_you_mean
 from ..ir.tensors import ArrayTensor, Tensor
 from ..ir.weights import Weights
 from ..passes.pipelines import train as train_pipeline
-from .checkpoint import OPTIMIZER, load_run, save_run, trained
+from .checkpoint import OPTIMIZER, load_run, save_run
 from .corpus import Batch, Corpus
 from .errors import TrainingError
 from .loss import IGNORED, with_loss
@@ -129,27 +129,29 @@ class Run:
         graph = with_loss(model.graph())
         self.model, self.corpus, self.settings, self.folder = model, corpus, settings, folder
         self.inputs = list(graph.inputs)
-        weights = model.weights or Weights.initialize(graph, settings.seed)
-        self.module: Any = to_torch(train_pipeline(graph), weights).to(settings.device)
+        self.weights = model.weights or Weights.initialize(graph, settings.seed)
+        self.module: Any = to_torch(train_pipeline(graph), self.weights).to(settings.device)
         self.forward = torch.compile(self.module) if settings.compile else self.module
         groups = parameter_groups(self.module, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
-        self.done, self.seconds = 0, 0.0
+        self.done = self.kept = 0
         self.good = self.snapshot()
 
     def __iter__(self) -> Iterator[Step]:
-        s = self.settings
-        batches = self.corpus.batches(s.batch, s.length, s.seed, self.done)
-        first = self.done
+        s, first, training = self.settings, self.done, 0.0
+        batches = self.corpus.batches(s.batch, s.length, s.seed, first)
+        begin = time.perf_counter()
         while self.done < s.steps:
             start = time.perf_counter()
             rate = rate_of(self.done, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final)
             loss, norm = self.step(next(batches), rate)
             self.done += 1
-            self.seconds += time.perf_counter() - start
+            training += time.perf_counter() - start
             held_out = self.measure() if self.done % s.evaluate_every == 0 or self.done == s.steps else None
-            speed = (self.done - first) * s.batch * s.length / self.seconds
-            yield Step(self.done, s.steps, loss, held_out, rate, norm, speed, self.seconds)
+            passed = time.perf_counter() - begin
+            speed = (self.done - first) * s.batch * s.length / training
+            left = passed / (self.done - first) * (s.steps - self.done)
+            yield Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left)
 
     def step(self, batch: Batch, rate: float) -> tuple[float, float]:
         """One update; (loss before it, gradient norm before clipping). Raises TrainingError, updating nothing."""
@@ -164,7 +166,7 @@ class Run:
         values = loss.item(), norm.item()
         for name, value in zip(("loss", "gradient norm"), values, strict=True):
             if not math.isfinite(value):
-                raise self.failure(name, value)
+                raise self.failure(f"{name} of step {self.done + 1}", value)
         self.optimizer.step()
         return values
 
@@ -189,8 +191,8 @@ class Run:
         if len(self.corpus.held_out) > 1:
             loss = self.evaluate()
             if not math.isfinite(loss):
-                raise self.failure("held-out loss", loss)
-        self.good = self.snapshot()
+                raise self.failure(f"held-out loss after step {self.done}", loss)
+        self.good, self.kept = self.snapshot(), self.done
         if self.folder is not None:
             save_run(self.good, self.optimizer_state(), self.done, self.folder)
         return loss
@@ -209,13 +211,20 @@ class Run:
     def snapshot(self) -> Model:
         """The model with a copy of the weights as they are now."""
         arrays = {k: ArrayTensor(t.numpy().copy()) for k, t in state_of(self.module).items()}
-        return trained(self.model, Weights(arrays), self.corpus.tokenizer, None)
+        # A parameter that nothing reads is not in the module but belongs to the checkpoint.
+        return self.trained(Weights({k: arrays.get(k, t) for k, t in self.weights.items()}))
 
     def best(self) -> Model:
         """The trained model; from its folder if it has one."""
         if self.folder is None:
             return self.good
-        return trained(self.model, Weights.open(self.folder), self.corpus.tokenizer, self.folder)
+        return replace(self.trained(Weights.open(self.folder)), folder=self.folder)
+
+    def trained(self, weights: Weights) -> Model:
+        """The model with other weights and the tokenizer they were trained with."""
+        tokenizer = self.corpus.tokenizer
+        ends = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
+        return replace(self.model, weights=weights, tokenizer=tokenizer, generation={**self.model.generation, **ends})
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """AdamW's moments under `<moment>.<parameter>`."""
@@ -237,17 +246,15 @@ class Run:
             arrays = {m: torch.from_numpy(np.array(moments.numpy(f"{m}.{name}"))).to(p.device) for m in _MOMENTS}
             if any(a.shape != p.shape for a in arrays.values()):
                 raise TrainingError(f"moments of {name} do not have its shape {list(p.shape)}", place=OPTIMIZER)
-            self.optimizer.state[p] = {"step": torch.tensor(float(self.done)), **arrays}
-        self.good = self.snapshot()
+            self.optimizer.state[p] = {"step": torch.tensor(float(self.done), device=p.device), **arrays}
+        self.good, self.kept = self.snapshot(), self.done
 
     def failure(self, name: str, value: float) -> TrainingError:
         rate = self.optimizer.param_groups[0]["lr"]
-        every = self.settings.evaluate_every
-        kept = self.done // every * every
-        place = f"in {self.folder}" if self.folder is not None and kept else "in this error's `model`"
+        place = f"in {self.folder}" if self.folder is not None and self.kept else "in this error's `model`"
         error = TrainingError(
-            f"{name} is {value} at step {self.done + 1} of {self.settings.steps}, learning rate {rate:.3g}",
-            details=[f"the weights after step {kept} are kept {place}"],
+            f"{name} (of {self.settings.steps}) is {value}, at learning rate {rate:.3g}",
+            details=[f"the weights after step {self.kept} are kept {place}"],
         )
         error.model = self.good
         return error

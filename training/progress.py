@@ -28,10 +28,7 @@ class Step:
     gradient_norm: float
     tokens_per_second: float
     seconds: float
-
-    @property
-    def seconds_left(self) -> float:
-        return self.seconds / self.step * (self.steps - self.step)
+    seconds_left: float
 
     def __str__(self) -> str:
         text = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
