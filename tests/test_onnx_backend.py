@@ -208,6 +208,9 @@ def cached(case: str) -> tuple[Graph, dict[str, np.ndarray]]:
     with building(g):
         if case == "cross":
             y = attention(q, cache_read(pk), cache_read(pv))
+        elif case == "keys are values":
+            both = cache_read(cache_append(pk, k))
+            y = attention(q, both, both, causal=True)
         else:
             ak, av = cache_append(pk, k), cache_append(pv, v)
             g.output("ak", ak)
@@ -221,14 +224,14 @@ def cached(case: str) -> tuple[Graph, dict[str, np.ndarray]]:
     return g, {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
 
 
-@pytest.mark.parametrize(("case", "transposes"), [("own", 0), ("shared", 6), ("cross", 2)])
+@pytest.mark.parametrize(("case", "transposes"), [("own", 0), ("shared", 6), ("cross", 2), ("keys are values", 3)])
 def test_cache_layouts(case: str, transposes: int) -> None:
     """Own: the op appends. Shared by two attentions, or read only: keys stay [B,K,T,D], queries are transposed."""
     graph, inputs = cached(case)
     model = lower(graph, {})
     assert_same(run(model, inputs), interpret(graph, inputs))
     assert counts(model)["Transpose"] == transposes
-    assert counts(model)["Concat"] == (2 if case == "shared" else 0)
+    assert counts(model)["Concat"] == {"shared": 2, "keys are values": 1}.get(case, 0)
 
 
 def test_empty_rows_are_guarded_only_where_they_can_be() -> None:

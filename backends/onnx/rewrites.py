@@ -171,7 +171,7 @@ class AttentionToOnnx:
         ks, vs = appended(k, node), appended(v, node)
         scale = node.attributes["scale"]
         presents: list[Value] = []
-        if ks is not None and vs is not None:
+        if ks is not None and vs is not None and ks.append is not vs.append:
             y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)
         else:
             y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, heads_first=_is_read(k) and _is_read(v))
