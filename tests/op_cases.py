@@ -197,6 +197,7 @@ NORM = [
     Case("layer_norm", {"x": X, "w": "f32[8]", "b": "f32[8]"}),
     Case("layer_norm", {"x": X, "w": "f32[8]"}, {"eps": 0.25}, note="no bias"),
     Case("add_rms_norm", {"x": X, "r": X, "w": "f32[8]"}),
+    Case("add_rms_norm", {"x": X, "r": X, "w": "f32[8]"}, {"eps": 0.25}, note="eps"),
     Case("add_layer_norm", {"x": X, "r": X, "w": "f32[8]", "b": "f32[8]"}),
     Case("add_layer_norm", {"x": X, "r": X, "w": "f32[8]"}, {"eps": 0.25}, note="no bias"),
 ]

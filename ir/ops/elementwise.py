@@ -306,7 +306,8 @@ class Constant(Op):
     def infer(self, *, value: Any, dtype: DType) -> TensorType:
         try:
             given = np.asarray(value)
-            kept = given.astype(dtype.numpy)
+            with np.errstate(over="ignore"):
+                kept = given.astype(dtype.numpy)
         except (ValueError, OverflowError) as e:
             raise OpError(f"value is not an array of {dtype}: {e}") from None
         # A number that changes meaning, such as 0.5 in an integer graph, is a mistake; rounding of floats is not.

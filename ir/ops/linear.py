@@ -11,6 +11,7 @@ from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, broadcast
 from .checks import indices, not_scalar, rank, same_dtype, typed
+from .reduce import accumulator
 from .shape import gather, transpose
 
 
@@ -29,7 +30,7 @@ class Matmul(Op):
         return 2 * self.infer(x, y).elements * x.shape[-1]
 
     def numpy(self, x: Any, y: Any) -> Any:
-        return np.matmul(x, y)
+        return np.matmul(accumulator(x), accumulator(y)).astype(x.dtype)
 
     def torch(self, torch: Any, x: Any, y: Any) -> Any:
         return torch.matmul(x, y)

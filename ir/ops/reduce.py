@@ -9,8 +9,13 @@ import numpy as np
 from ..errors import OpError, check
 from ..graph import Value
 from ..op import Op, op
-from ..types import DimLike, TensorType, bool_, i64
+from ..types import DimLike, DType, TensorType, bool_, i64
 from .checks import floating, number
+
+
+def accumulator(x: Any) -> Any:
+    """x in the width that kernels add up in: f32 for 16-bit floats."""
+    return x.astype(np.float32) if DType.of(x.dtype) in (DType.f16, DType.bf16) else x
 
 
 class AlongAxis(Op):
@@ -42,7 +47,7 @@ class Reduce(AlongAxis):
         return x.type.elements
 
     def numpy(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        return getattr(np, self.torch_name)(x, axis=axis, keepdims=keepdims).astype(x.dtype)
+        return getattr(np, self.torch_name)(accumulator(x), axis=axis, keepdims=keepdims).astype(x.dtype)
 
     def torch(self, torch: Any, x: Any, *, axis: int, keepdims: bool) -> Any:
         return getattr(torch, self.torch_name)(x, dim=axis, keepdim=keepdims)
@@ -124,7 +129,8 @@ class Softmax(AlongAxis):
         return 5 * x.type.elements
 
     def numpy(self, x: Any, *, axis: int) -> Any:
-        e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+        wide = accumulator(x)
+        e = np.exp(wide - np.max(wide, axis=axis, keepdims=True))
         return (e / np.sum(e, axis=axis, keepdims=True)).astype(x.dtype)
 
     def torch(self, torch: Any, x: Any, *, axis: int) -> Any:
