@@ -32,7 +32,7 @@ def save_run(model: Model, optimizer: Mapping[str, Tensor], step: int, folder: s
             model.tokenizer.write(stage)
         for name, tensors in ((OPTIMIZER, optimizer), (SINGLE, model.weights)):
             with stage.open(name) as f:
-                write_file(f, tensors, metadata)
+                write_file(f, tensors, metadata, lambda name, size: None)
 
 
 def load_run(folder: str | Path) -> tuple[Weights, Weights, int]:
