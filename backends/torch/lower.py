@@ -20,6 +20,7 @@ from ...passes.dce import dce
 from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
 from .attention import AttentionToSDPA
+from .loss import LossOverVocabulary
 from .tensors import torch_dtype
 
 _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
@@ -39,9 +40,9 @@ CONSTANTS = "monograph_constants"
 
 
 def prepare(graph: Graph) -> Graph:
-    """A copy in which every node has a `torch` method: attention on SDPA, other composites without one inlined."""
+    """A copy in which every node has a `torch` method: attention on SDPA, the loss in chunks, the rest in parts."""
     ready = graph.copy()
-    apply_rewrites(ready, [AttentionToSDPA()])
+    apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
     decompose(ready, keep=lambda node: node.op.torch is not None)
     cse(ready)
     dce(ready)

@@ -1,0 +1,187 @@
+"""The loss over a vocabulary without its logits: chunks of rows, with the gradient made on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...ir import ops
+from ...ir.errors import check
+from ...ir.graph import Value
+from ...ir.op import Op
+from ...ir.types import TensorType
+from ...passes.pattern import Rewrite
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits that exist at one time: 64 MiB in float32."""
+
+
+class LinearCrossEntropy(Op):
+    """cross_entropy(linear(x, w, b), labels): x [..., C], w [V, C], labels [...] -> a scalar."""
+
+    def infer(
+        self,
+        x: Value,
+        w: Value,
+        labels: Value,
+        b: Value | None = None,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> TensorType:
+        check(labels.shape == x.shape[:-1], f"labels are {labels.type} but x is {x.type}")
+        return TensorType(x.dtype, ())
+
+    def body(
+        self,
+        x: Value,
+        w: Value,
+        labels: Value,
+        b: Value | None = None,
+        *,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Value:
+        logits = ops.linear(x, w, b)
+        return ops.cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+    def torch(
+        self, torch: Any, x: Any, w: Any, labels: Any, b: Any = None, *, ignore_index: int, label_smoothing: float
+    ) -> Any:
+        arguments = (x, w, labels, b, ignore_index, label_smoothing)
+        return x.tracer.create_proxy("call_function", linear_cross_entropy, arguments, {})
+
+
+FUSED = LinearCrossEntropy()
+
+
+class LossOverVocabulary(Rewrite):
+    """The LM head and the loss that alone reads its logits => one op that never holds all logits."""
+
+    def before(
+        self,
+        x: Value,
+        w: Value,
+        labels: Value,
+        b: Value | None = None,
+        *,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Value:
+        logits = ops.linear(x, w, b)
+        return ops.cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+    def after(
+        self,
+        x: Value,
+        w: Value,
+        labels: Value,
+        b: Value | None = None,
+        *,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Value:
+        attributes = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return x.graph.add(FUSED, (x, w, labels, b), attributes)[0]
+
+
+def linear_cross_entropy(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    labels: torch.Tensor,
+    b: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Mean cross-entropy of x @ w.T + b over labels that count; under autocast the products use its dtype."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    wanted = torch.is_grad_enabled()
+    return _chunked(x, w, labels, b, ignore_index, label_smoothing, wanted)[0]
+
+
+@torch.library.custom_op("monograph::linear_cross_entropy", mutates_args=())
+def _chunked(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    labels: torch.Tensor,
+    b: torch.Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(loss, gradients of x, w and b for a loss gradient of 1; empty ones when not `wanted`).
+
+    The gradient needs the same softmax as the loss, so both are made while a chunk of logits is in memory
+    (Hsu et al. 2024, Liger Kernel). Rows whose label does not count cost nothing.
+    """
+    wide = torch.promote_types(w.dtype, torch.float32)
+    flat = labels.reshape(-1)
+    places = (flat != ignore_index).nonzero().squeeze(1)
+    every = places.numel() == flat.numel()
+    rows = x.reshape(-1, x.shape[-1])
+    rows, flat = (rows, flat) if every else (rows[places], flat[places])
+    grad_rows = torch.empty_like(rows) if wanted else None
+    grad_w = torch.zeros_like(w) if wanted else w.new_empty(0)
+    grad_b = torch.zeros_like(b) if wanted and b is not None else w.new_empty(0)
+    total = torch.zeros((), dtype=wide, device=x.device)
+    count = max(flat.numel(), 1)
+    weight, step = w.to(x.dtype), max(64, CHUNK_ELEMENTS // w.shape[0])
+    for start in range(0, flat.numel(), step):
+        part, label = rows[start : start + step], flat[start : start + step, None]
+        logits = torch.nn.functional.linear(part, weight, None if b is None else b.to(x.dtype)).to(wide)
+        log_sum = logits.logsumexp(1, keepdim=True)
+        loss = log_sum - logits.gather(1, label)
+        if label_smoothing:
+            loss = (1 - label_smoothing) * loss + label_smoothing * (log_sum - logits.mean(1, keepdim=True))
+        total += loss.sum()
+        if grad_rows is not None:
+            grad = logits.sub_(log_sum).exp_()
+            if label_smoothing:
+                grad.sub_(label_smoothing / w.shape[0])
+            hit = torch.full_like(label, -(1 - label_smoothing), dtype=wide)
+            grad = grad.scatter_add_(1, label, hit).div_(count).to(x.dtype)
+            torch.mm(grad, weight, out=grad_rows[start : start + step])
+            _add_product(grad_w, grad, part)
+            if b is not None:
+                grad_b += grad.sum(0)
+    return (total / count).to(w.dtype), _spread(grad_rows, x, places, every), grad_w, grad_b
+
+
+def _add_product(into: torch.Tensor, grad: torch.Tensor, part: torch.Tensor) -> None:
+    if into.dtype == grad.dtype:
+        into.addmm_(grad.t(), part)
+    else:
+        into += grad.t() @ part
+
+
+def _spread(grad: torch.Tensor | None, x: torch.Tensor, places: torch.Tensor, every: bool) -> torch.Tensor:
+    """Gradient rows back at their places in x."""
+    if grad is None:
+        return x.new_empty(0)
+    if every:
+        return grad.reshape(x.shape)
+    full = x.new_zeros((x.numel() // x.shape[-1], x.shape[-1]))
+    full[places] = grad
+    return full.reshape(x.shape)
+
+
+@_chunked.register_fake
+def _(x, w, labels, b, ignore_index, label_smoothing, wanted):  # type: ignore[no-untyped-def]
+    empty = w.new_empty(0)
+    given = (torch.empty_like(x), torch.empty_like(w), empty if b is None else torch.empty_like(b))
+    return (w.new_empty(()), *(given if wanted else (x.new_empty(0), empty, w.new_empty(0))))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.has_bias = inputs[3] is not None
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    grad_x, grad_w, grad_b = ctx.saved_tensors
+    return grad_x * grad, grad_w * grad, None, grad_b * grad if ctx.has_bias else None, None, None, None
+
+
+_chunked.register_autograd(_backward, setup_context=_keep)
