@@ -1,0 +1,6 @@
+"""ONNX Runtime: its fused ops by rewrites, and sessions that generate over shared buffers."""
+
+from .build import BuildReport as BuildReport
+from .build import build as build
+from .session import Session as Session
+from .session import open as open

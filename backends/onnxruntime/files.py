@@ -1,0 +1,99 @@
+"""Write several variants of one model: a small file each, and one data file with every weight once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import onnx_ir
+
+from ...ir.errors import MonographError, WeightsError
+from ...ir.files import Stage
+from ...ir.graph import Node, Value
+from ...ir.weights import Computed, Mapped, StoredTensor, Tensor
+from ..onnx.save import layout
+from ..onnx.tensors import WeightTensor
+
+DATA = "model.onnx.data"
+_LARGE, _LARGE_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
+
+Progress = Callable[[int, int, str], None]
+
+
+def write_variants(stage: Stage, variants: Mapping[str, onnx_ir.Model], progress: Progress | None = None) -> int:
+    """Stage the models by file name and the data file they share; gives the bytes of the data file.
+
+    One tensor is in memory at a time. Raises MonographError if two variants mean different bytes by one name.
+    """
+    tensors, offsets = _shared(variants)
+    total = sum(t.nbytes for t in tensors.values())
+    done = 0
+    with stage.open(DATA) as file:
+        for name, tensor in tensors.items():
+            file.write(bytes(offsets[name] - file.tell()))
+            _write(file, name, tensor)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total, name)
+        size = file.tell()
+    for name, model in variants.items():
+        _refer(model, offsets)
+        with stage.open(name) as file:
+            file.write(onnx_ir.to_proto(model).SerializeToString(deterministic=True))
+    return size
+
+
+def _shared(variants: Mapping[str, onnx_ir.Model]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Every large initializer by name, and the offset where its bytes go."""
+    tensors: dict[str, Any] = {}
+    for variant, model in variants.items():
+        for placed in layout(model):
+            name = placed.name
+            if not isinstance(placed.tensor, WeightTensor):
+                # A constant is numbered within its own graph; its content is its name here.
+                name = f"{variant}:{name}"
+            known = tensors.setdefault(name, placed.tensor)
+            if known is not placed.tensor and _meaning(known.tensor) != _meaning(placed.tensor.tensor):  # type: ignore[attr-defined]
+                raise MonographError(f"the variants of the model store different values as {name}")
+            placed.value.meta["stored"] = name
+    offsets: dict[str, int] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        unit = _LARGE_ALIGNMENT if tensor.nbytes >= _LARGE else _ALIGNMENT
+        offsets[name] = -(-end // unit) * unit
+        end = offsets[name] + tensor.nbytes
+    return tensors, offsets
+
+
+def _write(file: BinaryIO, name: str, tensor: Any) -> None:
+    start = file.tell()
+    tensor.tofile(file)
+    if file.tell() != start + tensor.nbytes:
+        raise WeightsError(f"tensor {name} gave {file.tell() - start} bytes, expected {tensor.nbytes}")
+
+
+def _refer(model: onnx_ir.Model, offsets: Mapping[str, int]) -> None:
+    for value in model.graph.initializers.values():
+        stored, tensor = value.meta.get("stored"), value.const_value
+        if stored is not None and tensor is not None:
+            value.const_value = onnx_ir.ExternalTensor(
+                DATA, offsets[stored], tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name or ""
+            )
+
+
+def _meaning(tensor: Tensor) -> object:
+    """What a lazy tensor stands for: equal for two that give the same bytes by the same expression."""
+    if isinstance(tensor, Computed):
+        return "computed", str(tensor.type), _expression(tensor.value)
+    if isinstance(tensor, Mapped):
+        return "mapped", str(tensor.type), _meaning(tensor.source)
+    if isinstance(tensor, StoredTensor):
+        return "stored", tensor.name, str(tensor.type), tensor.span
+    return id(tensor)
+
+
+def _expression(v: Value) -> object:
+    if v.producer is None:
+        return v.name
+    node: Node = v.producer
+    return node.op.name, str(sorted(node.attributes.items())), tuple(_expression(a) for a in node.arguments)

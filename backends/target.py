@@ -1,0 +1,220 @@
+"""What a model is built for: provider, element type, runtime version, and the kernels that exist there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+
+from ..ir.errors import LoweringError, MonographError, did_you_mean
+from ..ir.types import DType
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FOLDER = Path(__file__).parent
+_ANY = 2**31 - 1
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a provider: op versions first to last, and the element types allowed for each type parameter.
+
+    types: type parameter (or operand name) of the op's schema => element types such as `float` or `int64`.
+    """
+
+    domain: str
+    op: str
+    first: int
+    last: int
+    types: Mapping[str, frozenset[str]]
+
+    def takes(self, since: int) -> bool:
+        """Whether it implements the op as it was defined in version `since` (ONNX Runtime's own rule)."""
+        return self.first == since or (self.first < since <= self.last and self.last != _ANY)
+
+    @property
+    def line(self) -> str:
+        """The kernel as a line of a table file."""
+        span = f"{self.first}-{'' if self.last == _ANY else self.last}"
+        types = " ".join(f"{k}={','.join(sorted(v))}" for k, v in sorted(self.types.items()))
+        return f"{self.domain or 'ai.onnx'} {self.op} {span} {types}".rstrip()
+
+    @staticmethod
+    def parse(line: str) -> Kernel:
+        domain, op, span, *types = line.split()
+        first, last = span.split("-")
+        allowed = {k: frozenset(v.split(",")) for k, v in (t.split("=") for t in types)}
+        return Kernel("" if domain == "ai.onnx" else domain, op, int(first), int(last or _ANY), allowed)
+
+
+class KernelTable:
+    """The kernels of one provider. `source` says where they were read from."""
+
+    def __init__(self, provider: str, kernels: Iterable[Kernel], source: str) -> None:
+        self.provider, self.source = provider, source
+        self.kernels: dict[tuple[str, str], list[Kernel]] = {}
+        for k in kernels:
+            self.kernels.setdefault((k.domain, k.op), []).append(k)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.kernels.values()))
+
+    def check(self, model: onnx_ir.Model) -> None:
+        """Raises one LoweringError that lists every node without a kernel: op, types, layer, and what there is."""
+        problems = dict.fromkeys(p for node in model.graph for p in self._problem(node, model.opset_imports))
+        if problems:
+            lines = list(problems)
+            more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            raise LoweringError(
+                f"{len(lines)} nodes have no kernel on {self.provider} ({self.source})",
+                place=model.graph.name or "",
+                details=[*lines[:_SHOWN], *more],
+            )
+
+    def _problem(self, node: onnx_ir.Node, opsets: Mapping[str, int]) -> list[str]:
+        schema = schema_of(node.op_type, opsets.get(node.domain, 1), node.domain)
+        since = schema["since"] if schema else opsets.get(node.domain, 1)
+        given = _types(node, schema)
+        found = self.kernels.get((node.domain, node.op_type), [])
+        if any(k.takes(since) and _fits(k, given) for k in found) or (schema and schema["function"]):
+            return []
+        where = node.metadata_props.get("scope") or node.name or ""
+        source = node.metadata_props.get("source", "")
+        shown = ", ".join(f"{k}={v}" for k, v in given.items())
+        what = f"{node.domain or 'ai.onnx'}.{node.op_type} (version {since}) for {shown}"
+        return [f"{what} at {' '.join(filter(None, (source, where)))}: {self._alternatives(node, found)}"]
+
+    def _alternatives(self, node: onnx_ir.Node, found: list[Kernel]) -> str:
+        if not found:
+            known = {op for domain, op in self.kernels if domain == node.domain}
+            return f"the provider has no kernel of that name{did_you_mean(node.op_type, known)}"
+        return "there is " + "; ".join(k.line.split(" ", 2)[2] for k in found)
+
+
+def _fits(kernel: Kernel, given: Mapping[str, str]) -> bool:
+    return all(given[k] in allowed for k, allowed in kernel.types.items() if k in given)
+
+
+def _types(node: onnx_ir.Node, schema: dict[str, Any] | None) -> dict[str, str]:
+    """Element type by type parameter of the schema, where the model says what it is."""
+    given: dict[str, str] = {}
+    names = (schema or {"inputs": [], "outputs": []})["inputs"], (schema or {"inputs": [], "outputs": []})["outputs"]
+    for values, formal in zip((node.inputs, node.outputs), names, strict=True):
+        for i, v in enumerate(values):
+            if v is None or v.dtype is None or not formal:
+                continue
+            for label in formal[min(i, len(formal) - 1)]:
+                given.setdefault(label, _ELEMENT.get(v.dtype.name, v.dtype.name.lower()))
+    return given
+
+
+_ELEMENT = {"DOUBLE": "double", "FLOAT": "float", "STRING": "string"}
+
+
+@lru_cache(maxsize=4096)
+def schema_of(op: str, opset: int, domain: str) -> dict[str, Any] | None:
+    """{since, inputs, outputs, function}: labels (type parameter and name) of each operand; None if unknown."""
+    try:
+        s = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return _contrib().get((domain, op))
+    function = s.has_function or s.has_context_dependent_function
+    sides = {side: [(p.type_str, p.name) for p in getattr(s, side)] for side in ("inputs", "outputs")}
+    return {"since": s.since_version, "function": function, **sides}
+
+
+@lru_cache(maxsize=1)
+def _contrib() -> dict[tuple[str, str], dict[str, Any]]:
+    """Schemas that only ONNX Runtime has."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as runtime
+
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for s in runtime.get_all_operator_schema():
+        if s.domain == "com.microsoft" or s.name == "SimplifiedLayerNormalization":
+            sides = {side: [(p.typeStr, p.name) for p in getattr(s, side)] for side in ("inputs", "outputs")}
+            found[s.domain, s.name] = {"since": s.since_version, "function": False, **sides}
+    return found
+
+
+def runtime_version() -> str:
+    """Version of the installed ONNX Runtime, of whichever package brought it. Raises MonographError."""
+    for package in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    raise MonographError("ONNX Runtime is not installed", hint="pip install onnxruntime")
+
+
+@lru_cache(maxsize=8)
+def kernel_table(provider: str) -> KernelTable:
+    """The kernels of `cpu`, asked of the installed runtime, or of `cuda`, from the table that is shipped."""
+    if provider == "cuda":
+        return read_table(_FOLDER / "kernels_cuda.txt", provider)
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
+    if asked.returncode == 0:
+        kernels = map(Kernel.parse, json.loads(asked.stdout.splitlines()[-1]))
+        return KernelTable(provider, kernels, f"asked of ONNX Runtime {runtime_version()}")
+    return read_table(_FOLDER / "kernels_cpu.txt", provider)
+
+
+# In a process of its own: the GPU package, on a machine without CUDA, crashes when it is asked (1.31.1).
+_ASK = """
+import json
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
+lines = []
+for k in runtime.get_all_opkernel_def():
+    if k.provider == "CPUExecutionProvider":
+        first, last = k.version_range
+        types = [f"{n}=" + ",".join(sorted(t[7:-1] for t in ts if t.startswith("tensor("))) for n, ts in
+                 sorted(k.type_constraints.items())]
+        span = f"{first}-{'' if last == 2**31 - 1 else last}"
+        lines.append(" ".join([k.domain or "ai.onnx", k.op_name, span, *types]))
+print(json.dumps(lines))
+"""
+
+
+def read_table(path: Path, provider: str) -> KernelTable:
+    """A table file: `# source: ...` on a line of its own, then one kernel a line."""
+    lines = path.read_text().splitlines()
+    source = next(line.removeprefix("# source: ") for line in lines if line.startswith("# source: "))
+    return KernelTable(provider, [Kernel.parse(x) for x in lines if x and not x.startswith("#")], source)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model is to run. provider: cpu or cuda. dtype: of weights and activations."""
+
+    provider: str = "cpu"
+    dtype: DType = DType.f32
+    runtime: str = ""
+
+    @staticmethod
+    def of(target: str | Target) -> Target:
+        """`cpu`, `cuda`, or a Target as it is. Raises MonographError for another name."""
+        if isinstance(target, Target):
+            return target
+        if target not in PROVIDERS:
+            raise MonographError(f"no target is called {target!r}{did_you_mean(target, PROVIDERS)}")
+        return Target(target, DType.f32 if target == "cpu" else DType.f16, runtime_version())
+
+    @property
+    def execution_provider(self) -> str:
+        """ONNX Runtime's name for the provider."""
+        return PROVIDERS[self.provider]
+
+    @property
+    def table(self) -> KernelTable:
+        return kernel_table(self.provider)
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.dtype}"
