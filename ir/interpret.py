@@ -41,9 +41,9 @@ def _where(d: DimLike, expected: int) -> str:
 def _solve(d: Dim, n: int) -> dict[str, int]:
     """Solve a dimension with one linear unknown, such as `P + 4` = 7."""
     unknown = sorted(d.symbols)
-    constant = d.substitute(dict.fromkeys(unknown, 0))
-    one = d.substitute(dict.fromkeys(unknown, 1))
-    if len(unknown) != 1 or not isinstance(constant, int) or not isinstance(one, int) or one == constant:
+    constant, one, two = (d.substitute(dict.fromkeys(unknown, i)) for i in (0, 1, 2))
+    assert isinstance(constant, int) and isinstance(one, int) and isinstance(two, int)
+    if len(unknown) != 1 or one == constant or two - one != one - constant:
         raise RuntimeInputError(f"dimension {d} = {n} does not determine {', '.join(unknown)}")
     solution = (n - constant) // (one - constant)
     if solution < 0 or d.substitute({unknown[0]: solution}) != n:

@@ -80,6 +80,7 @@ class Op:
     ) -> tuple[Attributes, tuple[TensorType, ...]]:
         """Check a use of the op; gives complete attributes and output types. Raises OpError with the place."""
         try:
+            self.signature.check(operands)
             full = self.complete(*operands, **self.signature.attributes_of(attributes))
             full = {k: full[k] for k in self.signature.attributes}
             return full, _types(self.infer(*operands, **full))
@@ -88,7 +89,8 @@ class Op:
             names = self.signature.operand_names(len(operands))
             shown = [f"{n} = {v!r}" for n, v in zip(names, operands, strict=False) if v is not None]
             hint = e.hint if isinstance(e, MonographError) else ""
-            raise OpError(f"{self.name}: {what}", place=str(location), details=shown, hint=hint) from None
+            place = str(location) if location.file or location.scope else ""
+            raise OpError(f"{self.name}: {what}", place=place, details=shown, hint=hint) from None
 
     def __repr__(self) -> str:
         return self.name
@@ -128,14 +130,18 @@ class Signature:
         operands = list(args)
         for name in self.operands[len(operands) :]:
             operands.append(kwargs.pop(name, None))
-        for name, v in zip(self.operands, operands, strict=False):
-            if v is None and name not in self.optional:
-                raise OpError(f"{self.op.name}: operand {name!r} is missing")
-        if not operands and self.variadic:
-            raise OpError(f"{self.op.name}: takes at least one operand")
-        if len(operands) > len(self.operands) and not self.variadic:
-            raise OpError(f"{self.op.name}: takes {len(self.operands)} operands but {len(operands)} were given")
         return operands, kwargs
+
+    def check(self, operands: Sequence[Value | None]) -> None:
+        """Raises OpError when an operand is missing or there are too many."""
+        given = [*operands, *[None] * (len(self.operands) - len(operands))]
+        for name, v in zip(self.operands, given, strict=False):
+            if v is None and name not in self.optional:
+                raise OpError(f"operand {name!r} is missing")
+        if not operands and self.variadic:
+            raise OpError("takes at least one operand")
+        if len(operands) > len(self.operands) and not self.variadic:
+            raise OpError(f"takes {len(self.operands)} operands but {len(operands)} were given")
 
 
 class HasInfer(Protocol[P]):

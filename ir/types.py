@@ -222,8 +222,9 @@ def product(dims: Iterable[DimLike]) -> DimLike:
 def parse_dim(text: str) -> DimLike:
     """Read a dimension such as `P+S`, `2*S` or `64`. Raises MonographError."""
     total: DimLike = 0
-    pieces = re.findall(r"([+-]?)([^+-]+)", text.replace(" ", ""))
-    if not pieces or "".join(a + b for a, b in pieces) != text.replace(" ", ""):
+    compact = re.sub(r"\s*([+*-])\s*", r"\1", text.strip())
+    pieces = re.findall(r"([+-]?)([^+-]+)", compact)
+    if not pieces or "".join(a + b for a, b in pieces) != compact:
         raise MonographError(f"{text!r} is not a dimension")
     for sign, term in pieces:
         value: DimLike = -1 if sign == "-" else 1
@@ -290,7 +291,7 @@ def parse_type(text: str) -> TensorType:
     """Read `f32[B,S,64]`. Raises MonographError."""
     found = re.fullmatch(r"\s*(\w+)\[([^\]]*)\]\s*", text)
     if not found or found[1] not in _DTYPE_NAMES:
-        raise MonographError(f"{text!r} is not a tensor type such as f32[B,S,64]")
+        raise MonographError(f"{text.strip()!r} is not a tensor type such as f32[B,S,64]")
     dims = [parse_dim(d) for d in found[2].split(",")] if found[2].strip() else []
     return TensorType(DType(found[1]), tuple(dims))
 

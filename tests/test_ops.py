@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from monograph.ir import OPS, Graph, building, interpret, ops, parse, print_graph, tensor, verify
-from monograph.ir.errors import OpError, RuntimeInputError
+from monograph.ir.errors import MonographError, OpError, RuntimeInputError
 from monograph.ir.interpret import resolve
 from monograph.ir.types import DType, bf16, f16, f32, f64, i64, parse_type
 from op_cases import CASES, SIZES, Case
@@ -45,7 +45,7 @@ def test_case_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in EXPECTED], ids=str)
 def test_values(case: Case, dtype: DType) -> None:
     graph, inputs = case.graph(dtype), case.arrays(dtype=dtype)
     got = interpret(graph, inputs)
@@ -220,13 +220,13 @@ def test_operands_are_values_of_this_graph() -> None:
     x = graph.input("x", tensor(f32, 2))
     with pytest.raises(OpError, match=r"test_ops.py:\d+: maximum: 0.0 is not a value of a graph"):
         ops.maximum(x, 0.0)  # type: ignore[arg-type]
-    with pytest.raises(Exception, match="add: %y: f32\\[2\\] belongs to another graph"):
+    with pytest.raises(MonographError, match="add: %y: f32\\[2\\] belongs to another graph"):
         ops.add(x, other.input("y", tensor(f32, 2)))
     with pytest.raises(OpError, match="linear: operand 'w' is missing"):
         ops.linear(x)  # type: ignore[call-arg]
     with pytest.raises(OpError, match="linear: takes 3 operands but 4 were given"):
         ops.linear(x, x, x, x)  # type: ignore[call-arg]
-    with pytest.raises(OpError, match="concat: takes at least one operand"):
+    with building(graph), pytest.raises(OpError, match="concat: takes at least one operand"):
         ops.concat(axis=0)
 
 
