@@ -24,12 +24,8 @@ class Session(Protocol):
         """Tokens read so far, i64 [B]."""
         ...
 
-    def reset(self) -> None:
-        """Forget everything read."""
-        ...
-
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        """Read prompts i64 [B,S], padded on the right; logits [B,V] after the last token of each."""
+        """Start anew: read prompts i64 [B,S], padded on the right; logits [B,V] after the last token of each."""
         ...
 
     def step(self, tokens: Array) -> Array:
@@ -180,7 +176,6 @@ class Decoding:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         start = time.perf_counter()
-        self.session.reset()
         logits = self.session.prefill(*pad([r.prompt for r in self.rows]))
         tokens = self.choose(logits)
         self.prefill_seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ def rows_of(
     """
     if attention_mask is not None:
         return _masked(prompts, attention_mask)
-    items = prompts if is_batch(prompts) else [prompts]
+    items = prompts if is_batch(prompts, chat=chat) else [prompts]
     if len(items) == 0:
         raise RuntimeInputError("there are no prompts")
     rows = [_row(item, tokenizer, chat, i) for i, item in enumerate(items)]
@@ -35,13 +35,14 @@ def rows_of(
     return rows
 
 
-def is_batch(prompts: Any) -> bool:
-    """Whether `prompts` holds several prompts: not for one text, one list of ids or one conversation."""
+def is_batch(prompts: Any, *, chat: bool = False) -> bool:
+    """Whether `prompts` holds several prompts: not for one text, one list of ids or (with `chat`) one conversation."""
     if isinstance(prompts, str):
         return False
     if isinstance(prompts, np.ndarray):
         return prompts.ndim == 2
-    return not (len(prompts) > 0 and (_is_id(prompts[0]) or isinstance(prompts[0], Mapping)))
+    first = prompts[0] if len(prompts) > 0 else ()
+    return not (_is_id(first) or (chat and isinstance(first, Mapping)))
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Array, Array]:

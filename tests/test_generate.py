@@ -38,11 +38,7 @@ class ReferenceSession:
     def lengths(self) -> Array:
         return np.array([len(r) for r in self.rows], np.int64)
 
-    def reset(self) -> None:
-        self.rows = []
-
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        assert not self.rows, "a prefill starts from nothing"
         self.rows = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
         return self.forward()
 
@@ -73,11 +69,8 @@ class ScriptedSession:
         self.scripts, self.vocab, self.at, self.fed = scripts, vocab, 0, []
         self.lengths = np.zeros(0, np.int64)
 
-    def reset(self) -> None:
-        self.at, self.fed = 0, []
-
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        self.lengths = lengths
+        self.at, self.fed, self.lengths = 0, [], lengths
         return self.say()
 
     def step(self, tokens: Array) -> Array:

@@ -1,0 +1,120 @@
+"""A built model with its tokenizer: text in, text or vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..backends.onnxruntime import Session
+from ..backends.onnxruntime import open as open_session
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import RuntimeInputError
+from .embed import Pooling, embed
+from .generate import Decoding, Settings
+from .prompts import is_batch, pad, rows_of
+from .sampling import Array
+
+
+class Engine:
+    """Generation, embeddings and plain runs over one session. Not to be used from several threads at once."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None) -> None:
+        self.session, self.tokenizer, self.pooling = session, tokenizer, pooling or Pooling()
+
+    @classmethod
+    def open(cls, folder: str | Path, *, threads: int | None = None, tune: bool = False) -> Self:
+        """An engine for a folder that `build` wrote. threads, tune: see the session. Errors name the file."""
+        folder = Path(folder)
+        session = open_session(folder, threads=threads, tune=tune)
+        tokenizer = Tokenizer.open(folder) if (folder / "tokenizer.json").exists() else None
+        return cls(session, tokenizer, Pooling.read(folder))
+
+    @property
+    def folder(self) -> Path:
+        return self.session.folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Contents of config.json."""
+        return self.session.config
+
+    @property
+    def task(self) -> str:
+        return self.session.contract.task
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        attention_mask: Any = None,
+        chat: bool = False,
+        on_text: Callable[[int, str], None] = lambda row, text: None,
+        **settings: Any,
+    ) -> Any:  # Generation for one prompt, a list of them for several
+        """Continue a prompt, or each of several; for an encoder-decoder, what follows from each source.
+
+        prompts: a text, ids, or a list of either (ids [B,S] with attention_mask [B,S]: padding left or right); with
+        `chat` what the user says, or a conversation. on_text: called with (row, text) as text becomes certain.
+        settings: the fields of `Settings`: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
+        stop, seed, eos, context. Gives a Generation, or a list of them for several prompts. Raises RuntimeInputError
+        for prompts, settings or lengths that cannot be.
+        """
+        rows = rows_of(prompts, self.tokenizer, attention_mask=attention_mask, chat=chat)
+        decoding = self._decoding(rows, settings)
+        for row, text in decoding:
+            on_text(row, text)
+        results = decoding.results()
+        several = attention_mask is not None or is_batch(prompts, chat=chat)
+        return results if several else results[0]
+
+    def stream(self, prompt: Any, *, chat: bool = False, **settings: Any) -> Iterator[str]:
+        """The text after one prompt, piece by piece as it becomes certain. Settings as for `generate`."""
+        if self.tokenizer is None:
+            raise RuntimeInputError("there is no tokenizer to make text with", place=str(self.folder))
+        rows = rows_of(prompt, self.tokenizer, chat=chat)
+        if len(rows) != 1:
+            raise RuntimeInputError(f"stream takes one prompt, not {len(rows)}")
+        decoding = self._decoding(rows, settings)
+        return (text for _, text in decoding)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """One forward without state: outputs by name. See `Session.run`."""
+        return self.session.run(inputs)
+
+    def embed(self, texts: str | Sequence[str], *, batch: int = 32) -> Array:
+        """One vector a text from an encoder, f32 [len(texts), C] ([C] for one text), pooled as the checkpoint says."""
+        if self.tokenizer is None:
+            raise RuntimeInputError("there is no tokenizer to read text with", place=str(self.folder))
+        return embed(self.session, self.tokenizer, texts, self.pooling, batch=batch)
+
+    def _decoding(self, rows: list[list[int]], given: Mapping[str, Any]) -> Decoding:
+        contract = self.session.contract
+        if not contract.layers:
+            raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
+        known = {"context": contract.positions or None, "eos": self._ends()}
+        settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
+        if not contract.encoder:
+            return Decoding(self.session, self.tokenizer, rows, settings)
+        decoding = Decoding(self.session, self.tokenizer, [[self._start()] for _ in rows], settings)
+        tokens, lengths = pad(rows)
+        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
+        self.session.encode({"input_ids": tokens, "attention_mask": mask})
+        return decoding
+
+    def _ends(self) -> tuple[int, ...]:
+        """Every id that ends a text, by the tokenizer and by config.json."""
+        said = self.config.get("eos_token_id")
+        own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
+        return tuple(dict.fromkeys([*own, *(said if isinstance(said, list) else [] if said is None else [said])]))
+
+    def _start(self) -> int:
+        """The token that a decoder begins with."""
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if isinstance(self.config.get(name), int):
+                return self.config[name]
+        raise RuntimeInputError(
+            "config.json has neither decoder_start_token_id nor bos_token_id", place=str(self.folder)
+        )
