@@ -68,7 +68,7 @@ class Pooling:
         """f32 [B,C] from hidden [B,S,C] and a mask [B,S] with at least one 1 a row."""
         wide, kept = hidden.astype(np.float32), mask.astype(bool)[..., None]
         if self.mode == "mean":
-            x = np.where(kept, wide, 0).sum(axis=1) / kept.sum(axis=1)
+            x = np.where(kept, wide, 0).sum(axis=1) / kept.sum(axis=1, dtype=np.float32)
         elif self.mode == "max":
             x = np.where(kept, wide, -np.inf).max(axis=1)
         else:
