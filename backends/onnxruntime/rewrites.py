@@ -9,6 +9,7 @@ from ...passes.dce import dce
 from ...passes.decompose import inline_body
 from ...passes.manager import FunctionPass, Pass, Pipeline, RewritePass
 from ...passes.pattern import Rewrite
+from ..onnx.recurrent import RecurrentToOnnx
 from ..onnx.rewrites import AttentionToOnnx, RotaryToOnnx
 from .attention import GroupQuery, MultiHead, PackProjections
 from .logits import select_rows
@@ -97,4 +98,4 @@ def mask_variant() -> Pipeline:
 
 
 def _rest() -> list[Pass]:
-    return [MultiHead(), AttentionToOnnx(), _ROTARY, _CSE, _DCE]
+    return [MultiHead(), AttentionToOnnx(), _ROTARY, RecurrentToOnnx(), _CSE, _DCE]

@@ -62,7 +62,9 @@ def forward(
     positions = _shaped(position_name, inputs, (batch, rows))
     mask = np.ones((batch, total), np.int64) if mask is None else (mask != 0).astype(np.int64)
     feeds: dict[str, Array] = {**extra, ids_name: ids, **pasts}
-    lengths = lengths_allowed(mask, positions, rows, contract.windowed) if contract.lengths else None
+    # Positions that the graph reads may be any; those a kernel derives from lengths must be what was asked for.
+    fixed = None if position_name in loaded.inputs else positions
+    lengths = lengths_allowed(mask, fixed, rows, contract.windowed) if contract.lengths else None
     feeds[position_name] = default_positions(mask, rows) if positions is None else positions
     if lengths is None:
         loaded = graph(contract.masked)
