@@ -352,3 +352,42 @@ CASES: list[Case] = [
     *CACHE,
     *LOSS,
 ]
+
+# -- recurrent layers and the order that moves padding to the right ---------------------------------------------------
+
+
+def some_steps(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Lengths of which the first is 0: a row that is padding altogether."""
+    return np.arange(shape[0]) * 2
+
+
+def _recurrent(op: str, gates: int, **attributes: Any) -> list[Case]:
+    states = {"h0": "f32[B,3]", **({"c0": "f32[B,3]"} if op == "lstm" else {})}
+    bias = dict.fromkeys(("bias_ih", "bias_hh"), f"f32[{3 * gates}]")
+    weights = {"weight_ih": f"f32[{3 * gates},4]", "weight_hh": f"f32[{3 * gates},3]"}
+    absent = dict.fromkeys((*bias, *states, "lengths"))
+    plain = Case(op, {"x": "f32[B,S,4]", **weights, **absent}, attributes)
+    full = variant(plain, "state", **bias, **states)
+    return [
+        plain,
+        variant(plain, "bias", **bias),
+        full,
+        variant(plain, "lengths, no state", **bias, lengths="i32[B]", make={"lengths": right_padded}),
+        variant(full, "lengths", lengths="i32[B]", make={"lengths": right_padded}),
+        variant(full, "lengths, empty row", lengths="i32[B]", make={"lengths": some_steps}),
+    ]
+
+
+_RNN = _recurrent("rnn", 1, activation="tanh")
+
+RECURRENT = [
+    *_RNN,
+    variant(_RNN[2], "relu", activation="relu"),
+    *_recurrent("lstm", 4),
+    *_recurrent("gru", 3),
+    Case("compact", {"mask": "bool[B,T]"}),
+    Case("compact", {"mask": "bool[B,T]"}, make={"mask": keep_some}, note="holes"),
+    Case("compact", {"mask": "bool[B,S]"}, make={"mask": lambda rng, shape: np.zeros(shape)}, note="nothing kept"),
+]
+
+CASES += RECURRENT

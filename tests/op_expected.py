@@ -231,3 +231,58 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "cache_read": lambda cache: cache.swapaxes(1, 2),
     "cross_entropy": cross_entropy,
 }
+
+
+# -- recurrent layers: row by row, only the steps that count, one gate at a time ---------------------------------------
+
+
+def recurrent(gates: int, step: Callable[..., tuple[Array, ...]], states: int) -> Callable[..., tuple[Array, ...]]:
+    """step(parts, *states) -> states, parts[g] = (from x, from h) of gate g."""
+
+    def run(x: Array, w: Array, r: Array, b: Any, d: Any, *rest: Any, activation: str = "tanh") -> tuple[Array, ...]:
+        given, lengths, width = rest[:states], rest[states], r.shape[1]
+        blocks = [slice(g * width, (g + 1) * width) for g in range(gates)]
+        b, d = (np.zeros(gates * width) if a is None else a for a in (b, d))
+        y, last = np.zeros((*x.shape[:2], width)), [np.zeros((len(x), width)) for _ in range(states)]
+        for row, steps in enumerate(x):
+            now = tuple(np.zeros(width) if s is None else s[row] for s in given)
+            for t in range(len(steps) if lengths is None else lengths[row]):
+                parts = [(w[k].dot(steps[t]) + b[k], r[k].dot(now[0]) + d[k]) for k in blocks]
+                now = step(parts, *now, **({"activation": activation} if gates == 1 else {}))
+                y[row, t] = now[0]
+            for total, s in zip(last, now, strict=True):
+                total[row] = s
+        return y, *last
+
+    return run
+
+
+def rnn_step(parts: Any, h: Array, activation: str) -> tuple[Array]:
+    total = sum(parts[0])
+    return (2 * sigmoid(2 * total) - 1 if activation == "tanh" else np.clip(total, 0, None),)
+
+
+def lstm_step(parts: Any, h: Array, c: Array) -> tuple[Array, Array]:
+    i, f, g, o = (sum(p) for p in parts)
+    new = c * sigmoid(f) + (2 * sigmoid(2 * g) - 1) * sigmoid(i)
+    return (2 * sigmoid(2 * new) - 1) * sigmoid(o), new
+
+
+def gru_step(parts: Any, h: Array) -> tuple[Array]:
+    r, z = (sigmoid(sum(p)) for p in parts[:2])
+    n = 2 * sigmoid(2 * (parts[2][0] + r * parts[2][1])) - 1
+    return (n + z * (h - n),)
+
+
+def compact(mask: Array) -> tuple[Array, Array, Array]:
+    order = [[*np.flatnonzero(row), *np.flatnonzero(~row)] for row in mask]
+    place = [[max(sum(row[: i + 1]) - 1, 0) for i in range(len(row))] for row in mask]
+    return np.array(order), np.array(place), np.array([sum(row) for row in mask])
+
+
+EXPECTED |= {
+    "rnn": recurrent(1, rnn_step, 1),
+    "lstm": recurrent(4, lstm_step, 2),
+    "gru": recurrent(3, gru_step, 1),
+    "compact": compact,
+}

@@ -49,6 +49,12 @@ def assert_same(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray], toler
             np.testing.assert_array_equal(g, w, err_msg=name)
 
 
+def evaluator_knows(case: Case) -> bool:
+    """Of recurrent ops, the evaluator reads no sequence_lens and has no activation but tanh."""
+    recurrent = case.op in ("rnn", "lstm", "gru")
+    return not recurrent or (case.inputs["lengths"] is None and case.attributes.get("activation") != "relu")
+
+
 @pytest.mark.parametrize("symbolic", [False, True], ids=["numbers", "symbols"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(case: Case, symbolic: bool) -> None:
@@ -57,5 +63,5 @@ def test_case(case: Case, symbolic: bool) -> None:
     model = lower(graph, Weights.of({}))
     wanted = interpret(graph, inputs)
     assert_same(run(model, inputs), wanted)
-    if symbolic:
+    if symbolic and evaluator_knows(case):
         assert_same(run_reference(model, inputs), wanted)

@@ -190,6 +190,15 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("cross_entropy", ["f32[2,3,5]", "i64[2,4]"], {}, r"labels are i64\[2,4\] but logits are f32\[2,3,5\]"),
     ("cross_entropy", ["f32[2,5]", "i32[2]"], {}, "labels are i32, expected i64"),
     ("cross_entropy", ["f32[2,5]", "i64[2]"], {"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+    ("rnn", ["f32[2,3,4]", "f32[3,4]", "f32[3,3]"], {"activation": "relo"}, "'relo', expected tanh or relu"),
+    ("rnn", ["f32[2,3,4]", "f32[3,5]", "f32[3,3]"], {}, r"weight_ih is f32\[3,5\], expected f32\[3,4\], 1 gates of 3"),
+    ("rnn", ["f32[2,0,4]", "f32[3,4]", "f32[3,3]"], {}, "x has 0 steps"),
+    ("lstm", ["f32[2,3,4]", "f32[12,4]", "f32[9,3]"], {}, r"weight_hh is f32\[9,3\], expected f32\[12,3\], 4 gates"),
+    ("lstm", ["f32[2,3,4]", "f32[12,4]", "f32[12,3]", "f32[12]"], {}, "bias_ih and bias_hh are given both or not"),
+    ("lstm", ["f32[2,3,4]", "f32[12,4]", "f32[12,3]", None, None, "f32[2,3]"], {}, "h0 and c0 are given both or not"),
+    ("gru", ["f32[2,3,4]", "f32[9,4]", "f32[9,3]", None, None, "f32[3]"], {}, r"h0 is f32\[3\], expected f32\[2,3\]"),
+    ("gru", ["f32[2,3,4]", "f32[9,4]", "f32[9,3]", *[None] * 3, "i64[2]"], {}, r"lengths is i64\[2\], expected i32"),
+    ("compact", ["i64[2,3]"], {}, r"mask is i64\[2,3\], expected bool \[B,S\]"),
 ]
 
 

@@ -17,6 +17,7 @@ from ...passes.dce import dce
 from ...passes.manager import FunctionPass, Pipeline, RewritePass
 from ...passes.pattern import NearMiss, Report, Rewrite
 from .ops import onnx_attention, onnx_cached_attention, onnx_rotary
+from .recurrent import RecurrentToOnnx
 
 
 class RotaryToOnnx(Rewrite):
@@ -203,6 +204,7 @@ PORTABLE = Pipeline(
     [
         AttentionToOnnx(),
         RewritePass("onnx_rotary", [RotaryToOnnx()]),
+        RecurrentToOnnx(),
         FunctionPass("cse", cse),
         FunctionPass("dce", dce),
     ],

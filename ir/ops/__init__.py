@@ -46,6 +46,10 @@ from .norm import rms_norm as rms_norm
 from .position import rope as rope
 from .position import rope_frequencies as rope_frequencies
 from .position import sinusoidal_positions as sinusoidal_positions
+from .recurrent import compact as compact
+from .recurrent import gru as gru
+from .recurrent import lstm as lstm
+from .recurrent import rnn as rnn
 from .reduce import any as any
 from .reduce import argmax as argmax
 from .reduce import max as max
