@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 """(bytes written, bytes in all, tensor just written)."""
 
-TARGETS = ("onnx", "cpu")
-"""`onnx`: standard opset, runs in any runtime. `cpu`: ONNX Runtime's own fused ops, for its CPU provider."""
+TARGETS = ("cpu", "cuda", "onnx")
+"""`cpu`, `cuda`: ONNX Runtime's own fused ops for that provider. `onnx`: standard opset, runs in any runtime."""
 
 _BASE, _FACTOR = 300_000_000, 3
 

@@ -105,8 +105,8 @@ def _dump(model: Model, target: str, folder: Path, positions: int | None) -> Non
     name = "decode" if model.task in ("causal-lm", "seq2seq-lm") else "encode"
     PIPELINES[name].run(model.graph(), dump=folder)
     graphs: Mapping[str, Any] = serving_graphs(model)
-    if target == "cpu":
-        from ..backends.onnxruntime import build as backend
+    if target != "onnx":
+        from ..backends import onnxruntime as backend
 
         graphs = backend.variants_of(model.graph(), positions or backend.positions_of(model)).graphs
     for file, graph in graphs.items():

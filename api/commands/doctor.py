@@ -31,6 +31,19 @@ SHOWN_OPS = ("Attention", "GroupQueryAttention", "MultiHeadAttention", "RotaryEm
              "SkipSimplifiedLayerNormalization", "LayerNormalization", "MatMul", "MatMulNBits", "Gelu")  # fmt: skip
 
 
+SHOWN_KERNELS = (
+    ("", "MatMul"),
+    ("com.microsoft", "MatMulNBits"),
+    ("", "Attention"),
+    ("com.microsoft", "GroupQueryAttention"),
+    ("com.microsoft", "MultiHeadAttention"),
+    ("com.microsoft", "RotaryEmbedding"),
+    ("", "RMSNormalization"),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"),
+    ("", "LayerNormalization"),
+    ("", "Gelu"),
+)
+FLOATS = {"double": "f64", "float": "f32", "float16": "f16", "bfloat16": "bf16"}
 PATIENCE = 120
 """Seconds a provider may take to open a session on a one-node model."""
 
@@ -55,6 +68,7 @@ def doctor(
         "packages": versions(),
         "torch": torch_build(),
         "providers": found,
+        "kernels": kernels(),
     }
     if speed:
         with working("measuring memory bandwidth and arithmetic", json_output):
@@ -126,6 +140,23 @@ def _missing(log: str) -> str:
     return log.removeprefix("error: ") if log.startswith("error: ") else "its libraries or a device are missing"
 
 
+def kernels() -> dict[str, Any]:
+    """Float types that the ops of transformers have kernels for, by provider, and where each table comes from."""
+    from ..backends.target import PROVIDERS, kernel_table
+
+    tables = {name: kernel_table(name) for name in PROVIDERS}
+    rows = [
+        {"op": op, "domain": domain or "ai.onnx"} | {name: _floats(t, domain, op) for name, t in tables.items()}
+        for domain, op in SHOWN_KERNELS
+    ]
+    return {"sources": {name: f"{t.source}, {len(t)} kernels" for name, t in tables.items()}, "rows": rows}
+
+
+def _floats(table: Any, domain: str, op: str) -> str:
+    given = {t for k in table.kernels.get((domain, op), []) for types in k.types.values() for t in types}
+    return " ".join(short for name, short in FLOATS.items() if name in given) or "none"
+
+
 def _print(facts: dict[str, Any]) -> None:
     console = out()
     console.print(f"{facts['cpu']}, {facts['cores']} cores, {human_bytes(facts['memory_bytes'])} memory")
@@ -136,6 +167,9 @@ def _print(facts: dict[str, Any]) -> None:
     devices = ", ".join(torch["devices"]) or "no CUDA device"
     console.print(f"torch {torch['version']}: {cuda}, {devices}, {torch['threads']} threads")
     console.print(table("execution providers (each tried with a model)", facts["providers"]))
+    console.print(table("kernels", facts["kernels"]["rows"]))
+    for name, source in facts["kernels"]["sources"].items():
+        console.print(f"{name}: {source}")
     if "ceilings" in facts:
         c = facts["ceilings"]
         console.print(
