@@ -76,7 +76,7 @@ def open_blocks(graph: Graph) -> int:
     return len(blocks)
 
 
-_LAYERS = RewritePass("ort_layers", [SkipRMSNorm(), QuickGelu(), TiedLinear()])
+LAYERS = RewritePass("ort_layers", [SkipRMSNorm(), QuickGelu(), TiedLinear()])
 _CSE, _DCE = FunctionPass("cse", cse), FunctionPass("dce", dce)
 _ROTARY = RewritePass("onnx_rotary", [RotaryToOnnx()])
 
@@ -84,7 +84,7 @@ _ROTARY = RewritePass("onnx_rotary", [RotaryToOnnx()])
 def common() -> Pipeline:
     """What every variant begins with: packed weights are the same in all of them, and are stored once."""
     packing: list[Pass] = [PackProjections(), FunctionPass("open_blocks", open_blocks)]
-    return Pipeline("ort_common", [*packing, FunctionPass("select_rows", select_rows), _LAYERS])
+    return Pipeline("ort_common", [*packing, FunctionPass("select_rows", select_rows), LAYERS])
 
 
 def lengths_variant(positions: int) -> Pipeline:
