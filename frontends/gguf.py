@@ -16,6 +16,7 @@ from ..ir.ops import rope_frequencies
 from ..ir.tensors import Array, Tensor
 from ..ir.weights import Weights
 from .dsl import Family, Model, load_family
+from .fit import check_plausible
 from .gguf_file import GGUFFile, permute_rows, read_gguf
 from .gguf_tokenizer import gguf_tokenizer
 
@@ -43,8 +44,11 @@ def load_gguf(path: str | Path, *, tokenizer: bool = True) -> Model:
         raise ConfigError("has no general.architecture", place=str(path))
     family = load_family(MODEL_TYPES.get(architecture, architecture))
     config = family.config_class.from_dict(gguf_config(file, family, architecture), str(path))
-    model = Model(family, config, Weights(_renamed(file, family, config), str(path)))
-    model.weights.check(model.graph())  # type: ignore[union-attr]
+    check_plausible(config, Weights(file.tensors, str(path)))
+    config = _with_rope_scaling(file, architecture, config)
+    weights = Weights(_renamed(file, family, config), str(path))
+    model = Model(family, config, weights)
+    weights.check(model.graph())
     if tokenizer and "tokenizer.ggml.model" in file.metadata:
         model.tokenizer = gguf_tokenizer(file.metadata, str(path))
         ids = {"bos_token_id": model.tokenizer.bos_id, "eos_token_id": list(model.tokenizer.eos_ids)}
@@ -59,9 +63,7 @@ def gguf_config(file: GGUFFile, family: Family, architecture: str) -> dict[str, 
     settings = {k: _shortest(v) for k, v in found.items() if v is not None}
     if "vocab_size" in fields and "token_embd.weight" in file.tensors:
         settings.setdefault("vocab_size", file.tensors["token_embd.weight"].shape[0])
-    settings |= {k: fact(file.tensors) for k, fact in _FACTS.items() if k in fields}
-    scaling = _rope_scaling(file, architecture, settings)
-    return settings if scaling is None else {**settings, "rope_scaling": scaling}
+    return settings | {k: fact(file.tensors) for k, fact in _FACTS.items() if k in fields}
 
 
 def _shortest(value: Any) -> Any:
@@ -69,25 +71,35 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _rope_scaling(file: GGUFFile, architecture: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def _with_rope_scaling(file: GGUFFile, architecture: str, config: Any) -> Any:
+    """The config with what GGUF says about rotary positions. Raises ConfigError for what is not supported."""
+
     def get(name: str, default: Any = None) -> Any:
         return _shortest(file.metadata.get(f"{architecture}.rope.{name}", default))
 
-    width = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
-    if get("dimension_count", width) != width:
-        what = f"rotates {get('dimension_count')} of {width} channels of a head, which is not supported"
+    def positive(name: str) -> Any:
+        number = get(name)
+        if not isinstance(number, (int, float)) or not number > 0:
+            raise ConfigError(f"has rope.{name} {number!r}, expected a positive number", place=str(file.path))
+        return number
+
+    if not hasattr(config, "rope_scaling"):
+        return config
+    if get("dimension_count", config.width) != config.width:
+        what = f"rotates {get('dimension_count')} of {config.width} channels of a head, which is not supported"
         raise ConfigError(what, place=str(file.path))
     kind = get("scaling.type", "none")
     if _ROPE_FACTORS in file.tensors:
-        return _llama3_scaling(file, width, settings["rope_theta"])
-    if kind == "none":
-        return None
-    if kind not in ("linear", "yarn"):
+        scaling = _llama3_scaling(file, config.width, config.theta)
+    elif kind == "none":
+        return config
+    elif kind in ("linear", "yarn"):
+        scaling = {"rope_type": kind, "factor": positive("scaling.factor")}
+    else:
         raise ConfigError(f"has rope scaling of type {kind!r}; linear and yarn are supported", place=str(file.path))
-    scaling = {"rope_type": kind, "factor": get("scaling.factor", 1.0)}
     if kind == "yarn":
-        scaling["original_max_position_embeddings"] = get("scaling.original_context_length")
-    return scaling
+        scaling["original_max_position_embeddings"] = positive("scaling.original_context_length")
+    return dataclasses.replace(config, rope_scaling=scaling)
 
 
 def _llama3_scaling(file: GGUFFile, width: int, theta: float) -> dict[str, Any]:

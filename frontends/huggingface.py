@@ -14,6 +14,7 @@ from ..ir.errors import ConfigError, WeightsError
 from ..ir.files import staged
 from ..ir.weights import Weights
 from .dsl import Family, Model, load_family
+from .fit import check_plausible
 from .tokenizer import Tokenizer, read_json
 
 FILES = [
@@ -53,6 +54,7 @@ def load_folder(folder: str | Path, *, tokenizer: bool = True) -> Model:
     weights = _modern(Weights.open(folder))
     settings |= {k: _any(weights, patterns) for k, patterns in _of(family, "FROM_WEIGHTS", {}).items()}
     model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
+    check_plausible(model.config, weights)
     model.weights = _fitted(weights, model)
     model.generation = read_json(folder / "generation_config.json")
     if tokenizer and (folder / "tokenizer.json").exists():
