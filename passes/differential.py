@@ -11,6 +11,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.interpret import Array, interpret, resolve
 from ..ir.types import Dim
 
+_PASTS, _PRESENTS = ("past_key_values.", "past_state."), ("present.", "present_state.")
 MASKS = ("all-ones", "right-padded", "left-padded", "holed")
 
 
@@ -88,7 +89,11 @@ def difference(
 
 
 def _cached(graph: Graph) -> bool:
-    return any(name.startswith("past_key_values.") for name in graph.inputs)
+    return any(name.startswith(_PASTS) for name in graph.inputs)
+
+
+def _past(present: str) -> str:
+    return present.replace("present.", "past_key_values.").replace("present_state.", "past_state.")
 
 
 Trail = list[tuple[Node, Array]]
@@ -105,13 +110,16 @@ def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tu
     if not _cached(graph):
         outputs = interpret(graph, inputs, params, observe)
         return {k: _valid(v, inputs) for k, v in outputs.items()}, trail
-    pasts = {k: _empty(v, case.batch) for k, v in graph.inputs.items() if k.startswith("past_key_values.")}
+    pasts = {k: _empty(v, case.batch) for k, v in graph.inputs.items() if k.startswith(_PASTS)}
+    if any(k.startswith("initial_state.") for k in graph.outputs):
+        first = interpret(graph, _window(inputs, 0, case.length) | pasts, params)
+        pasts |= {k.replace("initial_", "past_"): v for k, v in first.items() if k.startswith("initial_state.")}
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
         outputs = interpret(graph, _window(inputs, start, stop) | pasts, params, observe)
-        pasts = {k.replace("present.", "past_key_values."): v for k, v in outputs.items() if k.startswith("present.")}
-        parts.append({k: v for k, v in outputs.items() if not k.startswith("present.")})
+        pasts = {_past(k): v for k, v in outputs.items() if k.startswith(_PRESENTS)}
+        parts.append({k: v for k, v in outputs.items() if not k.startswith((*_PRESENTS, "initial_state."))})
         start = stop
     joined = {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}
     return {k: _valid(v, inputs) for k, v in joined.items()}, trail
@@ -131,7 +139,7 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
     shape = (case.batch, case.length)
     inputs: dict[str, Array] = {}
     for name, v in graph.inputs.items():
-        if name.startswith("past_key_values."):
+        if name.startswith(_PASTS):
             continue
         if name.endswith("attention_mask"):
             inputs[name] = attention_mask(case.mask, *shape)

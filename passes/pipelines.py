@@ -3,7 +3,8 @@
 1. canonicalize, fold, cse, dce: one spelling for each thing, so that every pattern has one form to match.
 2. fuse_layers before fuse_blocks before fuse_residuals: a block's body is written in layers, and a residual sum
    can only be taken once the feed-forward that feeds it no longer wants the same add.
-3. add_cache after fusion: it works on `attention`, whatever the graph looked like when it came in.
+3. add_cache after fusion: it works on `attention`, whatever the graph looked like when it came in. add_state is the
+   same for recurrent layers.
 Training keeps dropout; every other pipeline removes it first. Packing is left to the targets, which know whether
 their kernels take packed operands. No pass touches weight bytes.
 """
@@ -23,6 +24,7 @@ from .decompose import decompose as _decompose
 from .fold import fold
 from .manager import Check, FunctionPass, Pass, Pipeline, PipelineReport
 from .split import split
+from .state import add_state
 
 CLEAN: tuple[Pass, ...] = (
     FunctionPass("canonicalize", canonicalize),
@@ -32,12 +34,13 @@ CLEAN: tuple[Pass, ...] = (
 )
 RAISE: tuple[Pass, ...] = (fuse.LAYERS, FunctionPass("dce", dce), fuse.BLOCKS, fuse.RESIDUALS, FunctionPass("dce", dce))
 _INFERENCE: tuple[Pass, ...] = (FunctionPass("remove_dropout", remove_dropout), *CLEAN, *RAISE)
+_MEMORY: tuple[Pass, ...] = (FunctionPass("add_cache", add_cache), FunctionPass("add_state", add_state))
 
 PIPELINES = {
     "clean": Pipeline("clean", CLEAN),
     "train": Pipeline("train", (*CLEAN, *RAISE)),
     "encode": Pipeline("encode", _INFERENCE),
-    "decode": Pipeline("decode", (*_INFERENCE, FunctionPass("add_cache", add_cache))),
+    "decode": Pipeline("decode", (*_INFERENCE, *_MEMORY)),
 }
 
 

@@ -32,7 +32,7 @@ class Recurrent(Op):
 
     gates: ClassVar[int]
     elementwise: ClassVar[int]
-    """Floating-point operations per step and channel besides the two products."""
+    """Floating-point operations per step and channel besides the two products, with biases."""
 
     def results(
         self, x: Value, weights: Sequence[Value | None], lengths: Value | None, **states: Value | None
@@ -67,7 +67,8 @@ class Recurrent(Op):
     ) -> Arrays:
         """(y, *last states). cell(input part, recurrent part, *states) -> new states, the first of which is y."""
         dtype, (batch, steps, _) = x.dtype, x.shape
-        x, w_ih, w_hh, b_ih, b_hh = (None if a is None else accumulator(a) for a in (x, *weights))
+        wide: list[Any] = [None if a is None else accumulator(a) for a in (x, *weights)]
+        x, w_ih, w_hh, b_ih, b_hh = wide
         now = [np.zeros((batch, w_hh.shape[1]), x.dtype) if s is None else accumulator(s) for s in states]
         inputs = np.matmul(x, w_ih.T) + (0 if b_ih is None else b_ih)
         y = np.zeros((batch, steps, w_hh.shape[1]), x.dtype)
@@ -89,7 +90,7 @@ class Recurrent(Op):
         given = [w for w in weights if w is not None]
         shape = (x.size(0), weights[1].size(1))
         first = [x.new_zeros(shape) if s is None else s for s in states]
-        keep = None
+        keep: Any = None
         if lengths is not None:
             keep = (torch.arange(x.size(1), device=x.device) < lengths.unsqueeze(1)).unsqueeze(2)
             if len(first) == 2:
@@ -100,7 +101,7 @@ class Recurrent(Op):
         # cuDNN can go backward only through what ran as training; without dropout that changes no number.
         made = function(x, start if len(start) == 2 else start[0], given, len(given) == 4, 1, 0.0, True, False, True)
         y, last = made[0], [made[i + 1].squeeze(0) for i in range(len(first))]
-        if keep is None:
+        if lengths is None:
             return (y, *last)
         at = (lengths - 1).clamp(min=0).to(torch.int64).view(-1, 1, 1).expand(-1, 1, shape[1])
         last[0] = torch.where((lengths > 0).unsqueeze(1), torch.gather(y, 1, at).squeeze(1), first[0])
@@ -185,7 +186,7 @@ class GRU(Recurrent):
     (Cho et al. 2014, in the form of PyTorch and cuDNN: the reset gate is applied after the product.)
     """
 
-    gates, elementwise = 3, 18
+    gates, elementwise = 3, 17
 
     def infer(
         self,
