@@ -7,17 +7,20 @@ import os
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MonographError, OpError, did_you_mean
-from .types import DType, Shape, TensorType
+from .types import DType, TensorType
+from .value import NOWHERE as NOWHERE
+from .value import Attributes as Attributes
+from .value import Init as Init
+from .value import Location as Location
+from .value import Node as Node
+from .value import Value as Value
 
 if TYPE_CHECKING:
     from .op import Op
-
-Attributes = dict[str, Any]
 
 _INTERNAL = (
     str(Path(__file__).parent) + os.sep,
@@ -27,153 +30,6 @@ _INTERNAL = (
     contextlib.__file__,
 )
 _GAP = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where the user wrote the node: file, line, and the parameter scope (layer) it belongs to."""
-
-    file: str
-    line: int
-    scope: str = ""
-
-    def __str__(self) -> str:
-        place = f"{self.file.rpartition(os.sep)[2]}:{self.line}" if self.file else "?"
-        return f"{place} {self.scope}" if self.scope else place
-
-
-NOWHERE = Location("", 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Init:
-    """How a parameter starts when a model is trained from nothing: normal(std), zeros or ones."""
-
-    kind: str
-    std: float = 0.0
-
-    def __str__(self) -> str:
-        return f"normal({self.std!r})" if self.kind == "normal" else self.kind
-
-
-class Value:
-    """One SSA value: a graph input, a parameter, or output `index` of `producer`."""
-
-    __slots__ = ("graph", "index", "init", "name", "producer", "type", "uses")
-
-    def __init__(
-        self, graph: Graph, type: TensorType, name: str = "", producer: Node | None = None, index: int = 0
-    ) -> None:
-        self.graph, self.type, self.name, self.producer, self.index = graph, type, name, producer, index
-        self.uses: dict[tuple[Node, int], None] = {}
-        self.init: Init | None = None
-
-    @property
-    def dtype(self) -> DType:
-        return self.type.dtype
-
-    @property
-    def shape(self) -> Shape:
-        return self.type.shape
-
-    @property
-    def rank(self) -> int:
-        return self.type.rank
-
-    @property
-    def is_param(self) -> bool:
-        return self.producer is None and self.graph.params.get(self.name) is self
-
-    @property
-    def users(self) -> list[Node]:
-        """Nodes that read this value, without repetition."""
-        return list(dict.fromkeys(node for node, _ in self.uses))
-
-    def _apply(self, op: str, *operands: Value | float, **attributes: Any) -> Any:
-        return self.graph.apply(op, operands, attributes)
-
-    def __add__(self, other: Value | float) -> Value:
-        return self._apply("add", self, other)
-
-    def __radd__(self, other: float) -> Value:
-        return self._apply("add", self, other)
-
-    def __sub__(self, other: Value | float) -> Value:
-        return self._apply("sub", self, other)
-
-    def __rsub__(self, other: float) -> Value:
-        return self._apply("sub", other, self)
-
-    def __mul__(self, other: Value | float) -> Value:
-        return self._apply("mul", self, other)
-
-    def __rmul__(self, other: float) -> Value:
-        return self._apply("mul", self, other)
-
-    def __truediv__(self, other: Value | float) -> Value:
-        return self._apply("div", self, other)
-
-    def __rtruediv__(self, other: float) -> Value:
-        return self._apply("div", other, self)
-
-    def __matmul__(self, other: Value) -> Value:
-        return self._apply("matmul", self, other)
-
-    def __neg__(self) -> Value:
-        return self._apply("neg", self)
-
-    def __and__(self, other: Value) -> Value:
-        return self._apply("logical_and", self, other)
-
-    def cast(self, dtype: DType) -> Value:
-        return self._apply("cast", self, dtype=dtype)
-
-    def reshape(self, *shape: Any) -> Value:
-        return self._apply("reshape", self, shape=tuple(shape))
-
-    def transpose(self, *permutation: int) -> Value:
-        return self._apply("transpose", self, permutation=tuple(permutation))
-
-    def split_heads(self, heads: int) -> Value:
-        """[B, S, heads*D] -> [B, S, heads, D]."""
-        return self.reshape(self.shape[0], self.shape[1], heads, -1)
-
-    def merge_heads(self) -> Value:
-        """[B, S, H, D] -> [B, S, H*D]."""
-        return self.reshape(self.shape[0], self.shape[1], -1)
-
-    def __repr__(self) -> str:
-        label = f"@{self.name}" if self.is_param else f"%{self.name or '?'}"
-        origin = f" from {self.producer.op.name} at {self.producer.location}" if self.producer else ""
-        return f"{label}: {self.type}{origin}"
-
-
-class Node:
-    """One operation in a graph. `order` grows along the node list (-1: erased); compare it, never store it."""
-
-    __slots__ = ("attributes", "location", "next", "op", "operands", "order", "outputs", "previous")
-
-    def __init__(self, op: Op, operands: Sequence[Value | None], attributes: Attributes, location: Location) -> None:
-        self.op, self.operands, self.attributes, self.location = op, list(operands), attributes, location
-        self.outputs: list[Value] = []
-        self.previous: Node | None = None
-        self.next: Node | None = None
-        self.order = 0
-
-    @property
-    def output(self) -> Value:
-        """The only output. Raises MonographError for an op with several."""
-        if len(self.outputs) != 1:
-            raise MonographError(f"{self.op.name} has {len(self.outputs)} outputs, not one", place=str(self.location))
-        return self.outputs[0]
-
-    @property
-    def arguments(self) -> list[Value]:
-        """Operands that are present."""
-        return [v for v in self.operands if v is not None]
-
-    def __repr__(self) -> str:
-        return f"{self.op.name} at {self.location}"
 
 
 class Graph:
