@@ -10,9 +10,10 @@ import numpy as np
 
 from ..backends.onnxruntime import Session
 from ..backends.onnxruntime import open as open_session
+from ..frontends.pooling import Pooling
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
-from .embed import Pooling, embed
+from .embed import embed
 from .generate import Decoding, Settings
 from .prompts import is_batch, pad, rows_of
 from .sampling import Array
@@ -88,7 +89,8 @@ class Engine:
         """One vector a text from an encoder, f32 [len(texts), C] ([C] for one text), pooled as the checkpoint says."""
         if self.tokenizer is None:
             raise RuntimeInputError("there is no tokenizer to read text with", place=str(self.folder))
-        return embed(self.session, self.tokenizer, texts, self.pooling, batch=batch)
+        positions = self.session.contract.positions or None
+        return embed(self.session, self.tokenizer, texts, self.pooling, batch=batch, positions=positions)
 
     def _decoding(self, rows: list[list[int]], given: Mapping[str, Any]) -> Decoding:
         contract = self.session.contract

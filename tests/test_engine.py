@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from monograph.backends.onnxruntime import build
 from monograph.frontends.dsl import Model, load_family
+from monograph.frontends.pooling import Pooling
 from monograph.frontends.tokenizer import Tokenizer
-from monograph.inference.embed import Pooling, tokens_of
+from monograph.inference.embed import tokens_of
 from monograph.inference.engine import Engine
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
@@ -201,12 +203,20 @@ def sentence_folder(folder: Path, modes: dict[str, bool], kinds: tuple[str, ...]
 
 
 def test_pooling_of_sentence_transformers(tmp_path: Path) -> None:
-    assert Pooling.read(tmp_path) == Pooling("mean", True, None)
+    assert Pooling.read(tmp_path) is None
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     sentence_folder(tmp_path, modes, ("Transformer", "Pooling"))
     assert Pooling.read(tmp_path) == Pooling("cls", False, 128)
-    Pooling("max", True, 9).save(tmp_path)
+    (tmp_path / "pooling.json").write_text(Pooling("max", True, 9).to_json())
     assert Pooling.read(tmp_path) == Pooling("max", True, 9), "pooling.json wins"
+
+
+def test_pooling_goes_with_the_build(bert: tuple[Engine, Model], tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    _, model = bert
+    model = replace(model, folder=sentence_folder(tmp_path / "checkpoint", modes, ("Transformer", "Pooling")))
+    assert made(model, tmp_path / "built").pooling == Pooling("cls", False, 128)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +240,9 @@ def test_what_a_model_cannot_do(engine: Engine, bert: tuple[Engine, Model]) -> N
         bert[0].generate("the cat")
     with pytest.raises(RuntimeInputError, match="there are no texts"):
         bert[0].embed([])
+    bert[0].pooling = Pooling()
+    with pytest.raises(RuntimeInputError, match=r"text 1 has \d+ tokens, but the model has 40 positions"):
+        bert[0].embed(["a", "cat " * 50])
     silent = Engine(engine.session)
     with pytest.raises(RuntimeInputError, match="there is no tokenizer"):
         silent.stream("a")

@@ -12,6 +12,8 @@ import onnx_ir
 
 from ...frontends.dsl import Model
 from ...frontends.huggingface import hf_config
+from ...frontends.pooling import FILE as POOLING
+from ...frontends.pooling import Pooling
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
@@ -240,6 +242,9 @@ def _companions(stage: Stage, model: Model) -> None:
         _text(stage, "generation_config.json", json.dumps(model.generation, indent=2, ensure_ascii=False) + "\n")
     if model.tokenizer is not None:
         model.tokenizer.write(stage)
+    pooling = Pooling.read(model.folder) if model.folder is not None else None
+    if pooling is not None:
+        _text(stage, POOLING, pooling.to_json())
 
 
 def _text(stage: Stage, name: str, text: str) -> None:
