@@ -78,7 +78,7 @@ def compacted(mask: Value) -> tuple[Value, Value, Value]:
 
 
 def spread(x: Value, place: Value) -> Value:
-    """x [B,S,C] with kept positions at the front, put back; a hidden position has what the last kept one before it has."""
+    """x [B,S,C], kept positions at the front, put back; a hidden position gets that of the last kept one before it."""
     index = ops.expand(place.reshape(*place.shape, 1), shape=x.shape)
     return ops.take_along_axis(x, index, axis=1)
 
