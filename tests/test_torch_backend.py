@@ -217,6 +217,16 @@ def test_constants_follow_the_device_but_not_the_dtype() -> None:
     assert torch.equal(scales, 1.0 + torch.arange(WIDTH) / 16)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.inputs], ids=str)
+def test_every_op_stays_on_the_device_of_its_inputs(case: Case) -> None:
+    """On the meta device, where a constant left on the CPU or a wait for a number is an error."""
+    module = to_torch(case.graph(symbolic=True)).to("meta").eval()
+    inputs = {k: v.to("meta") for k, v in to_inputs(case.arrays()).items()}
+    for name, y in module(**inputs).items():
+        assert y.device.type == "meta"
+        assert tuple(y.shape) == case.graph().outputs[name].shape
+
+
 def test_a_deep_copy_computes_the_same_on_its_own_parameters() -> None:
     module, inputs = to_torch(small()), batch(2, 5)
     other = copy.deepcopy(module)
@@ -259,6 +269,14 @@ def test_state_goes_to_safetensors_and_back(tmp_path: Path, dtype: DType) -> Non
     assert torch.equal(first(**inputs)["logits"], second(**inputs)["logits"])
     third = to_torch(small(dtype), Weights.open(tmp_path))
     assert torch.equal(first(**inputs)["logits"], third(**inputs)["logits"])
+
+
+def test_the_state_of_a_compiled_module_has_the_same_names() -> None:
+    module = to_torch(small())
+    compiled = torch.compile(module, backend="aot_eager")
+    assert list(state_of(compiled)) == list(state_of(module)) == list(module.state_dict())
+    load_state(compiled, state_of(to_torch(small(), seed=9)))
+    assert torch.equal(module.get_parameter("model.embed.weight"), to_torch(small(), seed=9).model.embed.weight)
 
 
 def test_a_state_is_loaded_into_another_width_and_does_not_alias(tmp_path: Path) -> None:

@@ -117,7 +117,14 @@ def _check_weights(types: Mapping[str, TensorType], given: Mapping[str, Tensor],
 
 def state_of(module: nn.Module) -> Weights:
     """The parameters of a module under their checkpoint names, read from their device when asked for."""
-    return Weights({k: ModuleTensor(t) for k, t in module.state_dict(keep_vars=True).items()})
+    return Weights({k: ModuleTensor(t) for k, t in _state(module).items()})
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, not their copies, also of a module that was compiled or wrapped for many devices."""
+    for wrapper in ("_orig_mod", "module"):
+        module = getattr(module, wrapper, module)
+    return module.state_dict(keep_vars=True)
 
 
 def save_state(
@@ -137,7 +144,7 @@ def load_state(module: nn.Module, weights: Mapping[str, Tensor] | str | Path) ->
     been checked. Raises WeightsError listing every missing or misshapen tensor.
     """
     given = Weights.open(weights) if isinstance(weights, (str, Path)) else weights
-    state = module.state_dict(keep_vars=True)
+    state = _state(module)
     types = {k: TensorType(dtype_of(t.dtype), tuple(t.shape)) for k, t in state.items()}
     _check_weights(types, given, given.place if isinstance(given, Weights) else "")
     with torch.no_grad():

@@ -132,7 +132,9 @@ class Gather(AlongAxis):
         return np.take(x, indices, axis=axis)
 
     def torch(self, torch: Any, x: Any, indices: Any, *, axis: int) -> Any:
-        return x[(..., indices, *(slice(None),) * (-axis - 1))]
+        # With a scalar index PyTorch would wait for the device to learn the number.
+        rows = x[(..., indices.unsqueeze(0), *(slice(None),) * (-axis - 1))]
+        return rows.squeeze(axis - indices.dim())
 
     def onnx(self, op: Any, x: Any, indices: Any, *, axis: int) -> Any:
         return op.Gather(x, indices, axis=axis)
