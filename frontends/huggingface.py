@@ -38,10 +38,11 @@ _UNUSED = ("*rotary_emb.inv_freq", "*embeddings.position_ids")
 _DTYPES = {DType.f32: "float32", DType.f16: "float16", DType.bf16: "bfloat16", DType.f64: "float64"}
 
 
-def load_folder(folder: str | Path, *, tokenizer: bool = True) -> Model:
+def load_folder(folder: str | Path, *, tokenizer: bool = True, family: Family | None = None) -> Model:
     """Read config.json, the tokenizer and the headers of the weights; tensors are read when asked for.
 
-    folder: a checkpoint, or a `models--*` folder of a hub cache. Raises ConfigError or WeightsError naming the file.
+    folder: a checkpoint, or a `models--*` folder of a hub cache. family: a model of your own, whose name config.json
+    must give as model_type (None: the one in models/ of that name). Raises ConfigError or WeightsError naming the file.
     """
     folder = snapshot(Path(folder))
     place = folder / "config.json"
@@ -50,7 +51,9 @@ def load_folder(folder: str | Path, *, tokenizer: bool = True) -> Model:
     if not isinstance(model_type, str):
         what = "is missing" if not place.exists() else f"has model_type {model_type!r}"
         raise ConfigError(what, place=str(place))
-    family = load_family(model_type.replace("-", "_"))
+    if family is not None and model_type != family.name:
+        raise ConfigError(f"has model_type {model_type!r}, not {family.name!r}", place=str(place))
+    family = family or load_family(model_type.replace("-", "_"))
     weights = _modern(Weights.open(folder))
     settings |= {k: _any(weights, patterns) for k, patterns in _of(family, "FROM_WEIGHTS", {}).items()}
     model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)

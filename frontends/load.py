@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 
 from ..ir.errors import ConfigError
-from .dsl import Model
+from .dsl import Family, Model
 from .gguf import load_gguf
 from .huggingface import download, load_folder
 
 
-def load(source: str | Path, *, tokenizer: bool = True) -> Model:
+def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = None) -> Model:
     """The model in a Hugging Face folder, a .gguf file, or a hub repository such as "org/name".
 
     Only structure is read; tensors come when asked for. What lies on disk wins over a repository of the same name.
+    family: a model of your own that was saved to the folder; others are found by the model_type they have.
     Raises ConfigError or WeightsError naming the file.
     """
     path = Path(source).expanduser()
@@ -22,11 +23,11 @@ def load(source: str | Path, *, tokenizer: bool = True) -> Model:
         only = sorted(path.glob("*.gguf"))
         if len(only) == 1 and not (path / "config.json").exists() and not (path / "snapshots").is_dir():
             return load_gguf(only[0], tokenizer=tokenizer)
-        return load_folder(path, tokenizer=tokenizer)
+        return load_folder(path, tokenizer=tokenizer, family=family)
     if path.is_file():
         return _load_file(path, tokenizer)
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in (".gguf", ".onnx"):
-        return load_folder(download(source), tokenizer=tokenizer)
+        return load_folder(download(source), tokenizer=tokenizer, family=family)
     raise ConfigError("does not exist, and is not a hub repository such as org/name", place=str(source))
 
 

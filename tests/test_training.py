@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import monograph as mg
 import numpy as np
 import pytest
 import torch
 from monograph.backends.torch import to_inputs, to_torch
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import load_folder
+from monograph.frontends.load import load
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, MonographError, RuntimeInputError, WeightsError
@@ -277,6 +279,35 @@ def test_bf16_autocast_trains_alike(corpus: Corpus) -> None:
     np.testing.assert_allclose([s.loss for s in narrow], [s.loss for s in wide], atol=0.05)
     assert model.weights is not None
     assert {str(t.dtype) for t in model.weights.values()} == {"f32"}
+
+
+class Bigram(mg.Config):
+    vocab: int = 300
+    dim: int = 24
+
+
+@mg.model
+def bigram(m: mg.Scope, c: Bigram, input_ids: mg.Value, attention_mask: mg.Value) -> mg.Value:
+    x = m.embed("embed", input_ids, c.vocab, c.dim)
+    y = m.linear("mix", x, c.dim) * mg.ops.cast(attention_mask, dtype=x.dtype).reshape(*x.shape[:2], 1)
+    m.param("unused", 3)
+    return m.linear("head", m.rms_norm("norm", x + y, 1e-6), c.vocab)
+
+
+def test_a_model_of_your_own_is_trained_saved_and_loaded(corpus: Corpus, tmp_path: Path) -> None:
+    model, history = run(bigram(dim=16), corpus, 30, learning_rate=1e-2, folder=tmp_path)
+    assert history[-1].held_out is not None
+    assert history[-1].held_out < history[0].loss - 1
+    loaded = load(tmp_path, family=bigram)
+    assert loaded.config == model.config == Bigram(dim=16)
+    assert held_out_loss(loaded, corpus) == pytest.approx(history[-1].held_out, abs=1e-5)
+    assert loaded.weights is not None
+    assert "unused" in loaded.weights, "what nothing reads belongs to the checkpoint too"
+    assert loaded.tokenizer.encode("the cat") == corpus.tokenizer.encode("the cat")
+    with pytest.raises(ConfigError, match="model_type 'bigram' is not supported"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="has model_type 'bigram', not 'llama'"):
+        load(tmp_path, family=load_family("llama"))
 
 
 # -- when it goes wrong ----------------------------------------------------------------------------------------
