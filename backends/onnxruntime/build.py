@@ -113,6 +113,9 @@ def build(
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
     if found is None:
         raise WeightsError(f"model {graph.name} has no weights", hint="load a checkpoint, or train it")
+    missing = [f"missing: {k}: {v.type}" for k, v in graph.params.items() if k not in found]
+    if missing:
+        raise WeightsError(f"{len(missing)} weights of {graph.name} are missing", details=missing)
     positions = max_positions or positions_of(model)
     variants = variants_of(graph, positions)
     report = _report(variants, Path(folder), _contract(model, graph, target, variants, positions))

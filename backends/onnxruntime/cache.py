@@ -12,7 +12,7 @@ from ...ir.errors import RuntimeInputError
 from .attention import LENGTHS, TOTAL
 from .contract import Contract
 from .logits import ROWS
-from .options import RUNTIME_ERRORS, Loaded, aligned
+from .options import BINDING_ERRORS, Loaded, aligned
 
 Array = np.ndarray[Any, Any]
 
@@ -159,7 +159,7 @@ class _Call:
         self.feeds[ROWS][...] = np.arange(batch) * self.rows + last
         try:
             self.loaded.session.run_with_iobinding(self.binding)
-        except RUNTIME_ERRORS as e:
+        except BINDING_ERRORS as e:
             raise RuntimeInputError(f"ONNX Runtime: {e}", place=self.loaded.file) from e
         logits = self.logits if self.chosen else self.logits[np.arange(batch), last]
         return logits.astype(np.float32, copy=False)
@@ -219,7 +219,7 @@ class GrowingCaches:
         names = list(self.loaded.outputs)
         try:
             results = self.loaded.session.run_with_ort_values(names, _values(feeds, self.loaded))
-        except RUNTIME_ERRORS as e:
+        except BINDING_ERRORS as e:
             raise RuntimeInputError(f"ONNX Runtime: {e}", place=self.loaded.file) from e
         found = dict(zip(names, results, strict=True))
         self.pasts = {

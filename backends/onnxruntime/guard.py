@@ -65,6 +65,14 @@ def checked(name: str, array: Any, dtype: type, rank: int, least: int = 0) -> Ar
     return np.ascontiguousarray(x, dtype=dtype)
 
 
+def token_ids(name: str, array: Any, rank: int = 2) -> Array:
+    """Token ids i64 of a rank. Raises RuntimeInputError; a negative one would be read from the end of the table."""
+    ids = checked(name, array, np.int64, rank, 1)
+    if int(ids.min()) < 0:
+        raise RuntimeInputError(f"{name} holds {int(ids.min())}, which is not a token")
+    return ids
+
+
 def check_names(given: Mapping[str, Any], known: Mapping[str, Any] | set[str]) -> None:
     """Raises RuntimeInputError for an input that the model does not have."""
     for name in given:

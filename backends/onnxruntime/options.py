@@ -25,6 +25,8 @@ f32; with it scores take S*T numbers a head at once. So it is off by default, an
 _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "EPFail")
 RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(getattr(runtime, n) for n in (*_ERRORS, "RuntimeException"))
 """What ONNX Runtime raises; its classes have no base of their own."""
+BINDING_ERRORS = (*RUNTIME_ERRORS, RuntimeError)
+"""What a run over bindings raises."""
 
 ELEMENT = {
     "tensor(float)": np.dtype(np.float32),

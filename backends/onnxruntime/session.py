@@ -14,7 +14,7 @@ import numpy as np
 from ...ir.errors import RuntimeInputError
 from .cache import Cache, GrowingCaches, SharedBuffers
 from .contract import Contract, check_layers
-from .guard import Array, checked
+from .guard import Array, checked, token_ids
 from .options import Loaded, load
 from .stateless import encode, forward
 
@@ -101,7 +101,7 @@ class Session:
 
         Raises RuntimeInputError for a length of 0 or beyond S, or more tokens than the model has positions.
         """
-        tokens, lengths = checked("tokens", tokens, np.int64, 2, 1), checked("lengths", lengths, np.int64, 1, 1)
+        tokens, lengths = token_ids("tokens", tokens), checked("lengths", lengths, np.int64, 1, 1)
         batch, width = tokens.shape
         if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > width:
             what = f"lengths are {lengths.tolist()}, expected {batch} numbers from 1 to {width}"
@@ -115,12 +115,12 @@ class Session:
 
     def append(self, tokens: Any) -> Array:
         """Add tokens i64 [B,S] to every row; logits f32 [B,V] after the last. Rows together are fast for B = 1."""
-        tokens = checked("tokens", tokens, np.int64, 2, 1)
+        tokens = token_ids("tokens", tokens)
         return self._running(len(tokens)).extend(tokens)
 
     def step(self, tokens: Any) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. Raises RuntimeInputError past the positions."""
-        tokens = checked("tokens", tokens, np.int64, 1, 1)
+        tokens = token_ids("tokens", tokens, 1)
         return self._running(len(tokens)).extend(tokens[:, None])
 
     def truncate(self, lengths: Any) -> None:

@@ -11,7 +11,7 @@ from ...ir.errors import RuntimeInputError
 from .attention import LENGTHS, TOTAL
 from .cache import names_of
 from .contract import Contract
-from .guard import Array, check_names, checked, default_positions, lengths_allowed
+from .guard import Array, check_names, checked, default_positions, lengths_allowed, token_ids
 from .logits import ROWS
 from .options import RUNTIME_ERRORS, Loaded
 
@@ -24,7 +24,7 @@ def encode(loaded: Loaded, inputs: Mapping[str, Any]) -> dict[str, Array]:
     check_names(inputs, loaded.inputs)
     if "input_ids" not in inputs:
         raise RuntimeInputError("input input_ids i64 [batch, length] is missing")
-    ids = checked("input_ids", inputs["input_ids"], np.int64, 2, 1)
+    ids = token_ids("input_ids", inputs["input_ids"])
     defaults: dict[str, Callable[[], Array]] = {
         "attention_mask": lambda: np.ones(ids.shape, np.int64),
         "token_type_ids": lambda: np.zeros(ids.shape, np.int64),
@@ -52,7 +52,7 @@ def forward(
     check_names(inputs, {*loaded.inputs, mask_name, position_name} - _OWN - extra.keys())
     if ids_name not in inputs:
         raise RuntimeInputError(f"input {ids_name} i64 [batch, length] is missing")
-    ids = checked(ids_name, inputs[ids_name], np.int64, 2, 1)
+    ids = token_ids(ids_name, inputs[ids_name])
     batch, rows = ids.shape
     pasts = _pasts(contract, loaded, inputs, batch)
     total = next(iter(pasts.values())).shape[2] + rows
