@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 import uuid
+import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ from .passes import pipelines
 
 if TYPE_CHECKING:
     import torch.fx
+
+    from .inference.engine import Engine
 
 Progress = Callable[[int, int, str], None]
 """(bytes written, bytes in all, tensor just written)."""
@@ -91,6 +95,40 @@ def export(
             backend.export(graph, weights, work / f"{name}.onnx", opset, progress=progress)
         write_companions(model, work)
     return Path(folder)
+
+
+def build(
+    model: Model,
+    folder: str | Path | None = None,
+    *,
+    target: str = "cpu",
+    max_positions: int | None = None,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Build for ONNX Runtime and open the result, ready to generate, embed or run.
+
+    folder: where it goes (None: a temporary folder that lives as long as the engine). target: "cpu" or "cuda".
+    max_positions: most tokens a row may have (None: what the config says). strict: fail unless every attention is
+    fused. threads: of the engine (None: one a physical core). Raises LoweringError for what the target cannot do,
+    WeightsError for missing or damaged weights.
+    """
+    from .backends import onnxruntime as backend
+    from .inference.engine import Engine
+
+    temporary = tempfile.mkdtemp(prefix="monograph-") if folder is None else None
+    place = Path(temporary or str(folder))
+    try:
+        backend.build(model, None, place, target, max_positions=max_positions, strict=strict, progress=progress)
+        engine = Engine.open(place, threads=threads)
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if temporary is not None:
+        weakref.finalize(engine, shutil.rmtree, temporary, ignore_errors=True)
+    return engine
 
 
 def write_companions(model: Model, folder: Path) -> None:

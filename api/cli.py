@@ -9,6 +9,7 @@ import typer
 from . import __version__
 from .commands.build import build
 from .commands.doctor import doctor
+from .commands.run import run
 from .commands.show import explain, optimize_, show
 from .commands.train import train
 from .commands.verify import verify
@@ -42,5 +43,6 @@ app.command()(explain)
 app.command("optimize")(optimize_)
 app.command()(build)
 app.command()(verify)
+app.command()(run)
 app.command()(train)
 app.command()(doctor)

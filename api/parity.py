@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .building import export, to_torch, weights_of
+from .building import build, export, to_torch, weights_of
 from .frontends.dsl import TASKS, Model
 from .ir import MonographError, interpret
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
 from .ir.types import f32
 from .passes.differential import CASES, Case, sample_inputs
+
+if TYPE_CHECKING:
+    from .backends.onnxruntime import Session
 
 Inputs = Mapping[str, Array]
 Spans = Sequence[tuple[int, int]]
@@ -66,7 +69,8 @@ def verify(
 ) -> Parity:
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
-    built: an engine or the folder of one, or a portable export; None makes a portable export in a temporary folder.
+    built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
+    `ort` is one call through the mask guard, `ort session` prompts and steps over shared buffers.
     Cases with a past run as prefill and decode and are compared with one full forward. observe: told what runs.
     Raises WeightsError for a model without weights.
     """
@@ -81,10 +85,9 @@ def verify(
         rows += _compare("torch", torch_runner(model), cases, inputs, expected, tolerance)
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
-        observe("ONNX Runtime")
-        for name, runner in _built_runners(model, built, Path(folder)).items():
+        for name, runner in _built_runners(model, built, Path(folder)):
+            observe(name)
             rows += _compare(name, runner, cases, inputs, expected, tolerance)
-            del runner
     order = {str(c): i for i, c in enumerate(cases)}
     return Parity(sorted(rows, key=lambda r: order[r.case]), tolerance)
 
@@ -148,13 +151,77 @@ def torch_runner(model: Model) -> Runner:
     return run
 
 
-def _built_runners(model: Model, built: Any, folder: Path) -> dict[str, Runner]:
+def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str, Runner]]:
+    """Runners by name, made one after the other, so that only one set of weights is open at a time."""
     if built is None:
-        built = export(model, folder / "portable")
-    path = Path(built)
-    if not path.is_dir():
-        raise RuntimeInputError("there is no such folder", place=str(path))
-    return {"onnx": onnx_runner(path, TASKS[model.task])}
+        yield "onnx", onnx_runner(export(model, folder / "onnx"), TASKS[model.task])
+        built = build(model, folder / "cpu")
+    if not isinstance(built, (str, Path)):
+        session = built.session
+    elif (Path(built) / "monograph.json").exists():
+        from .backends.onnxruntime import open as open_session
+
+        session = open_session(built)
+    else:
+        yield "onnx", onnx_runner(Path(built), TASKS[model.task])
+        return
+    yield "ort", run_runner(session, TASKS[model.task])
+    if session.contract.layers:
+        yield "ort session", step_runner(session, model)
+
+
+def run_runner(session: Session, output: str) -> Runner:
+    """A built folder through `Session.run`: any mask, caches passed on by the caller."""
+
+    def run(inputs: Inputs, spans: Spans) -> Array:
+        source = {k: inputs[k] for k in inputs if "decoder_input_ids" in inputs and not k.startswith("decoder_")}
+        cache: dict[str, Array] = {}
+        parts: list[Array] = []
+        for start, stop in spans:
+            results = session.run({**source, **window(inputs, start, stop), **cache})
+            cache = {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
+            parts.append(results[output])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    return run
+
+
+def step_runner(session: Session, model: Model) -> Runner:
+    """A built folder as it generates: prompts without their padding, shared buffers, one token a step.
+
+    Logits of the first span come from prompts of 1, 2, 3... tokens; those of the others from single steps.
+    """
+
+    def run(inputs: Inputs, spans: Spans) -> Array:
+        lead = "decoder_" if "decoder_input_ids" in inputs else ""
+        ids, mask = inputs[f"{lead}input_ids"], inputs[f"{lead}attention_mask"] != 0
+        rows = [list(r[m]) for r, m in zip(ids, mask, strict=True)]
+        prompts = np.maximum(mask[:, : spans[0][1]].sum(1), 1)
+        found: Array = np.zeros((*ids.shape, _vocabulary(model)), np.float32)
+
+        def keep(logits: Array, lengths: Array, longest: Array) -> None:
+            for row in np.flatnonzero(lengths <= longest):
+                found[row, np.flatnonzero(mask[row])[lengths[row] - 1]] = logits[row]
+
+        if lead:
+            session.encode({k: v for k, v in inputs.items() if not k.startswith("decoder_")})
+        for n in range(1, int(prompts.max()) + 1):
+            lengths = np.minimum(prompts, n)
+            tokens = np.array([(r + [0] * n)[:n] for r in rows])
+            keep(session.prefill(tokens, lengths), lengths, prompts)
+        counts = np.array([len(r) for r in rows])
+        for n in range(1, int((counts - prompts).max()) + 1):
+            tokens = np.array([r[p + n - 1] if p + n <= len(r) else 0 for r, p in zip(rows, prompts, strict=True)])
+            keep(session.step(tokens), prompts + n, counts)
+        return found
+
+    return run
+
+
+def _vocabulary(model: Model) -> int:
+    size = model.graph().outputs["logits"].shape[-1]
+    assert isinstance(size, int)
+    return size
 
 
 def onnx_runner(folder: Path, output: str) -> Runner:

@@ -1,0 +1,85 @@
+"""`monograph run`: answer a prompt, text as it comes, tokens per second at the end."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..building import build
+from ..console import Json, command, err, out, print_json, progress
+from ..inference.engine import Engine
+from ..ir import MonographError
+from ..resolve import HELP, resolve
+
+
+@command
+def run(
+    model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}")],
+    prompt: Annotated[str, typer.Argument(help="text to go on from; with --chat, what the user says")],
+    chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="only the k likeliest tokens")] = None,
+    top_p: Annotated[float | None, typer.Option(help="only the likeliest tokens that add up to p")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1: tokens seen before are less likely")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="text at which to end; may be repeated")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
+    threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    json_output: Json = False,
+) -> None:
+    """Generate from a prompt with a built folder; any other model is built into a temporary folder first."""
+    with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
+        engine = open_engine(model, Path(folder), threads, json_output)
+        settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop or (),
+            "seed": seed,
+        }
+        result = engine.generate(prompt, chat=chat, on_text=_silent if json_output else write_text, **settings)
+    timing = result.timing
+    if json_output:
+        print_json({"text": result.text, "ids": result.ids, "reason": result.reason, "timing": timing,
+                    "tokens_per_second": timing.tokens_per_second})  # fmt: skip
+        return
+    out().print()
+    err().print(speed(timing), style="dim")
+
+
+def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> Engine:
+    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError."""
+    if (Path(model) / "monograph.json").exists():
+        return Engine.open(model, threads=threads)
+    if (Path(model) / "model.onnx").exists():
+        raise MonographError("is a portable export", place=model, hint="build it with --target cpu to run it here")
+    loaded = resolve(model)
+    with progress(quiet) as bars:
+        bar = bars.add_task("building", total=None)
+        show = lambda done, total, name: bars.update(bar, completed=done, total=total)  # noqa: E731
+        return build(loaded, folder / "built", threads=threads, progress=show)
+
+
+def write_text(row: int, text: str) -> None:
+    """Show text the moment it is certain."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _silent(row: int, text: str) -> None:
+    pass
+
+
+def speed(timing: Any) -> str:
+    """Prompt and answer in tokens per second."""
+    prompt = timing.prompt_tokens / timing.prefill_seconds if timing.prefill_seconds else 0.0
+    return (
+        f"prompt {timing.prompt_tokens} tokens at {prompt:.0f} tokens/s, "
+        f"answer {timing.new_tokens} tokens at {timing.tokens_per_second:.1f} tokens/s"
+    )
