@@ -144,8 +144,9 @@ class Rule:
         inputs = {n: None if v is None else scratch.input(n, v.type) for n, v in operands.items()}
         try:
             with building(scratch):
-                outputs = _tuple(self.rewrite.before(*inputs.values(), **attributes))
+                # The replacement first: an op's shape rule refuses what its body could not even be written for.
                 replaced = _tuple(self.rewrite.after(*inputs.values(), **attributes))
+                outputs = _tuple(self.rewrite.before(*inputs.values(), **attributes))
         except MonographError as e:
             raise Mismatch(e.what) from None
         bound = {s: operands[n] for n, s in inputs.items() if s is not None}
