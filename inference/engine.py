@@ -100,11 +100,13 @@ class Engine:
         settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
         if not contract.encoder:
             return Decoding(self.session, self.tokenizer, rows, settings)
-        decoding = Decoding(self.session, self.tokenizer, [[self._start()] for _ in rows], settings)
         tokens, lengths = pad(rows)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        self.session.encode({"input_ids": tokens, "attention_mask": mask})
-        return decoding
+        sources = {
+            "input_ids": tokens,
+            "attention_mask": (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64),
+        }
+        starts = [[self._start()] for _ in rows]
+        return Decoding(self.session, self.tokenizer, starts, settings, lambda: self.session.encode(sources))
 
     def _ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer and by config.json."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError, did_you_mean
@@ -158,16 +159,29 @@ class _Row:
         return self.seen[len(self.prompt) :]
 
 
+_latest: WeakKeyDictionary[Session, Decoding] = WeakKeyDictionary()
+"""The decoding that a session belongs to: the one that began last."""
+
+
 class Decoding:
-    """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain."""
+    """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain.
+
+    prepare: called before the prompts are read. Raises RuntimeInputError when another decoding has begun on the
+    session before this one ended.
+    """
 
     def __init__(
-        self, session: Session, tokenizer: Tokenizer | None, rows: Sequence[list[int]], settings: Settings
+        self,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        rows: Sequence[list[int]],
+        settings: Settings,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         settings.check(rows)
         if settings.stops and tokenizer is None:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
-        self.session, self.settings = session, settings
+        self.session, self.settings, self.prepare = session, settings, prepare
         self.ends = settings.ends(tokenizer)
         self.rows = [_Row(row, RowText(tokenizer, settings.stops), list(row)) for row in rows]
         self.sampler = Sampler(settings, len(rows))
@@ -176,6 +190,8 @@ class Decoding:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         start = time.perf_counter()
+        _latest[self.session] = self
+        self.prepare()
         logits = self.session.prefill(*pad([r.prompt for r in self.rows]))
         tokens = self.choose(logits)
         self.prefill_seconds = time.perf_counter() - start
@@ -184,6 +200,8 @@ class Decoding:
             active = sum(r.reason is None for r in self.rows)
             if not active:
                 return
+            if _latest.get(self.session) is not self:
+                raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.
             tokens = self.choose(self.session.step(tokens))

@@ -338,6 +338,16 @@ def test_empty_stop_string_and_stream_of_a_batch(tokenizer: Tokenizer) -> None:
         stream(ScriptedSession([1]), tokenizer, ["a", "b"])
 
 
+def test_two_streams_on_one_session_are_refused(tokenizer: Tokenizer, session: ReferenceSession) -> None:
+    first = stream(session, tokenizer, "the cat", max_new_tokens=8, eos=())
+    next(first)
+    second = stream(session, tokenizer, "the dog", max_new_tokens=8, eos=())
+    next(second)
+    with pytest.raises(RuntimeInputError, match="another generation has begun on this session"):
+        list(first)
+    assert len("".join(second)) > 0
+
+
 def test_broken_logits_are_an_error(session: ReferenceSession) -> None:
     class Broken(ScriptedSession):
         def say(self) -> Array:
