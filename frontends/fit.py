@@ -24,7 +24,7 @@ def check_plausible(config: Config, weights: Weights) -> None:
         if layers > len(weights):
             raise WeightsError(f"has {len(weights)} tensors, but its config says {layers} layers", place=weights.place)
     widest = max((n for t in weights.values() for n in t.shape), default=0)
-    width = getattr(config, "head_dim", None) or 0
-    if width > widest:
-        what = f"has no tensor wider than {widest}, but its config says heads of {width} channels"
+    width = getattr(config, "width", 1)
+    if not 1 <= width <= widest:
+        what = f"has tensors of width up to {widest}, but its config says heads of {width} channels"
         raise WeightsError(what, place=weights.place)

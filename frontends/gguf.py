@@ -61,8 +61,9 @@ def gguf_config(file: GGUFFile, family: Family, architecture: str) -> dict[str, 
     fields = {f.metadata["hf"]: f.metadata["gguf"] for f in dataclasses.fields(family.config_class) if f.metadata}  # type: ignore[arg-type]
     found = {hf: file.metadata.get(f"{architecture}.{gguf}") for hf, gguf in fields.items() if gguf}
     settings = {k: _shortest(v) for k, v in found.items() if v is not None}
-    if "vocab_size" in fields and "token_embd.weight" in file.tensors:
-        settings.setdefault("vocab_size", file.tensors["token_embd.weight"].shape[0])
+    table = file.tensors.get("token_embd.weight")
+    if "vocab_size" in fields and table is not None and table.type.rank == 2:
+        settings.setdefault("vocab_size", table.shape[0])
     return settings | {k: fact(file.tensors) for k, fact in _FACTS.items() if k in fields}
 
 
@@ -133,7 +134,7 @@ def _renamed(file: GGUFFile, family: Family, config: Any) -> dict[str, Tensor]:
             continue
         new = checkpoint_name(name, table)
         part = new.split(".")[-2] if "." in new else ""
-        if part in permuted:
+        if part in permuted and tensor.shape:
             tensor = permute_rows(tensor, rotary_order(tensor.shape[0], getattr(config, permuted[part]), name))
         found[new] = tensor
     return found

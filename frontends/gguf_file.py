@@ -194,8 +194,9 @@ def _entry(c: _Cursor) -> _Entry:
     except ValueError:
         raise c.error(f"tensor {name} has type number {number}, which is not known") from None
     block, size = GGML_QUANT_SIZES[kind]
-    if (shape[-1] if shape else 1) % block:
-        raise c.error(f"tensor {name} has rows of {shape[-1]} elements, not a multiple of the {block} of {kind.name}")
+    row = shape[-1] if shape else 1
+    if row % block:
+        raise c.error(f"tensor {name} has rows of {row} elements, not a multiple of the {block} of {kind.name}")
     return _Entry(name, shape, kind, offset, math.prod(shape) // block * size)
 
 

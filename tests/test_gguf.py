@@ -246,8 +246,9 @@ def test_llama3_factors_become_the_rule_they_came_from(tmp_path):
         ({"llama.block_count": 1 << 31}, "has 20 tensors, but its config says 2147483648 layers"),
         (
             {"llama.attention.key_length": 1 << 31},
-            "has no tensor wider than 64, but its config says heads of 2147483648",
+            "has tensors of width up to 64, but its config says heads of 2147483648",
         ),
+        ({"llama.attention.head_count": 33}, "width up to 64, but its config says heads of 0 channels"),
         ({"llama.attention.head_count": 0}, "has a config that says heads = 0"),
         ({"llama.block_count": 3}, r"missing: model\.layers\.2\.self_attn\.q_proj\.weight: f32\[32,32\]"),
         ({"llama.feed_forward_length": 65}, r"wrong: model\.layers\.0\.mlp\.gate_proj\.weight is f32\[64,32\]"),
@@ -351,6 +352,7 @@ def test_a_file_that_lies_is_refused_before_anything_is_allocated(tmp_path, mess
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """(a whole file, where its last tensor ends)"""
     _, arrays, metadata = tiny_llama()
     kinds = {k: Q.Q8_0 for k in arrays if "norm" not in k}
     data = write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", arrays, metadata, kinds).read_bytes()

@@ -108,21 +108,31 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
     scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1) or yarn
     (Peng et al. 2023). Raises ConfigError for another type, naming it.
     """
+    if dim % 2 or not 1.0 < theta < math.inf:
+        raise ConfigError(f"rotary width {dim} must be even and rope theta {theta} above 1")
     inverse = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     settings = dict(scaling or {})
     kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind == "default":
-        return inverse.tolist(), 1.0
-    if kind == "linear":
-        return (inverse / settings["factor"]).tolist(), 1.0
-    if kind == "llama3":
-        return _llama3(inverse, settings).tolist(), 1.0
+    needed = _NEEDS.get(kind)
+    if needed is None:
+        what = f"rope_scaling of type {kind!r} is not supported{did_you_mean(str(kind), _NEEDS)}"
+        raise ConfigError(what, hint=f"known: {', '.join(_NEEDS)}")
+    for name in needed:
+        if not isinstance(settings.get(name), (int, float)) or not 0 < settings[name] < math.inf:
+            raise ConfigError(f"rope_scaling of type {kind!r} has {name} = {settings.get(name)!r}, expected a number")
     if kind == "yarn":
         return _yarn(inverse, dim, theta, settings)
-    known = ("default", "linear", "llama3", "yarn")
-    raise ConfigError(
-        f"rope_scaling of type {kind!r} is not supported{did_you_mean(str(kind), known)}", hint=f"known: {known}"
-    )
+    if kind == "llama3":
+        return _llama3(inverse, settings).tolist(), 1.0
+    return (inverse / settings.get("factor", 1.0) if kind == "linear" else inverse).tolist(), 1.0
+
+
+_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
 
 
 def _llama3(inverse: Any, s: Mapping[str, Any]) -> Any:
