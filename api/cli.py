@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.bench import bench
 from .commands.build import build
+from .commands.data import data
 from .commands.doctor import doctor
 from .commands.run import run
 from .commands.show import explain, optimize_, show
@@ -44,5 +46,7 @@ app.command("optimize")(optimize_)
 app.command()(build)
 app.command()(verify)
 app.command()(run)
+app.command()(bench)
 app.command()(train)
+app.command()(data)
 app.command()(doctor)
