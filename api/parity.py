@@ -166,7 +166,7 @@ def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str
         yield "onnx", onnx_runner(Path(built), TASKS[model.task])
         return
     yield "ort", run_runner(session, TASKS[model.task])
-    if session.contract.layers:
+    if session.contract.kind == "decoder":
         yield "ort session", step_runner(session, model)
 
 
@@ -180,6 +180,7 @@ def run_runner(session: Session, output: str) -> Runner:
         for start, stop in spans:
             results = session.run({**source, **window(inputs, start, stop), **cache})
             cache = {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
+            cache |= {k.replace("present_", "past_"): v for k, v in results.items() if k.startswith("present_state.")}
             parts.append(results[output])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 

@@ -94,7 +94,7 @@ class Engine:
 
     def _decoding(self, rows: list[list[int]], given: Mapping[str, Any]) -> Decoding:
         contract = self.session.contract
-        if not contract.layers:
+        if contract.kind != "decoder":
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
         known = {"context": contract.positions or None, "eos": self._ends()}
         settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})

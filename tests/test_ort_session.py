@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monograph.backends.onnxruntime import Session, build
 from monograph.backends.onnxruntime import open as open_session
-from monograph.backends.onnxruntime.cache import GrowingCaches, SharedBuffers
+from monograph.backends.onnxruntime.cache import GrowingCaches, RecurrentStates, SharedBuffers
 from monograph.backends.onnxruntime.guard import default_positions, lengths_allowed, right_padded
-from monograph.frontends.dsl import Config, Model, Scope, Value, key_mask, model
+from monograph.frontends.dsl import Config, Model, Scope, Value, key_mask, load_family, model
 from monograph.frontends.models.bert import bert
 from monograph.frontends.models.gpt2 import gpt2
 from monograph.frontends.models.llama import llama
@@ -68,7 +68,12 @@ MODELS: dict[str, Callable[[], Model]] = {
     "gpt2": lambda: gpt2(inner=48, **SIZES),
     **{kind: lambda kind=kind: small(kind=kind) for kind in ("window", "norms", "bias", "narrow")},
 }  # fmt: skip
+RECURRENT = ("rnn_lm", "lstm_lm", "gru_lm")
+MODELS |= {k: lambda k=k: load_family(k)(vocab=VOCAB, dim=16, layers=2) for k in RECURRENT}
 GENERATING = sorted(MODELS)
+CACHED = sorted(set(MODELS) - set(RECURRENT))
+ONE_GRAPH = ("bias", *RECURRENT)
+"""Models without a graph for lengths."""
 
 
 class Built:
@@ -151,8 +156,10 @@ def test_run_with_every_mask(built: Callable[[str], Built], name: str, kind: str
     ids, mask = ids_of(batch, 7), attention_mask(kind, batch, 7)
     found = session.run({"input_ids": ids, "attention_mask": mask})
     close(found["logits"][mask == 1], b.logits(ids, mask)[mask == 1])
-    by_lengths = right_padded(mask) is not None and (name != "window" or mask.all()) and name != "bias"
-    assert set(session._loaded) == {"model.onnx"} | (set() if by_lengths or name == "bias" else {"model.masked.onnx"})
+    by_lengths = right_padded(mask) is not None and (name != "window" or mask.all())
+    assert set(session._loaded) == {"model.onnx"} | (
+        set() if by_lengths or name in ONE_GRAPH else {"model.masked.onnx"}
+    )
     assert np.isfinite(found["logits"]).all()
 
 
@@ -204,7 +211,7 @@ def test_prefill_and_64_steps_equal_one_forward(built: Callable[[str], Built], n
         close(session.step(ids[:, i])[0], wanted[i], i)
     assert session.lengths.tolist() == [70] and session.capacity >= 70
     assert set(session._loaded) == {"model.onnx"}
-    expected = GrowingCaches if name == "bias" else SharedBuffers
+    expected = RecurrentStates if name in RECURRENT else GrowingCaches if name == "bias" else SharedBuffers
     assert isinstance(session._cache, expected)
 
 
@@ -225,8 +232,20 @@ def test_ragged_rows_equal_each_row_alone(built: Callable[[str], Built], name: s
     assert session.lengths.tolist() == [21, 13, 16]
 
 
+def test_a_recurrent_state_cannot_be_cut(built: Callable[[str], Built]) -> None:
+    b = built("lstm_lm")
+    session = b.open()
+    ids = ids_of(2, 6)
+    session.prefill(ids[:, :3], [3, 3])
+    session.truncate([3, 3])
+    with pytest.raises(RuntimeInputError, match=r"lstm_lm keeps one state and no past: \[3, 3\] tokens stay read"):
+        session.truncate([2, 3])
+    close(session.append(ids[:, 3:]), b.logits(ids)[:, -1])
+    assert session.contract.positions == 0 and session.contract.kind == "decoder"
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", GENERATING)
+@pytest.mark.parametrize("name", CACHED)
 def test_truncate_and_append(built: Callable[[str], Built], name: str, batch: int) -> None:
     """Rows are cut to different lengths and get other tokens: what was cut leaves no trace."""
     b = built(name)
@@ -337,6 +356,12 @@ def test_wrong_inputs(built: Callable[[str], Built], case: str) -> None:
         call(built("llama").open())
 
 
+SEQ2SEQ: dict[str, Callable[[], Model]] = {
+    "transformer2017": lambda: transformer2017(vocab=VOCAB, dim=32, heads=4, ffn=40, layers=2, decoder_layers=2),
+    "lstm_seq2seq": lambda: load_family("lstm_seq2seq")(vocab=VOCAB, dim=16, layers=2),
+}
+
+
 # -- encoders and encoder-decoders ------------------------------------------------------------------------------------
 
 
@@ -372,10 +397,10 @@ def test_encoders_have_no_cache(encoder: Built) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_encoder_decoder(tmp_path: Path, batch: int) -> None:
+@pytest.mark.parametrize("family", ["transformer2017", "lstm_seq2seq"])
+def test_encoder_decoder(tmp_path: Path, family: str, batch: int) -> None:
     """Source once, then prompts and steps; and the stateless run with masks on both sides."""
-    made = transformer2017(vocab=VOCAB, dim=32, heads=4, ffn=40, layers=2, decoder_layers=2)
-    b = Built("seq2seq", tmp_path, made)
+    b = Built("seq2seq", tmp_path, SEQ2SEQ[family]())
     session = b.open()
     source, mask = ids_of(batch, 6), attention_mask("holed", batch, 6)
     target, lengths = ids_of(batch, 5, seed=2), np.array([5, 2, 4])[:batch]
@@ -487,9 +512,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_build_without_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="model llama has no weights"):
         build(MODELS["llama"](), None, tmp_path)
-    with pytest.raises(
-        WeightsError, match=r"(?s)20 weights of llama are missing.*missing: model.norm.weight: f32\[64\]"
-    ):
+    with pytest.raises(WeightsError, match=r"(?s)20 weights of llama are missing.*model.norm.weight: f32\[64\]"):
         build(MODELS["llama"](), Weights.of({}), tmp_path)
 
 

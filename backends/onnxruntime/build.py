@@ -23,10 +23,12 @@ from ...passes.manager import Pipeline, PipelineReport, Step
 from ...passes.pattern import NearMiss
 from ...passes.pipelines import PIPELINES
 from ...passes.split import split
+from ...passes.state import recurrences
 from ..onnx.lower import lower
 from ..onnx.save import layout
 from ..target import Target
 from .attention import past_layers, windows
+from .cache import STATE
 from .contract import FILE, VERSION, Contract
 from .files import Progress, write_variants
 from .logits import ROWS
@@ -141,7 +143,8 @@ def variants_of(graph: Graph, positions: int) -> _Variants:
     """The graphs that are built for a plain (or already cached) graph."""
     variants = _Variants()
     cached = any(k.startswith("past_key_values.") for k in graph.inputs)
-    serves = cached or (bool(self_attentions(graph)) and "logits" in graph.outputs)
+    remembers = bool(self_attentions(graph)) or bool(recurrences(graph))
+    serves = cached or (remembers and "logits" in graph.outputs)
     graph = graph.copy()
     if not cached:
         variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
@@ -151,7 +154,7 @@ def variants_of(graph: Graph, positions: int) -> _Variants:
         variants.graphs[ENCODER] = variants.run(ENCODER, mask_variant(), encoder)
     variants.run("common", common(), graph)
     variants.attentions, variants.windowed = graph.counts().get("attention", 0), windows(graph)
-    if serves:
+    if serves and self_attentions(graph):
         shared = variants.run(LENGTHS, lengths_variant(positions), graph.copy())
         if variants.reports[LENGTHS].counts.get("ort_group_query_attention"):
             variants.graphs[LENGTHS] = shared
@@ -168,7 +171,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
     layers = past_layers(last)
     return Contract(
         version=VERSION,
-        kind="decoder" if layers else "encoder",
+        kind="decoder" if layers or any(k.startswith(STATE) for k in last.inputs) else "encoder",
         family=model.family.name if is_model else graph.name,
         task=model.task if is_model else "",
         provider=target.provider,
@@ -178,7 +181,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
         layers=tuple(layers),
-        positions=positions,
+        positions=positions if layers or any(k.endswith("position_ids") for k in last.inputs) else 0,
         windowed=variants.windowed,
         rows=ROWS in last.inputs,
         disabled_optimizers=DISABLED_OPTIMIZERS,

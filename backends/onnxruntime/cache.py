@@ -12,9 +12,10 @@ from ...ir.errors import RuntimeInputError
 from .attention import LENGTHS, TOTAL
 from .contract import Contract
 from .logits import ROWS
-from .options import BINDING_ERRORS, Loaded, aligned
+from .options import BINDING_ERRORS, RUNTIME_ERRORS, Loaded, aligned
 
 Array = np.ndarray[Any, Any]
+STATE = "past_state."
 
 
 class Cache(Protocol):
@@ -32,6 +33,13 @@ class Cache(Protocol):
     def truncate(self, lengths: Array) -> None: ...
 
 
+def check_room(needed: int, contract: Contract) -> None:
+    """Raises RuntimeInputError if rows of `needed` tokens are longer than the model's positions."""
+    if needed > contract.limit:
+        what = f"{needed} tokens do not fit: the model was built for at most {contract.positions} positions"
+        raise RuntimeInputError(what)
+
+
 def names_of(loaded: Loaded) -> tuple[str, str, str]:
     """(token ids, attention mask, positions): the names of these inputs in this graph."""
     lead = "decoder_" if "decoder_input_ids" in loaded.inputs else ""
@@ -47,7 +55,7 @@ class SharedBuffers:
 
     def __init__(self, loaded: Loaded, contract: Contract, capacity: int, extra: Mapping[str, Array]) -> None:
         self.loaded, self.contract, self.extra = loaded, contract, dict(extra)
-        self.size = min(capacity, contract.positions)
+        self.size = min(capacity, contract.limit)
         self.lengths: Array = np.zeros(0, np.int64)
         self.buffers: dict[str, Array] = {}
         self.values: dict[str, ort.OrtValue] = {}
@@ -85,9 +93,8 @@ class SharedBuffers:
 
     def reserve(self, needed: int, *, keep: bool) -> None:
         """Make room for rows of `needed` tokens, doubling. Raises RuntimeInputError past the model's positions."""
-        limit = self.contract.positions
-        if needed > limit:
-            raise RuntimeInputError(f"{needed} tokens do not fit: the model was built for at most {limit} positions")
+        limit = self.contract.limit
+        check_room(needed, self.contract)
         if needed <= self.size and self.buffers:
             return
         while self.size < needed:
@@ -178,7 +185,7 @@ class GrowingCaches:
 
     @property
     def capacity(self) -> int:
-        return self.contract.positions
+        return self.contract.limit
 
     def start(self, tokens: Array, lengths: Array) -> Array:
         batch = len(tokens)
@@ -205,9 +212,7 @@ class GrowingCaches:
 
     def call(self, tokens: Array, after: Array) -> Array:
         batch, rows = tokens.shape
-        if int(after.max()) > self.contract.positions:
-            what = f"{int(after.max())} tokens do not fit: the model was built for at most"
-            raise RuntimeInputError(f"{what} {self.contract.positions} positions")
+        check_room(int(after.max()), self.contract)
         new = np.arange(rows)
         places = self.lengths[:, None] + new
         last = after - self.lengths - 1
@@ -229,6 +234,66 @@ class GrowingCaches:
         self.lengths = after.astype(np.int64)
         logits = found["logits"].numpy()
         return (logits if self.contract.rows else logits[np.arange(batch), last]).astype(np.float32)
+
+
+class RecurrentStates:
+    """Last states of recurrent layers: past_state.N.h and .c [B,H]. What was read cannot be taken back."""
+
+    def __init__(self, loaded: Loaded, contract: Contract, extra: Mapping[str, Array]) -> None:
+        self.loaded, self.contract, self.extra = loaded, contract, dict(extra)
+        self.lengths: Array = np.zeros(0, np.int64)
+        self.states: dict[str, Array] = {}
+        self.names = names_of(loaded)
+
+    @property
+    def capacity(self) -> int:
+        return self.contract.limit
+
+    def start(self, tokens: Array, lengths: Array) -> Array:
+        self.states = first_states(self.loaded, self.extra, len(tokens))
+        self.lengths = np.zeros(len(tokens), np.int64)
+        return self.call(tokens, lengths)
+
+    def extend(self, tokens: Array) -> Array:
+        return self.call(tokens, self.lengths + tokens.shape[1])
+
+    def truncate(self, lengths: Array) -> None:
+        if not np.array_equal(lengths, self.lengths):
+            what = f"{self.contract.family} keeps one state and no past: {self.lengths.tolist()} tokens stay read"
+            raise RuntimeInputError(what)
+
+    def call(self, tokens: Array, after: Array) -> Array:
+        batch, rows = tokens.shape
+        check_room(int(after.max()), self.contract)
+        last = after - self.lengths - 1
+        ids, mask, positions = self.names
+        feeds = {**self.extra, **self.states, ids: tokens, mask: (np.arange(rows) <= last[:, None]).astype(np.int64)}
+        feeds |= {positions: self.lengths[:, None] + np.arange(rows), ROWS: np.arange(batch) * rows + last}
+        found = execute(self.loaded, feeds)
+        self.states = {k.replace("present_", "past_"): v for k, v in found.items() if k.startswith("present_state.")}
+        self.lengths = after.astype(np.int64)
+        logits = found["logits"]
+        return (logits if self.contract.rows else logits[np.arange(batch), last]).astype(np.float32)
+
+
+def first_states(loaded: Loaded, extra: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    """past_state.* before the first token: what an encoder left behind, else zeros."""
+    found: dict[str, Array] = {}
+    for name, shape in loaded.inputs.items():
+        if name.startswith(STATE):
+            zeros = np.zeros((batch, shape[1]), loaded.dtypes[name])
+            found[name] = extra.get(name.replace(STATE, "initial_state."), zeros)
+    return found
+
+
+def execute(loaded: Loaded, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a session on the feeds it has inputs for; outputs by name. Raises RuntimeInputError."""
+    names = list(loaded.outputs)
+    known = {k: v for k, v in feeds.items() if k in loaded.inputs}
+    try:
+        return dict(zip(names, loaded.session.run(names, known), strict=True))
+    except RUNTIME_ERRORS as e:
+        raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
 
 
 def _values(feeds: Mapping[str, Any], loaded: Loaded) -> dict[str, ort.OrtValue]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ VERSION = 1
 class Contract:
     """Contents of monograph.json.
 
-    kind: `decoder` (logits, with a cache) or `encoder` (one stateless call). lengths: file of the graph for prompts
-    padded on the right, over shared buffers ("" if the model has none). masked: file of the graph for any mask.
-    encoder: file of the graph that reads the source first ("" if there is none).
-    layers: (key heads, key width, value width) of each cache. positions: most tokens a row may have.
+    kind: `decoder` (logits, with a cache or recurrent states) or `encoder` (one stateless call).
+    lengths: file of the graph for prompts padded on the right, over shared buffers ("" if the model has none).
+    masked: file of the graph for any mask. encoder: file of the graph that reads the source first ("" if none).
+    layers: (key heads, key width, value width) of each cache. positions: most tokens a row may have; 0: any number.
     windowed: some attention forgets old keys. rows: logits are given for chosen positions, input `logits_rows`.
     """
 
@@ -40,6 +41,11 @@ class Contract:
     windowed: bool = False
     rows: bool = False
     disabled_optimizers: tuple[str, ...] = ()
+
+    @property
+    def limit(self) -> int:
+        """`positions` as a number that every length can be compared with."""
+        return self.positions or sys.maxsize
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -12,12 +12,12 @@ ROWS = "logits_rows"
 
 
 def select_rows(graph: Graph) -> int:
-    """Give a cached graph the input `logits_rows`; 1 if its head allows it, else 0.
+    """Give a graph with a past the input `logits_rows`; 1 if its head allows it, else 0.
 
     The head is the last linear and what follows it one position at a time.
     """
     logits = graph.outputs.get("logits")
-    if logits is None or logits.rank != 3 or not any(k.startswith("past_key_values.") for k in graph.inputs):
+    if logits is None or logits.rank != 3 or not any(k.startswith("past_") for k in graph.inputs):
         return 0
     chain = _head(logits)
     if chain is None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import RuntimeInputError
-from .cache import Cache, GrowingCaches, SharedBuffers
+from .cache import Cache, GrowingCaches, RecurrentStates, SharedBuffers
 from .contract import Contract, check_layers
 from .guard import Array, checked, token_ids
 from .options import Loaded, load
@@ -61,7 +61,7 @@ class Session:
         `position_ids` follow from it, `token_type_ids` are 0 and pasts are empty. A mask may have zeros anywhere.
         Raises RuntimeInputError for anything that does not fit, with names and numbers.
         """
-        if not self.contract.layers:
+        if self.contract.kind != "decoder":
             return encode(self.graph(self.contract.masked), inputs)
         if not self.contract.encoder:
             return forward(self.graph, self.contract, inputs, {})
@@ -87,7 +87,7 @@ class Session:
         """Tokens a row has room for without growing its buffers."""
         if self._cache is not None:
             return self._cache.capacity
-        return min(self._first_capacity, self.contract.positions)
+        return min(self._first_capacity, self.contract.limit)
 
     def encode(self, inputs: Mapping[str, Any]) -> None:
         """Read the source of an encoder-decoder: keys and values of cross-attention are computed once. Resets."""
@@ -140,7 +140,7 @@ class Session:
             self._cache = None
 
     def _check_decoder(self) -> None:
-        if not self.contract.layers:
+        if self.contract.kind != "decoder":
             raise RuntimeInputError(f"{self.contract.family} has no cache: call `run`")
 
     def _running(self, rows: int) -> Cache:
@@ -154,6 +154,8 @@ class Session:
     def _new_cache(self) -> Cache:
         if self.contract.lengths:
             return SharedBuffers(self.graph(self.contract.lengths), self.contract, self._first_capacity, self._extra)
+        if not self.contract.layers:
+            return RecurrentStates(self.graph(self.contract.masked), self.contract, self._extra)
         return GrowingCaches(self.graph(self.contract.masked), self.contract, self._extra)
 
 
@@ -182,7 +184,7 @@ def open(folder: str | Path, *, threads: int | None = None, capacity: int = CAPA
 
 def _prompt_seconds(session: Session) -> float:
     """Median seconds of a prompt of ordinary length; the session is left empty."""
-    length = min(_TUNE_TOKENS, session.contract.positions)
+    length = min(_TUNE_TOKENS, session.contract.limit)
     tokens, lengths = np.ones((1, length), np.int64), np.array([length])
     session.prefill(tokens, lengths)
     seconds: list[float] = []

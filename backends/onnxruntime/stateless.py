@@ -9,11 +9,11 @@ import numpy as np
 
 from ...ir.errors import RuntimeInputError
 from .attention import LENGTHS, TOTAL
-from .cache import names_of
+from .cache import check_room, execute, first_states, names_of
 from .contract import Contract
 from .guard import Array, check_names, checked, default_positions, lengths_allowed, token_ids
 from .logits import ROWS
-from .options import RUNTIME_ERRORS, Loaded
+from .options import Loaded
 
 _OWN = {LENGTHS, TOTAL, ROWS}
 """Inputs that only sessions give."""
@@ -55,13 +55,15 @@ def forward(
     ids = token_ids(ids_name, inputs[ids_name])
     batch, rows = ids.shape
     pasts = _pasts(contract, loaded, inputs, batch)
-    total = next(iter(pasts.values())).shape[2] + rows
-    if total > contract.positions:
-        raise RuntimeInputError(f"{total} tokens do not fit: the model was built for {contract.positions} positions")
+    states = {k: np.asarray(inputs.get(k, v)) for k, v in first_states(loaded, extra, batch).items()}
+    # A recurrence reads the end of a mask over everything so far.
+    longer = np.shape(inputs.get(mask_name))[1:] if states else ()
+    total = next(iter(pasts.values())).shape[2] + rows if pasts else max([rows, *longer])
+    check_room(total, contract)
     mask = _shaped(mask_name, inputs, (batch, total))
     positions = _shaped(position_name, inputs, (batch, rows))
     mask = np.ones((batch, total), np.int64) if mask is None else (mask != 0).astype(np.int64)
-    feeds: dict[str, Array] = {**extra, ids_name: ids, **pasts}
+    feeds: dict[str, Array] = {**extra, ids_name: ids, **pasts, **states}
     # Positions that the graph reads may be any; those a kernel derives from lengths must be what was asked for.
     fixed = None if position_name in loaded.inputs else positions
     lengths = lengths_allowed(mask, fixed, rows, contract.windowed) if contract.lengths else None
@@ -104,13 +106,3 @@ def _shaped(name: str, inputs: Mapping[str, Any], shape: tuple[int, int]) -> Arr
     if x.shape != shape:
         raise RuntimeInputError(f"{name} is {list(x.shape)}, expected {list(shape)}")
     return x
-
-
-def execute(loaded: Loaded, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a session on the feeds it has inputs for; outputs by name. Raises RuntimeInputError."""
-    names = list(loaded.outputs)
-    known = {k: v for k, v in feeds.items() if k in loaded.inputs}
-    try:
-        return dict(zip(names, loaded.session.run(names, known), strict=True))
-    except RUNTIME_ERRORS as e:
-        raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
