@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monograph.backends.onnxruntime import Session, build
 from monograph.backends.onnxruntime import open as open_session
-from monograph.backends.onnxruntime.cache import GrowingCaches, RecurrentStates, SharedBuffers
+from monograph.backends.onnxruntime.growing import GrowingCaches, RecurrentStates
 from monograph.backends.onnxruntime.guard import default_positions, lengths_allowed, right_padded
+from monograph.backends.onnxruntime.shared import SharedBuffers
 from monograph.frontends.dsl import Config, Model, Scope, Value, key_mask, load_family, model
 from monograph.frontends.models.bert import bert
 from monograph.frontends.models.gpt2 import gpt2
@@ -305,6 +306,25 @@ def test_capacity(built: Callable[[str], Built], name: str) -> None:
         session.prefill(np.zeros((1, 81), np.int64), [81])
     with pytest.raises(RuntimeInputError, match="do not fit"):
         session.run({"input_ids": np.zeros((1, 81), np.int64)})
+
+
+@pytest.mark.parametrize("name", ["llama", "bias", "lstm_lm"])
+def test_a_prompt_that_fails_is_not_gone_on_from(built: Callable[[str], Built], name: str) -> None:
+    session = built(name).open()
+    session.prefill([[1, 2]], [2])
+    with pytest.raises(RuntimeInputError, match="ONNX Runtime: "):
+        session.prefill([[1, VOCAB]], [2])
+    with pytest.raises(RuntimeInputError, match="call `prefill` first"):
+        session.step([1])
+    close(session.prefill([[1, 2]], [2])[0], built(name).last([1, 2]))
+
+
+def test_rows_that_do_not_all_fit_take_nothing(built: Callable[[str], Built]) -> None:
+    session = built("llama").open()
+    session.prefill(ids_of(2, POSITIONS - 2), [POSITIONS - 2, 3])
+    with pytest.raises(RuntimeInputError, match="81 tokens do not fit"):
+        session.append(ids_of(2, 3))
+    assert session.lengths.tolist() == [POSITIONS - 2, 3]
 
 
 def test_tuned_sessions_give_the_same(built: Callable[[str], Built]) -> None:

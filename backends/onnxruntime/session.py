@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import RuntimeInputError
-from .cache import Cache, GrowingCaches, RecurrentStates, SharedBuffers
+from .cache import Cache
 from .contract import Contract, check_layers
+from .growing import GrowingCaches, RecurrentStates
 from .guard import Array, checked, token_ids
 from .options import Loaded, load
+from .shared import SharedBuffers
 from .stateless import encode, forward
 
 CAPACITY = 512
@@ -111,7 +113,11 @@ class Session:
             raise RuntimeInputError(f"{len(self._extra.get('attention_mask', ()))} sources are read for {batch} rows")
         if self._cache is None:
             self._cache = self._new_cache()
-        return self._cache.start(np.ascontiguousarray(tokens[:, : int(lengths.max())]), lengths)
+        try:
+            return self._cache.start(np.ascontiguousarray(tokens[:, : int(lengths.max())]), lengths)
+        except RuntimeInputError:
+            self._cache = None  # Half a prompt is nothing to go on from.
+            raise
 
     def append(self, tokens: Any) -> Array:
         """Add tokens i64 [B,S] to every row; logits f32 [B,V] after the last. Rows together are fast for B = 1."""
