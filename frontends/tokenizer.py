@@ -16,7 +16,7 @@ from .chat import render
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _BROKEN = "\ufffd"
 _MOST_BROKEN = 8
-"""More pending replacement characters than this are not the start of a character any more, but wrong bytes."""
+"""Replacement characters before the last few are not the start of a character any more, but wrong bytes."""
 
 
 class Tokenizer:
@@ -146,7 +146,7 @@ class Stream:
         text = self._text()
         certain = text.rstrip(_BROKEN)
         if len(text) - len(certain) > _MOST_BROKEN:
-            certain = text
+            certain = text[:-_MOST_BROKEN]
         new = certain[self._given :]
         self._given = max(self._given, len(certain))
         if new and certain == text:
