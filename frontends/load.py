@@ -26,7 +26,11 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
         return load_folder(path, tokenizer=tokenizer, family=family)
     if path.is_file():
         return _load_file(path, tokenizer)
-    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in (".gguf", ".onnx"):
+    if (
+        isinstance(source, str)
+        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
+        and path.suffix not in (".gguf", ".onnx")
+    ):
         return load_folder(download(source), tokenizer=tokenizer, family=family)
     raise ConfigError("does not exist, and is not a hub repository such as org/name", place=str(source))
 
