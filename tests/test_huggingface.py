@@ -2,10 +2,10 @@
 
 import json
 
-import huggingface_hub
 import numpy as np
 import pytest
 import tokenizers
+from huggingface_hub import constants
 from monograph.frontends.dsl import load_family
 from monograph.frontends.huggingface import download, save_pretrained
 from monograph.frontends.load import load
@@ -241,8 +241,8 @@ def test_a_hub_cache_is_read_by_its_folder_and_by_its_name(tmp_path, monkeypatch
     np.testing.assert_array_equal(
         back.weights.numpy("transformer.wte.weight"), model.weights.numpy("transformer.wte.weight")
     )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert download("org/tiny", cache=tmp_path / "hub") == home / "snapshots" / REVISION
     assert load(home / "snapshots" / REVISION).config == model.config
 
@@ -259,7 +259,7 @@ def test_a_hub_cache_that_points_elsewhere_is_refused(tmp_path, reference):
 
 
 def test_a_repository_that_cannot_be_fetched_or_has_only_pickles_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"org/other: cannot be fetched from the hub \(.*\)\n  hint: a local folder"):
         download("org/other", cache=tmp_path)
     with pytest.raises(ConfigError, match="cannot be fetched from the hub"):
