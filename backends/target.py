@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +150,10 @@ def _contrib() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def runtime_version() -> str:
-    """Version of the installed ONNX Runtime, of whichever package brought it. Raises MonographError."""
-    for package in ("onnxruntime-gpu", "onnxruntime"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    raise MonographError("ONNX Runtime is not installed", hint="pip install onnxruntime")
+    """Version of the ONNX Runtime that would run a model here."""
+    import onnxruntime
+
+    return onnxruntime.__version__
 
 
 @lru_cache(maxsize=8)
