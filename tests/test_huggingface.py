@@ -1,6 +1,8 @@
 """Hugging Face folders: every layout that is read, everything that is refused, and what is written."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from monograph.ir import Init
 from monograph.ir.errors import ConfigError, MonographError, WeightsError
 from monograph.ir.types import DType
 from monograph.ir.weights import Mapped, Weights
+from real_weights import real_weights
 from tokenizers import models
 
 TINY = {
@@ -268,3 +271,28 @@ def test_a_repository_that_cannot_be_fetched_or_has_only_pickles_is_a_clear_erro
     (home / "snapshots" / REVISION / "model.safetensors").rename(home / "snapshots" / REVISION / "pytorch_model.bin")
     with pytest.raises(WeightsError, match="hub repository org/tiny: has no safetensors; pickles are never read"):
         download("org/tiny", cache=tmp_path / "hub")
+
+
+MEASURE = """
+import resource, sys
+from monograph.frontends.huggingface import save_pretrained
+from monograph.frontends.load import load
+model = load(sys.argv[1])
+save_pretrained(model, sys.argv[2])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(peak, max(t.bytes for t in model.weights.values()), model.weights.bytes)
+"""
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_a_whole_checkpoint_is_converted_within_the_memory_of_one_tensor(tmp_path):
+    """538 MB of float32 out of a 4-bit file: peak memory is bounded by the largest tensor, not by the model."""
+    source = real_weights("smollm2")
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, source, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    peak, largest, total = map(int, result.stdout.split())
+    assert total == 538_060_032
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > total
+    assert peak < 300_000_000 + 3 * largest
