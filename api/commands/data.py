@@ -17,10 +17,8 @@ ENGINES = ("local", "ray")
 
 @command
 def data(
-    recipe: Annotated[Path, typer.Argument(help="recipe in TOML (docs/data.md lists every field); or a run to check")],
-    output: Annotated[
-        Path | None, typer.Option("--out", "-o", help="folder of the run; one that exists goes on")
-    ] = None,
+    recipe: Annotated[Path, typer.Argument(help="recipe in TOML (see docs/data.md), or a run to check")],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the run")] = None,
     workers: Annotated[int, typer.Option(help="processes; 0: as many as there are cores")] = 0,
     engine: Annotated[str, typer.Option(help="local, or ray: Ray Data on a cluster")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster to use; none: one on this machine")] = None,

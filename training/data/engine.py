@@ -8,6 +8,7 @@ that every machine sees under the same path, as is usual there.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,10 @@ class Engine(Protocol):
 
     def map(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]: ...
 
+    def close(self) -> None:
+        """Let go of processes that were started; `map` starts them again."""
+        ...
+
 
 class Local:
     """One process, or a pool of `workers` processes on this machine."""
@@ -41,23 +46,28 @@ class Local:
         if workers < 1:
             raise DataError(f"{workers} workers were asked for, expected at least 1")
         self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
 
     def map(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         if self.workers == 1 or len(tasks) < 2:
             for i, task in enumerate(tasks):
                 yield i, run_task(task)
             return
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_one_thread)
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_one_thread)
         try:
-            yield from _pooled(pool, tasks, self.workers)
+            yield from _pooled(self._pool, tasks, self.workers)
         except BrokenProcessPool:
             raise DataError(
                 "a worker process died without a word, most likely for lack of memory",
                 hint="fewer workers, or a smaller work.piece_bytes; the run goes on where it stopped",
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
 class RayData:
@@ -70,6 +80,7 @@ class RayData:
         self.ray = need("ray", "ray[data]", "distributed", "the distributed engine")
         self.data = need("ray.data", "ray[data]", "distributed", "the distributed engine")
         self.workers, self.address = workers, address
+        self._started = False
 
     def map(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         if not tasks:
@@ -82,9 +93,16 @@ class RayData:
         for row in rows.iter_rows():
             yield int(row["index"]), _outcome(json.loads(row["outcome"]))
 
+    def close(self) -> None:
+        if self._started:
+            self.ray.shutdown()
+            self._started = False
+
     def _connect(self) -> None:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         if self.ray.is_initialized():
             return
+        self._started = True
         try:
             if self.address is not None:
                 self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")

@@ -75,7 +75,7 @@ _DOTS = ("...", "\u2026")
 
 @_filter("edit", "C4")
 def citation_marks(text: str) -> str:
-    """[1], [citation needed], [edit] are taken out."""
+    """citation marks are taken out: a number, "citation needed" or "edit" in square brackets."""
     return _CITATION.sub("", text) if "[" in text else text
 
 

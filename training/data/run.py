@@ -61,7 +61,11 @@ def prepare(
     otherwise an error. Raises ConfigError for the recipe and DataError for input, run folder or engine.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    return _Run(recipe, Path(folder), engine or Local(), redo, show or (lambda stage, done, of: None)).go()
+    engine = engine or Local()
+    try:
+        return _Run(recipe, Path(folder), engine, redo, show or (lambda stage, done, of: None)).go()
+    finally:
+        engine.close()
 
 
 class _Run:

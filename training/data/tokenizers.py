@@ -6,8 +6,8 @@
 | unigram   | yes                 | yes                 | white space is kept as it is; what is not in the vocabulary falls back to tokens <0x00> to <0xFF> |
 | wordpiece | no                  | no                  | white space and accents-as-typed are kept only as words; unknown words become [UNK] |
 
-Training byte-bpe and wordpiece gives the same result every time; the Unigram trainer of `tokenizers` does not (its
-tables are walked in random order), so what must be repeated exactly keeps the trained tokenizer.
+Training byte-bpe gives the same result every time. The Unigram and WordPiece trainers of `tokenizers` do not (they
+walk tables in random order), so what must be repeated exactly keeps the trained tokenizer.
 """  # noqa: E501
 
 from __future__ import annotations
