@@ -9,6 +9,7 @@ import typer
 from . import __version__
 from .commands.bench import bench
 from .commands.build import build
+from .commands.compare import compare
 from .commands.data import data
 from .commands.doctor import doctor
 from .commands.run import run
@@ -48,5 +49,6 @@ app.command()(verify)
 app.command()(run)
 app.command()(bench)
 app.command()(train)
+app.command()(compare)
 app.command()(data)
 app.command()(doctor)

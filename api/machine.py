@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(works: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Call every work once per round, in turn, so that a noisy minute hits all alike; gives their results by name."""
-    results: dict[str, list[float]] = {name: [] for name in works}
+    results: dict[str, list[T]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             results[name].append(work())

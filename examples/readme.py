@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
+from typing import Any
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def example(changes: Mapping[str, str] = {}) -> CodeType:  # noqa: B006 - never written
+def run(changes: Mapping[str, str] = {}) -> dict[str, Any]:
+    """Run the example as a module of its own; gives the names it defined. changes: see `example`."""
+    module = ModuleType("readme_example")
+    sys.modules[module.__name__] = module
+    exec(example(changes), module.__dict__)
+    return module.__dict__
+
+
+def example(changes: Mapping[str, str] = {}) -> CodeType:
     """The first Python block of README.md, compiled so that errors and graphs name its lines there.
 
     changes: pieces of its text and what to put in their place. Raises ValueError for a piece that is not in it once.

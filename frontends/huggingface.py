@@ -67,7 +67,7 @@ def load_folder(folder: str | Path, *, tokenizer: bool = True, family: Family | 
 
 def _of(family: Family, name: str, default: Any) -> Any:
     """A table that the family's file may have beside the model: FROM_WEIGHTS, PREFIX, UNUSED, ARCHITECTURE."""
-    return getattr(sys.modules[family.function.__module__], name, default)
+    return getattr(sys.modules.get(family.function.__module__), name, default)
 
 
 def _any(names: Iterable[str], pattern: str) -> bool:

@@ -1,0 +1,70 @@
+"""`monograph bench`: tokens per second before and after the passes, as a share of what this machine can do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..console import Json, command, out, print_json, progress, table
+from ..performance import Benchmark
+from ..performance import bench as measure
+from ..resolve import HELP, resolve
+
+
+@command
+def bench(
+    model: Annotated[str, typer.Argument(help=HELP)],
+    prompt: Annotated[int, typer.Option(help="tokens of the prompt")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="tokens generated after it")] = 32,
+    rounds: Annotated[int, typer.Option(help="of which the median counts; variants take turns")] = 5,
+    threads: Annotated[int | None, typer.Option(help="none: all cores")] = None,
+    json_output: Json = False,
+) -> None:
+    """Measure prefill and decode on ONNX Runtime: taken apart, in standard ops, and fused."""
+    loaded = resolve(model)
+    with progress(json_output) as bars:
+        bar = bars.add_task("", total=None)
+        found = measure(
+            loaded,
+            prompt=prompt,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            threads=threads,
+            observe=lambda what: bars.update(bar, description=what),
+        )
+    if json_output:
+        print_json(found)
+    else:
+        print_benchmark(loaded.family.name, found)
+
+
+def rows(found: Benchmark) -> list[dict[str, Any]]:
+    """The table for people: tokens per second, percent of the limits, and times the first row."""
+    first = found.rows[0]
+    return [
+        {
+            "graph": r.variant,
+            "nodes": r.nodes,
+            "prefill (tokens/s)": r.prefill,
+            "of fp32 limit (%)": 100 * r.prefill_share,
+            "decode (tokens/s)": r.decode,
+            "of bandwidth (%)": 100 * r.decode_share,
+            "times": r.decode / first.decode,
+        }
+        for r in found.rows
+    ]
+
+
+def limits(found: Benchmark) -> str:
+    """One sentence about the conditions."""
+    c = found.ceilings
+    return (
+        f"{found.prompt} prompt tokens, {found.new_tokens} new ones, {c.threads} threads, median of {found.rounds}. "
+        f"Limits: {c.bandwidth / 1e9:.1f} GB/s read, {c.flops / 1e9:.0f} GFLOP/s fp32."
+    )
+
+
+def print_benchmark(name: str, found: Benchmark) -> None:
+    out().print(table(f"{name} on ONNX Runtime", rows(found)))
+    out().print(limits(found))

@@ -1,0 +1,206 @@
+"""How fast a model decodes, before and after the passes, and how much of the machine that is."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .building import export, weights_of
+from .frontends.dsl import Model
+from .ir import Graph, MonographError
+from .ir.tensors import Array
+from .ir.types import Dim, DimLike, f32
+from .machine import Ceilings, cores, interleaved, measure, median, seconds
+from .passes import pipelines
+
+
+class Decoder(Protocol):
+    """What is measured: a prompt i64 [1,S], then one token a step; logits [1,V] each time."""
+
+    def prefill(self, tokens: Array, lengths: Array) -> Array: ...
+
+    def step(self, tokens: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians of one variant. Shares are of the measured limits: arithmetic for prefill, bandwidth for decode."""
+
+    variant: str
+    nodes: int
+    prefill: float
+    prefill_share: float
+    decode: float
+    decode_share: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A table of variants, what the machine can do at most, and what was measured."""
+
+    rows: list[Speed]
+    ceilings: Ceilings
+    prompt: int
+    new_tokens: int
+    rounds: int
+    flops_per_prompt: int
+    bytes_per_token: int
+
+
+def bench(
+    model: Model,
+    *,
+    prompt: int = 128,
+    new_tokens: int = 32,
+    rounds: int = 5,
+    threads: int | None = None,
+    observe: Callable[[str], None] = lambda what: None,
+) -> Benchmark:
+    """Tokens per second of a causal model on ONNX Runtime: taken apart, in standard ops, and fused for the CPU.
+
+    Each round opens every variant in turn, alone, runs it once to warm up and once for the clock: a prompt of
+    `prompt` tokens and `new_tokens` steps, batch 1. threads: None takes all cores. The runtime's own optimizer is on
+    for all three. Raises MonographError for a model that does not generate.
+    """
+    if model.task != "causal-lm":
+        raise MonographError(f"{model.family.name} is a {model.task} model; only causal-lm models are measured")
+    threads = threads or cores()
+    observe("measuring the machine")
+    ceilings = measure(threads)
+    with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
+        observe("building")
+        variants, nodes = build_variants(model, Path(folder), threads)
+
+        def clock(name: str) -> Callable[[], tuple[float, float]]:
+            def run() -> tuple[float, float]:
+                observe(name)
+                gc.collect()  # The sessions of the variant before are closed: their threads would spin beside this one.
+                return time_of(variants[name](), prompt, new_tokens)
+
+            return run
+
+        times = interleaved({name: clock(name) for name in variants}, rounds)
+    flops, moved = work(model.graph(), prompt, prompt + new_tokens // 2)
+    rows = [_speed(name, nodes[name], times[name], prompt, new_tokens, flops, moved, ceilings) for name in variants]
+    return Benchmark(rows, ceilings, prompt, new_tokens, rounds, flops, moved)
+
+
+def _speed(
+    name: str,
+    nodes: int,
+    times: list[tuple[float, float]],
+    prompt: int,
+    new_tokens: int,
+    flops: int,
+    moved: int,
+    ceilings: Ceilings,
+) -> Speed:
+    prefill, decode = (median([t[i] for t in times]) for i in (0, 1))
+    steps = new_tokens / decode
+    shares = flops / prefill / ceilings.flops, steps * moved / ceilings.bandwidth
+    return Speed(name, nodes, prompt / prefill, shares[0], steps, shares[1])
+
+
+def build_variants(model: Model, folder: Path, threads: int) -> tuple[dict[str, Callable[[], Decoder]], dict[str, int]]:
+    """How to open each variant, and the nodes of its graph, by name."""
+    from .backends import onnx as portable
+    from .backends import onnxruntime as fused
+    from .passes.manager import Pipeline
+
+    cached = pipelines.decode(model.graph())
+    apart = pipelines.decompose(cached)
+    portable.export(apart, weights_of(model), folder / "apart", pipeline=Pipeline("as it is", []))
+    export(model, folder / "onnx")
+    report = fused.build(model, None, folder / "cpu", "cpu")
+    variants: dict[str, Callable[[], Decoder]] = {
+        "before the passes": lambda: Growing(folder / "apart", threads),
+        "standard ops": lambda: Growing(folder / "onnx", threads),
+        "fused for ONNX Runtime": lambda: fused.open(folder / "cpu", threads=threads),
+    }
+    counts = (_count(folder / "apart"), _count(folder / "onnx"), sum(report.nodes["model.onnx"].values()))
+    return variants, dict(zip(variants, counts, strict=True))
+
+
+def _count(folder: Path) -> int:
+    import onnx
+
+    return len(onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node)
+
+
+class Growing:
+    """A portable export: caches are inputs and outputs, handed back without a copy, and grow by one entry a step."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._value = ort.OrtValue.ortvalue_from_numpy
+        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        self.slots = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
+        self.cache: dict[str, Any] = {}
+        self.length = 0
+
+    def prefill(self, tokens: Array, lengths: Array) -> Array:
+        self.length = 0
+        self.cache = {k: self._value(np.zeros((1, s[1], 0, s[3]), np.float32)) for k, s in self.slots.items()}
+        return self._call(tokens)
+
+    def step(self, tokens: Array) -> Array:
+        return self._call(tokens[:, None])
+
+    def _call(self, tokens: Array) -> Array:
+        start, self.length = self.length, self.length + tokens.shape[1]
+        given = {
+            "input_ids": self._value(tokens),
+            "attention_mask": self._value(np.ones((1, self.length), np.int64)),
+            "position_ids": self._value(np.arange(start, self.length, dtype=np.int64)[None]),
+        }
+        results = self.session.run_with_ort_values(self.outputs, {**given, **self.cache})
+        found = dict(zip(self.outputs, results, strict=True))
+        self.cache = {k: found[k.replace("past_key_values.", "present.")] for k in self.slots}
+        return found["logits"].numpy()[:, -1]
+
+
+def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, float]:
+    """Seconds of a prompt and of the steps after it, once everything has been run before."""
+    tokens, lengths = np.arange(prompt, dtype=np.int64)[None] % 100, np.array([prompt])
+    one = np.array([1], np.int64)
+
+    def steps() -> None:
+        for _ in range(new_tokens):
+            decoder.step(one)
+
+    decoder.prefill(tokens, lengths)
+    decoder.step(one)
+    return seconds(lambda: decoder.prefill(tokens, lengths)), seconds(steps)
+
+
+def work(graph: Graph, prompt: int, total: int) -> tuple[int, int]:
+    """(float operations of a prompt, bytes that one token at position `total` must read), both in float32.
+
+    Operations: those of every node, as the ops count them, less the logits of all tokens but the last. Bytes: every
+    weight that is multiplied with, once, and all keys and values before the token.
+    """
+    flops = sum(_number(n.op.flops(*n.operands, **n.attributes), {"B": 1, "S": prompt}) for n in graph)
+    logits = graph.outputs["logits"].producer
+    if logits is not None:
+        flops -= _number(logits.op.flops(*logits.operands, **logits.attributes), {"B": 1, "S": prompt - 1})
+    weights = {v for v in graph.params.values() if any(n.op.name != "embedding" for n in v.users)}
+    read = sum(_number(v.type.with_dtype(f32).bytes, {}) for v in weights)
+    caches = [v for n in graph if n.op.name == "attention" for v in n.operands[1:3] if v is not None]
+    return flops, read + sum(_number(v.type.bytes, {"B": 1, "S": total}) for v in caches)
+
+
+def _number(d: DimLike, values: Mapping[str, DimLike]) -> int:
+    found = d.substitute(values) if isinstance(d, Dim) else d
+    assert isinstance(found, int), f"{d} is not determined by {values}"
+    return found

@@ -1,0 +1,111 @@
+"""The public face: README's example runs as it stands, names are there, and torch is imported only when used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+import readme  # noqa: E402
+
+
+def test_graphs_need_no_heavy_library() -> None:
+    """In a process of its own: what other tests imported must not matter."""
+    code = (
+        "import sys, monograph as mg\n"
+        "from monograph.commands.show import show\n"
+        "from monograph.frontends.dsl import load_family\n"
+        "from monograph.passes.pipelines import decode\n"
+        "decode(load_family('llama')(vocab=64, dim=32, ffn=48, layers=1, heads=4).graph())\n"
+        "print([m for m in ('torch', 'transformers', 'onnxruntime', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_every_public_name_is_there() -> None:
+    import monograph as mg
+
+    assert set(mg.__all__) <= set(dir(mg))
+    for name in mg.__all__:
+        assert getattr(mg, name).__doc__ or name == "ops", name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mg.nothing  # noqa: B018
+
+
+def test_the_example_is_short() -> None:
+    """The README says a model is twenty lines: from its imports to the last line of its function."""
+    page = (ROOT / "README.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    model = code.partition("corpus =")[0]
+    assert len([line for line in model.splitlines() if line.strip()]) <= 20
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+
+
+def test_changes_of_the_example_must_fit() -> None:
+    with pytest.raises(ValueError, match="occurs 0 times"):
+        readme.example({"steps=3000": "steps=1"})
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "".join(f"The for statement {i} is used to iterate over the elements.\n\n" for i in range(300))
+    names = readme.run({"steps=300": "steps=2, batch=2, length=16", "mg.python_topics()": repr(text)})
+    assert names["parity"].passed
+    assert {r.backend for r in names["parity"].rows} == {"torch", "ort", "ort session"}
+    assert len(names["sample"].ids) == 40
+    assert (tmp_path / "out" / "gpt" / "model.onnx").exists()
+    place = next(n.location for n in names["model"].graph() if n.op.name == "attention")
+    line = (ROOT / "README.md").read_text().splitlines()[place.line - 1]
+    assert place.file.endswith("README.md")
+    assert "ops.attention(q, k, v" in line
+
+
+@pytest.mark.slow
+def test_build_without_a_folder_leaves_nothing_behind() -> None:
+    from monograph import build
+    from monograph.frontends.dsl import load_family
+    from monograph.ir.weights import Weights
+
+    model = load_family("llama")(vocab=64, dim=32, ffn=48, layers=1, heads=4)
+    model.weights = Weights.initialize(model.graph())
+    engine = build(model)
+    folder = engine.folder
+    assert (folder / "monograph.json").exists()
+    assert len(engine.generate([1, 2, 3], max_new_tokens=2).ids) == 2
+    del engine
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_export_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import monograph as mg
+    from monograph import building
+    from monograph.frontends.dsl import load_family
+    from monograph.ir.weights import Weights
+
+    model = load_family("llama")(vocab=64, dim=32, ffn=48, layers=1, heads=4)
+    with pytest.raises(mg.MonographError, match="has no weights"):
+        mg.export(model, tmp_path / "out")
+    model.weights = Weights.initialize(model.graph())
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(building, "write_companions", fail)
+        mg.export(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(mg.MonographError, match="no export target is called 'onx', did you mean 'onnx'"):
+        mg.export(model, tmp_path / "out", target="onx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(mg.MonographError, match="is a file, not a folder"):
+        mg.export(model, tmp_path / "file")
+    assert (mg.export(model, tmp_path / "out") / "model.onnx").exists()
