@@ -73,11 +73,14 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
-def load(path: Path, contract: Contract, threads: int | None = None, *, flash: bool = True) -> Loaded:
+def load(
+    path: Path, contract: Contract, threads: int | None = None, *, flash: bool = True, packed: bool = True
+) -> Loaded:
     """A session for one file of a built folder.
 
-    threads: for the work inside an op (None: one a physical core). flash: tiled attention for prompts. Raises
-    RuntimeInputError if the provider cannot be used, WeightsError for a damaged file.
+    threads: for the work inside an op (None: one a physical core). flash: tiled attention for prompts. packed: keep
+    copies of the weights in the order that kernels read them; without, they are read where the file is mapped.
+    Raises RuntimeInputError if the provider cannot be used, WeightsError for a damaged file.
     """
     provider = PROVIDERS.get(contract.provider)
     if provider not in ort.get_available_providers():
@@ -88,6 +91,8 @@ def load(path: Path, contract: Contract, threads: int | None = None, *, flash: b
     settings.intra_op_num_threads = threads or physical_cores()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
+    if not packed:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     with _environment(FLASH_OFF, None if flash else "1"):
         try:
             session = ort.InferenceSession(

@@ -48,7 +48,10 @@ class Session:
     def graph(self, file: str) -> Loaded:
         """One of the graphs of the folder, opened when first needed; all of them read the same data file."""
         if file not in self._loaded:
-            loaded = load(self.folder / file, self.contract, self.threads, flash=self.flash)
+            # A second graph over the same weights must not cost their memory again: it reads them from the file's
+            # pages, and is a fifth slower for it.
+            second = bool(self.contract.lengths) and file == self.contract.masked
+            loaded = load(self.folder / file, self.contract, self.threads, flash=self.flash, packed=not second)
             if file != self.contract.encoder:
                 check_layers(self.contract, loaded.inputs, str(self.folder / file))
             self._loaded[file] = loaded
