@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -74,7 +75,7 @@ class Settings(Sampling):
     """
 
     max_new_tokens: int = 128
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     eos: int | Sequence[int] | None = None
     context: int | None = None
 
@@ -94,12 +95,12 @@ class Settings(Sampling):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def ends(self, tokenizer: Tokenizer | None) -> frozenset[int]:
         if self.eos is None:
             return frozenset(tokenizer.eos_ids if tokenizer is not None else ())
-        return frozenset([self.eos] if isinstance(self.eos, int) else self.eos)
+        return frozenset([self.eos] if isinstance(self.eos, Integral) else self.eos)
 
     def check(self, rows: Sequence[Sequence[int]]) -> None:
         """Raise RuntimeInputError if a row and what may come after it have no room in the context."""

@@ -111,6 +111,7 @@ def test_passages_end_at_blank_lines_or_when_long() -> None:
     assert passages("a\nb\n\n\nc\n \nd") == ["a\nb\n\n\n", "c\n \n", "d"]
     lines = "".join(f"{i:05} {'x' * 53}\n" for i in range(100))
     assert [len(p) for p in passages(lines)] == [33 * 60, 33 * 60, 33 * 60, 60]
+    assert [len(p) for p in passages("x" * 4500 + "\ny")] == [2000, 2000, 502]
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])

@@ -359,4 +359,5 @@ def test_broken_logits_are_an_error(session: ReferenceSession) -> None:
 
 def test_settings_reject_nothing_else() -> None:
     assert Settings.of({"stop": "a", "eos": 3}).stops == ("a",)
-    assert Settings.of({"eos": 3}).ends(None) == {3}
+    assert Settings.of({"eos": 3}).ends(None) == Settings.of({"eos": np.int64(3)}).ends(None) == {3}
+    assert Settings.of({"stop": None, "seed": np.int64(3)}).stops == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -392,3 +393,21 @@ def test_plain_lines_where_there_is_no_terminal(corpus: Corpus, capsys: pytest.C
     assert "held-out" not in lines[0]
     assert "held-out" in lines[1]
     assert lines[3].endswith("0 s left")
+
+
+def test_live_display_in_a_terminal(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "160")):
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    _, history = run(tiny(), corpus, 4, progress=True, evaluate_every=2)
+    shown = terminal.getvalue()
+    assert "training" in shown
+    assert "4/4" in shown
+    assert f"loss {history[-1].loss:.3f}" in shown
+    assert f"held-out {history[-1].held_out:.3f}" in shown
+    assert "step 1/4" not in shown, "no plain lines beside it"

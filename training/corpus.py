@@ -22,7 +22,7 @@ from .tokenizer import encode_plain, train_tokenizer
 Batch = dict[str, Array]
 SPLITS = ("train", "held_out")
 _PASSAGE, _PORTION = 2000, 1_000_000
-"""Most characters of a passage (unless one line has more), and of what is tokenised in one call."""
+"""Most characters of a passage, and of what is tokenised in one call."""
 
 
 def python_topics() -> str:
@@ -66,11 +66,15 @@ def split_texts(texts: Sequence[str], held_out: float = 0.1) -> list[tuple[str, 
 
 
 def passages(text: str) -> list[str]:
-    """The text in pieces that join to it again: blocks with the blank lines after them, long ones cut at line ends."""
+    """The text in pieces that join to it again: blocks with the blank lines after them, long ones cut at line ends.
+
+    A line that is too long by itself is cut anywhere.
+    """
     found: list[str] = []
     current: list[str] = []
     size, after_blank = 0, False
-    for line in text.splitlines(keepends=True):
+    lines = text.splitlines(keepends=True)
+    for line in (whole[i : i + _PASSAGE] for whole in lines for i in range(0, len(whole), _PASSAGE)):
         blank = not line.strip()
         if current and ((after_blank and not blank) or size + len(line) > _PASSAGE):
             found.append("".join(current))
@@ -235,7 +239,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Array:
 
 
 def _portions(text: str) -> Iterator[str]:
-    """The text in pieces of at most a megabyte (or one passage), so that the tokenizer's tables stay small."""
+    """The text in pieces of at most a megabyte, so that the tokenizer's tables stay small."""
     current: list[str] = []
     size = 0
     for p in passages(text):

@@ -42,7 +42,7 @@ class Display:
 
     def __init__(self, steps: int, shown: bool = True) -> None:
         self.steps, self.shown = steps, shown
-        self.held_out = float("nan")
+        self.held_out = ""
         self.bar = _bar() if shown and sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
@@ -59,8 +59,8 @@ class Display:
 
     def show(self, step: Step) -> None:
         if self.bar is not None:
-            self.held_out = self.held_out if step.held_out is None else step.held_out
-            numbers = f"loss {step.loss:.3f}  held-out {self.held_out:.3f}  {step.tokens_per_second:,.0f} tokens/s"
+            self.held_out = self.held_out if step.held_out is None else f"held-out {step.held_out:.3f}  "
+            numbers = f"loss {step.loss:.3f}  {self.held_out}{step.tokens_per_second:,.0f} tokens/s"
             self.bar.update(self.task, completed=step.step, numbers=numbers)
         elif self.shown and (step.held_out is not None or step.step % max(self.steps // _LINES, 1) == 0):
             print(step, file=sys.stderr, flush=True)
