@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
-from ..ir.ops import cache_append, cache_read
+from ..ir.ops import cache_append, cache_read, transpose
 from ..ir.types import Dim, DimLike, TensorType, substitute
 from .dce import dce
 
@@ -47,6 +47,21 @@ def add_cache(graph: Graph) -> int:
         for reader in old.users:
             what = f"input {old.name} is a mask over keys and grows with the cache, but {reader.op.name} reads it too"
             raise PassError(what, place=str(reader.location))
+    return len(attentions)
+
+
+def emit_cache(graph: Graph) -> int:
+    """For prompts alone: keys and values of every causal attention N go out as present.N.key/value [B,K,S,D].
+
+    Nothing comes in, so this is what `add_cache` gives at P = 0. Gives the number of attentions.
+    """
+    attentions = self_attentions(graph)
+    for index, node in enumerate(attentions):
+        for name, i in (("key", 1), ("value", 2)):
+            new = node.operands[i]
+            assert new is not None
+            with graph.at(node):
+                graph.output(f"present.{index}.{name}", transpose(new, permutation=(0, 2, 1, 3)))
     return len(attentions)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..ir.errors import MonographError, did_you_mean
 from ..ir.graph import Graph
 from . import fuse
-from .cache import add_cache
+from .cache import add_cache, emit_cache
 from .canonicalize import canonicalize, remove_dropout
 from .cse import cse
 from .dce import dce
@@ -40,6 +40,7 @@ PIPELINES = {
     "clean": Pipeline("clean", CLEAN),
     "train": Pipeline("train", (*CLEAN, *RAISE)),
     "encode": Pipeline("encode", _INFERENCE),
+    "prefill": Pipeline("prefill", (*_INFERENCE, FunctionPass("emit_cache", emit_cache))),
     "decode": Pipeline("decode", (*_INFERENCE, *_MEMORY)),
 }
 
@@ -62,6 +63,11 @@ def train(graph: Graph) -> Graph:
 def encode(graph: Graph) -> Graph:
     """For encoders and stateless scoring: fused layers, no dropout, no cache."""
     return optimize(graph, "encode")[0]
+
+
+def prefill(graph: Graph) -> Graph:
+    """For a prompt without a past: `encode` plus the keys and values that `decode` goes on from."""
+    return optimize(graph, "prefill")[0]
 
 
 def decode(graph: Graph) -> Graph:

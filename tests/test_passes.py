@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from monograph.ir import Graph, interpret, parse, verify
 from monograph.passes import fuse, pack
-from monograph.passes.cache import add_cache
+from monograph.passes.cache import add_cache, emit_cache
 from monograph.passes.canonicalize import canonicalize, remove_dropout
 from monograph.passes.cse import cse
 from monograph.passes.dce import dce
@@ -24,7 +24,7 @@ from monograph.passes.manager import FunctionPass, RewritePass
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "passes").glob("*.txt"))
 FUNCTIONS = (
-    add_cache, canonicalize, cse, dce, decompose, fold, remove_dropout, pack.pack_qkv, pack.pack_gate_up,
+    add_cache, emit_cache, canonicalize, cse, dce, decompose, fold, remove_dropout, pack.pack_qkv, pack.pack_gate_up,
 )  # fmt: skip
 PASSES: dict[str, FunctionPass | RewritePass] = {f.__name__: FunctionPass(f.__name__, f) for f in FUNCTIONS}
 PASSES |= {p.name: p for p in (fuse.LAYERS, fuse.BLOCKS, fuse.RESIDUALS)}

@@ -69,6 +69,21 @@ def test_decode_step_by_step_equals_full_forward() -> None:
         pasts = {k.replace("present", "past_key_values"): v for k, v in out.items() if k.startswith("present")}
 
 
+def test_decode_goes_on_from_prefill() -> None:
+    model = llama()
+    plain, prompt, cached = model.graph(), pipelines.prefill(model.graph()), pipelines.decode(model.graph())
+    assert str(prompt.outputs["present.2.value"].type) == "f32[B,2,S,8]"
+    params, inputs = random_params(plain), sample_inputs(plain, CASES[3])
+    full = interpret(plain, inputs, params)["logits"]
+    out = interpret(prompt, {k: v[:, :4] for k, v in inputs.items()}, params)
+    pasts = {k.replace("present", "past_key_values"): v for k, v in out.items() if k.startswith("present")}
+    window = {k: v if k == "attention_mask" else v[:, 4:] for k, v in inputs.items()}
+    rest = interpret(cached, window | pasts, params)["logits"]
+    valid = inputs["attention_mask"] == 1
+    found = np.concatenate([out["logits"], rest], axis=1)
+    np.testing.assert_allclose(found[valid], full[valid], atol=1e-5)
+
+
 def test_near_miss_names_layer_line_and_reason() -> None:
     flat = pipelines.decompose(llama().graph())
     spoiled = [n for n in flat if n.op.name == "softmax"][1]
