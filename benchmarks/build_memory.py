@@ -1,4 +1,4 @@
-"""Peak memory and time of `monograph build` for SmolLM2 and for a model of 1.1 billion parameters, against the bound."""
+"""Peak memory and time of `monograph build`, for SmolLM2 and for 1.1 billion parameters, against the stated bound."""
 
 from __future__ import annotations
 
