@@ -98,17 +98,22 @@ class Random(Tensor):
     """Initial values of a parameter, decided by its name, its `Init` and a seed and nothing else."""
 
     def __init__(self, name: str, type: TensorType, init: Init, seed: int) -> None:
-        if init.kind not in ("normal", "zeros", "ones"):
-            raise WeightsError(f"{name}: no initializer is called {init.kind!r}; known: normal, zeros, ones")
+        if init.kind not in ("normal", "uniform", "zeros", "ones"):
+            raise WeightsError(f"{name}: no initializer is called {init.kind!r}; known: normal, uniform, zeros, ones")
         self.name, self.type, self.init, self.seed = name, type, init, seed
 
     def numpy(self) -> Array:
-        if self.init.kind != "normal":
+        if self.init.kind in ("zeros", "ones"):
             return np.full(self.shape, float(self.init.kind == "ones"), dtype=self.dtype.numpy)
         digest = hashlib.sha256(f"{self.seed}:{self.name}".encode()).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-        draw = generator.standard_normal(self.shape, dtype=np.float32)
-        draw *= np.float32(self.init.std)
+        if self.init.kind == "normal":
+            draw = generator.standard_normal(self.shape, dtype=np.float32)
+            draw *= np.float32(self.init.std)
+        else:
+            draw = generator.random(self.shape, dtype=np.float32)
+            draw -= np.float32(0.5)
+            draw *= np.float32(self.init.std * 12**0.5)  # The standard deviation of a width of 1 is 1/sqrt(12).
         return convert(draw, self.dtype)
 
 

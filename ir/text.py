@@ -135,7 +135,7 @@ class _Parser:
         return False
 
     def param(self, graph: Graph, line: str) -> None:
-        found = re.fullmatch(rf"param @({_QUOTED}|\S+): (\S+)(?: = (normal|zeros|ones)(?:\((\S+)\))?)?", line)
+        found = re.fullmatch(rf"param @({_QUOTED}|\S+): (\S+)(?: = (normal|uniform|zeros|ones)(?:\((\S+)\))?)?", line)
         if not found:
             raise MonographError(f"{line!r} is not `param @path: type`")
         init = Init(found[3], float(found[4] or 0)) if found[3] else None

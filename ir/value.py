@@ -35,13 +35,13 @@ NOWHERE = Location("", 0)
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a parameter starts when a model is trained from nothing: normal(std), zeros or ones."""
+    """How a parameter starts when trained from nothing: normal(std), uniform(std) around 0, zeros or ones."""
 
     kind: str
     std: float = 0.0
 
     def __str__(self) -> str:
-        return f"normal({self.std!r})" if self.kind == "normal" else self.kind
+        return f"{self.kind}({self.std!r})" if self.kind in ("normal", "uniform") else self.kind
 
 
 class Value:

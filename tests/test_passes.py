@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from monograph.ir import Graph, interpret, parse, verify
 from monograph.passes import fuse, pack
+from monograph.passes.adapt import add_lora, merge_lora
 from monograph.passes.cache import add_cache, emit_cache
 from monograph.passes.canonicalize import canonicalize, remove_dropout
 from monograph.passes.cse import cse
@@ -28,7 +29,9 @@ FUNCTIONS = (
 )  # fmt: skip
 PASSES: dict[str, FunctionPass | RewritePass] = {f.__name__: FunctionPass(f.__name__, f) for f in FUNCTIONS}
 PASSES |= {p.name: p for p in (fuse.LAYERS, fuse.BLOCKS, fuse.RESIDUALS)}
-CHANGE_THE_CONTRACT = ("add_cache", "emit_cache")
+PASSES["add_lora"] = FunctionPass("add_lora", lambda g: add_lora(g, 2, 4.0, ["q_proj", "up_proj"], 0.1))
+PASSES["merge_lora"] = FunctionPass("merge_lora", merge_lora)
+CHANGE_THE_CONTRACT = ("add_cache", "add_lora", "emit_cache")
 
 
 def read(path: Path) -> list[str]:
