@@ -143,7 +143,7 @@ def test_the_sample_itself_is_a_graph() -> None:
         (edited("i64[B,S]", "i65[B,S]"), r"line 1: 'i65\[B,S\]' is not a tensor type"),
         (edited("f32[7,4]", "f32[7,4"), "line 2: 'f32.7,4' is not a tensor type"),
         (edited("normal(0.02)", "normal(x)"), "line 2: could not convert string to float"),
-        (edited("normal(0.02)", "uniform(0.02)"), "line 2: 'param .*' is not `param @path: type`"),
+        (edited("normal(0.02)", "cauchy(0.02)"), "line 2: 'param .*' is not `param @path: type`"),
         (edited("%2, %3 =", "%2 ="), "line 6: 1 results but 2 types"),
         (edited("y=%2", "%2"), "line 7: '%2' is not `name=%value`"),
         (edited("y=%2", "y=%7"), "line 7: %7 is used before it is defined"),
