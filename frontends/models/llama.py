@@ -1,4 +1,4 @@
-"""Llama: pre-norm decoder with rotary positions, grouped-query attention and a gated feed-forward. (Touvron et al. 2023)"""
+"""Llama: pre-norm decoder, rotary positions, grouped-query attention, gated feed-forward. (Touvron et al. 2023)"""
 
 from __future__ import annotations
 
@@ -82,3 +82,5 @@ GGUF_NAMES = {
 
 GGUF_PERMUTED = {"q_proj": "heads", "k_proj": "groups"}
 """Projections whose rows GGUF stores in interleaved rotary order, with the config field that counts their heads."""
+
+ARCHITECTURE = "LlamaForCausalLM"
