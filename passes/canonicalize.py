@@ -117,6 +117,40 @@ def _divide(graph: Graph, node: Node) -> Value | None:
     return inverse if constant_of(a) == 1 and inverse.type == node.output.type else _add(graph, "mul", a, inverse)
 
 
+def _divide_by_number(graph: Graph, node: Node) -> Value | None:
+    """x / c is x * (1 / c)."""
+    number = constant_of(node.operands[1])
+    if not number or node.output.type != _operand(node).type:
+        return None
+    return _add(graph, "mul", _operand(node), graph.constant(1.0 / number, node.output.dtype))
+
+
+def _scale_before_transpose(graph: Graph, node: Node) -> Value | None:
+    """transpose(x) * c is transpose(x * c)."""
+    x, number = _operand(node), _operand(node, 1)
+    if _from(x, "transpose") is None or constant_of(number) is None or x.users != [node] or graph.is_output(x):
+        return None
+    return _scaled(graph, x, number)
+
+
+def _scale_onto_query(graph: Graph, node: Node) -> Value | None:
+    """(q @ k) * c is (q * c) @ k, for batches of matrices: attention scores."""
+    inner = _from(_operand(node), "matmul")
+    if inner is None or constant_of(node.operands[1]) is None or node.output.type.rank < 4:
+        return None
+    if _operand(node).users != [node] or graph.is_output(_operand(node)):
+        return None
+    return _add(graph, "matmul", _scaled(graph, _operand(inner), _operand(node, 1)), _operand(inner, 1))
+
+
+def _scaled(graph: Graph, x: Value, number: Value) -> Value:
+    """x * number in normal form: below the transposes of x."""
+    inner = _from(x, "transpose")
+    if inner is None:
+        return _add(graph, "mul", x, number)
+    return _add(graph, "transpose", _scaled(graph, _operand(inner), number), **inner.attributes)
+
+
 def _negate(graph: Graph, node: Node) -> Value | None:
     inner = _from(_operand(node), "neg")
     return _operand(inner) if inner else None
@@ -137,10 +171,10 @@ _RULES: dict[str, tuple[Callable[[Graph, Node], Value | None], ...]] = {
     "slice": (_same_type,),
     "transpose": (_transpose,),
     "add": (_constant_right, _neutral(0)),
-    "mul": (_constant_right, _neutral(1)),
+    "mul": (_constant_right, _neutral(1), _scale_before_transpose, _scale_onto_query),
     "maximum": (_constant_right,),
     "pow": (_neutral(1), _power),
-    "div": (_neutral(1), _divide),
+    "div": (_neutral(1), _divide, _divide_by_number),
     "sub": (_neutral(0),),
     "neg": (_negate,),
     "concat": (_one_operand,),

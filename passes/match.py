@@ -98,6 +98,26 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
+def likeness(pattern: Value, v: Value, seen: set[Node]) -> int:
+    """How many ops of the pattern are found below `v` when attributes and shared values do not matter."""
+    node, producer = pattern.producer, v.producer
+    if node is None or node in seen:
+        return 0
+    if producer is None or producer.op is not node.op:
+        inner = node.operands[0] if node.op.name == "reshape" else None
+        return likeness(inner, v, seen) if inner is not None else 0
+    seen.add(node)
+    orders = [producer.operands, producer.operands[::-1]] if node.op.commutative else [producer.operands]
+    best, best_seen = 0, seen
+    for given in orders:
+        tried = set(seen)
+        count = sum(likeness(p, x, tried) for p, x in zip(node.operands, given, strict=False) if p and x)
+        if count >= best:
+            best, best_seen = count, tried
+    seen |= best_seen
+    return 1 + best
+
+
 def describe(v: Value) -> str:
     if v.producer is None:
         return f"{'@' if v.is_param else '%'}{v.name}"

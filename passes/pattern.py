@@ -13,7 +13,7 @@ from ..ir.errors import MonographError
 from ..ir.graph import Attributes, Graph, Location, Node, Value, building
 from ..ir.op import OPS, Op
 from ..ir.text import names_of
-from .match import Match, Mismatch, compare, describe, index_only
+from .match import Match, Mismatch, compare, describe, index_only, likeness
 from .trace import Capture, Pattern, trace
 
 
@@ -74,7 +74,7 @@ class NearMiss:
     @property
     def telling(self) -> bool:
         """Worth showing: enough was found that the user may have meant the op."""
-        return (self.whole and self.size > 1) or self.matched >= 4 or 2 * self.matched > self.size > 2
+        return (self.whole and self.size > 1) or self.matched >= 6 or 2 * self.matched > self.size > 2
 
     def __str__(self) -> str:
         return f"{self.rewrite} at {self.location}: {self.reason} ({self.matched} of {self.size} ops matched)"
@@ -109,8 +109,11 @@ class Rule:
                 raise Mismatch(str(verdict) if verdict else "the condition of the rewrite does not hold")
             self.replace(graph, root, match, operands, attributes)
         except Mismatch as e:
+            matched = match.deepest
+            if not whole and matched > 1:
+                matched = max(matched, likeness(pattern.outputs[0], root.outputs[pattern.outputs[0].index], set()))
             nodes = frozenset(match.nodes.values()) - {root}
-            return NearMiss(self.rewrite.name, root.location, str(e), match.deepest, pattern.size, nodes, whole)
+            return NearMiss(self.rewrite.name, root.location, str(e), matched, pattern.size, nodes, whole)
         taken.update(dict.fromkeys(match.nodes.values(), self.rewrite.name))
         return None
 
@@ -213,10 +216,15 @@ def _taken(miss: NearMiss, taken: dict[Node, str]) -> bool:
 
 
 def _closest(found: list[NearMiss]) -> list[NearMiss]:
-    """Per rewrite, the variant that got furthest, if that is far enough to be told."""
+    """Per rewrite, the variant that got furthest; if one pattern was all there, the others say nothing more."""
     best: dict[str, NearMiss] = {}
     for miss in found:
         known = best.get(miss.rewrite)
-        if known is None or (miss.whole, miss.matched, -miss.size) > (known.whole, known.matched, -known.size):
+        if known is None or _progress(miss) > _progress(known):
             best[miss.rewrite] = miss
-    return [m for m in best.values() if m.telling]
+    telling = [m for m in best.values() if m.telling]
+    return [m for m in telling if m.whole] or telling
+
+
+def _progress(miss: NearMiss) -> tuple[bool, int, int, int]:
+    return miss.whole, miss.matched, miss.depth, -miss.size

@@ -195,3 +195,36 @@ def _step(graph: Graph, kind: str, x: Any, y: Any, index: int) -> Any:
         "ffn": lambda: ops.linear(ops.silu(ops.linear(x, weight(6, 8))) * ops.linear(x, weight(6, 8)), weight(8, 6)),
     }
     return made[kind]()
+
+
+@pytest.mark.parametrize("spelling", ["scale on q", "scale on scores", "divided scores", "scaled before transpose"])
+def test_attention_written_by_hand_is_attention(spelling: str) -> None:
+    graph = Graph("hand")
+    with building(graph):
+        x = graph.input("x", tensor(DType.f32, "B", "S", 16))
+        q, k, v = (ops.linear(x, graph.param(n, tensor(DType.f32, 16, 16))).split_heads(2) for n in "qkv")
+        if spelling == "scaled before transpose":
+            q = q * 0.125
+        q, k, v = (y.transpose(0, 2, 1, 3) for y in (q, k, v))
+        if spelling == "scale on q":
+            q = q * 0.125
+        scores = q @ k.transpose(0, 1, 3, 2)
+        scores = scores * 0.125 if spelling == "scale on scores" else scores
+        scores = scores / 8.0 if spelling == "divided scores" else scores
+        graph.output("y", (ops.softmax(scores) @ v).transpose(0, 2, 1, 3).merge_heads())
+    fused = pipelines.encode(graph)
+    (attention,) = [n for n in fused if n.op.name == "attention"]
+    assert attention.attributes["scale"] == 0.125
+    assert difference(graph, fused) is None
+
+
+def test_attention_by_hand_with_a_mistake_is_explained() -> None:
+    graph = Graph("hand")
+    with building(graph):
+        x = graph.input("x", tensor(DType.f32, "B", "S", 2, 8))
+        q, k, v = (y.transpose(0, 2, 1, 3) for y in (x * 0.5, x, x))
+        weights = ops.softmax(q @ k.transpose(0, 1, 3, 2), axis=-2)
+        graph.output("y", (weights @ v).transpose(0, 2, 1, 3))
+    (miss,) = pipelines.optimize(graph, "encode")[1].misses
+    assert "softmax at test_pipelines.py" in str(miss)
+    assert "has axis=-2, expected -1" in str(miss)

@@ -94,7 +94,7 @@ class Attention(Op):
         scores = matmul(grouped, transpose(k, permutation=(0, 2, 3, 1)))
         scores = reshape(scores, shape=(batch, heads, rows, keys))
         if softcap is not None:
-            scores = tanh(scores / softcap) * softcap
+            scores = tanh(scores * (1.0 / softcap)) * softcap
         if bias is not None:
             scores = scores + bias
         keep = self.keep(rows, keys, batch, mask, lengths, causal, window)
