@@ -106,20 +106,14 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
     """(frequencies in radians per position [dim/2], attention factor) for rotary width `dim`.
 
     scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1) or yarn
-    (Peng et al. 2023). Raises ConfigError for another type, naming it.
+    (Peng et al. 2023). Raises ConfigError for another type and for a setting that the type does not have.
     """
-    if dim % 2 or not 1.0 < theta < math.inf:
-        raise ConfigError(f"rotary width {dim} must be even and rope theta {theta} above 1")
+    if dim % 2 or not isinstance(theta, (int, float)) or not 1.0 < theta < math.inf:
+        raise ConfigError(f"rotary width {dim} must be even and rope theta {theta!r} a number above 1")
     inverse = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-    settings = dict(scaling or {})
+    settings = {k: v for k, v in (scaling or {}).items() if v is not None}
     kind = settings.get("rope_type", settings.get("type", "default"))
-    needed = _NEEDS.get(kind)
-    if needed is None:
-        what = f"rope_scaling of type {kind!r} is not supported{did_you_mean(str(kind), _NEEDS)}"
-        raise ConfigError(what, hint=f"known: {', '.join(_NEEDS)}")
-    for name in needed:
-        if not isinstance(settings.get(name), (int, float)) or not 0 < settings[name] < math.inf:
-            raise ConfigError(f"rope_scaling of type {kind!r} has {name} = {settings.get(name)!r}, expected a number")
+    _check_scaling(kind, settings)
     if kind == "yarn":
         return _yarn(inverse, dim, theta, settings)
     if kind == "llama3":
@@ -133,6 +127,30 @@ _NEEDS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+_TAKES = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")}
+_ANYWHERE = {"rope_type": None, "type": None, "rope_theta": None, "partial_rotary_factor": 1.0}
+"""Settings of every type, with the only value that is understood (None: any, it is read elsewhere)."""
+
+
+def _check_scaling(kind: Any, settings: Mapping[str, Any]) -> None:
+    needed = _NEEDS.get(kind) if isinstance(kind, str) else None
+    if needed is None:
+        what = f"rope_scaling of type {kind!r} is not supported{did_you_mean(str(kind), _NEEDS)}"
+        raise ConfigError(what, hint=f"known: {', '.join(_NEEDS)}")
+    known = (*needed, *_TAKES.get(kind, ()))
+    for name, value in settings.items():
+        if name not in known and (name not in _ANYWHERE or _ANYWHERE[name] not in (None, value)):
+            what = f"rope_scaling of type {kind!r} has {name} = {value!r}, which is not understood"
+            raise ConfigError(f"{what}{did_you_mean(name, known)}")
+    for name in known:
+        value = settings.get(name)
+        if name == "truncate" or (value is None and name not in needed):
+            continue
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"rope_scaling of type {kind!r} has {name} = {value!r}, expected a number")
+    if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
+        low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+        raise ConfigError(f"rope_scaling has high_freq_factor = {high}, expected more than low_freq_factor = {low}")
 
 
 def _llama3(inverse: Any, s: Mapping[str, Any]) -> Any:
@@ -148,9 +166,16 @@ def _yarn(inverse: Any, dim: int, theta: float, s: Mapping[str, Any]) -> tuple[l
     def channel(rotations: float) -> float:
         return dim * math.log(old / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = math.floor(channel(s.get("beta_fast") or 32)), math.ceil(channel(s.get("beta_slow") or 1))
+    def attention_factor(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    low, high = channel(s.get("beta_fast", 32)), channel(s.get("beta_slow", 1))
+    if s.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / (high - low or 0.001), 0, 1)
     mixed = inverse / factor * ramp + inverse * (1 - ramp)
-    given = s.get("attention_factor")
-    return mixed.tolist(), float(given) if given is not None else 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    plain = attention_factor(1.0)
+    if "mscale" in s and "mscale_all_dim" in s:
+        plain = attention_factor(s["mscale"]) / attention_factor(s["mscale_all_dim"])
+    return mixed.tolist(), float(s.get("attention_factor", plain))
