@@ -84,6 +84,7 @@ class Graph:
                 raise OpError(what, place=str(location), hint="numbers become values by `graph.constant`")
             if v is not None and v.graph is not self:
                 raise MonographError(f"{op.name}: {v!r} belongs to another graph", place=str(location))
+        operands = [*operands, *[None] * (len(op.signature.operands) - len(operands))]
         attributes, types = op.typed(operands, attributes, location)
         node = Node(op, operands, attributes, location)
         node.outputs = [Value(self, t, producer=node, index=i) for i, t in enumerate(types)]

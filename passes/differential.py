@@ -80,7 +80,10 @@ def difference(
             continue
         expected, trail = _run(before, case, params, seed)
         found, found_trail = _run(after, case, params, seed)
-        for name in expected.keys() & found.keys():
+        lost = sorted(expected.keys() - found.keys())
+        if lost:
+            return f"case: {case}\noutput {lost[0]} is gone"
+        for name in expected:
             wrong = _compare(name, expected[name], found[name], tolerance)
             if wrong:
                 layer = _first_bad_layer(trail, found_trail, tolerance)

@@ -22,7 +22,8 @@ def fold(graph: Graph) -> int:
         if any(n is None or n.op.name != "constant" for n in operands):
             continue
         size = node.output.type.elements
-        if isinstance(size, Dim) or size > LIMIT:
+        # Written as nested tuples, [0,3] would come back as [0].
+        if isinstance(size, Dim) or not 0 < size <= LIMIT:
             continue
         values = [None if v is None else _number(v.producer) for v in node.operands]
         (result,) = evaluate(node.op, values, node.attributes, {})

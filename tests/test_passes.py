@@ -81,3 +81,15 @@ def _inputs(graph: Graph) -> dict[str, np.ndarray]:
         else:
             made[name] = rng.integers(0, 2, shape).astype(v.dtype.numpy)
     return made
+
+
+def test_fold_keeps_the_type_of_an_empty_result() -> None:
+    graph = parse(
+        "graph empty() {\n"
+        "  %0 = constant(value=[[1.0,2.0,3.0]], dtype=f32) : f32[1,3]\n"
+        "  %1 = slice(%0, axis=-2, start=0, length=0) : f32[0,3]\n"
+        "  return y=%1\n"
+        "}\n"
+    )
+    fold(graph)
+    assert str(graph.outputs["y"].type) == "f32[0,3]"
