@@ -42,6 +42,18 @@ def test_value_and_gradient_equal_the_plain_loss(smoothing: float, ignored: int,
         torch.testing.assert_close(f, e, rtol=1e-10, atol=1e-12)
 
 
+def test_an_infinite_loss_that_does_not_count_is_not_counted() -> None:
+    graph = Graph("loss")
+    rows, given = graph.input("x", tensor(DType.f32, "N", 4)), graph.input("labels", tensor(DType.i64, "N"))
+    graph.output("loss", ops.cross_entropy(rows, given))
+    logits = np.random.default_rng(0).standard_normal((3, 4), np.float32)
+    logits[:, 0] = -np.inf
+    labels = np.array([1, -100, 2])
+    expected = cross_entropy(torch.tensor(logits), torch.tensor(labels))
+    found = interpret(graph, {"x": logits, "labels": labels})["loss"]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
 def test_without_gradient_only_the_loss_is_made() -> None:
     x, w, _, labels = problem()
     with torch.no_grad():

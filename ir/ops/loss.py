@@ -39,9 +39,11 @@ class CrossEntropy(Op):
         loss = log_sum - take_along_axis(centred, label)
         if label_smoothing:
             loss = loss * (1.0 - label_smoothing) + (log_sum - mean(centred)) * label_smoothing
-        weight = reshape(cast(valid, dtype=logits.dtype), shape=(-1,))
-        total = sum(reshape(loss, shape=(-1,)) * weight, keepdims=False)
-        return total / maximum(sum(weight, keepdims=False), constant(value=1.0, dtype=logits.dtype))
+        counts = reshape(valid, shape=(-1,))
+        # Not a product: a row that does not count may have an infinite loss.
+        loss = where(counts, reshape(loss, shape=(-1,)), constant(value=0.0, dtype=logits.dtype))
+        rows = sum(cast(counts, dtype=logits.dtype), keepdims=False)
+        return sum(loss, keepdims=False) / maximum(rows, constant(value=1.0, dtype=logits.dtype))
 
     def torch(self, torch: Any, logits: Any, labels: Any, *, ignore_index: int, label_smoothing: float) -> Any:
         cross_entropy = torch.nn.functional.cross_entropy
