@@ -189,6 +189,7 @@ def test_configs_that_do_not_fit_are_one_clear_error(tmp_path, change, message):
             {"position_embedding_type": "relative_key"},
             "position_embedding_type 'relative_key' is not supported",
         ),
+        ("bert", {"is_decoder": True}, "is_decoder = True is not supported"),
         ("bert", {"hidden_act": "gelo"}, "activation 'gelo' is not supported, did you mean 'gelu'"),
         ("bert", {"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
         ("gpt2", {"n_head": 3}, "n_embd 16 is not a multiple of n_head 3"),

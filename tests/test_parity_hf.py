@@ -47,6 +47,7 @@ CASES = {
     "llama-one-kv-head": ("LlamaForCausalLM", {**LLAMA, "num_key_value_heads": 1}),
     "llama-wide-heads": ("LlamaForCausalLM", {**LLAMA, "head_dim": 10}),
     "llama-biases": ("LlamaForCausalLM", {**LLAMA, "attention_bias": True, "mlp_bias": True}),
+    "llama-tanh-gelu": ("LlamaForCausalLM", {**LLAMA, "hidden_act": "gelu_pytorch_tanh"}),
     "llama-linear-rope": ("LlamaForCausalLM", {**LLAMA, **rope("linear", factor=3.0)}),
     "llama-llama3-rope": ("LlamaForCausalLM", {**LLAMA, **rope("llama3", **LLAMA3)}),
     "llama-yarn-rope": (

@@ -22,12 +22,15 @@ class Bert(Config):
     eps: float = key("layer_norm_eps", 1e-12)
     positions: str = key("position_embedding_type", "absolute")
     pooler: bool = key("add_pooling_layer", True)
+    causal: bool = key("is_decoder", False)
 
     ignored = frozenset({"attention_probs_dropout_prob", "classifier_dropout", "tie_word_embeddings"})
 
     def __post_init__(self) -> None:
         if self.positions != "absolute":
             raise ConfigError(f"position_embedding_type {self.positions!r} is not supported; known: 'absolute'")
+        if self.causal:
+            raise ConfigError("is_decoder = True is not supported: this family is an encoder, which sees both ways")
         if self.dim % self.heads:
             raise ConfigError(f"hidden_size {self.dim} is not a multiple of num_attention_heads {self.heads}")
 

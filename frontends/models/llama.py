@@ -6,6 +6,7 @@ from typing import Any
 
 from ...ir.ops import attention
 from ...ir.ops.feed_forward import activate
+from ..activations import activation
 from ..dsl import Config, Scope, Value, key, key_mask, model
 
 
@@ -53,7 +54,7 @@ def llama(m: Scope, c: Llama, input_ids: Value, attention_mask: Value, position_
         return m.linear("o_proj", y.merge_heads(), c.dim, bias=c.attention_bias)
 
     def mlp(m: Scope, x: Value) -> Value:
-        gate = activate(m.linear("gate_proj", x, c.ffn, bias=c.mlp_bias), c.activation)
+        gate = activate(m.linear("gate_proj", x, c.ffn, bias=c.mlp_bias), activation(c.activation))
         return m.linear("down_proj", gate * m.linear("up_proj", x, c.ffn, bias=c.mlp_bias), c.dim, bias=c.mlp_bias)
 
     x = m.embed("model.embed_tokens", input_ids, c.vocab, c.dim)
