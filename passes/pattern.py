@@ -68,6 +68,8 @@ class NearMiss:
     matched: int
     size: int
     nodes: frozenset[Node] = frozenset()
+    depth: int = 0
+    """Ops that matched before the reason was met."""
     whole: bool = False
     """The pattern was all there, and a condition on its surroundings failed."""
 
@@ -113,7 +115,9 @@ class Rule:
             if not whole and matched > 1:
                 matched = max(matched, likeness(pattern.outputs[0], root.outputs[pattern.outputs[0].index], set()))
             nodes = frozenset(match.nodes.values()) - {root}
-            return NearMiss(self.rewrite.name, root.location, str(e), matched, pattern.size, nodes, whole)
+            return NearMiss(
+                self.rewrite.name, root.location, str(e), matched, pattern.size, nodes, match.deepest, whole
+            )
         taken.update(dict.fromkeys(match.nodes.values(), self.rewrite.name))
         return None
 
