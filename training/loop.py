@@ -17,6 +17,7 @@ from ..backends.torch import load_state, state_of, to_inputs, to_torch
 from ..backends.torch.tensors import to_array
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError, did_you_mean
+from ..ir.graph import Graph
 from ..ir.tensors import ArrayTensor, Tensor
 from ..ir.weights import Weights
 from ..passes.pipelines import train as train_pipeline
@@ -126,32 +127,45 @@ class Run:
 
     def __init__(self, model: Model, corpus: Corpus, settings: Settings, folder: Path | None) -> None:
         _check_fit(model, corpus)
-        graph = with_loss(model.graph())
         self.model, self.corpus, self.settings, self.folder = model, corpus, settings, folder
+        graph = self.objective()
         self.inputs = list(graph.inputs)
-        self.weights = model.weights or Weights.initialize(graph, settings.seed)
+        self.weights = self.first_weights(graph)
         self.module: Any = to_torch(train_pipeline(graph), self.weights).to(settings.device)
+        for name, p in self.module.named_parameters():
+            p.requires_grad_(self.trains(name))
         self.forward = torch.compile(self.module) if settings.compile else self.module
         groups = parameter_groups(self.module, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.done = self.kept = 0
         self.good = self.snapshot()
 
+    def objective(self) -> Graph:
+        """The graph whose output `loss` is made small."""
+        return with_loss(self.model.graph())
+
+    def first_weights(self, graph: Graph) -> Weights:
+        return self.model.weights or Weights.initialize(graph, self.settings.seed)
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter is trained; the others stay as they are."""
+        return True
+
     def __iter__(self) -> Iterator[Step]:
-        s, first, training = self.settings, self.done, 0.0
+        s, first, tokens, training = self.settings, self.done, 0, 0.0
         batches = self.corpus.batches(s.batch, s.length, s.seed, first)
         begin = time.perf_counter()
         while self.done < s.steps:
-            start = time.perf_counter()
+            start, batch = time.perf_counter(), next(batches)
             rate = rate_of(self.done, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final)
-            loss, norm = self.step(next(batches), rate)
+            loss, norm = self.step(batch, rate)
             self.done += 1
+            tokens += int(batch["attention_mask"].sum())
             training += time.perf_counter() - start
             held_out = self.measure() if self.done % s.evaluate_every == 0 or self.done == s.steps else None
             passed = time.perf_counter() - begin
-            speed = (self.done - first) * s.batch * s.length / training
             left = passed / (self.done - first) * (s.steps - self.done)
-            yield Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left)
+            yield Step(self.done, s.steps, loss, held_out, rate, norm, tokens / training, passed, left)
 
     def step(self, batch: Batch, rate: float) -> tuple[float, float]:
         """One update; (loss before it, gradient norm before clipping). Raises TrainingError, updating nothing."""
@@ -194,8 +208,16 @@ class Run:
                 raise self.failure(f"held-out loss after step {self.done}", loss)
         self.good, self.kept = self.snapshot(), self.done
         if self.folder is not None:
-            save_run(self.good, self.optimizer_state(), self.done, self.folder)
+            self.save(self.folder)
         return loss
+
+    def save(self, folder: Path) -> None:
+        """Write the last good state."""
+        save_run(self.good, self.optimizer_state(), self.done, folder)
+
+    def saved(self, folder: Path) -> tuple[Weights, Weights, int]:
+        """(weights, optimizer state, steps done) as `save` wrote them."""
+        return load_run(folder)
 
     def evaluate(self) -> float:
         """Mean loss in nats per held-out token."""
@@ -203,10 +225,14 @@ class Run:
         self.module.eval()
         with torch.no_grad():
             for batch in self.corpus.held_out_batches(s.batch, s.length):
-                labels = int((batch["labels"] != IGNORED).sum())
-                total += self.loss(batch).item() * labels
-                count += labels
+                number = self.count(batch)
+                total += self.loss(batch).item() * number
+                count += number
         return total / count
+
+    def count(self, batch: Batch) -> int:
+        """How many equal parts the loss of a batch is the mean of: its labels."""
+        return int((batch["labels"] != IGNORED).sum())
 
     def snapshot(self) -> Model:
         """The model with a copy of the weights as they are now."""
@@ -236,13 +262,15 @@ class Run:
         """Take weights, moments and step number from the folder. Raises TrainingError or WeightsError."""
         if self.folder is None:
             raise ConfigError("resume needs the folder of the run to go on with")
-        weights, moments, self.done = load_run(self.folder)
+        weights, moments, self.done = self.saved(self.folder)
         if self.done > self.settings.steps:
             raise TrainingError(
                 f"{self.done} steps are done but steps is {self.settings.steps}", place=str(self.folder)
             )
         load_state(self.module, weights)
         for name, p in self.module.named_parameters():
+            if not p.requires_grad:
+                continue
             arrays = {m: torch.from_numpy(np.array(moments.numpy(f"{m}.{name}"))).to(p.device) for m in _MOMENTS}
             if any(a.shape != p.shape for a in arrays.values()):
                 raise TrainingError(f"moments of {name} do not have its shape {list(p.shape)}", place=OPTIMIZER)
