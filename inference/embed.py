@@ -40,6 +40,8 @@ def embed(
         return embed(session, tokenizer, [texts], pooling, positions=positions)[0]
     if len(texts) == 0:
         raise RuntimeInputError("there are no texts to embed")
+    if batch < 1:
+        raise RuntimeInputError(f"batch is {batch}, expected at least 1 text at a time")
     rows = [tokens_of(tokenizer, t, pooling.max_length) for t in texts]
     for i, row in enumerate(rows):
         if positions is not None and len(row) > positions:

@@ -81,8 +81,8 @@ class Settings(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_new_tokens < 1:
-            raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
+            raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Settings:

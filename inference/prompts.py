@@ -25,6 +25,8 @@ def rows_of(
     """
     if attention_mask is not None:
         return _masked(prompts, attention_mask)
+    if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
+        raise RuntimeInputError(f"prompts are {type(prompts).__name__}, expected a text, ids, or a list of either")
     items = prompts if is_batch(prompts, chat=chat) else [prompts]
     if len(items) == 0:
         raise RuntimeInputError("there are no prompts")
@@ -65,14 +67,21 @@ def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list
             raise RuntimeInputError(f"prompt {index} is not a conversation: a list of {{'role', 'content'}}")
         # The template writes BOS itself where the model wants it.
         return tokenizer.encode(tokenizer.chat(messages), add_special=False)
-    found = np.asarray(item)
+    found = _array(item, f"prompt {index}")
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise RuntimeInputError(f"prompt {index} is {type(item).__name__}, expected a text or a list of ids")
     return [int(i) for i in found]
 
 
+def _array(x: Any, name: str) -> Array:
+    try:
+        return np.asarray(x)
+    except ValueError:
+        raise RuntimeInputError(f"{name} has rows of different lengths: pad them, or leave the mask out") from None
+
+
 def _masked(ids: Any, attention_mask: Any) -> list[list[int]]:
-    tokens, mask = np.asarray(ids), np.asarray(attention_mask)
+    tokens, mask = _array(ids, "prompts"), _array(attention_mask, "attention_mask")
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise RuntimeInputError(
             f"with an attention_mask prompts must be ids [B,S], not {tokens.dtype}{list(tokens.shape)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Sampling:
             if not fits:
                 raise RuntimeInputError(f"{name} is {getattr(self, name)}, expected {expected}")
 
+        for name in ("temperature", "repetition_penalty"):
+            require(isinstance(getattr(self, name), Real), name, "a number")
+        for name, kind in (("top_k", Integral), ("top_p", Real), ("min_p", Real)):
+            fits = getattr(self, name) is None or isinstance(getattr(self, name), kind)
+            require(fits, name, "a whole number" if kind is Integral else "a number")
         require(0 <= self.temperature < np.inf, "temperature", "0 (greedy) or a positive number")
         require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1, or None")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1, or None")

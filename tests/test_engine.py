@@ -240,6 +240,8 @@ def test_what_a_model_cannot_do(engine: Engine, bert: tuple[Engine, Model]) -> N
         bert[0].generate("the cat")
     with pytest.raises(RuntimeInputError, match="there are no texts"):
         bert[0].embed([])
+    with pytest.raises(RuntimeInputError, match="batch is 0, expected at least 1 text"):
+        bert[0].embed(["a"], batch=0)
     bert[0].pooling = Pooling()
     with pytest.raises(RuntimeInputError, match=r"text 1 has \d+ tokens, but the model has 40 positions"):
         bert[0].embed(["a", "cat " * 50])

@@ -295,6 +295,10 @@ def test_chat(tokenizer: Tokenizer) -> None:
         ([], None, "there are no prompts"),
         ([[1], []], None, "prompt 1 has no tokens"),
         ([[1], "text"], None, "prompt 1 is text, but there is no tokenizer"),
+        (5, None, "prompts are int, expected a text, ids, or a list of either"),
+        ({"role": "user", "content": "sit"}, None, "prompts are dict, expected a text"),
+        ([[1, 2], [3]], [[1, 1], [1]], "prompts has rows of different lengths"),
+        ([[[1], [2, 3]]], None, "prompt 0 has rows of different lengths"),
         ([[1.5, 2.0]], None, "prompt 0 is list, expected a text or a list of ids"),
     ],
 )
@@ -322,7 +326,10 @@ def test_context_is_checked_before_the_model_runs() -> None:
         ({"max_tokens": 3}, "there is no setting called 'max_tokens', did you mean 'max_new_tokens'?"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"stop": "x"}, "stop strings ['x'] need a tokenizer"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2.5}, "top_k is 2.5, expected a whole number"),
+        ({"temperature": "hot"}, "temperature is hot, expected a number"),
     ],
 )
 def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:

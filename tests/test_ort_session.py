@@ -548,6 +548,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     "no contract": (lambda f: (f / "monograph.json").unlink(), ConfigError, "it is not a folder that `build` wrote"),
     "not json": (lambda f: (f / "monograph.json").write_text("{"), ConfigError, "is not JSON"),
     "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 1"),
+    "config": (lambda f: (f / "config.json").write_text("{"), ConfigError, r"config\.json: is not JSON"),
     "version": (lambda f: edit(f, version=2), ConfigError, "is of version 2, expected 1"),
     "unknown key": (lambda f: edit(f, colour="red"), ConfigError, "unknown key 'colour'"),
     "type": (lambda f: edit(f, positions="many"), ConfigError, "'positions' is 'many', expected int"),

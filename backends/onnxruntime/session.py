@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
 from .cache import Cache
 from .contract import Contract, check_layers
@@ -37,8 +37,7 @@ class Session:
         self, folder: Path, contract: Contract, *, threads: int | None, capacity: int = CAPACITY, flash: bool = True
     ) -> None:
         self.folder, self.contract, self.threads, self.flash = folder, contract, threads, flash
-        path = folder / "config.json"
-        self.config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.config: dict[str, Any] = read_json(folder / "config.json")
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
         self._cache: Cache | None = None
