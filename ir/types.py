@@ -212,6 +212,11 @@ def exact_div(a: DimLike, b: DimLike) -> DimLike:
     return dividend // b
 
 
+def never_negative(d: DimLike) -> bool:
+    """Whether a dimension is at least 0 whatever its symbols are (they are lengths, so never negative)."""
+    return all(coefficient > 0 for _, coefficient in d.terms) if isinstance(d, Dim) else d >= 0
+
+
 def product(dims: Iterable[DimLike]) -> DimLike:
     total: DimLike = 1
     for d in dims:

@@ -136,6 +136,24 @@ class Value:
         return f"{label}: {self.type}{origin}"
 
 
+def ancestors(value: Value) -> list[Node]:
+    """The nodes that a value is computed from, in topological order."""
+    found: set[Node] = set()
+    waiting = [value.producer]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [v.producer for v in node.arguments]
+    return sorted(found, key=lambda node: node.order)
+
+
+def leaves(value: Value) -> list[Value]:
+    """The inputs and parameters that a value is computed from, without repetition; an input or parameter itself."""
+    read = [value, *(v for node in ancestors(value) for v in node.arguments)]
+    return list(dict.fromkeys(v for v in read if v.producer is None))
+
+
 class Node:
     """One operation in a graph. `order` grows along the node list (-1: erased); compare it, never store it."""
 

@@ -19,6 +19,7 @@ from .tensors import Random, convert
 from .tensors import StoredTensor as StoredTensor
 from .tensors import Tensor as Tensor
 from .types import Dim, DType, TensorType
+from .value import ancestors, leaves
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HINTS = 8
@@ -242,10 +243,8 @@ def param_only(graph: Graph) -> set[Value]:
 
 def is_computed(value: Value) -> bool:
     """Whether `value` is an expression over at least one parameter and no input."""
-    nodes = _ancestors(value)
-    arguments = [v for node in nodes for v in node.arguments]
-    leaves = [v for v in arguments if v.producer is None]
-    return bool(leaves) and all(v.is_param for v in leaves) and not any(_open(node) for node in nodes)
+    nodes, read = ancestors(value), leaves(value)
+    return bool(nodes and read) and all(v.is_param for v in read) and not any(_open(node) for node in nodes)
 
 
 def _open(node: Node) -> bool:
@@ -256,18 +255,6 @@ def _symbolic(attribute: object) -> bool:
     if isinstance(attribute, tuple):
         return any(map(_symbolic, attribute))  # pyright: ignore[reportUnknownArgumentType]
     return isinstance(attribute, Dim)
-
-
-def _ancestors(value: Value) -> list[Node]:
-    """The nodes that `value` is computed from, in topological order."""
-    found: set[Node] = set()
-    waiting = [value]
-    while waiting:
-        producer = waiting.pop().producer
-        if producer is not None and producer not in found:
-            found.add(producer)
-            waiting.extend(producer.arguments)
-    return sorted(found, key=lambda node: node.order)
 
 
 class Computed(Tensor):
@@ -283,7 +270,7 @@ class Computed(Tensor):
         self.value, self.weights, self.type = value, weights, value.type
 
     def numpy(self) -> Array:
-        nodes = _ancestors(self.value)
+        nodes = ancestors(self.value)
         remaining: dict[Value, int] = {self.value: 1}
         for node in nodes:
             for v in node.arguments:

@@ -10,6 +10,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops import cache_append, cache_read, transpose
 from ..ir.ops.reduce import Argmax, Reduce, Softmax
 from ..ir.types import Dim, DimLike, TensorType
+from ..ir.value import ancestors
 from .dce import dce
 
 PAST = Dim.symbol("P")
@@ -122,7 +123,7 @@ def _grow(graph: Graph, mask: Value, rows: DimLike, reader: Node) -> Value:
         raise PassError(what, place=place)
     longer: Mapping[str, DimLike] = {rows.name: PAST + rows}
     mapping: dict[Value, Value] = {}
-    for node in _ancestors(mask):
+    for node in ancestors(mask):
         for v in node.arguments:
             if v.producer is None and v not in mapping:
                 mapping[v] = _longer_input(graph, v, longer, place)
@@ -137,17 +138,6 @@ def _longer(attribute: Any, longer: Mapping[str, DimLike]) -> Any:
     if isinstance(attribute, tuple):
         return tuple(_longer(a, longer) for a in cast("tuple[Any, ...]", attribute))
     return attribute.substitute(longer) if isinstance(attribute, Dim) else attribute
-
-
-def _ancestors(value: Value) -> list[Node]:
-    found: set[Node] = set()
-    pending = [value.producer]
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            pending += [v.producer for v in node.arguments]
-    return sorted(found, key=lambda n: n.order)
 
 
 def _longer_input(graph: Graph, v: Value, longer: Mapping[str, DimLike], place: str) -> Value:

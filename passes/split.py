@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
+from ..ir.value import leaves
 
 DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")
 
@@ -63,16 +64,7 @@ def _frontier(graph: Graph, late: dict[Node, None]) -> dict[Value, str]:
 
 def _depends_on_input(v: Value) -> bool:
     """False for constants and parameter expressions: the decoder has them too."""
-    pending, seen = [v], set[Value]()
-    while pending:
-        v = pending.pop()
-        if v in seen:
-            continue
-        seen.add(v)
-        if v.producer is None and not v.is_param:
-            return True
-        pending += v.producer.arguments if v.producer else []
-    return False
+    return not all(leaf.is_param for leaf in leaves(v))
 
 
 def _transfer(into: Graph, graph: Graph, nodes: list[Node], mapping: dict[Value, Value]) -> dict[Value, Value]:

@@ -6,6 +6,7 @@ from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import slice_
 from ..ir.types import Dim, TensorType
+from ..ir.value import leaves
 from .split import DECODER_INPUTS
 
 RECURRENT = ("rnn", "lstm", "gru")
@@ -55,29 +56,13 @@ def _masks(nodes: list[Node]) -> dict[Value, Dim]:
         x, lengths = node.operands[0], node.operands[node.op.signature.operands.index("lengths")]
         assert x is not None
         rows = x.shape[1]
-        for v in [] if lengths is None else _inputs(lengths):
-            if v.rank == 2 and v.shape[1] == rows:
+        for v in [] if lengths is None else leaves(lengths):
+            if not v.is_param and v.rank == 2 and v.shape[1] == rows:
                 if not isinstance(rows, Dim) or rows.name is None:
                     what = f"mask {v.type} has length {rows}, which is not one symbol: it cannot grow with the state"
                     raise PassError(what, place=str(node.location))
                 found[v] = rows
     return found
-
-
-def _inputs(value: Value) -> list[Value]:
-    """Graph inputs that a value is computed from."""
-    found: dict[Value, None] = {}
-    pending, seen = [value], set[Value]()
-    while pending:
-        v = pending.pop()
-        if v in seen:
-            continue
-        seen.add(v)
-        if v.producer is not None:
-            pending += v.producer.arguments
-        elif not v.is_param:
-            found[v] = None
-    return list(found)
 
 
 def _grow(graph: Graph, mask: Value, rows: Dim) -> None:

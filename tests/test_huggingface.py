@@ -171,7 +171,7 @@ def test_a_stored_copy_of_a_tied_head_is_left_out_but_an_own_head_is_not(tmp_pat
         ),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling of type 'dynamic' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling of type 'linear' has factor = None"),
-        ({"hidden_act": "mish"}, "activation is 'mish'"),
+        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
     ],
 )
 def test_configs_that_do_not_fit_are_one_clear_error(tmp_path, change, message):

@@ -12,6 +12,7 @@ import onnx_ir
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import body_of
+from ...ir.value import leaves
 from ...ir.weights import Computed, Tensor, is_computed, param_only
 from ...passes.manager import Pipeline
 from .builder import Builder, Handle, UnavailableError
@@ -111,27 +112,12 @@ def folded_values(graph: Graph) -> set[Value]:
 
     found = {v for v in fixed if v.producer is not None and read_outside(v) and is_computed(v)}
     stored = {v for v in graph.params.values() if read_outside(v)}
-    return {v for v in found if not (_bytes(v) > _SMALL and _roots(v) & stored)}
+    return {v for v in found if not (_bytes(v) > _SMALL and stored.intersection(leaves(v)))}
 
 
 def _bytes(v: Value) -> int:
     size = v.type.bytes
     return size if isinstance(size, int) else 0
-
-
-def _roots(v: Value) -> set[Value]:
-    """The parameters an expression reads."""
-    roots: set[Value] = set()
-    seen, waiting = {v}, [v]
-    while waiting:
-        value = waiting.pop()
-        if value.producer is None:
-            roots.add(value)
-            continue
-        fresh = [a for a in value.producer.arguments if a not in seen]
-        seen.update(fresh)
-        waiting += fresh
-    return roots
 
 
 def lower_node(op: Builder, node: Node, operands: Sequence[Handle | None]) -> list[Handle]:

@@ -11,7 +11,7 @@ from ...ir.ops.elementwise import cast, constant, cos, sin, where
 from ...ir.ops.position import rope
 from ...ir.ops.reduce import any as any_
 from ...ir.ops.shape import expand, reshape, transpose
-from ...ir.types import Dim, DimLike, DType
+from ...ir.types import DimLike, DType, never_negative
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.manager import FunctionPass, Pipeline, RewritePass
@@ -107,12 +107,8 @@ def never_empty(node: Node) -> bool:
     q, k, _, _, mask, lengths, _ = node.operands
     assert q is not None and k is not None
     return (
-        mask is None and lengths is None and (not node.attributes["causal"] or _not_negative(k.shape[1] - q.shape[1]))
+        mask is None and lengths is None and (not node.attributes["causal"] or never_negative(k.shape[1] - q.shape[1]))
     )
-
-
-def _not_negative(d: DimLike) -> bool:
-    return all(c >= 0 for _, c in d.terms) if isinstance(d, Dim) else d >= 0
 
 
 def zero_where_empty(y: Value, keep: Value) -> Value:

@@ -9,7 +9,7 @@ from ...ir.errors import check
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.ops.attention import Attention
-from ...ir.types import Dim, DimLike, TensorType, bool_, broadcast
+from ...ir.types import TensorType, bool_, broadcast, never_negative
 from ...passes.pattern import Rewrite
 
 
@@ -94,11 +94,6 @@ class AttentionToSDPA(Rewrite):
         if some is not None:
             y = ops.where(some, y, ops.constant(value=0.0, dtype=q.dtype))
         return _swap(y)
-
-
-def never_negative(d: DimLike) -> bool:
-    """Whether a dimension is at least 0 whatever its symbols are (they are lengths, so never negative)."""
-    return all(coefficient > 0 for _, coefficient in d.terms) if isinstance(d, Dim) else d >= 0
 
 
 def _mask(bias: Value | None, keep: Value | None) -> Value | None:
