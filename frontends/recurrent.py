@@ -34,6 +34,11 @@ class RecurrentConfig(Config):
         return self.embedding or self.dim
 
 
+def spread_of(dim: int) -> float:
+    """Standard deviation of PyTorch's first weights behind `dim` channels: uniform, -dim**-0.5 to dim**-0.5."""
+    return (3 * dim) ** -0.5
+
+
 def drop(x: Value, p: float) -> Value:
     return ops.dropout(x, p=p) if p else x
 
@@ -58,7 +63,7 @@ def recurrent(
     """
     states: list[tuple[Value, ...]] = []
     rows = GATES[kind] * dim
-    std = (3 * dim) ** -0.5  # That of PyTorch's uniform distribution between -dim**-0.5 and dim**-0.5.
+    std = spread_of(dim)
     for i in range(layers):
         weights = [
             m.param(f"weight_ih_l{i}", rows, x.shape[2], init=Init("normal", std)),
@@ -83,14 +88,20 @@ def spread(x: Value, place: Value) -> Value:
     return ops.take_along_axis(x, index, axis=1)
 
 
+def embed(m: Scope, ids: Value, vocab: int, width: int) -> Value:
+    """Rows of `embedding.weight`, which start wide enough for gates to tell them apart from the first step on."""
+    return ops.embedding(ids, (m / "embedding").param("weight", vocab, width, init=Init("normal", 0.3)))
+
+
 def language_model(
     m: Scope, c: RecurrentConfig, kind: str, input_ids: Value, attention_mask: Value, **attributes: Any
 ) -> Value:
     """Logits [B,S,V] after reading each token; tokens that the mask hides, wherever they are, are not read."""
     order, place, lengths = compacted(attention_mask)
     ids = ops.take_along_axis(input_ids, order, axis=1)
-    x = drop(m.embed("embedding", ids, c.vocab, c.width), c.dropout)
+    x = drop(embed(m, ids, c.vocab, c.width), c.dropout)
     settings = {"dropout": c.dropout, "bias": c.bias, **attributes}
     y, _ = recurrent(m / "rnn", kind, x, c.dim, c.layers, lengths, **settings)
     y = drop(spread(y, place), c.dropout)
-    return m.linear("lm_head", y, c.vocab, bias=not c.tied, tie="embedding" if c.tied else None)
+    head = Scope(m.graph, m.path, m.dtype, spread_of(c.dim))
+    return head.linear("lm_head", y, c.vocab, bias=not c.tied, tie="embedding" if c.tied else None)

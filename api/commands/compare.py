@@ -22,13 +22,15 @@ def compare(
         list[Path] | None, typer.Option("--text", help="UTF-8 text to train on; several are taken together")
     ] = None,
     models: Annotated[str, typer.Option(help="names with commas between")] = "ngram,rnn,lstm,gru,transformer",
-    steps: Annotated[int, typer.Option(help="updates of each neural model")] = 300,
-    batch: Annotated[int, typer.Option(help="windows in a batch")] = 16,
+    steps: Annotated[int, typer.Option(help="updates of each neural model")] = 800,
+    batch: Annotated[int, typer.Option(help="windows in a batch")] = 8,
     length: Annotated[int, typer.Option(help="tokens in a window")] = 64,
     vocab: Annotated[int, typer.Option(help="entries of the tokenizer, which is trained on the text")] = 1024,
-    parameters: Annotated[int, typer.Option(help="parameters that each neural model should have")] = 1_000_000,
+    parameters: Annotated[int, typer.Option(help="parameters that each neural model should have")] = 500_000,
     order: Annotated[int, typer.Option(help="of the n-gram table")] = 5,
-    learning_rate: Annotated[float, typer.Option(help="highest rate, the same for all")] = 2e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="highest rate for every model (default: what suits each)")
+    ] = None,
     contexts: Annotated[str, typer.Option(help="context lengths at which cost is taken")] = "64,128,256,512,1024,2048",
     seed: Annotated[int, typer.Option(help="of weights and batches")] = 0,
     plot: Annotated[Path, typer.Option(help="PNG file to write")] = Path("compare.png"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...ir import ops
 from ..dsl import Config, Scope, Value, key, key_mask, model
-from ..recurrent import compacted, drop, recurrent, spread
+from ..recurrent import compacted, drop, embed, recurrent, spread
 
 
 class LstmSeq2seq(Config):
@@ -30,11 +30,11 @@ def lstm_seq2seq(
 ) -> Value:
     def read(m: Scope, ids: Value, mask: Value, initial: list[tuple[Value, ...]] | None) -> tuple[Value, list]:
         order, place, lengths = compacted(mask)
-        x = drop(ops.embedding(ops.take_along_axis(ids, order, axis=1), table), c.dropout)
+        x = drop(embed(top, ops.take_along_axis(ids, order, axis=1), c.vocab, c.dim), c.dropout)
         y, states = recurrent(m, "lstm", x, c.dim, c.layers, lengths, initial, dropout=c.dropout)
         return spread(y, place), states
 
-    table = (m / "embedding").param("weight", c.vocab, c.dim)
+    top = m
     memory, states = read(m / "encoder", input_ids, attention_mask, None)
     h, _ = read(m / "decoder", decoder_input_ids, decoder_attention_mask, states)
     keys = m.linear("attention", memory, c.dim).split_heads(1)
