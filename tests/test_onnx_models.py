@@ -54,15 +54,18 @@ def assert_close(got: np.ndarray, wanted: np.ndarray, seen: np.ndarray, what: st
     np.testing.assert_allclose(got[rows], wanted[rows], rtol=0, atol=2e-5 * scale, err_msg=what)
 
 
-def empty_pasts(graph: Graph, batch: int) -> dict[str, np.ndarray]:
-    pasts = {k: v.shape for k, v in graph.inputs.items() if k.startswith("past_key_values.")}
-    return {k: np.zeros((batch, s[1], 0, s[3]), np.float32) for k, s in pasts.items()}
+def first_pasts(graph: Graph, batch: int, encoded: Arrays) -> dict[str, np.ndarray]:
+    """Empty caches, and recurrent states that are zero or what an encoder left behind."""
+    pasts = {k: v.type.substitute({"B": batch, "P": 0}).shape for k, v in graph.inputs.items() if k.startswith("past_")}
+    zeros = {k: np.zeros(s, np.float32) for k, s in pasts.items()}  # type: ignore[arg-type]
+    return {k: encoded.get(k.replace("past_", "initial_"), x) for k, x in zeros.items()}
 
 
 def window(inputs: Arrays, prefix: str, start: int, stop: int) -> dict[str, np.ndarray]:
     """The inputs of tokens start..stop; a mask over keys keeps its past."""
     names = {f"{prefix}{k}": k for k in ("input_ids", "position_ids", "attention_mask")}
-    return {k: inputs[k][:, (0 if base == "attention_mask" else start) : stop] for k, base in names.items()}
+    given = {k: base for k, base in names.items() if k in inputs}
+    return {k: inputs[k][:, (0 if base == "attention_mask" else start) : stop] for k, base in given.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,11 +107,12 @@ def test_generation(family: str) -> None:
     for case in (Case("all-ones", 1), *(Case(m, 3) for m in ("right-padded", "left-padded", "holed"))):
         inputs = sample_inputs(plain, case)
         fixed: dict[str, Any] = {**encode(inputs), "attention_mask": inputs["attention_mask"]} if encode else {}
-        pasts = empty_pasts(decoder, case.batch)
+        pasts = first_pasts(decoder, case.batch, fixed)
         parts: list[np.ndarray] = []
         for start, stop in ((0, 4), (4, 5), (5, 7)):
             got = step({**fixed, **window(inputs, prefix, start, stop), **pasts})
-            pasts = {k.replace("present", "past_key_values"): v for k, v in got.items() if k.startswith("present")}
+            named = {k.replace("present.", "past_key_values.").replace("present_", "past_"): v for k, v in got.items()}
+            pasts = {k: v for k, v in named.items() if k in pasts}
             parts.append(got["logits"])
         wanted = interpret(plain, inputs, params)["logits"]
         assert_close(np.concatenate(parts, axis=1), wanted, inputs[f"{prefix}attention_mask"], str(case))
