@@ -23,6 +23,9 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
     encoder, decoder = Graph(f"{graph.name}_encoder"), Graph(f"{graph.name}_decoder")
     early = [n for n in graph if n not in late]
     inner = _transfer(encoder, graph, early, {})
+    for v in graph.outputs.values():
+        if v.producer is None:
+            _bring(encoder, v, inner)
     for name, v in graph.outputs.items():
         if v in inner:
             encoder.output(name, inner[v])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
-from monograph.ir import DType, Graph, Value, building, ops, tensor
+from monograph.ir import DType, Graph, Value, building, interpret, ops, tensor
 from monograph.ir.errors import PassError
 from monograph.ir.op import OPS
 from monograph.passes import pipelines
@@ -88,6 +89,31 @@ def test_two_attentions_may_read_the_same_keys_and_values() -> None:
 
     plain = causal(make)
     assert difference(plain, pipelines.decode(plain)) is None
+
+
+def test_an_output_that_nothing_computes_stays_with_the_encoder() -> None:
+    def make(graph: Graph, ids: Value, x: Value) -> Value:
+        target = graph.input("decoder_input_ids", tensor(DType.i64, "B", "U"))
+        y = attend(ops.embedding(target, graph.params["table"]))
+        return y + ops.mean(x, axis=1)
+
+    graph = causal(make)
+    graph.output("source", graph.inputs["input_ids"])
+    encoder, decoder = pipelines.seq2seq(graph)
+    assert list(encoder.outputs) == ["source", "encoder.0"]
+    assert "logits" in decoder.outputs
+    assert "source" not in decoder.outputs
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(0, 0), (0, 3), (2, 0)])
+def test_attention_over_nothing_gives_zeros(rows: int, keys: int) -> None:
+    graph = Graph("nothing")
+    q = graph.input("q", tensor(DType.f32, "B", "S", 2, 8))
+    k, v = (graph.input(name, tensor(DType.f32, "B", "T", 2, 8)) for name in "kv")
+    graph.output("y", ops.attention(q, k, v, causal=True))
+    shapes = {"q": (1, rows, 2, 8), "k": (1, keys, 2, 8), "v": (1, keys, 2, 8)}
+    y = interpret(graph, {name: np.ones(shape, np.float32) for name, shape in shapes.items()})["y"]
+    np.testing.assert_array_equal(y, np.zeros(shapes["q"], np.float32))
 
 
 def test_operands_that_are_left_out_at_the_end_are_absent() -> None:

@@ -130,7 +130,7 @@ class Softmax(AlongAxis):
 
     def numpy(self, x: Any, *, axis: int) -> Any:
         wide = accumulator(x)
-        e = np.exp(wide - np.max(wide, axis=axis, keepdims=True))
+        e = np.exp(wide - np.max(wide, axis=axis, keepdims=True, initial=-np.inf))
         return (e / np.sum(e, axis=axis, keepdims=True)).astype(x.dtype)
 
     def torch(self, torch: Any, x: Any, *, axis: int) -> Any:
