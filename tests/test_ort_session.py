@@ -340,6 +340,7 @@ WRONG: dict[str, tuple[Callable[[Session], Any], str]] = {
     "unknown": (lambda s: s.run({"input_idz": 1}), "no input 'input_idz', did you mean 'input_ids'"),
     "own input": (lambda s: s.run({"input_ids": [[1]], "lengths": [1]}), "no input 'lengths'"),
     "floats": (lambda s: s.run({"input_ids": np.ones((1, 2))}), r"input_ids is float64\[1, 2\], expected integers"),
+    "ragged": (lambda s: s.run({"input_ids": [[1, 2], [3]]}), "input_ids has rows of different lengths"),
     "rank": (lambda s: s.run({"input_ids": [1, 2]}), r"input_ids is int64\[2\], expected integers of rank 2"),
     "empty": (lambda s: s.run({"input_ids": np.zeros((1, 0), int)}), r"shape \[1, 0\], expected at least 1"),
     "mask": (
@@ -491,6 +492,13 @@ def test_strict_names_the_layer_and_the_reason(tmp_path: Path) -> None:
     assert "layers.0: it has a bias over keys" in str(e.value) and "layers.1" in str(e.value)
     assert not (tmp_path / "out").exists()
     assert build(made, weights, tmp_path / "out").attentions["onnx_cached_attention"] == 2
+
+
+@pytest.mark.parametrize("positions", [0, -5, 2.5])
+def test_positions_are_a_whole_number(tmp_path: Path, positions: Any) -> None:
+    with pytest.raises(LoweringError, match=f"max_positions is {positions}, expected a whole number of at least 1"):
+        build(MODELS["llama"](), None, tmp_path / "out", max_positions=positions)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plain_graph_builds_too(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
+    if max_positions is not None and (not isinstance(max_positions, int) or max_positions < 1):
+        raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
     target = Target.of(target)
     graph = model.graph(target.dtype) if isinstance(model, Model) else model
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
@@ -118,7 +120,7 @@ def build(
     missing = [f"missing: {k}: {v.type}" for k, v in graph.params.items() if k not in found]
     if missing:
         raise WeightsError(f"{len(missing)} weights of {graph.name} are missing", details=missing)
-    positions = max_positions or positions_of(model)
+    positions = positions_of(model) if max_positions is None else max_positions
     variants = variants_of(graph, positions)
     report = _report(variants, Path(folder), _contract(model, graph, target, variants, positions))
     if strict:

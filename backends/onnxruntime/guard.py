@@ -57,7 +57,10 @@ def lengths_allowed(mask: Array, positions: Array | None, rows: int, windowed: b
 
 def checked(name: str, array: Any, dtype: type, rank: int, least: int = 0) -> Array:
     """An input as an array of its integer dtype and rank. Raises RuntimeInputError with what it is instead."""
-    x = np.asarray(array)
+    try:
+        x = np.asarray(array)
+    except ValueError:
+        raise RuntimeInputError(f"{name} has rows of different lengths, expected integers of rank {rank}") from None
     if x.ndim != rank or x.dtype.kind not in "iub":
         raise RuntimeInputError(f"{name} is {x.dtype}{list(x.shape)}, expected integers of rank {rank}")
     if any(n < least for n in x.shape):
