@@ -12,6 +12,7 @@ from .commands.build import build
 from .commands.compare import compare
 from .commands.data import data
 from .commands.doctor import doctor
+from .commands.finetune import finetune, merge
 from .commands.run import run
 from .commands.show import explain, optimize_, show
 from .commands.train import train
@@ -49,6 +50,8 @@ app.command()(verify)
 app.command()(run)
 app.command()(bench)
 app.command()(train)
+app.command()(finetune)
+app.command()(merge)
 app.command()(compare)
 app.command()(data)
 app.command()(doctor)

@@ -17,6 +17,7 @@ from ..ir.graph import Graph
 from ..ir.safetensors import write_file
 from ..ir.tensors import Tensor
 from ..ir.weights import Computed, Weights
+from ..passes.adapt import ALL as ALL
 from ..passes.adapt import DOWN, UP, add_lora, lora_params, merge_lora, select
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,7 +52,7 @@ class Lora:
 
     rank: int = 8
     alpha: float = 16.0
-    targets: str | tuple[str, ...] = "all-linear"
+    targets: str | tuple[str, ...] = ALL
     dropout: float = 0.0
     rank_stabilized: bool = False
 
