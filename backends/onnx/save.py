@@ -40,6 +40,12 @@ class Placed:
         return self.value.name or ""
 
 
+def aligned(end: int, size: int) -> int:
+    """The first offset from `end` on at which a tensor of `size` bytes may start."""
+    unit = _LARGE_ALIGNMENT if size >= _LARGE else _ALIGNMENT
+    return -(-end // unit) * unit
+
+
 def layout(model: onnx_ir.Model) -> list[Placed]:
     """The initializers that go to the data file, in order, each at its aligned offset."""
     placed: list[Placed] = []
@@ -48,8 +54,7 @@ def layout(model: onnx_ir.Model) -> list[Placed]:
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= INLINE_BYTES:
             continue
-        unit = _LARGE_ALIGNMENT if tensor.nbytes >= _LARGE else _ALIGNMENT
-        offset = -(-end // unit) * unit
+        offset = aligned(end, tensor.nbytes)
         placed.append(Placed(value, tensor, offset))
         end = offset + tensor.nbytes
     return placed
@@ -81,13 +86,18 @@ def _write(file: BinaryIO, placed: list[Placed], progress: Progress | None) -> N
     done = 0
     for p in placed:
         file.write(bytes(p.offset - file.tell()))
-        p.tensor.tofile(file)
-        if file.tell() != p.offset + p.tensor.nbytes:
-            written = file.tell() - p.offset
-            raise WeightsError(f"tensor {p.name} gave {written} bytes, expected {p.tensor.nbytes}")
+        write_tensor(file, p.name, p.tensor)
         done += p.tensor.nbytes
         if progress is not None:
             progress(done, total, p.name)
+
+
+def write_tensor(file: BinaryIO, name: str, tensor: Any) -> None:
+    """Write the bytes of an ONNX tensor. Raises WeightsError unless it gives as many as it says."""
+    start = file.tell()
+    tensor.tofile(file)
+    if file.tell() != start + tensor.nbytes:
+        raise WeightsError(f"tensor {name} gave {file.tell() - start} bytes, expected {tensor.nbytes}")
 
 
 @contextlib.contextmanager

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import onnx_ir
 
-from ...ir.errors import MonographError, WeightsError
+from ...ir.errors import MonographError
 from ...ir.files import Stage
 from ...ir.graph import Node, Value
 from ...ir.weights import Computed, Mapped, StoredTensor, Tensor
-from ..onnx.save import layout
+from ..onnx.save import aligned, layout, write_tensor
 from ..onnx.tensors import WeightTensor
 
 DATA = "model.onnx.data"
-_LARGE, _LARGE_ALIGNMENT, _ALIGNMENT = 1 << 20, 1 << 16, 64
 
 Progress = Callable[[int, int, str], None]
 
@@ -31,7 +30,7 @@ def write_variants(stage: Stage, variants: Mapping[str, onnx_ir.Model], progress
     with stage.open(DATA) as file:
         for name, tensor in tensors.items():
             file.write(bytes(offsets[name] - file.tell()))
-            _write(file, name, tensor)
+            write_tensor(file, name, tensor)
             done += tensor.nbytes
             if progress is not None:
                 progress(done, total, name)
@@ -59,17 +58,9 @@ def _shared(variants: Mapping[str, onnx_ir.Model]) -> tuple[dict[str, Any], dict
     offsets: dict[str, int] = {}
     end = 0
     for name, tensor in tensors.items():
-        unit = _LARGE_ALIGNMENT if tensor.nbytes >= _LARGE else _ALIGNMENT
-        offsets[name] = -(-end // unit) * unit
+        offsets[name] = aligned(end, tensor.nbytes)
         end = offsets[name] + tensor.nbytes
     return tensors, offsets
-
-
-def _write(file: BinaryIO, name: str, tensor: Any) -> None:
-    start = file.tell()
-    tensor.tofile(file)
-    if file.tell() != start + tensor.nbytes:
-        raise WeightsError(f"tensor {name} gave {file.tell() - start} bytes, expected {tensor.nbytes}")
 
 
 def _refer(model: onnx_ir.Model, offsets: Mapping[str, int]) -> None:
