@@ -71,6 +71,8 @@ class Graph:
     def output(self, name: str, value: Value) -> None:
         if value.graph is not self:
             raise MonographError(f"output {name} belongs to graph {value.graph.name}, not to {self.name}")
+        if name in self.outputs:
+            raise MonographError(f"graph {self.name} already has an output named {name}")
         self.outputs[name] = value
 
     # -- building --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from monograph.ir import DType, Graph, Value, building, interpret, ops, tensor
-from monograph.ir.errors import PassError
+from monograph.ir.errors import MonographError, PassError
 from monograph.ir.op import OPS
 from monograph.passes import pipelines
 from monograph.passes.differential import CASES, difference
@@ -127,6 +127,12 @@ def test_operands_that_are_left_out_at_the_end_are_absent() -> None:
     packed = plain.copy()
     assert pack_qkv(packed) == 1
     assert difference(plain, packed) is None
+
+
+def test_an_output_is_not_lost_to_another_of_its_name() -> None:
+    graph = causal(lambda graph, ids, x: attend(x))
+    with pytest.raises(MonographError, match="graph odd already has an output named logits"):
+        graph.output("logits", graph.outputs["logits"])
 
 
 def test_the_differential_check_misses_no_output() -> None:
