@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monograph.training.data import duplicates
 from monograph.training.data.files import whole_folder, write_json
-from monograph.training.data.minhash import Signer, bands, shingles
+from monograph.training.data.minhash import Signer, bands, related, shingles
 from monograph.training.data.parts import Parts, clean_piece
 from monograph.training.data.readers import plan
 from monograph.training.data.recipe import Duplicates, Recipe
@@ -66,7 +66,8 @@ def clustered(run: Path, recipe: Recipe, parts: Parts, count: int) -> tuple[list
     near = [(b, i) for b in range(bands(recipe.duplicates)[0]) for i in range(count)]
     for b, i in near:
         duplicates.near(run, i, count, b, recipe.duplicates.threshold, run / "near" / f"{b}-{i}")
-    duplicates.clusters(run, parts.documents, [run / "near" / f"{b}-{i}" for b, i in near])
+    found = [run / "near" / f"{b}-{i}" for b, i in near]
+    duplicates.clusters(run, parts.documents, found, recipe.duplicates.threshold)
     merged = run / "clusters" / "merged"
     return np.load(merged / "first.npy").tolist(), np.load(merged / "state.npy").tolist()
 
@@ -129,7 +130,8 @@ def test_bands_follow_the_threshold_and_catch_what_lies_above_it() -> None:
     for threshold in (0.5, 0.7, 0.8, 0.9):
         b, r = bands(Duplicates(threshold=threshold))
         assert b * r <= 128
-        assert 1 - (1 - (threshold + 0.1) ** r) ** b > 0.98
+        assert 1 - (1 - threshold**r) ** b > 0.98, "what truly reaches the threshold becomes a candidate"
+    assert related(Duplicates(threshold=0.8, permutations=100)) == pytest.approx(0.8 - 3 * 0.04)
     assert bands(Duplicates(threshold=1.0)) == (1, 128)
 
 
@@ -190,19 +192,22 @@ def test_clusters_lead_to_the_smallest_number(tmp_path: Path, monkeypatch: pytes
     n = 60
     rng = np.random.default_rng(1)
     edges = rng.integers(0, n, (40, 2)).astype(np.int64)
+    alike = rng.uniform(0.7, 0.9, 40).astype(np.float32)
     exact = np.array([[9, 2], [11, 2], [30, 11]], np.int64)
-    for name, some in (("e", exact), ("n", edges)):
+    for name, some, similar in (("e", exact, np.ones(3)), ("n", edges, alike)):
         with whole_folder(tmp_path / name) as folder:
             np.save(folder / "edges.npy", some)
+            np.save(folder / "similarity.npy", similar)
     duplicates.merge_exact(tmp_path, n, [tmp_path / "e"])
-    duplicates.clusters(tmp_path, n, [tmp_path / "n"])
-    graph = nx.Graph([*edges.tolist(), *exact.tolist()])
-    graph.add_nodes_from(range(n))
-    expected = {i: min(c) for c in nx.connected_components(graph) for i in c}
+    duplicates.clusters(tmp_path, n, [tmp_path / "n"], 0.8)
     merged = tmp_path / "clusters" / "merged"
-    assert np.load(merged / "first.npy").tolist() == [expected[i] for i in range(n)]
-    state = np.load(merged / "state.npy")
-    assert [i for i in range(n) if state[i] == duplicates.KEPT] == sorted(set(expected.values()))
+    for name, links in (("first", edges[alike >= 0.8]), ("side", edges)):
+        graph = nx.Graph([*links.tolist(), *exact.tolist()])
+        graph.add_nodes_from(range(n))
+        expected = {i: min(c) for c in nx.connected_components(graph) for i in c}
+        assert np.load(merged / f"{name}.npy").tolist() == [expected[i] for i in range(n)]
+    first, state = np.load(merged / "first.npy"), np.load(merged / "state.npy")
+    assert np.flatnonzero(state == duplicates.KEPT).tolist() == sorted(set(first.tolist()))
     assert np.flatnonzero(state == duplicates.EXACT).tolist() == [9, 11, 30]
 
 

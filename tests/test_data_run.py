@@ -326,6 +326,19 @@ def test_the_page_needs_nothing_else_and_escapes(
     assert total.tolist() == np.bincount([s.bit_length() - 1 for s in sizes], minlength=64).tolist()
 
 
+def test_two_runs_do_not_share_a_folder(
+    corpus: tuple[Path, list[str], dict[str, int]], made: Path, tmp_path: Path
+) -> None:
+    class Twice(Local):
+        def map(self, tasks: Any) -> Iterator[tuple[int, Any]]:
+            with pytest.raises(DataError, match="run: another process works in this run folder"):
+                prepare(recipe(corpus[0]), tmp_path / "run")
+            yield from super().map(tasks)
+
+    prepare(recipe(corpus[0]), tmp_path / "run", engine=Twice())
+    assert files(tmp_path / "run") == files(made)
+
+
 @pytest.mark.parametrize(("module", "extra"), [("ray", "distributed"), ("pyarrow", "data"), ("datasketch", "data")])
 def test_a_missing_package_is_named_with_its_command(
     module: str,

@@ -2,7 +2,8 @@
 
 Exact duplicates share the 16-byte hash of their words. Near-duplicates share a band of their MinHash signatures and
 are then compared by the whole signature. Links lead from a later document to an earlier one; `clusters` follows them
-to the first document of each cluster, which is the one that stays.
+to the first document of each cluster, which is the one that stays. Links a little below the threshold are kept too:
+an estimate errs, so they remove nothing, but hold documents together on one side of the split.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def exact(run: Path, number: int, count: int, target: Path) -> dict[str, Any]:
     return _save(target, edges, {})
 
 
-def near(run: Path, number: int, count: int, band: int, threshold: float, target: Path) -> dict[str, Any]:
-    """Links between documents whose signatures agree in at least `threshold` of their places, for one range of keys.
+def near(run: Path, number: int, count: int, band: int, least: float, target: Path) -> dict[str, Any]:
+    """Links between documents whose signatures agree in at least `least` of their places, for one range of keys.
 
     Within documents of equal key each is compared with the first and with the one before it.
     """
@@ -72,8 +73,8 @@ def near(run: Path, number: int, count: int, band: int, threshold: float, target
         for i in range(0, len(pairs), _PAIRS):
             some = pairs[i : i + _PAIRS]
             alike = similarity(parts, some)
-            edges.append(some[alike >= threshold])
-            likeness.append(alike[alike >= threshold])
+            edges.append(some[alike >= least])
+            likeness.append(alike[alike >= least])
     return _save(target, edges, {"candidates": candidates}, likeness)
 
 
@@ -133,21 +134,37 @@ def merge_exact(run: Path, documents: int, tasks: Iterable[Path]) -> int:
     return found
 
 
-def clusters(run: Path, documents: int, tasks: Iterable[Path]) -> dict[str, int]:
-    """Join linked documents into clusters (union-find, the smallest number leads); writes first.npy and state.npy."""
+def clusters(run: Path, documents: int, tasks: list[Path], threshold: float) -> dict[str, int]:
+    """Join linked documents into clusters (union-find, the smallest number leads); gives the near-duplicates.
+
+    Writes first.npy i64[N] and state.npy u8[N] by the links that reach the threshold, side.npy i64[N] by all.
+    """
     old_first, old_state = (np.load(run / "exact" / "merged" / f"{n}.npy", mmap_mode="r") for n in ("first", "state"))
     with whole_folder(run / "clusters" / "merged") as folder:
         first, state = _tables(folder, documents)
+        side = _table(folder, "side", "<i8", documents)
         for i in range(0, documents, _CHUNK):
-            first[i : i + _CHUNK] = old_first[i : i + _CHUNK]
+            first[i : i + _CHUNK] = side[i : i + _CHUNK] = old_first[i : i + _CHUNK]
             state[i : i + _CHUNK] = old_state[i : i + _CHUNK]
-        for edges in _edges(tasks):
-            for a, b in edges.tolist():
-                _join(first, a, b)
-        near = sum(_flatten(first, state, i) for i in range(0, documents, _CHUNK))
-        first.flush()
-        state.flush()
+        for task in tasks:
+            _join_all(first, task, threshold)
+            _join_all(side, task, 0.0)
+        starts = range(0, documents, _CHUNK)
+        near = sum(_mark(state, _flatten(first, i), i) for i in starts)
+        for i in starts:
+            _flatten(side, i)
+        for table in (first, side, state):
+            table.flush()
     return {"near": near}
+
+
+def _join_all(first: Array, task: Path, least: float) -> None:
+    """Join along the links of a task whose similarity is at least `least`."""
+    edges, alike = (np.load(task / f"{name}.npy", mmap_mode="r") for name in ("edges", "similarity"))
+    for i in range(0, len(edges), _CHUNK):
+        strong = np.array(edges[i : i + _CHUNK])[alike[i : i + _CHUNK] >= np.float32(least)]
+        for a, b in strong.tolist():
+            _join(first, a, b)
 
 
 def _join(first: Array, a: int, b: int) -> None:
@@ -163,15 +180,19 @@ def _find(first: Array, i: int) -> int:
     return i
 
 
-def _flatten(first: Array, state: Array, start: int) -> int:
-    """Let every document of a chunk point at its leader; chunks before it do already. Gives the near-duplicates."""
+def _flatten(first: Array, start: int) -> Array:
+    """Let every document of a chunk point at its leader, and give them; chunks before it do already."""
     here = np.array(first[start : start + _CHUNK])
     while True:
         first[start : start + _CHUNK] = here
         up = first[here]
         if np.array_equal(up, here):
-            break
+            return here
         here = np.array(up)
+
+
+def _mark(state: Array, here: Array, start: int) -> int:
+    """Set the state of a chunk's near-duplicates, given the leaders of its documents; gives their number."""
     follows = here != np.arange(start, start + len(here))
     states = np.array(state[start : start + _CHUNK])
     states[follows & (states == KEPT)] = NEAR
@@ -180,10 +201,11 @@ def _flatten(first: Array, state: Array, start: int) -> int:
 
 
 def _tables(folder: Path, documents: int) -> tuple[Array, Array]:
-    def table(name: str, dtype: str) -> Array:
-        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), (documents,))
+    return _table(folder, "first", "<i8", documents), _table(folder, "state", "u1", documents)
 
-    return table("first", "<i8"), table("state", "u1")
+
+def _table(folder: Path, name: str, dtype: str, documents: int) -> Array:
+    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), (documents,))
 
 
 def _edges(tasks: Iterable[Path]) -> Iterator[Array]:

@@ -38,19 +38,19 @@ class Kept:
 def kept(run: Path, recipe: Recipe, parts: Parts, part: int) -> Iterator[Kept]:
     """The documents of a part that stay, in order, each with its side of the split.
 
-    The side depends on the seed and the content of the first document of the cluster, so a document and what it
-    nearly duplicates are always on the same side, whatever else is in the corpus.
+    The side depends on the seed and the content of the first of all documents that are alike, or could be within the
+    error of the estimate: a document and what it nearly duplicates are always on the same side.
     """
     merged = run / "clusters" / "merged"
     low, high = int(parts.base[part]), int(parts.base[part + 1])
-    first = np.array(np.load(merged / "first.npy", mmap_mode="r")[low:high])
+    side = np.array(np.load(merged / "side.npy", mmap_mode="r")[low:high])
     state = np.array(np.load(merged / "state.npy", mmap_mode="r")[low:high])
     stays = state == KEPT
     if not recipe.duplicates.exact:
         stays |= state == EXACT
     if recipe.duplicates.near == "keep":
         stays |= state == NEAR
-    leaders = parts.lookup(first, "keys") if len(first) else first
+    leaders = parts.lookup(side, "keys") if len(side) else side
     own = parts.table(part, "keys")
     for row, text in enumerate(parts.texts(part)):
         if stays[row]:

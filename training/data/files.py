@@ -57,6 +57,25 @@ def read_json(path: Path) -> Any:
         raise DataError(f"is not JSON: {e}", place=str(path)) from None
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Generator[None, None, None]:
+    """Keep a second process out of a run folder. The lock goes with its process, however that ends.
+
+    Raises DataError if another process works there. Systems without `fcntl` have no such lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError("another process works in this run folder", place=str(folder)) from None
+        yield
+
+
 def remove_unfinished(folder: Path) -> None:
     """Take away what a run that was killed left under temporary names."""
     for left in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:

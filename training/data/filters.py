@@ -33,6 +33,11 @@ class Page:
         return self.text.split()
 
     @cached_property
+    def size(self) -> int:
+        """Characters in words."""
+        return sum(map(len, self.words))
+
+    @cached_property
     def repeats(self) -> repetition.Repeats:
         return repetition.Repeats(self.words)
 
@@ -137,13 +142,13 @@ def many_words(page: Page, limit: float) -> bool:
 @_filter("document", "Gopher", limit=3)
 def short_words(page: Page, limit: float) -> bool:
     """words shorter than `limit` characters on average."""
-    return sum(map(len, page.words)) < limit * len(page.words)
+    return page.size < limit * len(page.words)
 
 
 @_filter("document", "Gopher", limit=10)
 def long_words(page: Page, limit: float) -> bool:
     """words longer than `limit` characters on average."""
-    return sum(map(len, page.words)) > limit * len(page.words)
+    return page.size > limit * len(page.words)
 
 
 @_filter("document", "Gopher", limit=0.1)
@@ -173,7 +178,7 @@ def ellipsis_lines(page: Page, limit: float) -> bool:
 @_filter("document", "Gopher", limit=0.8)
 def not_words(page: Page, limit: float) -> bool:
     """fewer than `limit` of the words hold a letter."""
-    return sum(any(map(str.isalpha, word)) for word in page.words) < limit * len(page.words)
+    return sum(word.isalpha() or any(map(str.isalpha, word)) for word in page.words) < limit * len(page.words)
 
 
 @_filter("document", "Gopher", limit=2)

@@ -63,7 +63,7 @@ def collect(run: Path, recipe: Recipe, manifest: dict[str, Any], engine: str) ->
             "bands": stages["near"]["bands"],
             "candidates": stages["near"]["candidates"],
             "links": stages["near"]["links"],
-            "examples": _examples(run),
+            "examples": _examples(run, recipe.duplicates.threshold),
         },
         "tokenizer": stages["tokenizer"],
         "splits": {s: {**stages["tokenize"]["splits"][s], **stages["pack"]["splits"][s]} for s in SPLITS},
@@ -132,10 +132,11 @@ def _results(folder: Path) -> Iterator[dict[str, Any]]:
             yield read_json(path / "result.json")
 
 
-def _examples(run: Path) -> list[dict[str, Any]]:
+def _examples(run: Path, threshold: float) -> list[dict[str, Any]]:
     """A few pairs of duplicates with the beginnings of their texts."""
     exact = [(later, first, 1.0, "exact") for later, first, _ in _links(run / "exact")]
-    near = [(later, first, alike, "near") for later, first, alike in _links(run / "near")]
+    names = ("related, kept", "near")
+    near = [(later, first, alike, names[alike >= threshold]) for later, first, alike in _links(run / "near")]
     pairs = [*exact[: _EXAMPLES // 2], *near]
     pairs = [p for i, p in enumerate(pairs) if p[:2] not in {q[:2] for q in pairs[:i]}][:_EXAMPLES]
     parts = Parts.of(run)

@@ -19,7 +19,7 @@ from .duplicates import clusters, merge_exact, ranges
 from .encode import open_tokenizer, plan_shards, tokenizer_texts
 from .engine import Engine, Local, Task
 from .errors import DataError
-from .files import read_json, remove_unfinished, whole_folder, write_json
+from .files import exclusive, read_json, remove_unfinished, whole_folder, write_json
 from .minhash import bands
 from .parts import Parts
 from .readers import find, plan, to_json
@@ -75,8 +75,18 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         keys = self._keys()
-        self._open(keys)
-        write_json(self.folder / "recipe.json", self.recipe.to_dict())
+        if not (self.folder / "manifest.json").exists():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise DataError("is not empty and holds no data run", place=str(self.folder))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "manifest.json", self.manifest)
+        with exclusive(self.folder):
+            self._open(keys)
+            write_json(self.folder / "recipe.json", self.recipe.to_dict())
+            self._stages(keys)
+        return read_json(self.folder / "report.json")
+
+    def _stages(self, keys: dict[str, str]) -> None:
         for name in STAGES:
             entry = self.manifest["stages"].get(name, {})
             if "counts" in entry:
@@ -88,7 +98,6 @@ class _Run:
             counts = getattr(self, f"_{name}")()
             entry |= {"seconds": round(time.perf_counter() - began, 3), "counts": counts}
             write_json(self.folder / "manifest.json", self.manifest)
-        return read_json(self.folder / "report.json")
 
     def counts(self, stage: str) -> dict[str, Any]:
         return self.manifest["stages"][stage]["counts"]
@@ -104,9 +113,13 @@ class _Run:
             "clean": {"clean": r["clean"], "signatures": signatures},
             "exact": {"memory_bytes": r["work"]["memory_bytes"]},
             "near": {"duplicates": r["duplicates"]},
-            "tokenizer": {"tokenizer": r["tokenizer"], "split": r["split"]},
+            "tokenizer": {"tokenizer": r["tokenizer"], "split": r["split"], "file": self._given_tokenizer()},
             "pack": {"shards": r["shards"]},
         }.get(stage, {})
+
+    def _given_tokenizer(self) -> str | None:
+        path = Path(self.recipe.tokenizer.path) / "tokenizer.json"
+        return digest(path.read_text(encoding="utf-8")) if self.recipe.tokenizer.path and path.is_file() else None
 
     def _keys(self) -> dict[str, str]:
         files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in find(self.recipe.input)]
@@ -118,14 +131,7 @@ class _Run:
 
     def _open(self, keys: dict[str, str]) -> None:
         """Read the manifest, and take away what does not fit it. Raises DataError when that would lose results."""
-        path = self.folder / "manifest.json"
-        if not path.exists():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise DataError("is not empty and holds no data run", place=str(self.folder))
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.manifest)
-            return
-        self.manifest = read_json(path)
+        self.manifest = read_json(self.folder / "manifest.json")
         remove_unfinished(self.folder)
         done = self.manifest.get("stages", {})
         stale = next((s for s in STAGES if s in done and done[s]["key"] != keys[s]), None)
@@ -221,7 +227,7 @@ class _Run:
     def _clusters(self) -> dict[str, Any]:
         shutil.rmtree(self.folder / "clusters", ignore_errors=True)
         edges = [Path(t["target"]) for t in self._near_tasks()]
-        return clusters(self.folder, self.counts("clean")["documents"], edges)
+        return clusters(self.folder, self.counts("clean")["documents"], edges, self.recipe.duplicates.threshold)
 
     def _tokenizer(self) -> dict[str, Any]:
         settings = self.recipe.tokenizer

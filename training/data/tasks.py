@@ -9,6 +9,7 @@ from typing import Any
 from .duplicates import exact, near
 from .encode import pack_shard, tokenize_part
 from .files import read_json
+from .minhash import related
 from .parts import clean_piece
 from .readers import Span
 from .recipe import Recipe
@@ -39,8 +40,8 @@ def _exact(run: Path, task: dict[str, Any], target: Path) -> None:
 
 
 def _near(run: Path, task: dict[str, Any], target: Path) -> None:
-    threshold = _recipe(run).duplicates.threshold
-    near(run, task["range"], task["ranges"], task["band"], threshold, target)
+    least = related(_recipe(run).duplicates)
+    near(run, task["range"], task["ranges"], task["band"], least, target)
 
 
 def _tokenize(run: Path, task: dict[str, Any], target: Path) -> None:
