@@ -22,7 +22,7 @@ test: $(READY) ## the whole suite
 	$(PYTEST) -n $(JOBS) $(ARGS)
 
 test-fast: $(READY) ## the tests that need neither torch nor more than a second each
-	$(PYTEST) -m "not slow and not weights" $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "not slow and not weights" $(ARGS)
 
 lint: $(LINT) ## style and format
 	$(BIN)/ruff check .

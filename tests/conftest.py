@@ -1,4 +1,5 @@
-"""The fast tier: with `-m "not slow and not weights"` nothing may import torch, and files that need it are not read."""
+"""The fast tier: with `-m "not slow and not weights"` nothing may import torch, and files that run models on a
+runtime are not read."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers")
-_WHOLE_FILE = re.compile(r"^pytestmark = .*pytest\.mark\.(slow|weights)", re.MULTILINE)
+_WHOLE_FILE = re.compile(
+    r"^pytestmark = .*pytest\.mark\.(slow|weights)"
+    r"|^(from|import) (torch|transformers|onnxruntime|monograph\.(backends\.(torch|onnxruntime)|inference))\b",
+    re.MULTILINE,
+)
+"""A file that is slow as a whole, or that imports a runtime at its top."""
 
 
 def _fast(config: pytest.Config) -> bool:
@@ -17,7 +23,7 @@ def _fast(config: pytest.Config) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files that are slow as a whole: reading them would import torch, which takes longer than the tier."""
+    """Leave out files that need a runtime: importing torch alone takes as long as many tests of this tier."""
     if collection_path.suffix == ".py" and _fast(config) and _WHOLE_FILE.search(collection_path.read_text()):
         return True
     return None
