@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir import Graph, Init, interpret, parse, tensor, verify
-from monograph.ir.errors import PassError
+from monograph.ir.errors import PassError, WeightsError
 from monograph.ir.tensors import Random
-from monograph.ir.types import f32
+from monograph.ir.types import DType, bf16, f32
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
 from monograph.passes.adapt import add_lora, lora_params, merge_lora, modules
 from monograph.passes.differential import CASES, difference, random_params, sample_inputs
+from monograph.passes.freeze import CODES, SCALES, codes_of, quantize_frozen
 
 LLAMA = {"vocab": 50, "dim": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2, "tied": True}
 GPT2 = {"vocab": 50, "dim": 32, "layers": 2, "heads": 4, "max_positions": 32, "dropout": 0.0, "embedding_dropout": 0.0}
@@ -146,6 +147,86 @@ def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(PassError, match="2 adapter layers are not in the form") as e:
         merge_lora(graph)
     assert "@b.lora_A.weight: f32[2,8] is not the adapter of @a.weight" in str(e.value)
+
+
+# -- a frozen base in 8 bits -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [f32, bf16])
+def test_codes_stand_for_the_weights_within_half_a_scale(name: str, dtype: DType) -> None:
+    model, targets = MODELS[name]
+    graph = model.graph(dtype)
+    add_lora(graph, 4, 6.0, targets)
+    params = random_params(graph)
+    params[next(k for k in graph.params if k.endswith("proj.weight"))][0] = 0
+    frozen = graph.copy()
+    axes = quantize_frozen(frozen)
+    verify(frozen)
+    assert len(axes) == len(modules(model.graph()))
+    assert set(lora_params(frozen)) == set(lora_params(graph))
+    coded = codes_of(axes, Weights.of(params))
+    rounded = dict(params)
+    for module, axis in axes.items():
+        w = params[f"{module}.weight"].astype(np.float32)
+        codes, scales = (coded[f"{module}.{k}"].numpy() for k in (CODES, SCALES))
+        assert (codes.dtype, scales.shape[axis]) == (np.int8, 1)
+        rounded[f"{module}.weight"] = (codes.astype(scales.dtype) * scales).astype(dtype.numpy)
+        slack = 0.501 if dtype == f32 else 1.1  # The product is rounded to 8 bits of mantissa.
+        assert (np.abs(rounded[f"{module}.weight"].astype(np.float32) - w) <= slack * scales.astype(np.float32)).all()
+        assert (np.abs(codes).max(axis) >= 126)[np.abs(w).max(axis) > 0].all()
+    inputs = sample_inputs(graph, CASES[3])
+    want = interpret(graph, inputs, rounded)["logits"]
+    found = interpret(frozen, inputs, params | {k: t.numpy() for k, t in coded.items()})["logits"]
+    np.testing.assert_array_equal(found, want)
+
+
+def test_weights_that_are_not_finite_have_no_codes() -> None:
+    coded = codes_of({"a": 1}, Weights.of({"a.weight": np.array([[1, np.inf]], np.float32)}))
+    with pytest.raises(WeightsError, match="not finite"):
+        coded[f"a.{CODES}"].numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_codes_on_torch_give_the_same_gradients_and_keep_no_float_weight(name: str) -> None:
+    import torch
+    from monograph.backends.torch import to_inputs, to_torch
+
+    model, targets = MODELS[name]
+    graph = adapted(model, targets)
+    params = random_params(graph)
+    frozen = graph.copy()
+    axes = quantize_frozen(frozen)
+    coded = {k: t.numpy() for k, t in codes_of(axes, Weights.of(params)).items()}
+    rounded = {f"{m}.weight": coded[f"{m}.{CODES}"] * coded[f"{m}.{SCALES}"] for m in axes}
+    inputs = to_inputs(sample_inputs(graph, CASES[2]))
+    found: list[dict[str, torch.Tensor]] = []
+    saved: list[set[tuple[tuple[int, ...], torch.dtype]]] = []
+    for g, weights in ((graph, params | rounded), (frozen, params | coded)):
+        module = to_torch(pipelines.train(g), Weights.of(weights))
+        for k, p in module.named_parameters():
+            p.requires_grad_("lora_" in k)
+        kept = set()
+
+        def keep(x: torch.Tensor, kept: set[tuple[tuple[int, ...], torch.dtype]] = kept) -> torch.Tensor:
+            kept.add((tuple(x.shape), x.dtype))
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            logits = module(**inputs)["logits"]
+        logits.square().mean().backward()
+        grads = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
+        found.append({"logits": logits.detach(), **grads})
+        saved.append(kept)
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == 1 + len(lora_params(graph))
+    for k, want in found[0].items():
+        torch.testing.assert_close(found[1][k], want, atol=1e-5, rtol=1e-4, msg=k)
+    shapes = {coded[f"{m}.{CODES}"].shape for m in axes}
+    floats = {s for s, dtype in saved[1] if dtype == torch.float32}
+    assert not shapes & (floats | {s[::-1] for s in floats if len(s) == 2})
+    assert shapes & {s for s, dtype in saved[1] if dtype == torch.int8}
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from monograph.training.corpus import Batch, Corpus
 from monograph.training.distill import distillation_loss
 from monograph.training.dpo import Preferences, accuracy, dpo_loss, encode_pair, log_probabilities, rewards
 from monograph.training.errors import CorpusError, TrainingError
-from monograph.training.finetune import Dpo, distill, dpo, finetune, plan
+from monograph.training.finetune import Dpo, FineTune, distill, dpo, finetune, plan
 from monograph.training.instruct import Instructions, Row, encode_chat, encode_row, pad, read_jsonl, shuffled
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
@@ -327,6 +327,20 @@ def test_what_cannot_be_fine_tuned(tokenizer: Tokenizer) -> None:
         distill(tiny(), tiny(), data, temperature=0, steps=1, **QUIET)
     with pytest.raises(ConfigError, match=r"the student has 302 tokens .*; the teacher 310"):
         distill(tiny(), tiny(vocab=310), data, steps=1, **QUIET)
+
+
+def test_a_lora_on_a_base_in_8_bits(tokenizer: Tokenizer, taught: Model) -> None:
+    data, history = Instructions.of(tokenizer, ROWS), list[Step]()
+    lora = Lora(rank=8, alpha=16.0)
+    settings = {**QUIET, "steps": 60, "learning_rate": 1e-2, "observe": history.append}
+    tuned = finetune(taught, data, lora=lora, quantized=True, **settings)
+    assert answers(tuned.model, tokenizer) == list(COLOURS.values())
+    run = FineTune(taught, data, plan("lora", 1, length=64, batch=6, device="cpu"), None, lora, True)
+    sizes = {k: t.element_size() for k, t in run.module.state_dict().items() if "_proj.weight" in k}
+    assert {k.rpartition(".")[2]: n for k, n in sizes.items()} == {"weight_codes": 1, "weight_scales": 4}
+    assert {k for k, p in run.module.named_parameters() if p.requires_grad} == run.adapted
+    with pytest.raises(ConfigError, match="quantized weights cannot be trained: give a LoRA"):
+        finetune(taught, data, quantized=True, steps=1, **QUIET)
 
 
 # -- direct preference optimisation ------------------------------------------------------------------------------------

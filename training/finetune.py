@@ -14,12 +14,13 @@ from ..backends.torch import state_of, to_inputs, to_torch
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.files import staged
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Init
 from ..ir.safetensors import write_file
 from ..ir.tensors import ArrayTensor
 from ..ir.weights import Weights
 from ..passes import pipelines
 from ..passes.adapt import UP, lora_params
+from ..passes.freeze import codes_of, quantize_frozen
 from .adapters import TENSORS, Adapter, Lora, base_weights
 from .checkpoint import OPTIMIZER
 from .corpus import Batch
@@ -42,14 +43,20 @@ class Tuned:
     adapter: Adapter | None = None
 
 
-def finetune(model: Model, data: Any, *, lora: Lora | None = None, steps: int, **settings: Any) -> Tuned:
+def finetune(
+    model: Model, data: Any, *, lora: Lora | None = None, quantized: bool = False, steps: int, **settings: Any
+) -> Tuned:
     """Train a model that has weights on `data`: Instructions, a Corpus, or anything with the interface of one.
 
-    lora: train only this adapter (None: all weights). settings: see `plan`, and `folder`, `resume`, `progress` and
-    `observe` as in `train`; `folder` gets a checkpoint, or with `lora` the adapter in PEFT's format, and the optimizer.
+    lora: train only this adapter (None: all weights). quantized: hold the frozen weights of linear layers in 8 bits
+    meanwhile; the model that comes out has the adapter merged into the weights as they were. settings: see `plan`,
+    and `folder`, `resume`, `progress` and `observe` as in `train`; `folder` gets a checkpoint, or with `lora` the
+    adapter in PEFT's format, and the optimizer.
     Raises as `train` does, and WeightsError for a model without weights.
     """
-    return _run(FineTune, model, data, lora, "full", steps, settings)
+    if quantized and lora is None:
+        raise ConfigError("quantized weights cannot be trained: give a LoRA")
+    return _run(FineTune, model, data, lora, "full", steps, settings, quantized=quantized)
 
 
 def dpo(
@@ -154,8 +161,17 @@ class FineTune(Run):
 
     adapter: Adapter | None = None
 
-    def __init__(self, model: Model, data: Any, settings: Settings, folder: Path | None, lora: Lora | None) -> None:
-        self.lora = lora
+    def __init__(
+        self,
+        model: Model,
+        data: Any,
+        settings: Settings,
+        folder: Path | None,
+        lora: Lora | None,
+        quantized: bool = False,
+    ) -> None:
+        self.lora, self.quantized = lora, quantized
+        self.axes: dict[str, int] = {}
         self.adapted: frozenset[str] = frozenset()
         super().__init__(model, data, settings, folder)
 
@@ -164,6 +180,8 @@ class FineTune(Run):
         if self.lora is not None:
             self.lora.insert(graph)
             self.adapted = frozenset(lora_params(graph))
+        if self.quantized:
+            self.axes = quantize_frozen(graph)
         return self.head(graph)
 
     def head(self, graph: Graph) -> Graph:
@@ -171,8 +189,9 @@ class FineTune(Run):
         return with_loss(graph)
 
     def first_weights(self, graph: Graph) -> Weights:
-        drawn = Weights.initialize(graph, self.settings.seed) if self.adapted else {}
-        return base_weights(self.model) | {k: drawn[k] for k in self.adapted}
+        base = base_weights(self.model)
+        drawn = Weights.initialize(graph, self.settings.seed, Init("zeros")) if self.adapted else {}
+        return base | codes_of(self.axes, base) | {k: drawn[k] for k in self.adapted}
 
     def trains(self, name: str) -> bool:
         return not self.adapted or name in self.adapted

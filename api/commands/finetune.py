@@ -24,6 +24,7 @@ def finetune(
     rank: Annotated[int, typer.Option(help="of the adapter")] = 8,
     alpha: Annotated[float, typer.Option(help="the adapter is scaled by alpha / rank")] = 16.0,
     dropout: Annotated[float, typer.Option(help="before the adapter")] = 0.0,
+    quantized: Annotated[bool, typer.Option("--quantized", help="with --lora: frozen weights in 8 bits")] = False,
     target: Annotated[
         list[str] | None, typer.Option("--target", help="layer with an adapter, such as q_proj; may be repeated")
     ] = None,
@@ -51,6 +52,8 @@ def finetune(
     from ..training.dpo import Preferences
     from ..training.instruct import Instructions
 
+    if quantized and (dpo or teacher or not lora):
+        raise ConfigError("--quantized goes with --lora on instructions")
     if dpo and teacher:
         raise ConfigError("--dpo and --teacher are two kinds of training: give one")
     if not lora and (target or merged):
@@ -69,7 +72,7 @@ def finetune(
     elif teacher:
         tuned = tuning.distill(loaded, resolve(teacher), rows, temperature=temperature, hard=hard, **settings)
     else:
-        tuned = tuning.finetune(loaded, rows, **settings)
+        tuned = tuning.finetune(loaded, rows, quantized=quantized, **settings)
     if merged is not None:
         save_pretrained(tuned.model, merged)
     measured = [s for s in history if s.held_out is not None]

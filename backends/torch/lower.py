@@ -20,6 +20,7 @@ from ...passes.dce import dce
 from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
 from .attention import AttentionToSDPA
+from .frozen import LinearOverCodes
 from .loss import LossOverVocabulary
 from .tensors import torch_dtype
 
@@ -44,6 +45,7 @@ def prepare(graph: Graph) -> Graph:
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
     decompose(ready, keep=lambda node: node.op.torch is not None)
+    apply_rewrites(ready, [LinearOverCodes()])
     cse(ready)
     dce(ready)
     return ready
