@@ -78,7 +78,8 @@ def _mixed(node: Node) -> DimLike | None:
     if node.op.name == "matmul":
         return node.arguments[0].shape[-1]
     if isinstance(node.op, (Reduce, Argmax, Softmax)):
-        return node.arguments[0].shape[node.attributes["axis"]]
+        axis: int = node.attributes["axis"]
+        return node.arguments[0].shape[axis]
     return None
 
 

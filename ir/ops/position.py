@@ -108,7 +108,8 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
     scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1) or yarn
     (Peng et al. 2023). Raises ConfigError for another type and for a setting that the type does not have.
     """
-    if dim % 2 or not isinstance(theta, (int, float)) or not 1.0 < theta < math.inf:
+    number = isinstance(theta, (int, float))  # pyright: ignore[reportUnnecessaryIsInstance] - read from a file
+    if dim % 2 or not number or not 1.0 < theta < math.inf:
         raise ConfigError(f"rotary width {dim} must be even and rope theta {theta!r} a number above 1")
     inverse = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     settings = {k: v for k, v in (scaling or {}).items() if v is not None}
