@@ -6,7 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("code_size", "build_time", "build_memory", "passes_speed", "decode_vs_genai", "parity_smollm2")
+NAMES = (
+    "code_size",
+    "build_time",
+    "build_memory",
+    "passes_speed",
+    "data_pipeline",
+    "decode_vs_genai",
+    "parity_smollm2",
+)
 
 
 def main() -> int:

@@ -326,6 +326,22 @@ def test_the_page_needs_nothing_else_and_escapes(
     assert total.tolist() == np.bincount([s.bit_length() - 1 for s in sizes], minlength=64).tolist()
 
 
+def test_a_worker_that_dies_ends_the_run_and_the_next_goes_on(
+    corpus: tuple[Path, list[str], dict[str, int]], made: Path, tmp_path: Path
+) -> None:
+    engine = Local(2)
+
+    def kill(stage: str, done: int, of: int) -> None:
+        if (stage, done) == ("clean", 1):
+            assert engine._pool is not None
+            os.kill(next(iter(engine._pool._processes)), signal.SIGKILL)
+
+    with pytest.raises(DataError, match="a worker process died without a word"):
+        prepare(recipe(corpus[0]), tmp_path / "run", engine=engine, show=kill)
+    prepare(recipe(corpus[0]), tmp_path / "run")
+    assert files(tmp_path / "run") == files(made)
+
+
 def test_two_runs_do_not_share_a_folder(
     corpus: tuple[Path, list[str], dict[str, int]], made: Path, tmp_path: Path
 ) -> None:

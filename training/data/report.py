@@ -72,10 +72,10 @@ def collect(run: Path, recipe: Recipe, manifest: dict[str, Any], engine: str) ->
     }
 
 
-def removals(results: list[dict[str, Any]]) -> list[str]:
+def removals(run: Path) -> list[str]:
     """One line for each reason for which documents were removed, the most frequent first."""
     found = Counter[str]()
-    for r in results:
+    for r in _results(run / "clean"):
         found.update({k: v for k, v in r["read"].items() if k in _OTHER})
         found.update({k: v for k, v in r["cleaned"]["documents"].items() if _removes(k)})
     return [f"{n} documents: {name}" for name, n in found.most_common()] or ["the input holds no documents"]

@@ -159,11 +159,12 @@ class _Run:
 
     # Stages
 
-    def _map(self, stage: str, tasks: list[Task]) -> list[Any]:
+    def _map(self, stage: str, tasks: list[Task], keep: Callable[[Any], Any] = lambda result: result) -> list[Any]:
+        """What `keep` takes of each result, in the order of the tasks; all else stays on disk."""
         results: list[Any] = [None] * len(tasks)
         self.show(stage, 0, len(tasks))
         for done, (i, result) in enumerate(self.engine.map(tasks), 1):
-            results[i] = result
+            results[i] = keep(result)
             self.show(stage, done, len(tasks))
         return results
 
@@ -187,10 +188,10 @@ class _Run:
             for i, line in enumerate(f):
                 tasks.append(self._task("clean", f"clean/{i:06d}", at=at))
                 at += len(line)
-        results = self._map("clean", tasks)
+        results = self._map("clean", tasks, lambda r: {"parts": r["parts"], "digest": r["digest"]})
         parts = [[i, j, p["documents"]] for i, r in enumerate(results) for j, p in enumerate(r["parts"])]
         if not parts:
-            raise DataError("no document is left after cleaning", details=report.removals(results))
+            raise DataError("no document is left after cleaning", details=report.removals(self.folder))
         write_json(self.folder / "parts.json", parts)
         characters = sum(p["characters"] for r in results for p in r["parts"])
         inputs = digest([r["digest"] for r in results])
