@@ -211,6 +211,22 @@ def test_compiles_without_graph_breaks() -> None:
         assert (p.grad - wanted[k]).abs().max() < 1e-6, k
 
 
+@pytest.mark.parametrize("family", LAYERS)
+def test_autocast_keeps_the_loss_and_the_direction_of_the_gradient(family: str) -> None:
+    ours, _ = pair(family, True, DType.f32)
+    mask = torch.from_numpy(attention_mask("left-padded", 3, 7))
+    inputs = {"input_ids": torch.randint(VOCAB, (3, 7)), "attention_mask": mask, "labels": torch.ones_like(mask)}
+    found = []
+    for narrow in (False, True):
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss = ours(**inputs)["loss"]
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in ours.parameters()])))
+    (wide, g), (narrow, h) = found
+    assert narrow == pytest.approx(wide, rel=0.02) and torch.cosine_similarity(g, h, 0) > 0.99
+
+
 class Luong(nn.Module):
     """The encoder-decoder of Luong et al. 2015 in plain PyTorch, one sentence pair at a time."""
 

@@ -341,7 +341,10 @@ def plot(results: Sequence[Result], file: str | Path) -> Path:
     loss.set(title="held-out loss", xlabel="training tokens", ylabel="nats per token")
     titles = ("operations to read a context", "time to read a context", "state kept to go on")
     for axes, title, unit in zip(panels, titles, ("flops", "seconds", "bytes"), strict=True):
-        axes.set(title=title, xlabel="context length, tokens", ylabel=unit, xscale="log", yscale="log")
+        # On plain axes a straight line is linear cost and a curve is not.
+        axes.set(
+            title=title, xlabel="context length, tokens", ylabel=unit, yscale="log" if unit == "bytes" else "linear"
+        )
         axes.grid(alpha=0.3)
     loss.legend()
     path = Path(file)
