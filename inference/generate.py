@@ -9,6 +9,8 @@ from numbers import Integral
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError, did_you_mean
 from .prompts import pad, rows_of
@@ -100,7 +102,7 @@ class Settings(Sampling):
     def ends(self, tokenizer: Tokenizer | None) -> frozenset[int]:
         if self.eos is None:
             return frozenset(tokenizer.eos_ids if tokenizer is not None else ())
-        return frozenset([self.eos] if isinstance(self.eos, Integral) else self.eos)
+        return frozenset([self.eos] if isinstance(self.eos, (int, np.integer)) else self.eos)
 
     def check(self, rows: Sequence[Sequence[int]]) -> None:
         """Raise RuntimeInputError if a row and what may come after it have no room in the context."""

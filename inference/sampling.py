@@ -49,7 +49,7 @@ class Sampling:
         require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1, or None")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1, or None")
         require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1, or None")
-        seeds = [self.seed] if isinstance(self.seed, Integral) else self.seed or []
+        seeds = [self.seed] if isinstance(self.seed, (int, np.integer)) else self.seed or []
         require(all(s >= 0 for s in seeds), "seed", "no negative number")
         require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "a positive number (1: none)")
 
@@ -156,7 +156,7 @@ def draw(logits: Array, u: float) -> int:
 def _seeds(seed: int | Sequence[int] | None, rows: int) -> list[Any]:
     if seed is None:
         return [None] * rows
-    if isinstance(seed, Integral):
+    if isinstance(seed, (int, np.integer)):
         return [[seed, row] for row in range(rows)]
     if len(seed) != rows:
         raise RuntimeInputError(f"{len(seed)} seeds were given for {rows} rows")

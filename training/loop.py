@@ -22,7 +22,7 @@ from ..ir.tensors import ArrayTensor, Tensor
 from ..ir.weights import Weights
 from ..passes.pipelines import train as train_pipeline
 from .checkpoint import OPTIMIZER, load_run, save_run
-from .corpus import Batch, Corpus
+from .corpus import Batch, Source
 from .errors import TrainingError
 from .loss import IGNORED, with_loss
 from .progress import Display, Step
@@ -62,7 +62,7 @@ class Settings:
 
 def train(
     model: Model,
-    corpus: Corpus,
+    corpus: Source,
     *,
     steps: int,
     batch: int = 16,
@@ -85,8 +85,9 @@ def train(
 ) -> Model:
     """Train a causal language model; gives the model with its new weights and the corpus's tokenizer.
 
-    steps: updates, each on `batch` windows of `length` tokens. The rate rises over `warmup` steps (None: a twentieth)
-    to `learning_rate` and falls along a cosine to `final` times it. weight_decay is not put on norms and biases.
+    corpus: a `Corpus`, or the `Dataset` that `monograph data` made. steps: updates, each on `batch` windows of
+    `length` tokens. The rate rises over `warmup` steps (None: a twentieth) to `learning_rate` and falls along a
+    cosine to `final` times it. weight_decay is not put on norms and biases.
     clip: largest gradient norm. seed decides initial weights (if the model has none), order of windows and dropout.
     precision: "f32", or "bf16" for autocast with f32 weights. device: None takes CUDA if there is one.
     evaluate_every: steps between measurements on the held-out part (None: a tenth); the weights of the last one are
@@ -125,7 +126,7 @@ def train(
 class Run:
     """One training run: module, optimizer and the state that is known to be good. Iterating does the steps."""
 
-    def __init__(self, model: Model, corpus: Corpus, settings: Settings, folder: Path | None) -> None:
+    def __init__(self, model: Model, corpus: Source, settings: Settings, folder: Path | None) -> None:
         _check_fit(model, corpus)
         self.model, self.corpus, self.settings, self.folder = model, corpus, settings, folder
         graph = self.objective()
@@ -202,7 +203,7 @@ class Run:
     def measure(self) -> float | None:
         """Held-out loss; remembers, and writes, the weights it belongs to. None without a held-out part."""
         loss = None
-        if len(self.corpus.held_out) > 1:
+        if len(self.corpus.held_out) > 0:
             loss = self.evaluate()
             if not math.isfinite(loss):
                 raise self.failure(f"held-out loss after step {self.done}", loss)
@@ -288,7 +289,7 @@ class Run:
         return error
 
 
-def _check_fit(model: Model, corpus: Corpus) -> None:
+def _check_fit(model: Model, corpus: Source) -> None:
     if model.task != "causal-lm":
         raise ConfigError(f"{model.family.name} is a {model.task} model; a text trains only causal-lm models")
     vocab = model.graph().outputs["logits"].shape[-1]
