@@ -61,6 +61,27 @@ def test_without_gradient_only_the_loss_is_made() -> None:
     torch.testing.assert_close(value, linear_cross_entropy(x, w, labels).detach())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_head_gets_no_gradient_and_costs_none(bias: bool) -> None:
+    x, w, b, labels = problem()
+    (expected,) = torch.autograd.grad(linear_cross_entropy(x, w, labels, b if bias else None), x)
+    w, b = w.detach(), b.detach()
+    kept: list[tuple[int, ...]] = []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(t.shape))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = linear_cross_entropy(x, w, labels, b if bias else None)
+    (found,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(found, expected)
+    assert tuple(w.shape) not in kept
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    (again,) = torch.autograd.grad(compiled(x, w, labels, b if bias else None), x)
+    torch.testing.assert_close(again, expected)
+
+
 def test_the_backend_takes_it_when_only_the_loss_reads_the_logits() -> None:
     graph = Graph("head")
     x = graph.input("x", tensor(DType.f64, "B", "S", 8))

@@ -98,7 +98,8 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     wanted = torch.is_grad_enabled()
-    return _chunked(x, w, labels, b, ignore_index, label_smoothing, wanted)[0]
+    learns = wanted and (w.requires_grad or (b is not None and b.requires_grad))
+    return _chunked(x, w, labels, b, ignore_index, label_smoothing, wanted, learns)[0]
 
 
 @torch.library.custom_op("monograph::linear_cross_entropy", mutates_args=())
@@ -110,8 +111,9 @@ def _chunked(
     ignore_index: int,
     label_smoothing: float,
     wanted: bool,
+    learns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, gradients of x, w and b for a loss gradient of 1; empty ones when not `wanted`).
+    """(loss, gradients of x, w and b for a loss gradient of 1; empty ones when not `wanted`, or w does not learn).
 
     The gradient needs the same softmax as the loss, so both are made while a chunk of logits is in memory
     (Hsu et al. 2024, Liger Kernel). Rows whose label does not count cost nothing.
@@ -123,8 +125,8 @@ def _chunked(
     rows = x.reshape(-1, x.shape[-1])
     rows, flat = (rows, flat) if every else (rows[places], flat[places])
     grad_rows = torch.empty_like(rows) if wanted else None
-    grad_w = torch.zeros_like(w) if wanted else w.new_empty(0)
-    grad_b = torch.zeros_like(b) if wanted and b is not None else w.new_empty(0)
+    grad_w = torch.zeros_like(w) if learns else w.new_empty(0)
+    grad_b = torch.zeros_like(b) if learns and b is not None else w.new_empty(0)
     total = torch.zeros((), dtype=wide, device=x.device)
     count = max(flat.numel(), 1)
     weight, step = w.to(x.dtype), max(64, CHUNK_ELEMENTS // w.shape[0])
@@ -143,8 +145,9 @@ def _chunked(
             hit = torch.full_like(label, -(1 - label_smoothing), dtype=wide)
             grad = grad.scatter_add_(1, label, hit).div_(count).to(x.dtype)
             torch.mm(grad, weight, out=grad_rows[start : start + step])
-            _add_product(grad_w, grad, part)
-            if b is not None:
+            if learns:
+                _add_product(grad_w, grad, part)
+            if learns and b is not None:
                 grad_b += grad.sum(0)
     return (total / count).to(w.dtype), _spread(grad_rows, x, places, every), grad_w, grad_b
 
@@ -168,20 +171,22 @@ def _spread(grad: torch.Tensor | None, x: torch.Tensor, places: torch.Tensor, ev
 
 
 @_chunked.register_fake
-def _(x, w, labels, b, ignore_index, label_smoothing, wanted):  # type: ignore[no-untyped-def]
-    empty = w.new_empty(0)
-    given = (torch.empty_like(x), torch.empty_like(w), empty if b is None else torch.empty_like(b))
-    return (w.new_empty(()), *(given if wanted else (x.new_empty(0), empty, w.new_empty(0))))
+def _(x, w, labels, b, ignore_index, label_smoothing, wanted, learns):  # type: ignore[no-untyped-def]
+    grad_x = torch.empty_like(x) if wanted else x.new_empty(0)
+    grad_w = torch.empty_like(w) if learns else w.new_empty(0)
+    grad_b = torch.empty_like(b) if learns and b is not None else w.new_empty(0)
+    return w.new_empty(()), grad_x, grad_w, grad_b
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.has_bias = inputs[3] is not None
+    ctx.has_bias, ctx.learns = inputs[3] is not None, inputs[7]
     ctx.save_for_backward(*output[1:])
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     grad_x, grad_w, grad_b = ctx.saved_tensors
-    return grad_x * grad, grad_w * grad, None, grad_b * grad if ctx.has_bias else None, None, None, None
+    of_w, of_b = (grad_w * grad, grad_b * grad if ctx.has_bias else None) if ctx.learns else (None, None)
+    return grad_x * grad, of_w, None, of_b, None, None, None, None
 
 
 _chunked.register_autograd(_backward, setup_context=_keep)
