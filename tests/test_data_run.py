@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,25 @@ def test_nothing_left_says_why(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 
+class Balanced(HTMLParser):
+    """Tags that are open, and those closed out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None: ...
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
 def test_the_page_needs_nothing_else_and_escapes(
     tmp_path: Path, corpus: tuple[Path, list[str], dict[str, int]]
 ) -> None:
@@ -316,6 +336,9 @@ def test_the_page_needs_nothing_else_and_escapes(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<script" not in page and "http" not in page.replace("&", "") and "src=" not in page
     assert "&lt;b&gt;short&lt;/b&gt;" in page and "&lt;script&gt;" in page
+    tags = Balanced()
+    tags.feed(page)
+    assert tags.open == [] and tags.wrong == []
     counts = read_json(tmp_path / "run" / "report.json")["lengths"]
     sizes = [len(d) for s in ("train", "held_out") for d in Shards(tmp_path / "run", s)]
     assert sum(sum(c["counts"]) for c in counts.values()) == len(sizes)
