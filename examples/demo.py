@@ -23,14 +23,14 @@ from monograph.console import human_bytes, out, progress, working
 from readme import run as run_readme
 
 OUT = Path("out")
-STEPS = "steps=300"
+STEPS = "steps=1000"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--text", type=Path, help="UTF-8 file to train on; default: the text behind Python's help()")
     parser.add_argument("--prompt", default="What is the capital of France? Name one thing to see there.")
-    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps")
     given = parser.parse_args()
     start = time.perf_counter()
     try:

@@ -57,7 +57,7 @@ def test_changes_of_the_example_must_fit() -> None:
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = "".join(f"The for statement {i} is used to iterate over the elements.\n\n" for i in range(300))
-    names = readme.run({"steps=300": "steps=2, batch=2, length=16", "mg.python_topics()": repr(text)})
+    names = readme.run({"steps=1000, batch=8": "steps=2, batch=2, length=16", "mg.python_topics()": repr(text)})
     assert names["parity"].passed
     assert {r.backend for r in names["parity"].rows} == {"torch", "ort", "ort session"}
     assert len(names["sample"].ids) == 40
