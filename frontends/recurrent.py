@@ -39,6 +39,11 @@ def spread_of(dim: int) -> float:
     return (3 * dim) ** -0.5
 
 
+def wide(m: Scope, dim: int) -> Scope:
+    """The same place, where weights over `dim` channels start as PyTorch's do."""
+    return Scope(m.graph, m.path, m.dtype, spread_of(dim))
+
+
 def drop(x: Value, p: float) -> Value:
     return ops.dropout(x, p=p) if p else x
 
@@ -103,5 +108,4 @@ def language_model(
     settings = {"dropout": c.dropout, "bias": c.bias, **attributes}
     y, _ = recurrent(m / "rnn", kind, x, c.dim, c.layers, lengths, **settings)
     y = drop(spread(y, place), c.dropout)
-    head = Scope(m.graph, m.path, m.dtype, spread_of(c.dim))
-    return head.linear("lm_head", y, c.vocab, bias=not c.tied, tie="embedding" if c.tied else None)
+    return wide(m, c.dim).linear("lm_head", y, c.vocab, bias=not c.tied, tie="embedding" if c.tied else None)

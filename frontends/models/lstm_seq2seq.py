@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...ir import ops
 from ..dsl import Config, Scope, Value, key, key_mask, model
-from ..recurrent import compacted, drop, embed, recurrent, spread
+from ..recurrent import compacted, drop, embed, recurrent, spread, wide
 
 
 class LstmSeq2seq(Config):
@@ -34,7 +34,7 @@ def lstm_seq2seq(
         y, states = recurrent(m, "lstm", x, c.dim, c.layers, lengths, initial, dropout=c.dropout)
         return spread(y, place), states
 
-    top = m
+    top = m = wide(m, c.dim)
     memory, states = read(m / "encoder", input_ids, attention_mask, None)
     h, _ = read(m / "decoder", decoder_input_ids, decoder_attention_mask, states)
     keys = m.linear("attention", memory, c.dim).split_heads(1)
