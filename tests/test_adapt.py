@@ -223,6 +223,12 @@ def test_codes_on_torch_give_the_same_gradients_and_keep_no_float_weight(name: s
     assert len(found[0]) == 1 + len(lora_params(graph))
     for k, want in found[0].items():
         torch.testing.assert_close(found[1][k], want, atol=1e-5, rtol=1e-4, msg=k)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs)["logits"], logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = module(**inputs)["logits"]
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), logits.float(), atol=0.03 * float(logits.detach().abs().max()), rtol=0)
     shapes = {coded[f"{m}.{CODES}"].shape for m in axes}
     floats = {s for s, dtype in saved[1] if dtype == torch.float32}
     assert not shapes & (floats | {s[::-1] for s in floats if len(s) == 2})
