@@ -63,9 +63,7 @@ def serving_graphs(model: Model, dtype: DType = f32) -> dict[str, Graph]:
     if model.task == "causal-lm":
         return {"model": pipelines.decode(graph)}
     if model.task == "seq2seq-lm":
-        from .passes.split import split
-
-        encoder, decoder = split(pipelines.decode(graph))
+        encoder, decoder = pipelines.seq2seq(graph)
         return {"encoder_model": encoder, "decoder_model": decoder}
     return {"model": pipelines.encode(graph)}
 

@@ -90,7 +90,7 @@ def shown(value: Any) -> str:
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
-    """A progress display on stderr with time passed and left; nothing at all when quiet."""
+    """A progress display on stderr with time passed and left; nothing when quiet, or when nobody is looking."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -98,13 +98,16 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err(), transient=True, disable=quiet) as bars:
+    console = err()
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         yield bars
 
 
 @contextmanager
 def working(what: str, quiet: bool = False) -> Iterator[None]:
-    """A line with a spinner on stderr while something of unknown length runs."""
+    """A line with a spinner on stderr while something of unknown length runs; in a log, the line alone."""
+    if not quiet and not err().is_terminal:
+        err().print(what, markup=False)
     with progress(quiet) as bars:
         bars.add_task(what, total=None)
         yield

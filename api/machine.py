@@ -22,6 +22,10 @@ class Ceilings:
     flops: float
     threads: int
 
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of two measurements: a busy moment only ever lowers them."""
+        return Ceilings(max(self.bandwidth, other.bandwidth), max(self.flops, other.flops), self.threads)
+
 
 def cores() -> int:
     """Cores this process may use."""

@@ -16,8 +16,8 @@ from .frontends.dsl import TASKS, Model
 from .ir import MonographError, interpret
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
-from .ir.types import f32
 from .passes.differential import CASES, Case, sample_inputs
+from .portable import first_state, next_state
 
 if TYPE_CHECKING:
     from .backends.onnxruntime import Session
@@ -240,15 +240,12 @@ def onnx_runner(folder: Path, output: str) -> Runner:
         raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
 
     def run(inputs: Inputs, spans: Spans) -> Array:
-        given = dict(inputs)
-        if encoder is not None:
-            given |= _call(encoder, inputs)
-        batch = inputs["input_ids"].shape[0]
-        cache = {i.name: _empty(i, batch) for i in main.get_inputs() if i.name.startswith("past_key_values.")}
+        source = {} if encoder is None else _call(encoder, inputs)
+        state = first_state(main, inputs["input_ids"].shape[0]) | next_state(source)
         parts: list[Array] = []
         for start, stop in spans:
-            results = _call(main, {**given, **window(inputs, start, stop), **cache})
-            cache |= {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
+            results = _call(main, {**inputs, **source, **window(inputs, start, stop), **state})
+            state |= next_state(results)
             parts.append(results[output])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
@@ -259,12 +256,6 @@ def _call(session: Any, inputs: Inputs) -> dict[str, Array]:
     names = [o.name for o in session.get_outputs()]
     given = {i.name: inputs[i.name] for i in session.get_inputs()}
     return dict(zip(names, session.run(names, given), strict=True))
-
-
-def _empty(slot: Any, batch: int) -> Array:
-    """A cache with nothing in it; `slot` describes an input [B,K,P,D] of an ONNX model."""
-    _, heads, _, width = slot.shape
-    return np.zeros((batch, heads, 0, width), f32.numpy)
 
 
 def window(inputs: Inputs, start: int, stop: int) -> dict[str, Array]:

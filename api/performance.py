@@ -18,6 +18,7 @@ from .ir.tensors import Array
 from .ir.types import Dim, DimLike, f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
 from .passes import pipelines
+from .portable import first_state, next_state
 
 
 class Decoder(Protocol):
@@ -86,6 +87,7 @@ def bench(
             return run
 
         times = interleaved({name: clock(name) for name in variants}, rounds)
+    ceilings = ceilings.best(measure(threads))
     flops, moved = work(model.graph(), prompt, prompt + new_tokens // 2)
     rows = [_speed(name, nodes[name], times[name], prompt, new_tokens, flops, moved, ceilings) for name in variants]
     return Benchmark(rows, ceilings, prompt, new_tokens, rounds, flops, moved)
@@ -145,13 +147,13 @@ class Growing:
         self._value = ort.OrtValue.ortvalue_from_numpy
         self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         self.outputs = [o.name for o in self.session.get_outputs()]
-        self.slots = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
-        self.cache: dict[str, Any] = {}
+        self.inputs = [i.name for i in self.session.get_inputs()]
+        self.state: dict[str, Any] = {}
         self.length = 0
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         self.length = 0
-        self.cache = {k: self._value(np.zeros((1, s[1], 0, s[3]), np.float32)) for k, s in self.slots.items()}
+        self.state = {k: self._value(v) for k, v in first_state(self.session, 1).items()}
         return self._call(tokens)
 
     def step(self, tokens: Array) -> Array:
@@ -164,9 +166,9 @@ class Growing:
             "attention_mask": self._value(np.ones((1, self.length), np.int64)),
             "position_ids": self._value(np.arange(start, self.length, dtype=np.int64)[None]),
         }
-        results = self.session.run_with_ort_values(self.outputs, {**given, **self.cache})
-        found = dict(zip(self.outputs, results, strict=True))
-        self.cache = {k: found[k.replace("past_key_values.", "present.")] for k in self.slots}
+        feeds = {k: v for k, v in {**given, **self.state}.items() if k in self.inputs}
+        found = dict(zip(self.outputs, self.session.run_with_ort_values(self.outputs, feeds), strict=True))
+        self.state = next_state(found)
         return found["logits"].numpy()[:, -1]
 
 

@@ -16,11 +16,10 @@ from ..passes.pattern import NearMiss
 from ..passes.pipelines import PIPELINES, decompose, optimize
 from ..resolve import HELP, resolve
 
-NAMES = {**{name: name for name in PIPELINES}, "prefill": "decode"}
-"""Pipelines by the name a user gives; prefill is the decode graph with nothing in its cache."""
-
 ModelArgument = Annotated[str, typer.Argument(help=HELP)]
-PipelineOption = Annotated[str | None, typer.Option(help=f"one of {', '.join(sorted(NAMES))}; none: the plain graph")]
+PipelineOption = Annotated[
+    str | None, typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}; none: the plain graph")
+]
 Decompose = Annotated[bool, typer.Option("--decompose", help="take every layer apart before the passes run")]
 
 
@@ -65,7 +64,7 @@ def explain(
 @command
 def optimize_(
     model: ModelArgument,
-    pipeline: Annotated[str, typer.Option(help=f"one of {', '.join(sorted(NAMES))}")] = "decode",
+    pipeline: Annotated[str, typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}")] = "decode",
     decomposed: Decompose = False,
     check: Annotated[
         bool, typer.Option("--check", help="compare numbers across every pass with the reference")
@@ -97,15 +96,15 @@ def _graph(
     quiet: bool = True,
 ) -> tuple[Graph, PipelineReport | None]:
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
-    if pipeline is not None and pipeline not in NAMES:
-        raise MonographError(f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, NAMES)}")
+    if pipeline is not None and pipeline not in PIPELINES:
+        raise MonographError(f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}")
     graph = resolve(name).graph()
     if decomposed:
         graph = decompose(graph)
     if pipeline is None:
         return graph, None
     with working(f"passes of {pipeline}", quiet):
-        return optimize(graph, NAMES[pipeline], dump=dump, check=difference if check else None)
+        return optimize(graph, pipeline, dump=dump, check=difference if check else None)
 
 
 def _count_rows(graph: Graph) -> list[dict[str, Any]]:
