@@ -73,7 +73,7 @@ TINY = {
     "llama": {"vocab": 60, "dim": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2, "max_positions": 32},
     "gpt2": {"vocab": 60, "dim": 32, "layers": 2, "heads": 4, "max_positions": 32},
     "bert": {"vocab": 60, "dim": 32, "layers": 2, "heads": 4, "ffn": 48, "max_positions": 32},
-    "transformer2017": {"vocab": 60, "dim": 32, "heads": 4},
+    "transformer2017": {"vocab": 60, "dim": 32, "heads": 4, "ffn": 48, "layers": 2, "decoder_layers": 2},
     "lstm_lm": {"vocab": 60, "dim": 32},
     "lstm_seq2seq": {"vocab": 60, "dim": 32},
 }
