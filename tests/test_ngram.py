@@ -13,6 +13,7 @@ import pytest
 from monograph.inference.generate import generate
 from monograph.ir.errors import ConfigError, MonographError, RuntimeInputError, WeightsError
 from monograph.ir.interpret import Array
+from monograph.training.arpa import save_arpa
 from monograph.training.corpus import python_topics
 from monograph.training.errors import CorpusError
 from monograph.training.ngram import NGram, NGramSession, estimate
@@ -183,6 +184,46 @@ def test_saved_and_loaded_table_is_the_same(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "table").iterdir()) == sorted(
         ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     )
+
+
+def read_arpa(file: Path) -> tuple[list[int], dict[tuple[str, ...], list[float]]]:
+    """(counts of the header, log10 probability and backoff of each n-gram)."""
+    sizes: list[int] = []
+    table: dict[tuple[str, ...], list[float]] = {}
+    for line in file.read_text().splitlines():
+        if line.startswith("ngram "):
+            sizes.append(int(line.split("=")[1]))
+        elif "\t" in line:
+            p, gram, *backoff = line.split("\t")
+            table[tuple(gram.split(" "))] = [float(p), *map(float, backoff)]
+    return sizes, table
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_arpa_file_says_the_same_to_a_reader_that_backs_off(order: int, tmp_path: Path) -> None:
+    """The longest n-gram that is in the file, times the backoff weights of the contexts that were too long."""
+    model = NGram.fit(zipf_text(1200), VOCAB, order)
+    words = ["</s>", *(f"<w{i}>" for i in range(1, VOCAB))]
+    sizes, table = read_arpa(save_arpa(model, tmp_path / "table.arpa", words))
+    assert sizes == [VOCAB + 2, *(len(x.keys) for x in model.levels)] and sum(sizes) == len(table)
+    assert table["<s>",][0] == table["<unk>",][0] == -99
+
+    def score(context: tuple[str, ...], word: str) -> float:
+        if (*context, word) in table:
+            return table[*context, word][0]
+        return (table[context][1] if context in table else 0.0) + score(context[1:], word)
+
+    held_out = zipf_text(200, seed=1)
+    names = [words[i] for i in held_out]
+    wanted = [score(tuple(names[max(i - order + 1, 0) : i]), w) for i, w in enumerate(names)]
+    np.testing.assert_allclose(model.log_probabilities(held_out) / math.log(10), wanted, rtol=1e-8)
+
+
+@pytest.mark.parametrize("words", [["a"] * VOCAB, ["a", "b"], ["a b", *map(str, range(VOCAB - 1))], [""] * VOCAB])
+def test_words_that_an_arpa_file_cannot_hold_are_refused(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected 60 without white space"):
+        save_arpa(NGram.fit(zipf_text(100), VOCAB, 2), tmp_path / "table.arpa", words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_tables_are_refused(tmp_path: Path) -> None:
