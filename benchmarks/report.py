@@ -60,7 +60,9 @@ def machine() -> dict[str, Any]:
 def markdown(rows: Sequence[Row]) -> str:
     """Rows with the same keys as a Markdown table."""
     names = list(rows[0])
-    numeric = [isinstance(rows[0][n], (int, float)) and not isinstance(rows[0][n], bool) for n in names]
+    numeric = [
+        all(isinstance(r[n], (int, float, type(None))) and not isinstance(r[n], bool) for r in rows) for n in names
+    ]
     lines = [names, ["---:" if n else "---" for n in numeric], *([shown(v) for v in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
