@@ -12,7 +12,7 @@ import pytest
 HEAVY = ("torch", "transformers")
 _WHOLE_FILE = re.compile(
     r"^pytestmark = .*pytest\.mark\.(slow|weights)"
-    r"|^(from|import) (torch|transformers|onnxruntime|monograph\.(backends\.(torch|onnxruntime)|inference))\b",
+    r"|^(from|import) (torch|transformers|onnxruntime|monograph\.(backends\.(torch|onnxruntime)|inference)|test_onnx_ops)\b",
     re.MULTILINE,
 )
 """A file that is slow as a whole, or that imports a runtime at its top."""

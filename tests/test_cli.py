@@ -71,6 +71,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_has_help() -> None:
     assert all(name in call("--help").stdout for name in COMMANDS)
     for name in COMMANDS:
@@ -117,6 +118,7 @@ ODD_NORM = """r = mg.ops.rsqrt(mg.ops.mean(x * x, axis=-1) + 1e-5)
     return y * m.param('norm.weight', c.dim)"""
 
 
+@pytest.mark.slow
 def test_optimize_reports_every_pass_and_checks_numbers(config: Path, tmp_path: Path) -> None:
     found = value("optimize", config, "--decompose", "--check", "--dump", tmp_path / "dump", "-o", tmp_path / "g.txt")
     names = [s["name"] for s in found["steps"]]

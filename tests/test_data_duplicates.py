@@ -86,6 +86,7 @@ def corpus() -> tuple[list[str], dict[int, int], dict[int, int]]:
     return [t for t, _, _ in entries], exact, near
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("part_bytes", [2000, 1 << 20])
 def test_planted_duplicates_are_found_and_nothing_else(

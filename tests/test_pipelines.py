@@ -36,6 +36,7 @@ def test_decomposed_graph_fuses_completely() -> None:
     assert str(fused) == str(pipelines.encode(graph)), "raising must give back what the DSL wrote"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"kv_heads": 4}, {"tied": True}, {"attention_bias": True, "mlp_bias": True}])
 def test_every_pass_of_decode_keeps_the_numbers(change: dict[str, Any]) -> None:
     flat = pipelines.decompose(llama(layers=2, **change).graph())
