@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers")
-_WHOLE_FILE = re.compile(
-    r"^pytestmark = .*pytest\.mark\.(slow|weights)"
-    r"|^(from|import) (torch|transformers|onnxruntime|monograph\.(backends\.(torch|onnxruntime)|inference)|test_onnx_ops)\b",
-    re.MULTILINE,
-)
+_RUNTIMES = r"torch|transformers|onnxruntime|monograph\.(backends\.(torch|onnxruntime)|inference)|test_onnx_ops"
+_WHOLE_FILE = re.compile(rf"^pytestmark = .*pytest\.mark\.(slow|weights)|^(from|import) ({_RUNTIMES})\b", re.MULTILINE)
 """A file that is slow as a whole, or that imports a runtime at its top."""
 
 
