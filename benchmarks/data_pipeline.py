@@ -297,6 +297,7 @@ def main() -> None:
         rows.append(row(names[which], planted, found, run))
         if which == "1":
             facts["duplicates"], facts["leaks"] = check(run, planted), leaks(run)
+        print(f"{which} done: {rows[-1]}", file=sys.stderr, flush=True)
     note = _note(facts)
     publish("data_pipeline", rows, note=note, only_print=given.no_publish, **facts)
 
