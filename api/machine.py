@@ -67,17 +67,18 @@ def measure(threads: int | None = None, *, megabytes: int = 512, size: int = 204
     """
     import torch
 
+    from .backends.torch.limits import peak_flops
+
     threads = threads or cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         x = torch.ones(megabytes * 250_000)
-        a, b = torch.rand(size, size), torch.rand(size, size)
         read = min(seconds(x.sum) for _ in range(rounds))
-        multiply = min(seconds(lambda: a @ b) for _ in range(rounds))
+        flops = peak_flops(size=size, rounds=rounds)
     finally:
         torch.set_num_threads(before)
-    return Ceilings(4 * x.numel() / read, 2 * size**3 / multiply, threads)
+    return Ceilings(4 * x.numel() / read, flops, threads)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ import numpy as np
 from .building import export, weights_of
 from .frontends.dsl import Model
 from .ir import Graph, MonographError
+from .ir.cost import at
 from .ir.tensors import Array
-from .ir.types import Dim, DimLike, f32
+from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
 from .passes import pipelines
 from .portable import first_state, next_state
@@ -192,17 +193,11 @@ def work(graph: Graph, prompt: int, total: int) -> tuple[int, int]:
     Operations: those of every node, as the ops count them, less the logits of all tokens but the last. Bytes: every
     weight that is multiplied with, once, and all keys and values before the token.
     """
-    flops = sum(_number(n.op.flops(*n.operands, **n.attributes), {"B": 1, "S": prompt}) for n in graph)
+    flops = sum(at(n.op.flops(*n.operands, **n.attributes), {"B": 1, "S": prompt}) for n in graph)
     logits = graph.outputs["logits"].producer
     if logits is not None:
-        flops -= _number(logits.op.flops(*logits.operands, **logits.attributes), {"B": 1, "S": prompt - 1})
+        flops -= at(logits.op.flops(*logits.operands, **logits.attributes), {"B": 1, "S": prompt - 1})
     weights = {v for v in graph.params.values() if any(n.op.name != "embedding" for n in v.users)}
-    read = sum(_number(v.type.with_dtype(f32).bytes, {}) for v in weights)
+    read = sum(at(v.type.with_dtype(f32).bytes, {}) for v in weights)
     caches = [v for n in graph if n.op.name == "attention" for v in n.operands[1:3] if v is not None]
-    return flops, read + sum(_number(v.type.bytes, {"B": 1, "S": total}) for v in caches)
-
-
-def _number(d: DimLike, values: Mapping[str, DimLike]) -> int:
-    found = d.substitute(values) if isinstance(d, Dim) else d
-    assert isinstance(found, int), f"{d} is not determined by {values}"
-    return found
+    return flops, read + sum(at(v.type.bytes, {"B": 1, "S": total}) for v in caches)

@@ -24,7 +24,7 @@ from monograph.training.adapters import Adapter, Lora
 from monograph.training.corpus import Batch, Corpus
 from monograph.training.distill import distillation_loss
 from monograph.training.dpo import Preferences, accuracy, dpo_loss, encode_pair, log_probabilities, rewards
-from monograph.training.errors import CorpusError, TrainingError
+from monograph.training.errors import CorpusError
 from monograph.training.finetune import Dpo, FineTune, distill, dpo, finetune, plan
 from monograph.training.instruct import Instructions, Row, encode_chat, encode_row, pad, read_jsonl, shuffled
 from monograph.training.loss import with_loss
@@ -250,12 +250,14 @@ def test_a_lora_learns_the_answers_and_leaves_the_base_alone(
         np.testing.assert_array_equal(model.weights.numpy(k), x)
     held_out = next(data.held_out_batches(1, 64))
     assert mean_loss(tuned.model, held_out) == pytest.approx(history[-1].held_out, abs=1e-4)
-    names = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"}
-    assert {p.name for p in tmp_path.iterdir()} == names
+    names = {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in tmp_path.iterdir()} == names | {"checkpoints", "log.jsonl", "loss.png"}
+    kept = max((tmp_path / "checkpoints").iterdir())
+    assert {p.name for p in kept.iterdir()} == names | {"optimizer.safetensors", "state.json"}
     loaded = Adapter.load(tmp_path)
     assert loaded.lora == lora
     np.testing.assert_array_equal(logits_of(loaded.merged(model), held_out), logits_of(tuned.model, held_out))
-    moments = Weights.open(tmp_path / "optimizer.safetensors")
+    moments = Weights.open(kept / "optimizer.safetensors")
     assert {k.split(".", 1)[1] for k in moments} == set(loaded.weights)
 
 
@@ -299,7 +301,7 @@ def test_a_resumed_lora_goes_on_exactly(tokenizer: Tokenizer, tmp_path: Path) ->
     assert resumed is not None
     for k in whole.weights:
         np.testing.assert_array_equal(resumed.weights.numpy(k), whole.weights.numpy(k), err_msg=k)
-    with pytest.raises(TrainingError, match=r"holds Lora\(rank=2, .*, not Lora\(rank=4"):
+    with pytest.raises(ConfigError, match=r"holds Lora\(rank=2, .*, not Lora\(rank=4"):
         finetune(tiny(), data, folder=tmp_path, resume=True, **{**settings, "lora": Lora(rank=4)})
 
 
@@ -319,7 +321,7 @@ def test_what_cannot_be_fine_tuned(tokenizer: Tokenizer) -> None:
         finetune(empty, data, steps=1, **QUIET)
     with pytest.raises(PassError, match="target 'c_attn' names no linear layer"):
         finetune(tiny(), data, lora=Lora(targets=("c_attn",)), steps=1, **QUIET)
-    with pytest.raises(ConfigError, match="the model has 280 tokens but the tokenizer of the corpus has 300"):
+    with pytest.raises(ConfigError, match="the model has 280 tokens but the tokenizer of the data has 300"):
         finetune(tiny(vocab=280), data, steps=1, **QUIET)
     with pytest.raises(ConfigError, match="beta is 0"):
         dpo(tiny(), Preferences.of(tokenizer, PAIRS), beta=0, steps=1, **QUIET)
@@ -335,7 +337,7 @@ def test_a_lora_on_a_base_in_8_bits(tokenizer: Tokenizer, taught: Model) -> None
     settings = {**QUIET, "steps": 60, "learning_rate": 1e-2, "observe": history.append}
     tuned = finetune(taught, data, lora=lora, quantized=True, **settings)
     assert answers(tuned.model, tokenizer) == list(COLOURS.values())
-    run = FineTune(taught, data, plan("lora", 1, length=64, batch=6, device="cpu"), None, lora, True)
+    run = FineTune(taught, data, plan("lora", steps=1, length=64, batch=6, device="cpu"), None, lora, True)
     sizes = {k: t.element_size() for k, t in run.module.state_dict().items() if "_proj.weight" in k}
     assert {k.rpartition(".")[2]: n for k, n in sizes.items()} == {"weight_codes": 1, "weight_scales": 4}
     assert {k for k, p in run.module.named_parameters() if p.requires_grad} == run.adapted
@@ -416,7 +418,7 @@ def test_dpo_starts_at_log_2_and_learns_to_prefer(tokenizer: Tokenizer, lora: Lo
 
 def test_the_reference_of_a_lora_is_the_model_without_it(tokenizer: Tokenizer) -> None:
     data, model = Preferences.of(tokenizer, PAIRS), tiny()
-    run = Dpo(model, data, plan("dpo", 5, length=64, batch=2, device="cpu"), None, Lora(dropout=0.5), 0.1)
+    run = Dpo(model, data, plan("dpo", steps=5, length=64, batch=2, device="cpu"), None, Lora(dropout=0.5), 0.1)
     with torch.no_grad():
         for name, p in run.module.named_parameters():
             if name.endswith("lora_B.weight"):
@@ -457,7 +459,7 @@ def test_distillation_loss_by_its_formula() -> None:
 def test_a_student_comes_to_speak_like_its_teacher(tokenizer: Tokenizer, taught: Model) -> None:
     student = load_family("llama")(vocab=302, dim=32, ffn=48, layers=2, heads=2, kv_heads=1, tied=True)
     history: list[Step] = []
-    settings = {**QUIET, "observe": history.append, "hard": 0.0, "temperature": 2.0, "steps": 120}
+    settings = {**QUIET, "observe": history.append, "hard": 0.0, "temperature": 2.0, "steps": 200}
     tuned = distill(student, taught, Instructions.of(tokenizer, WRONG), learning_rate=1e-2, **settings)
     assert history[-1].loss < 0.1 * history[0].loss
     assert answers(tuned.model, tokenizer) == TURNED, "learned without one label"

@@ -1,46 +1,149 @@
-"""Checkpoints of a run: a folder in Hugging Face layout, with the optimizer beside it so that the run can go on."""
+"""Checkpoints of a run: `checkpoints/step-N` folders that appear whole, are checked on reading, and replace each other.
+
+A checkpoint is written under a hidden name, flushed to disk, and renamed. Its last file, state.json, lists size and
+SHA-256 of the others, so a checkpoint that a disk or a stray program damaged later is found out and passed over.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..frontends.dsl import Model
-from ..frontends.huggingface import hf_config
-from ..ir.errors import WeightsError
-from ..ir.files import staged
+from ..ir.errors import MonographError
 from ..ir.safetensors import write_file
 from ..ir.tensors import Tensor
 from ..ir.weights import SINGLE, Weights
 from .errors import TrainingError
 
-OPTIMIZER = "optimizer.safetensors"
+CHECKPOINTS, STATE, OPTIMIZER = "checkpoints", "state.json", "optimizer.safetensors"
+FORMAT = "monograph-run-1"
 
 
-def save_run(model: Model, optimizer: Mapping[str, Tensor], step: int, folder: str | Path) -> None:
-    """Write the model (config, weights, tokenizer) and the optimizer's state after `step` steps, all or nothing."""
-    if model.weights is None:
-        raise WeightsError(f"model {model.family.name} has no weights to save")
-    metadata = {"format": "pt", "step": str(step)}
-    about = {"config.json": hf_config(model, model.weights), "generation_config.json": model.generation}
-    with staged(folder) as stage:
-        for name, content in about.items():
-            with stage.open(name) as f:
-                f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        if model.tokenizer is not None:
-            model.tokenizer.write(stage)
-        for name, tensors in ((OPTIMIZER, optimizer), (SINGLE, model.weights)):
-            with stage.open(name) as f:
-                write_file(f, tensors, metadata, lambda name, size: None)
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint. state: what the run noted, with `step` and its settings."""
+
+    folder: Path
+    state: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def weights(self) -> Weights:
+        return Weights.open(self.folder / SINGLE)
+
+    def optimizer(self) -> Weights:
+        return Weights.open(self.folder / OPTIMIZER)
 
 
-def load_run(folder: str | Path) -> tuple[Weights, Weights, int]:
-    """(weights, optimizer state, steps done). Raises WeightsError, or TrainingError if they are of different steps."""
-    folder = Path(folder)
-    weights, optimizer = Weights.open(folder / SINGLE), Weights.open(folder / OPTIMIZER)
-    steps = [w.metadata.get("step", "?") for w in (weights, optimizer)]
-    if steps[0] != steps[1] or not steps[0].isdigit():
-        what = f"{SINGLE} is of step {steps[0]} and {OPTIMIZER} of step {steps[1]}: they do not belong together"
-        raise TrainingError(what, place=str(folder))
-    return weights, optimizer, int(steps[0])
+@contextlib.contextmanager
+def writing(run: Path, step: int, state: Mapping[str, Any], keep: int) -> Generator[Path, None, None]:
+    """A folder to write the files of a checkpoint into; it becomes checkpoints/step-N when the block ends.
+
+    Only the newest `keep` stay. Raises TrainingError when the disk is full or cannot be written; then nothing of the
+    new checkpoint is left and the older ones are untouched.
+    """
+    into = run / CHECKPOINTS
+    final = into / f"step-{step:08d}"
+    hidden = into / f".{final.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        hidden.mkdir(parents=True)
+        yield hidden
+        seal(hidden, {**state, "format": FORMAT, "step": step})
+        if final.exists():  # Damaged, or the run was told to do the step again.
+            final.rename(into / f".{uuid.uuid4().hex}.tmp")
+        hidden.rename(final)
+        _sync(into)
+    except BaseException as e:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if isinstance(e, OSError):
+            raise TrainingError(f"the checkpoint of step {step} cannot be written: {e.strerror}", place=str(run)) from e
+        raise
+    prune(into, keep, step)
+
+
+def seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write state.json over files that are there, and bring all of them to the disk."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _digest(path)}
+        _sync(path)
+    with (folder / STATE).open("w") as f:
+        json.dump({**state, "files": files}, f, indent=2)
+        f.flush()
+        os.fsync(f.fileno())
+    _sync(folder)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with path.open("w+b") as f:
+        write_file(f, tensors, {"format": "pt"}, lambda name, size: None)
+
+
+def latest(run: Path, note: Callable[[str], None] = lambda text: None) -> Checkpoint:
+    """The newest whole checkpoint; `note` is told of newer, damaged ones. Raises TrainingError if none is whole."""
+    problems: list[str] = []
+    for folder in sorted((run / CHECKPOINTS).glob("step-*"), reverse=True):
+        try:
+            found = open_checkpoint(folder)
+        except MonographError as e:
+            problems.append(str(e))
+            continue
+        for text in problems:
+            note(f"{text}; going on from step {found.step}")
+        return found
+    raise TrainingError("has no whole checkpoint to go on from", place=str(run), details=problems)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint, every file of which has the size and the digest it was written with. Raises TrainingError."""
+    try:
+        state = json.loads((folder / STATE).read_text())
+        fits = state["format"] == FORMAT and f"step-{state['step']:08d}" == folder.name
+        files = dict(state["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise TrainingError(f"{STATE} is damaged: {e!r}", place=str(folder)) from None
+    if not fits:
+        raise TrainingError(f"{STATE} is of {state['format']} and step {state['step']}", place=str(folder))
+    for name, expected in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected["size"]:
+            found = "is missing" if size is None else f"has {size} bytes, expected {expected['size']}"
+            raise TrainingError(f"{name} {found}", place=str(folder))
+        if _digest(path) != expected["sha256"]:
+            raise TrainingError(f"{name} is damaged: its SHA-256 is not the one it was written with", place=str(folder))
+    return Checkpoint(folder, state)
+
+
+def prune(into: Path, keep: int, step: int) -> None:
+    """Remove all but the newest `keep` up to `step`, and what killed runs left half written.
+
+    A checkpoint of a later step is one that was damaged when the run went on from an older one.
+    """
+    steps = sorted(into.glob("step-*"))
+    past = [p for p in steps if p.name <= f"step-{step:08d}"]
+    for old in [*past[:-keep], *steps[len(past) :], *into.glob(".*.tmp")]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -14,6 +14,7 @@ import torch
 
 from ..backends.torch import to_inputs, to_torch
 from ..frontends.dsl import Model, load_family
+from ..ir.cost import at, flops_of
 from ..ir.errors import ConfigError, did_you_mean
 from ..ir.files import staged
 from ..ir.graph import Graph
@@ -216,7 +217,7 @@ def _neural(
         curve[-1][1],
         last.seconds,
         last.tokens_per_second,
-        str(flops_of(pipelines.encode(model.graph()))),
+        str(flops_of(pipelines.encode(model.graph()), B=1)),
         curve=curve,
     )
     return replace(made, points=costs(trained, s.contexts))
@@ -259,21 +260,13 @@ def parameters_of(graph: Graph) -> int:
     total: DimLike = 0
     for v in graph.params.values():
         total = total + v.type.elements
-    return _number(total)
-
-
-def flops_of(graph: Graph) -> DimLike:
-    """Floating-point operations of one call, batch 1, as an expression in the lengths."""
-    total: DimLike = 0
-    for node in graph:
-        total = total + node.op.flops(*node.operands, **node.attributes)
-    return total.substitute({"B": 1}) if isinstance(total, Dim) else total
+    return at(total, {})
 
 
 def costs(model: Model, contexts: Sequence[int]) -> list[Point]:
     """Cost of a model at each context length, by its graphs and by the clock."""
     graph, decode = model.graph(), pipelines.decode(model.graph())
-    whole, step = flops_of(pipelines.encode(graph)), flops_of(decode)
+    whole, step = flops_of(pipelines.encode(graph), B=1), flops_of(decode)
     state: DimLike = 0
     for k, v in decode.inputs.items():
         if k.startswith(_PASTS):
@@ -283,17 +276,8 @@ def costs(model: Model, contexts: Sequence[int]) -> list[Point]:
     for n in contexts:
         sizes = {"B": 1, "S": 1, "P": n, "T": n + 1}
         seconds = _forward_seconds(module, list(graph.inputs), n)
-        points.append(Point(n, _at(whole, {"S": n}), seconds, _at(step, sizes), _at(state, sizes)))
+        points.append(Point(n, at(whole, {"S": n}), seconds, at(step, sizes), at(state, sizes)))
     return points
-
-
-def _at(d: DimLike, sizes: dict[str, DimLike]) -> int:
-    return _number(d.substitute(sizes) if isinstance(d, Dim) else d)
-
-
-def _number(d: DimLike) -> int:
-    assert isinstance(d, int), f"{d} is open"
-    return d
 
 
 def _forward_seconds(module: torch.nn.Module, names: list[str], length: int) -> float:

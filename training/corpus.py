@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,33 +17,12 @@ from ..ir.errors import did_you_mean
 from ..ir.files import staged
 from ..ir.tensors import Array
 from .errors import CorpusError
+from .source import Batch
 from .tokenizer import encode_plain, train_tokenizer
 
-Batch = dict[str, Array]
 SPLITS = ("train", "held_out")
 _PASSAGE, _PORTION = 2000, 1_000_000
 """Most characters of a passage, and of what is tokenised in one call."""
-
-
-class Source(Protocol):
-    """What a run trains on: a `Corpus`, or a `Dataset` of data preparation."""
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    @property
-    def vocab(self) -> int: ...
-
-    @property
-    def held_out(self) -> Sized: ...
-
-    def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Endless training batches from step `start` on, decided by the seed."""
-        ...
-
-    def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
-        """Every held-out token as a label once; labels that do not count are -100."""
-        ...
 
 
 def python_topics() -> str:
@@ -130,6 +109,7 @@ class Corpus:
     tokenizer: Tokenizer
     train: Array
     held_out: Array
+    task: ClassVar[str] = "causal-lm"
 
     @property
     def vocab(self) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..frontends.tokenizer import Tokenizer
-from .corpus import Batch
 from .errors import CorpusError
 from .instruct import (
     Row,
@@ -25,6 +24,7 @@ from .instruct import (
     split_rows,
 )
 from .loss import IGNORED
+from .source import Batch
 
 Pair = tuple[Row, Row]
 
@@ -82,6 +82,7 @@ class Preferences:
     tokenizer: Tokenizer
     pairs: tuple[Pair, ...]
     held_out_pairs: tuple[Pair, ...] = ()
+    task: ClassVar[str] = "causal-lm"
 
     @staticmethod
     def of(

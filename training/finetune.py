@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..backends.torch import state_of, to_inputs, to_torch
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
-from ..ir.files import staged
 from ..ir.graph import Graph, Init
-from ..ir.safetensors import write_file
-from ..ir.tensors import ArrayTensor
 from ..ir.weights import Weights
 from ..passes import pipelines
 from ..passes.adapt import UP, lora_params
 from ..passes.freeze import codes_of, quantize_frozen
-from .adapters import TENSORS, Adapter, Lora, base_weights
-from .checkpoint import OPTIMIZER
-from .corpus import Batch
+from .adapters import Adapter, Lora, base_weights
+from .checkpoint import Checkpoint
 from .distill import distillation_loss
 from .dpo import Preferences, dpo_loss, log_probabilities
-from .errors import TrainingError
-from .loop import PRECISIONS, Run, Settings
+from .loop import Metrics, Run, drive
 from .loss import with_loss
-from .progress import Display, Step
+from .settings import Settings
+from .source import Batch, split_rows
 
 RATES = {"full": 2e-5, "lora": 2e-4, "dpo": 1e-6, "dpo lora": 2e-5}
 """Learning rates at their peak where none is given."""
@@ -43,32 +40,27 @@ class Tuned:
     adapter: Adapter | None = None
 
 
-def finetune(
-    model: Model, data: Any, *, lora: Lora | None = None, quantized: bool = False, steps: int, **settings: Any
-) -> Tuned:
+def finetune(model: Model, data: Any, *, lora: Lora | None = None, quantized: bool = False, **settings: Any) -> Tuned:
     """Train a model that has weights on `data`: Instructions, a Corpus, or anything with the interface of one.
 
     lora: train only this adapter (None: all weights). quantized: hold the frozen weights of linear layers in 8 bits
-    meanwhile; the model that comes out has the adapter merged into the weights as they were. settings: see `plan`,
-    and `folder`, `resume`, `progress` and `observe` as in `train`; `folder` gets a checkpoint, or with `lora` the
-    adapter in PEFT's format, and the optimizer.
+    meanwhile; the model that comes out has the adapter merged into the weights as they were. settings: as of
+    `train`, with defaults that suit fine-tuning; `folder` gets the model, or with `lora` the adapter in PEFT's format.
     Raises as `train` does, and WeightsError for a model without weights.
     """
     if quantized and lora is None:
         raise ConfigError("quantized weights cannot be trained: give a LoRA")
-    return _run(FineTune, model, data, lora, "full", steps, settings, quantized=quantized)
+    return _run(FineTune, model, data, lora, "full", settings, quantized=quantized)
 
 
-def dpo(
-    model: Model, data: Preferences, *, beta: float = 0.1, lora: Lora | None = None, steps: int, **settings: Any
-) -> Tuned:
+def dpo(model: Model, data: Preferences, *, beta: float = 0.1, lora: Lora | None = None, **settings: Any) -> Tuned:
     """Train on pairs of answers against the model as it is now: with `lora` itself without the adapter, else a copy.
 
     beta: how strongly the model is held to the reference. A batch is `batch` pairs. The rest as for `finetune`.
     """
     if beta <= 0:
         raise ConfigError(f"beta is {beta}, expected more than 0")
-    return _run(Dpo, model, data, lora, "dpo", steps, settings, beta=beta)
+    return _run(Dpo, model, data, lora, "dpo", settings, beta=beta)
 
 
 def distill(
@@ -79,7 +71,6 @@ def distill(
     temperature: float = 2.0,
     hard: float = 0.5,
     lora: Lora | None = None,
-    steps: int,
     **settings: Any,
 ) -> Tuned:
     """Train `student` (with weights, or from nothing if it has none) on the probabilities of `teacher`.
@@ -89,46 +80,16 @@ def distill(
     """
     if temperature <= 0 or not 0 <= hard <= 1:
         raise ConfigError(f"temperature is {temperature} and hard {hard}, expected more than 0 and 0 to 1")
-    return _run(
-        Distill, student, data, lora, "full", steps, settings, teacher=teacher, temperature=temperature, hard=hard
-    )
+    return _run(Distill, student, data, lora, "full", settings, teacher=teacher, temperature=temperature, hard=hard)
 
 
-def plan(
-    kind: str,
-    steps: int,
-    *,
-    batch: int = 8,
-    length: int = 512,
-    learning_rate: float | None = None,
-    warmup: int | None = None,
-    final: float = 0.0,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    clip: float = 1.0,
-    seed: int = 0,
-    precision: str = "f32",
-    device: str | None = None,
-    compile: bool = False,
-    evaluate_every: int | None = None,
-) -> Settings:
-    """Settings of `train` as fine-tuning wants them. learning_rate: None is RATES[kind]; length: most tokens a row."""
-    return Settings(
-        steps,
-        batch,
-        length,
-        RATES[kind] if learning_rate is None else learning_rate,
-        steps // 20 if warmup is None else warmup,
-        final,
-        weight_decay,
-        betas,
-        clip,
-        seed,
-        precision,
-        device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        compile,
-        max(steps // 10, 1) if evaluate_every is None else evaluate_every,
-    )
+def plan(kind: str, **given: Any) -> Settings:
+    """Settings of `train`, with defaults as fine-tuning wants them: kind is a key of RATES."""
+    defaults = {
+        "batch": 8, "length": 512, "learning_rate": RATES[kind], "final": 0.0, "weight_decay": 0.0,
+        "betas": (0.9, 0.999),
+    }  # fmt: skip
+    return Settings.of({**defaults, **{k: v for k, v in given.items() if v is not None}})
 
 
 def _run(
@@ -137,23 +98,16 @@ def _run(
     data: Any,
     lora: Lora | None,
     rate: str,
-    steps: int,
-    settings: dict[str, Any],
+    given: Mapping[str, Any],
     **objective: Any,
 ) -> Tuned:
-    folder, resume = settings.pop("folder", None), settings.pop("resume", False)
-    progress: bool = settings.pop("progress", True)
-    observe: Callable[[Step], None] = settings.pop("observe", lambda step: None)
+    settings = dict(given)
+    folder, metrics = settings.pop("folder", None), settings.pop("metrics", None)
+    shown = {k: settings.pop(k) for k in ("resume", "progress", "tensorboard", "observe") if k in settings}
     name = rate if lora is None else "dpo lora" if rate == "dpo" else "lora"
     folder = None if folder is None else Path(folder)
-    run = kind(model, data, plan(name, steps, **settings), folder, lora, **objective)
-    if resume:
-        run.resume()
-    with Display(steps, progress) as display:
-        for step in run:
-            display.show(step)
-            observe(step)
-    return Tuned(run.best(), run.adapter)
+    run = kind(model, data, plan(name, **settings), folder, lora, metrics=metrics, **objective)
+    return Tuned(drive(run, **shown), run.adapter)
 
 
 class FineTune(Run):
@@ -169,14 +123,15 @@ class FineTune(Run):
         folder: Path | None,
         lora: Lora | None,
         quantized: bool = False,
+        metrics: Metrics | None = None,
     ) -> None:
         self.lora, self.quantized = lora, quantized
         self.axes: dict[str, int] = {}
         self.adapted: frozenset[str] = frozenset()
-        super().__init__(model, data, settings, folder)
+        super().__init__(model, data, settings, folder, metrics)
 
     def objective(self) -> Graph:
-        graph = self.model.graph()
+        graph = self.plain_graph()
         if self.lora is not None:
             self.lora.insert(graph)
             self.adapted = frozenset(lora_params(graph))
@@ -186,7 +141,7 @@ class FineTune(Run):
 
     def head(self, graph: Graph) -> Graph:
         """What is computed from the logits inside the graph."""
-        return with_loss(graph)
+        return with_loss(graph, label_smoothing=self.settings.label_smoothing)
 
     def first_weights(self, graph: Graph) -> Weights:
         base = base_weights(self.model)
@@ -196,38 +151,43 @@ class FineTune(Run):
     def trains(self, name: str) -> bool:
         return not self.adapted or name in self.adapted
 
-    def snapshot(self) -> Model:
+    def trained(self, weights: Weights) -> Model:
+        """With an adapter: the model it was made for with `weights` of the adapter merged."""
         if self.lora is None:
-            return super().snapshot()
-        state = state_of(self.module)
-        weights = Weights({k: ArrayTensor(state[k].numpy().copy()) for k in sorted(self.adapted)})
-        self.adapter = Adapter(self.lora, weights, str(self.model.folder or ""))
-        return self.trained(base_weights(self.adapter.merged(self.model)))
+            return super().trained(weights)
+        self.adapter = Adapter(self.lora, self.of_adapter(weights), str(self.model.folder or ""))
+        return super().trained(base_weights(self.adapter.merged(self.model)))
 
-    def best(self) -> Model:
-        return super().best() if self.lora is None else self.good
+    def current(self) -> Weights:
+        return super().current() if self.lora is None else self.of_adapter(state_of(self.module))
 
-    def save(self, folder: Path) -> None:
-        if self.adapter is None:
-            super().save(folder)
-            return
-        metadata = {"format": "pt", "step": str(self.done)}
-        with staged(folder) as stage:
-            self.adapter.write(stage, self.model, metadata)
-            with stage.open(OPTIMIZER) as f:
-                write_file(f, self.optimizer_state(), metadata, lambda name, size: None)
+    def of_adapter(self, weights: Weights) -> Weights:
+        return Weights({k: weights[k] for k in sorted(self.adapted)})
 
-    def saved(self, folder: Path) -> tuple[Weights, Weights, int]:
+    def write_weights(self, folder: Path, weights: Weights) -> None:
         if self.lora is None:
-            return super().saved(folder)
-        adapter, moments = Adapter.load(folder), Weights.open(folder / OPTIMIZER)
-        steps = [w.metadata.get("step", "?") for w in (adapter.weights, moments)]
-        if steps[0] != steps[1] or not steps[0].isdigit():
-            what = f"{TENSORS} is of step {steps[0]} and {OPTIMIZER} of step {steps[1]}: they do not belong together"
-            raise TrainingError(what, place=str(folder))
+            super().write_weights(folder, weights)
+        else:
+            Adapter(self.lora, self.of_adapter(weights), str(self.model.folder or "")).save(folder, self.model)
+
+    def read_weights(self, found: Checkpoint) -> Weights:
+        if self.lora is None:
+            return super().read_weights(found)
+        adapter = Adapter.load(found.folder)
         if adapter.lora != self.lora:
-            raise TrainingError(f"holds {adapter.lora}, not {self.lora}", place=str(folder))
-        return self.weights | adapter.weights, moments, int(steps[0])
+            raise ConfigError(f"holds {adapter.lora}, not {self.lora}", place=str(found.folder))
+        return adapter.weights
+
+    def publish(self, folder: Path) -> None:
+        if self.adapter is None:
+            super().publish(folder)
+        else:
+            self.adapter.save(folder, self.model)
+
+    def published(self, folder: Path) -> Model:
+        if self.lora is None:
+            return super().published(folder)
+        return self.trained(Adapter.load(folder).weights)
 
     # -- logits, for losses outside the graph ------------------------------------------------------------------
 
@@ -236,13 +196,9 @@ class FineTune(Run):
         labels = given.pop("labels")
         return given, labels
 
-    def autocast(self) -> torch.autocast:
-        narrow = PRECISIONS[self.settings.precision]
-        return torch.autocast(self.settings.device.split(":")[0], narrow, enabled=narrow is not None)
-
     def frozen(self, model: Model) -> torch.nn.Module:
         """A module of another model that only gives logits."""
-        graph = pipelines.encode(model.graph())
+        graph = pipelines.encode(self.plain_graph(model))
         module = to_torch(graph, base_weights(model)).to(self.settings.device)
         return module.eval().requires_grad_(False)
 
@@ -251,14 +207,28 @@ class Dpo(FineTune):
     """The log probabilities of both answers under the model and under the reference, and `dpo_loss` over them."""
 
     def __init__(
-        self, model: Model, data: Any, settings: Settings, folder: Path | None, lora: Lora | None, beta: float
+        self,
+        model: Model,
+        data: Any,
+        settings: Settings,
+        folder: Path | None,
+        lora: Lora | None,
+        beta: float,
+        metrics: Metrics | None = None,
     ) -> None:
         self.beta = beta
-        super().__init__(model, data, settings, folder, lora)
+        super().__init__(model, data, settings, folder, lora, metrics=metrics)
         self.reference = self.frozen(model) if lora is None else None
 
     def head(self, graph: Graph) -> Graph:
         return graph
+
+    def parts(self, batch: Batch) -> Sequence[Batch]:
+        """Both halves are split alike, so that a chosen answer stays with the rejected one."""
+        middle, number = len(batch["labels"]) // 2, self.settings.accumulate
+        halves = ({k: v[:middle] for k, v in batch.items()}, {k: v[middle:] for k, v in batch.items()})
+        pairs = zip(*(split_rows(half, number) for half in halves), strict=True)
+        return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in pairs]
 
     def loss(self, batch: Batch) -> torch.Tensor:
         return dpo_loss(*self.both(batch), self.beta)
@@ -306,10 +276,11 @@ class Distill(FineTune):
         teacher: Model,
         temperature: float,
         hard: float,
+        metrics: Metrics | None = None,
     ) -> None:
         _check_pair(model, teacher)
         self.temperature, self.hard = temperature, hard
-        super().__init__(model, data, settings, folder, lora)
+        super().__init__(model, data, settings, folder, lora, metrics=metrics)
         self.teacher = self.frozen(teacher)
 
     def head(self, graph: Graph) -> Graph:

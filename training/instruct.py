@@ -6,15 +6,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
-from .corpus import Batch
 from .errors import CorpusError
 from .loss import IGNORED
+from .source import Batch
 from .tokenizer import encode_plain
 
 Messages = Sequence[Mapping[str, Any]]
@@ -131,6 +131,7 @@ class Instructions:
     tokenizer: Tokenizer
     rows: tuple[Row, ...]
     held_out_rows: tuple[Row, ...] = ()
+    task: ClassVar[str] = "causal-lm"
 
     @staticmethod
     def of(

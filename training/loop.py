@@ -1,12 +1,12 @@
-"""The training loop: AdamW on the PyTorch backend, for causal language models on a corpus."""
+"""The training loop: AdamW on the PyTorch backend, for any model and source of batches of the same task."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,123 +14,104 @@ import numpy as np
 import torch
 
 from ..backends.torch import load_state, state_of, to_inputs, to_torch
-from ..backends.torch.tensors import to_array
+from ..backends.torch.limits import peak_flops
 from ..frontends.dsl import Model
-from ..ir.errors import ConfigError, did_you_mean
+from ..frontends.huggingface import save_pretrained
+from ..ir.cost import at, flops_of
+from ..ir.errors import ConfigError
 from ..ir.graph import Graph
-from ..ir.tensors import ArrayTensor, Tensor
-from ..ir.weights import Weights
+from ..ir.interpret import bind_dims
+from ..ir.tensors import ArrayTensor
+from ..ir.types import Dim
+from ..ir.weights import SINGLE, Weights
+from ..passes.documents import drop_padding_mask
 from ..passes.pipelines import train as train_pipeline
-from .checkpoint import OPTIMIZER, load_run, save_run
-from .corpus import Batch, Source
+from ..passes.separate import separate_documents
+from . import checkpoint as checkpoints
+from .average import Average
+from .checkpoint import OPTIMIZER, Checkpoint, write_tensors
 from .errors import TrainingError
-from .loss import IGNORED, with_loss
+from .evaluate import Evaluation
+from .log import PLOT, Log, plot_losses
+from .loss import with_loss
 from .progress import Display, Step
 from .schedule import learning_rate as rate_of
 from .schedule import parameter_groups
+from .settings import PRECISIONS, Settings
+from .signals import Stop, stoppable
+from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
+from .state import check_course, load_optimizer, means_of, optimizer_state
 
-PRECISIONS = {"f32": None, "bf16": torch.bfloat16}
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_LEAST_SCALE = 2.0**-14
+"""Of the loss in f16: below, something other than its range is wrong."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run goes; `train` documents the fields."""
-
-    steps: int
-    batch: int
-    length: int
-    learning_rate: float
-    warmup: int
-    final: float
-    weight_decay: float
-    betas: tuple[float, float]
-    clip: float
-    seed: int
-    precision: str
-    device: str
-    compile: bool
-    evaluate_every: int
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "length", "evaluate_every", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"no precision is called {self.precision!r}{did_you_mean(self.precision, PRECISIONS)}")
+Metrics = Callable[[Model], Mapping[str, float]]
 
 
 def train(
     model: Model,
-    corpus: Source,
+    source: Source,
     *,
-    steps: int,
-    batch: int = 16,
-    length: int = 128,
-    learning_rate: float = 2e-3,
-    warmup: int | None = None,
-    final: float = 0.1,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    clip: float = 1.0,
-    seed: int = 0,
-    precision: str = "f32",
-    device: str | None = None,
-    compile: bool = False,
-    evaluate_every: int | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    tensorboard: bool = False,
+    observe: Callable[[Step], None] = lambda step: None,
+    metrics: Metrics | None = None,
+    **settings: Any,
+) -> Model:
+    """Train a model; gives it with its new weights and the tokenizer of the data.
+
+    source: a `Corpus`, the `Dataset` that `monograph data` made, or another `Source` for the model's task. settings:
+    the fields of `Settings`, of which only `steps` must be given. folder: gets checkpoints, log.jsonl, loss.png and,
+    at the end, the model in Hugging Face layout; None keeps all in memory. resume: go on with the run in `folder`.
+    observe: called with every Step. metrics: called at every measurement with the model as it is then; what it gives
+    is logged by name.
+
+    SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings that cannot be, and
+    TrainingError when loss or gradient stop being finite, the disk is full, or a signal came; the last good weights
+    are in `folder`, and in the error's `model`.
+    """
+    run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
+    return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe)
+
+
+def drive(
+    run: Run,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    tensorboard: bool = False,
     observe: Callable[[Step], None] = lambda step: None,
 ) -> Model:
-    """Train a causal language model; gives the model with its new weights and the corpus's tokenizer.
-
-    corpus: a `Corpus`, or the `Dataset` that `monograph data` made. steps: updates, each on `batch` windows of
-    `length` tokens. The rate rises over `warmup` steps (None: a twentieth) to `learning_rate` and falls along a
-    cosine to `final` times it. weight_decay is not put on norms and biases.
-    clip: largest gradient norm. seed decides initial weights (if the model has none), order of windows and dropout.
-    precision: "f32", or "bf16" for autocast with f32 weights. device: None takes CUDA if there is one.
-    evaluate_every: steps between measurements on the held-out part (None: a tenth); the weights of the last one are
-    kept in `folder` with the optimizer's state (None: in memory), in Hugging Face layout. resume: go on with the run
-    in `folder`. observe: called with every Step.
-
-    Raises ConfigError for settings that cannot be, and TrainingError when loss or gradient stop being finite: its
-    `model` holds the weights of the last measurement.
-    """
-    settings = Settings(
-        steps,
-        batch,
-        length,
-        learning_rate,
-        steps // 20 if warmup is None else warmup,
-        final,
-        weight_decay,
-        betas,
-        clip,
-        seed,
-        precision,
-        device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        compile,
-        max(steps // 10, 1) if evaluate_every is None else evaluate_every,
-    )
-    run = Run(model, corpus, settings, None if folder is None else Path(folder))
-    if resume:
-        run.resume()
-    with Display(steps, progress) as display:
+    """Do the steps of a run and show them; gives the trained model."""
+    with Display(run.settings.steps, progress) as display, contextlib.ExitStack() as stack:
+        if resume:
+            run.resume(display.note)
+        if progress:
+            run.measure_peak()
+        if run.folder is not None:
+            run.log = stack.enter_context(Log(run.folder, run.done, tensorboard=tensorboard))
+        run.stop = stack.enter_context(stoppable())
         for step in run:
             display.show(step)
             observe(step)
-    return run.best()
+        return run.finish(display.note)
 
 
 class Run:
     """One training run: module, optimizer and the state that is known to be good. Iterating does the steps."""
 
-    def __init__(self, model: Model, corpus: Source, settings: Settings, folder: Path | None) -> None:
-        _check_fit(model, corpus)
-        self.model, self.corpus, self.settings, self.folder = model, corpus, settings, folder
+    def __init__(
+        self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
+    ) -> None:
+        check_fit(model, source)
+        self.model, self.source, self.settings, self.folder = model, source, settings, folder
         graph = self.objective()
         self.inputs = list(graph.inputs)
+        self.types = {k: v.type for k, v in graph.inputs.items()}
+        self.cost = 3 * flops_of(graph)  # The backward pass multiplies twice for each product of the forward pass.
+        self.peak: float | None = None
         self.weights = self.first_weights(graph)
         self.module: Any = to_torch(train_pipeline(graph), self.weights).to(settings.device)
         for name, p in self.module.named_parameters():
@@ -138,12 +119,29 @@ class Run:
         self.forward = torch.compile(self.module) if settings.compile else self.module
         groups = parameter_groups(self.module, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
-        self.done = self.kept = 0
-        self.good = self.snapshot()
+        self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
+        self.average = Average(self.module, settings.ema) if settings.ema else None
+        self.evaluation = Evaluation(self, metrics)
+        self.done = self.updates = self.kept = 0
+        self.good = self.trained(self.weights)
+        self.log: Log | None = None
+        self.stop = Stop()
+
+    # -- what is learned -------------------------------------------------------------------------------------------
 
     def objective(self) -> Graph:
         """The graph whose output `loss` is made small."""
-        return with_loss(self.model.graph())
+        return with_loss(self.plain_graph(), label_smoothing=self.settings.label_smoothing)
+
+    def plain_graph(self, model: Model | None = None) -> Graph:
+        """A model's graph for this data: documents apart, and no mask where nothing can see what it hides."""
+        graph = (model or self.model).graph()
+        if self.source.task == "causal-lm":
+            # Rows are padded on the right only: no token that counts sees the padding.
+            drop_padding_mask(graph)
+        if getattr(self.source, "documents", False):
+            separate_documents(graph)
+        return graph
 
     def first_weights(self, graph: Graph) -> Weights:
         return self.model.weights or Weights.initialize(graph, self.settings.seed)
@@ -152,21 +150,40 @@ class Run:
         """Whether a parameter is trained; the others stay as they are."""
         return True
 
+    def count(self, batch: Batch) -> int:
+        """How many equal parts the loss of a batch is the mean of: its labels."""
+        return labels_of(batch)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
     def __iter__(self) -> Iterator[Step]:
         s, first, tokens, training = self.settings, self.done, 0, 0.0
-        batches = self.corpus.batches(s.batch, s.length, s.seed, first)
+        batches = self.source.batches(s.batch, s.length, s.seed, first)
         begin = time.perf_counter()
-        while self.done < s.steps:
+        while self.done < s.steps and not self.evaluation.exhausted:
             start, batch = time.perf_counter(), next(batches)
-            rate = rate_of(self.done, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final)
+            rate = self.rate(self.done)
             loss, norm = self.step(batch, rate)
             self.done += 1
-            tokens += int(batch["attention_mask"].sum())
-            training += time.perf_counter() - start
-            held_out = self.measure() if self.done % s.evaluate_every == 0 or self.done == s.steps else None
+            seconds = time.perf_counter() - start
+            tokens, training = tokens + tokens_of(batch), training + seconds
+            held_out, metrics = None, None
+            if self.done % s.evaluate_every == 0 or self.done == s.steps:
+                held_out, metrics = self.measure()
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
-            yield Step(self.done, s.steps, loss, held_out, rate, norm, tokens / training, passed, left)
+            speed, share = tokens / training, self.share(batch, seconds)
+            step = Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics)
+            self.keep(step)
+            yield step
+
+    def rate(self, step: int) -> float:
+        s = self.settings
+        assert s.warmup is not None
+        return rate_of(
+            step, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final, schedule=s.schedule,
+            decay=s.decay,
+        )  # fmt: skip
 
     def step(self, batch: Batch, rate: float) -> tuple[float, float]:
         """One update; (loss before it, gradient norm before clipping). Raises TrainingError, updating nothing."""
@@ -175,123 +192,199 @@ class Run:
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self.random(self.done):
-            loss = self.loss(batch)
-            loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
-        values = loss.item(), norm.item()
-        for name, value in zip(("loss", "gradient norm"), values, strict=True):
-            if not math.isfinite(value):
-                raise self.failure(f"{name} of step {self.done + 1}", value)
-        self.optimizer.step()
-        return values
+            loss = self.backward(batch)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip).item()
+        if not math.isfinite(loss):
+            raise self.failure(f"loss of step {self.done + 1}", loss)
+        if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > _LEAST_SCALE):
+            raise self.failure(f"gradient norm of step {self.done + 1}", norm)
+        self.scaler.step(self.optimizer)  # In f16 it leaves out a step whose gradient overflowed.
+        self.scaler.update()
+        self.updates += math.isfinite(norm)
+        if self.average is not None:
+            self.average.update()
+        return loss, norm
+
+    def backward(self, batch: Batch) -> float:
+        """Gradients of the mean loss over all labels of the batch, part by part; gives that loss."""
+        parts = self.parts(batch)
+        counts = [self.count(part) for part in parts]
+        mean, total = 0.0, max(sum(counts), 1)
+        for part, number in zip(parts, counts, strict=True):
+            loss = self.loss(part)
+            if number != total:
+                loss = loss * (number / total)
+            self.scaler.scale(loss).backward()
+            mean += loss.item()
+        return mean
+
+    def parts(self, batch: Batch) -> Sequence[Batch]:
+        """What is computed one after another."""
+        return split_rows(batch, self.settings.accumulate)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        s = self.settings
-        given = to_inputs({k: batch[k] for k in self.inputs}, s.device)
-        narrow = PRECISIONS[s.precision]
-        with torch.autocast(s.device.split(":")[0], narrow, enabled=narrow is not None):
+        given = to_inputs({k: batch[k] for k in self.inputs}, self.settings.device)
+        with self.autocast():
             return self.forward(**given)["loss"]
+
+    def autocast(self) -> torch.autocast:
+        narrow = PRECISIONS[self.settings.precision]
+        return torch.autocast(self.settings.kind, narrow, enabled=narrow is not None)
 
     @contextlib.contextmanager
     def random(self, step: int) -> Iterator[None]:
         """Randomness that depends on the seed and the step only, so that a resumed run goes on exactly."""
-        devices = [self.settings.device] if self.settings.device.startswith("cuda") else []
+        devices = [self.settings.device] if self.settings.kind == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(np.random.SeedSequence([self.settings.seed, step]).generate_state(1)[0]))
             yield
 
-    def measure(self) -> float | None:
-        """Held-out loss; remembers, and writes, the weights it belongs to. None without a held-out part."""
-        loss = None
-        if len(self.corpus.held_out) > 0:
-            loss = self.evaluate()
-            if not math.isfinite(loss):
+    def measure_peak(self) -> None:
+        """Measure what the device can do at most, so that steps tell their share of it."""
+        self.peak = peak_flops(self.settings.device or "cpu", PRECISIONS[self.settings.precision] or torch.float32)
+
+    def share(self, batch: Batch, seconds: float) -> float | None:
+        """Of the device's arithmetic, by the cost model of the graph; None where the peak was not measured."""
+        if self.peak is None:
+            return None
+        sizes = bind_dims(self.types, {k: batch[k].shape for k in self.types})
+        flops = self.cost.substitute(sizes) if isinstance(self.cost, Dim) else self.cost
+        return at(flops, sizes) / seconds / self.peak
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    def measure(self) -> tuple[float | None, dict[str, float]]:
+        """(held-out loss, metrics by name) of the weights that would be kept now. None without a held-out part."""
+        with self.averaged():
+            loss, metrics = self.evaluation.run()
+            if loss is not None and not math.isfinite(loss):
                 raise self.failure(f"held-out loss after step {self.done}", loss)
-        self.good, self.kept = self.snapshot(), self.done
-        if self.folder is not None:
+            if self.folder is None and self.evaluation.worth_keeping:
+                self.good, self.kept = self.snapshot(), self.done
+        return loss, metrics
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            yield
+
+    def keep(self, step: Step) -> None:
+        """Log a step and, when it is time, write a checkpoint. Raises TrainingError when a signal ended the run."""
+        if self.log is not None:
+            self.log.write(step)
+        s = self.settings
+        assert s.checkpoint_every is not None
+        over = self.done == s.steps or self.evaluation.exhausted
+        if self.folder is not None and (self.done % s.checkpoint_every == 0 or over or self.stop.asked):
             self.save(self.folder)
-        return loss
+        if self.stop.asked and not over:
+            raise self.stopped()
 
     def save(self, folder: Path) -> None:
-        """Write the last good state."""
-        save_run(self.good, self.optimizer_state(), self.done, folder)
+        """Write a checkpoint; where the run stops at the best measurement, also the weights of that one."""
+        with checkpoints.writing(folder, self.done, self.state(), self.settings.keep) as into:
+            self.write_weights(into, self.current())
+            write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
+        written = folder / checkpoints.CHECKPOINTS / f"step-{self.done:08d}"
+        best = bool(self.settings.patience)
+        if not best:
+            self.good, self.kept = self.kept_model(Checkpoint(written, {"step": self.done})), self.done
+        elif self.evaluation.measured_at == self.done and self.evaluation.worth_keeping:
+            with self.averaged():
+                self.good, self.kept = self.snapshot(), self.done
+            self.publish(folder)
 
-    def saved(self, folder: Path) -> tuple[Weights, Weights, int]:
-        """(weights, optimizer state, steps done) as `save` wrote them."""
-        return load_run(folder)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint notes beside tensors. Order of data and random numbers follow from seed and step."""
+        scaler = self.scaler.state_dict()
+        return {
+            "updates": self.updates,
+            "settings": self.settings.course(),
+            "evaluation": self.evaluation.state(),
+            **({"scaler": scaler} if scaler else {}),
+        }
 
-    def evaluate(self) -> float:
-        """Mean loss in nats per held-out token."""
-        s, total, count = self.settings, 0.0, 0
-        self.module.eval()
-        with torch.no_grad():
-            for batch in self.corpus.held_out_batches(s.batch, s.length):
-                number = self.count(batch)
-                total += self.loss(batch).item() * number
-                count += number
-        return total / count
+    def write_weights(self, folder: Path, weights: Weights) -> None:
+        """The weights as they are trained, as a folder that loads like any checkpoint."""
+        save_pretrained(self.trained(weights), folder, max_shard_bytes=1 << 62)
 
-    def count(self, batch: Batch) -> int:
-        """How many equal parts the loss of a batch is the mean of: its labels."""
-        return int((batch["labels"] != IGNORED).sum())
+    def read_weights(self, found: Checkpoint) -> Weights:
+        return found.weights()
+
+    def kept_model(self, found: Checkpoint) -> Model:
+        """The model of a checkpoint: its weights, or their running mean."""
+        if self.average is None:
+            return self.trained(self.read_weights(found))
+        return self.trained(self.read_weights(found) | means_of(found))
+
+    def current(self) -> Weights:
+        """The weights on the device, and those of the checkpoint that the module does not hold."""
+        state = state_of(self.module)
+        # A parameter that nothing reads is not in the module but belongs to the checkpoint.
+        return Weights({k: state.get(k, t) for k, t in self.weights.items()})
 
     def snapshot(self) -> Model:
         """The model with a copy of the weights as they are now."""
-        arrays = {k: ArrayTensor(t.numpy().copy()) for k, t in state_of(self.module).items()}
-        # A parameter that nothing reads is not in the module but belongs to the checkpoint.
-        return self.trained(Weights({k: arrays.get(k, t) for k, t in self.weights.items()}))
+        state = state_of(self.module)
+        copies = {k: ArrayTensor(t.numpy().copy()) if k in state else t for k, t in self.current().items()}
+        return self.trained(Weights(copies))
 
-    def best(self) -> Model:
-        """The trained model; from its folder if it has one."""
+    def publish(self, folder: Path) -> None:
+        """Write the last good model into the folder of the run."""
+        save_pretrained(self.good, folder, max_shard_bytes=1 << 62)
+
+    def finish(self, note: Callable[[str], None] = lambda text: None) -> Model:
+        """The trained model; from its folder if it has one, where it is written first, with the plot."""
         if self.folder is None:
             return self.good
-        return replace(self.trained(Weights.open(self.folder)), folder=self.folder)
+        self.publish(self.folder)
+        if self.log is not None:
+            try:
+                plot_losses(self.folder)
+            except ConfigError as e:
+                note(f"no {PLOT}: {e}")
+        return self.published(self.folder)
+
+    def published(self, folder: Path) -> Model:
+        return replace(self.good, weights=Weights.open(folder / SINGLE), folder=folder)
 
     def trained(self, weights: Weights) -> Model:
         """The model with other weights and the tokenizer they were trained with."""
-        tokenizer = self.corpus.tokenizer
+        tokenizer = self.source.tokenizer
         ends = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
         return replace(self.model, weights=weights, tokenizer=tokenizer, generation={**self.model.generation, **ends})
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """AdamW's moments under `<moment>.<parameter>`."""
-        state = self.optimizer.state
-        named = self.module.named_parameters()
-        return {f"{m}.{k}": ArrayTensor(to_array(state[p][m])) for k, p in named if p in state for m in _MOMENTS}
-
-    def resume(self) -> None:
-        """Take weights, moments and step number from the folder. Raises TrainingError or WeightsError."""
+    def resume(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Take up the newest whole checkpoint. Raises TrainingError if none is, ConfigError for other settings."""
         if self.folder is None:
             raise ConfigError("resume needs the folder of the run to go on with")
-        weights, moments, self.done = self.saved(self.folder)
-        if self.done > self.settings.steps:
-            raise TrainingError(
-                f"{self.done} steps are done but steps is {self.settings.steps}", place=str(self.folder)
-            )
-        load_state(self.module, weights)
-        for name, p in self.module.named_parameters():
-            if not p.requires_grad:
-                continue
-            arrays = {m: torch.from_numpy(np.array(moments.numpy(f"{m}.{name}"))).to(p.device) for m in _MOMENTS}
-            if any(a.shape != p.shape for a in arrays.values()):
-                raise TrainingError(f"moments of {name} do not have its shape {list(p.shape)}", place=OPTIMIZER)
-            self.optimizer.state[p] = {"step": torch.tensor(float(self.done), device=p.device), **arrays}
-        self.good, self.kept = self.snapshot(), self.done
+        found = checkpoints.latest(self.folder, note)
+        check_course(found, self.settings)
+        load_state(self.module, self.weights | self.read_weights(found))
+        load_optimizer(found, self.module, self.optimizer, self.average)
+        self.done, self.updates = found.step, int(found.state["updates"])
+        self.evaluation.restore(found.state["evaluation"])
+        if "scaler" in found.state:
+            self.scaler.load_state_dict(found.state["scaler"])
+        self.kept = self.done
+        self.good = self.published(self.folder) if self.settings.patience else self.kept_model(found)
+
+    # -- when it goes wrong ----------------------------------------------------------------------------------------
 
     def failure(self, name: str, value: float) -> TrainingError:
         rate = self.optimizer.param_groups[0]["lr"]
-        place = f"in {self.folder}" if self.folder is not None and self.kept else "in this error's `model`"
-        error = TrainingError(
-            f"{name} (of {self.settings.steps}) is {value}, at learning rate {rate:.3g}",
-            details=[f"the weights after step {self.kept} are kept {place}"],
-        )
+        return self.ended(f"{name} (of {self.settings.steps}) is {value}, at learning rate {rate:.3g}")
+
+    def stopped(self) -> TrainingError:
+        return self.ended(f"{self.stop.name} ended the run after step {self.done} of {self.settings.steps}")
+
+    def ended(self, what: str) -> TrainingError:
+        """An error that holds the last good model, which is written to the folder of the run."""
+        inside = self.folder is not None and self.kept > 0
+        place = f"in {self.folder}" if inside else "in this error's `model`"
+        if self.folder is not None and inside:
+            self.publish(self.folder)
+        error = TrainingError(what, details=[f"the weights after step {self.kept} are kept {place}"])
         error.model = self.good
         return error
-
-
-def _check_fit(model: Model, corpus: Source) -> None:
-    if model.task != "causal-lm":
-        raise ConfigError(f"{model.family.name} is a {model.task} model; a text trains only causal-lm models")
-    vocab = model.graph().outputs["logits"].shape[-1]
-    if isinstance(vocab, int) and vocab < corpus.vocab:
-        raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the corpus has {corpus.vocab}")

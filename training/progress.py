@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,9 +16,10 @@ _LINES = 20
 
 @dataclass(frozen=True)
 class Step:
-    """State after `step` of `steps` updates. Losses are nats per token; `loss` was taken before this update.
+    """State after `step` of `steps` updates. Losses are nats per label; `loss` was taken before this update.
 
-    held_out: mean loss on the held-out part after this update, where it was measured.
+    held_out: mean loss on the held-out part after this update, and metrics: what else was measured there by name,
+    where it was measured. share: of the device's measured arithmetic, of the time since the last step.
     """
 
     step: int
@@ -29,12 +31,25 @@ class Step:
     tokens_per_second: float
     seconds: float
     seconds_left: float
+    share: float | None = None
+    metrics: Mapping[str, float] | None = None
 
     def __str__(self) -> str:
         text = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
-        if self.held_out is not None:
-            text += f"  held-out {self.held_out:.3f}"
-        return f"{text}  {self.tokens_per_second:,.0f} tokens/s  {self.seconds:.0f} s, {self.seconds_left:.0f} s left"
+        for name, value in (
+            {} if self.held_out is None else {"held-out": self.held_out, **(self.metrics or {})}
+        ).items():
+            text += f"  {name} {value:.3f}"
+        text += f"  {self.tokens_per_second:,.0f} tokens/s"
+        if self.share is not None:
+            text += f" ({self.share:.0%} of peak)"
+        return f"{text}  {self.seconds:.0f} s, {self.seconds_left:.0f} s left"
+
+    def numbers(self) -> dict[str, float]:
+        """What changes from step to step, by name."""
+        names = ("loss", "held_out", "learning_rate", "gradient_norm", "tokens_per_second", "share")
+        found = {k: getattr(self, k) for k in names}
+        return {k: v for k, v in found.items() if v is not None} | dict(self.metrics or {})
 
 
 class Display:
@@ -57,10 +72,19 @@ class Display:
         if self.bar is not None:
             self.bar.stop()
 
+    def note(self, text: str) -> None:
+        """Say something beside the steps."""
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False)
+        elif self.shown:
+            print(text, file=sys.stderr, flush=True)
+
     def show(self, step: Step) -> None:
         if self.bar is not None:
             self.held_out = self.held_out if step.held_out is None else f"held-out {step.held_out:.3f}  "
             numbers = f"loss {step.loss:.3f}  {self.held_out}{step.tokens_per_second:,.0f} tokens/s"
+            if step.share is not None:
+                numbers += f"  {step.share:.0%} of peak"
             self.bar.update(self.task, completed=step.step, numbers=numbers)
         elif self.shown and (step.held_out is not None or step.step % max(self.steps // _LINES, 1) == 0):
             print(step, file=sys.stderr, flush=True)

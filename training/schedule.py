@@ -7,15 +7,36 @@ import math
 import torch
 
 
-def learning_rate(step: int, *, peak: float, steps: int, warmup: int, final: float = 0.1) -> float:
-    """Rate of step 0, 1, ...: linear from peak/warmup up to `peak`, then a half cosine down to `final * peak`.
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    steps: int,
+    warmup: int,
+    final: float = 0.1,
+    schedule: str = "cosine",
+    decay: float = 0.2,
+) -> float:
+    """Rate of step 0, 1, ...: linear from peak/warmup up to `peak`, first reached at step `warmup - 1`; then
 
-    (Loshchilov & Hutter 2017.) Step `warmup - 1` is the first at `peak`, step `steps - 1` the one at `final * peak`.
+    cosine: half a cosine down to `final * peak` at the last step (Loshchilov & Hutter 2017);
+    linear: a straight line down to the same;
+    wsd: `peak` until the last `decay` share of the steps, then a straight line (Hu et al. 2024);
+    inverse_sqrt: peak * sqrt(warmup / (step + 1)) (Vaswani et al. 2017, where peak is (dim * warmup) ** -0.5);
+    constant: `peak`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup + 1) / max(steps - warmup, 1)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    if schedule == "constant":
+        return peak
+    if schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(warmup, 1) / (step + 1))
+    begin = max(warmup, steps - round(decay * steps)) if schedule == "wsd" else warmup
+    if step < begin:
+        return peak
+    progress = min((step - begin + 1) / max(steps - begin, 1), 1.0)
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
+    return peak * (final + (1 - final) * left)
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:

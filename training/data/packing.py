@@ -10,15 +10,15 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from ...frontends.tokenizer import Tokenizer
-from ...ir.tensors import Array
+from ..source import Batch
 from .errors import DataError
 from .shards import Shards
 
-Batch = dict[str, Array]
 _IGNORED = -100
 _ROUNDS = 6
 
@@ -68,12 +68,18 @@ class Dataset:
     tokenizer: Tokenizer
     train: Shards
     held_out: Shards
+    documents: bool = True
+    task: ClassVar[str] = "causal-lm"
 
     @staticmethod
-    def open(folder: str | Path) -> Dataset:
-        """A run of data preparation, or its `shards` folder. Raises ShardError or DataError naming the file."""
+    def open(folder: str | Path, *, documents: bool = True) -> Dataset:
+        """A run of data preparation, or its `shards` folder. documents: a token sees its own document only.
+
+        Raises ShardError or DataError naming the file.
+        """
         train = Shards(folder, "train")
-        return Dataset(Tokenizer.open(train.folder / "tokenizer"), train, Shards(folder, "held_out"))
+        tokenizer = Tokenizer.open(train.folder / "tokenizer")
+        return Dataset(tokenizer, train, Shards(folder, "held_out"), documents)
 
     @property
     def vocab(self) -> int:
@@ -83,17 +89,12 @@ class Dataset:
         return rows(self.train if split == "train" else self.held_out, length)
 
     def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
-        """As `batches`, without document_ids, which a plain graph does not take."""
-        return map(_plain, batches(self.train, batch, length, seed, start))
+        return batches(self.train, batch, length, seed, start)
 
     def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
         if not len(self.held_out):
             raise DataError("no document is held out", hint="raise split.held_out")
-        return map(_plain, all_batches(self.held_out, batch, length))
-
-
-def _plain(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if name != "document_ids"}
+        return all_batches(self.held_out, batch, length)
 
 
 def _stack(found: list[Batch]) -> Batch:

@@ -1,0 +1,38 @@
+"""Masks that nothing needs: right padding is never seen by a token that counts."""
+
+from __future__ import annotations
+
+from ..ir.graph import Graph
+from ..ir.value import Value
+from .dce import dce
+
+MASK = "attention_mask"
+_MASK = 4
+_SHAPES = ("cast", "reshape", "expand")
+
+
+def drop_padding_mask(graph: Graph) -> int:
+    """Remove masks of causal self-attention that come from the input `attention_mask` alone; gives their number.
+
+    Exact for rows padded on the right whose labels on padding do not count: a causal query at a real token sees
+    earlier keys only, and those are real. The input goes too where nothing else reads it.
+    """
+    count = 0
+    for node in graph:
+        if node.op.name != "attention" or not node.attributes["causal"]:
+            continue
+        q, k, mask = node.arguments[0], node.arguments[1], node.operands[_MASK]
+        if mask is not None and q.shape[1] == k.shape[1] and _is_padding(mask):
+            graph.set_operand(node, _MASK, None)
+            count += 1
+    if count:
+        dce(graph)
+        if not graph.inputs[MASK].users:
+            del graph.inputs[MASK]
+    return count
+
+
+def _is_padding(mask: Value) -> bool:
+    while mask.producer is not None and mask.producer.op.name in _SHAPES:
+        mask = mask.producer.arguments[0]
+    return mask.producer is None and mask.name == MASK

@@ -1,0 +1,35 @@
+"""A running mean of the weights: what is measured and kept in place of the last ones. (Polyak & Juditsky 1992)"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+class Average:
+    """mean <- decay * mean + (1 - decay) * weight, after every update; only of what is trained."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: p for k, p in module.named_parameters() if p.requires_grad}
+        self.means = {k: p.detach().clone() for k, p in self.weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self.means.values()), list(self.weights.values()), 1 - self.decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module computes with the means inside the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for k, p in self.weights.items():
+            p.data, self.means[k] = self.means[k], p.data

@@ -1,0 +1,118 @@
+"""How a training run goes: every setting with its default and its range, checked before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..ir.errors import ConfigError, did_you_mean
+
+PRECISIONS: dict[str, torch.dtype | None] = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
+SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
+COURSE = (
+    "steps", "batch", "length", "accumulate", "learning_rate", "schedule", "warmup", "final", "decay", "weight_decay",
+    "betas", "clip", "label_smoothing", "ema", "seed", "precision",
+)  # fmt: skip
+"""Settings that decide the numbers of a run: a run goes on only with the ones it was begun with."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run; `train` takes each of them by name.
+
+    steps: updates, each on `batch` rows of at most `length` tokens, computed in `accumulate` parts one after another.
+    learning_rate: at its peak, reached after `warmup` steps (None: a twentieth); from there `schedule` leads to
+    `final` times it, for wsd over the last `decay` share of the steps. weight_decay: not on norms and biases. betas:
+    of AdamW. clip: largest gradient norm. label_smoothing: share of the target that is spread over all tokens.
+    ema: decay of a running mean of the weights, which is then what is measured and kept (0: none). seed: of initial
+    weights (if the model has none), order of the data and dropout.
+    precision: f32, or bf16 or f16 for autocast with f32 weights (f16 with a scaled loss). device: None takes CUDA if
+    there is one. compile: torch.compile. evaluate_every: steps between measurements on the held-out part (None: a
+    tenth of the run). checkpoint_every: steps between checkpoints (None: at each measurement), of which the last
+    `keep` stay. patience: measurements without a better held-out loss after which the run ends (0: never).
+    """
+
+    steps: int
+    batch: int = 16
+    length: int = 128
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"
+    warmup: int | None = None
+    final: float = 0.1
+    decay: float = 0.2
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    seed: int = 0
+    precision: str = "f32"
+    device: str | None = None
+    compile: bool = False
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep: int = field(default=2)
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in self.defaults().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in (
+            "steps", "batch", "length", "accumulate", "learning_rate", "clip", "evaluate_every", "checkpoint_every",
+            "keep",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("warmup", "weight_decay", "seed", "patience"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0 and less than 1")
+        for name in ("final", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.batch % self.accumulate:
+            raise ConfigError(f"a batch of {self.batch} rows cannot be computed in {self.accumulate} equal parts")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"no precision is called {self.precision!r}{did_you_mean(self.precision, PRECISIONS)}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"no schedule is called {self.schedule!r}{did_you_mean(self.schedule, SCHEDULES)}")
+
+    def defaults(self) -> dict[str, Any]:
+        """What stands for None, where it depends on other settings or on the machine."""
+        every = self.evaluate_every or max(self.steps // 10, 1)
+        return {
+            "warmup": self.steps // 20,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "evaluate_every": every,
+            "checkpoint_every": every,
+        }
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Settings:
+        """Settings by name. Raises ConfigError for a name there is not, or a value out of its range."""
+        known = {f.name for f in dataclasses.fields(Settings)}
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"no setting is called {name!r}{did_you_mean(name, known)}")
+        if "steps" not in given:
+            raise ConfigError("steps is missing: how many updates")
+        return Settings(**given)
+
+    @property
+    def kind(self) -> str:
+        """The kind of device: cpu or cuda."""
+        assert self.device is not None
+        return self.device.partition(":")[0]
+
+    def course(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on to the same numbers, as JSON values."""
+        values = {name: getattr(self, name) for name in COURSE}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -1,0 +1,43 @@
+"""SIGINT and SIGTERM end a run after the step it is at, so that it can write a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Stop:
+    """Whether a signal asked the run to end, and its name."""
+
+    name: str = ""
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.name)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Notes signals inside the block; a second one acts as it would have without. Only the main thread gets any."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.name = signal.Signals(number).name
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,76 @@
+"""What a run trains on: the interface of every source of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
+from typing import Protocol
+
+import numpy as np
+
+from ..frontends.dsl import Model
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import ConfigError
+from ..ir.tensors import Array
+from .loss import IGNORED
+
+Batch = dict[str, Array]
+"""Inputs of the graph by name and `labels`, i64, first axis the rows; IGNORED labels do not count.
+
+`document_ids` [B,S], if there, number the documents within a row, which do not see each other.
+"""
+
+
+class Source(Protocol):
+    """Batches for one task: text, shards, pairs, rows with labels, instructions."""
+
+    @property
+    def task(self) -> str:
+        """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def held_out(self) -> Sized: ...
+
+    def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Endless training batches from step `start` on, decided by the seed and the number of the step only."""
+        ...
+
+    def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
+        """Every held-out label once."""
+        ...
+
+
+def check_fit(model: Model, source: Source) -> None:
+    """Raises ConfigError if the batches of `source` cannot train `model`."""
+    if model.task != source.task:
+        raise ConfigError(f"{model.family.name} is a {model.task} model; this data trains {source.task} models")
+    if model.task == "sequence-classification":
+        return
+    vocab = model.graph().outputs["logits"].shape[-1]
+    if isinstance(vocab, int) and vocab < source.vocab:
+        raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
+
+
+def labels_of(batch: Batch) -> int:
+    """How many labels count."""
+    return int((batch["labels"] != IGNORED).sum())
+
+
+def tokens_of(batch: Batch) -> int:
+    """How many tokens are read: those of source and target, without padding."""
+    masks = [v for k, v in batch.items() if k in ("attention_mask", "decoder_attention_mask")]
+    return int(sum(m.sum() for m in masks)) if masks else int(batch["input_ids"].size)
+
+
+def split_rows(batch: Batch, parts: int) -> Sequence[Batch]:
+    """The rows of a batch in at most `parts` nearly equal parts, in order."""
+    if parts == 1:
+        return [batch]
+    places = np.array_split(np.arange(len(batch["labels"])), parts)
+    return [{k: v[p[0] : p[-1] + 1] for k, v in batch.items()} for p in places if len(p)]

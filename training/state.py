@@ -1,0 +1,68 @@
+"""What of a run lies in tensors beside its weights: moments of the optimizer and the running mean, out and in."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..backends.torch.tensors import to_array
+from ..ir.errors import ConfigError
+from ..ir.tensors import ArrayTensor, Tensor
+from ..ir.weights import Weights
+from .average import Average
+from .checkpoint import OPTIMIZER, Checkpoint
+from .errors import TrainingError
+from .settings import Settings
+
+_MOMENTS, _MEANS = ("exp_avg", "exp_avg_sq"), "ema"
+
+
+def optimizer_state(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> dict[str, Tensor]:
+    """AdamW's moments under `<moment>.<parameter>`, and the running mean under `ema.<parameter>`."""
+    state, named = optimizer.state, module.named_parameters()
+    found: dict[str, Tensor] = {
+        f"{m}.{k}": ArrayTensor(to_array(state[p][m])) for k, p in named if p in state for m in _MOMENTS
+    }
+    if average is not None:
+        found |= {f"{_MEANS}.{k}": ArrayTensor(to_array(t)) for k, t in average.means.items()}
+    return found
+
+
+def load_optimizer(
+    found: Checkpoint, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> None:
+    """Put back what `optimizer_state` gave. Raises TrainingError for a tensor of another shape."""
+    stored, updates = found.optimizer(), float(found.state["updates"])
+    for name, p in module.named_parameters():
+        if not p.requires_grad or f"{_MOMENTS[0]}.{name}" not in stored:
+            continue
+        arrays = {m: _like(stored, f"{m}.{name}", p) for m in _MOMENTS}
+        optimizer.state[p] = {"step": torch.tensor(updates, device=p.device), **arrays}
+        if average is not None:
+            average.means[name].copy_(_like(stored, f"{_MEANS}.{name}", p))
+
+
+def means_of(found: Checkpoint) -> Weights:
+    """The running mean in a checkpoint, by parameter."""
+    stored = found.optimizer()
+    return Weights({k.removeprefix(f"{_MEANS}."): t for k, t in stored.items() if k.startswith(f"{_MEANS}.")})
+
+
+def check_course(found: Checkpoint, settings: Settings) -> None:
+    """A run goes on to the same numbers only with the settings it was begun with. Raises ConfigError."""
+    before, now = found.state["settings"], settings.course()
+    changed = [
+        f"{k} is {now[k]!r}, but the run was begun with {before.get(k)!r}" for k in now if before.get(k) != now[k]
+    ]
+    if changed:
+        hint = "to train on with other settings, begin a new run from the checkpoint"
+        raise ConfigError(changed[0], place=str(found.folder), details=changed[1:], hint=hint)
+
+
+def _like(stored: Weights, name: str, like: torch.Tensor) -> torch.Tensor:
+    array = torch.from_numpy(np.array(stored.numpy(name)))
+    if array.shape != like.shape:
+        raise TrainingError(f"{name} is {list(array.shape)}, expected {list(like.shape)}", place=OPTIMIZER)
+    return array.to(like.device)
