@@ -18,7 +18,7 @@ from monograph.training.data.recipe import Recipe
         ({"inputs": {}}, r"no table is called \[inputs\], did you mean 'input'\?"),
         ({"input": 3}, "input is 3, expected a table"),
         ({"input": {"path": ["a"]}}, r"\[input\] has no field 'path', did you mean 'paths'\?"),
-        ({"input": {"paths": "a"}}, "input.paths is 'a', expected a list of texts"),
+        ({"input": {"paths": "a"}}, "input.paths is 'a', expected a list"),
         ({"input": {"format": "jsnl"}}, "input.format is 'jsnl', expected one of .* did you mean 'jsonl'"),
         ({"input": {"documents": "lines"}}, "did you mean 'line'"),
         ({"input": {"max_document_bytes": 0}}, "input.max_document_bytes is 0, expected 1 to"),

@@ -86,8 +86,7 @@ def drive(
 ) -> Model:
     """Do the steps of a run and show them; gives the trained model."""
     with Display(run.settings.steps, progress) as display, contextlib.ExitStack() as stack:
-        if resume:
-            run.resume(display.note)
+        run.begin(resume, display.note)
         if progress:
             run.measure_peak()
         if run.folder is not None:
@@ -355,10 +354,25 @@ class Run:
         ends = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
         return replace(self.model, weights=weights, tokenizer=tokenizer, generation={**self.model.generation, **ends})
 
+    def begin(self, resume: bool, note: Callable[[str], None] = lambda text: None) -> None:
+        """Begin anew or, with `resume`, where the run in the folder stopped, if it got as far as a checkpoint.
+
+        Raises ConfigError if the folder holds another run that a new one would replace.
+        """
+        if resume and self.folder is None:
+            raise ConfigError("resume needs the folder of the run to go on with")
+        found = [] if self.folder is None else sorted((self.folder / checkpoints.CHECKPOINTS).glob("step-*"))
+        if resume and found:
+            self.resume(note)
+        elif resume:
+            note(f"{self.folder} holds no checkpoint yet: beginning with step 1")
+        elif found:
+            what = f"holds a run that got to {found[-1].name}, which a new one would replace"
+            raise ConfigError(what, place=str(self.folder), hint="resume it, or take another folder")
+
     def resume(self, note: Callable[[str], None] = lambda text: None) -> None:
         """Take up the newest whole checkpoint. Raises TrainingError if none is, ConfigError for other settings."""
-        if self.folder is None:
-            raise ConfigError("resume needs the folder of the run to go on with")
+        assert self.folder is not None
         found = checkpoints.latest(self.folder, note)
         check_course(found, self.settings)
         load_state(self.module, self.weights | self.read_weights(found))

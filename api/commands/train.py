@@ -1,4 +1,4 @@
-"""`monograph train`: a causal language model on text files."""
+"""`monograph train`: a recipe, or a causal language model on text files."""
 
 from __future__ import annotations
 
@@ -8,51 +8,75 @@ from typing import Annotated, Any
 import typer
 
 from ..console import Json, command, out, print_json
-from ..frontends.dsl import Model
-from ..ir import MonographError
-from ..resolve import HELP, resolve
+from ..ir.errors import ConfigError
 
 
 @command
 def train(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    recipe: Annotated[str, typer.Argument(help="a recipe (.toml), or a model to train on --text as a recipe would")],
     folder: Annotated[Path, typer.Argument(help="where the trained checkpoint goes, in Hugging Face layout")],
     text: Annotated[list[Path] | None, typer.Option("--text", "-t", help="UTF-8 file; may be repeated")] = None,
-    steps: Annotated[int, typer.Option(help="updates")] = 1000,
-    batch: Annotated[int, typer.Option(help="windows per update")] = 16,
-    length: Annotated[int, typer.Option(help="tokens per window")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="at its peak")] = 2e-3,
-    precision: Annotated[str, typer.Option(help="f32, or bf16 for autocast")] = "f32",
+    steps: Annotated[int | None, typer.Option(help="updates (of a model: 1000)")] = None,
+    batch: Annotated[int | None, typer.Option(help="rows per update")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens per row")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="at its peak")] = None,
+    precision: Annotated[str | None, typer.Option(help="f32, or bf16 or f16 for autocast")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the module")] = False,
+    seed: Annotated[int | None, typer.Option(help="of initial weights, order of the data and dropout")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="any field, as train.ema=0.999; may be repeated")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the folder")] = False,
-    seed: Annotated[int, typer.Option(help="of initial weights, order of the text and dropout")] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard events")] = False,
     json_output: Json = False,
 ) -> None:
-    """Train a causal language model on text files (default: the help pages that every Python carries)."""
-    from ..training.corpus import Corpus, python_topics, read_text
-    from ..training.loop import train as run
+    """Train as a recipe says, or a causal language model on text files (default: the help pages of Python).
 
-    loaded = resolve(model)
-    texts = [read_text(p) for p in text] if text else [python_topics()]
-    corpus = Corpus.of(texts, loaded.tokenizer, vocab=vocabulary(loaded))
-    history: list[Any] = []
-    run(
-        loaded, corpus, steps=steps, batch=batch, length=length, learning_rate=learning_rate, precision=precision,
-        compile=compile, resume=resume, seed=seed, folder=folder, progress=not json_output, observe=history.append,
-    )  # fmt: skip
-    measured = [s for s in history if s.held_out is not None]
+    The folder gets the model, checkpoints, log.jsonl, loss.png and recipe.toml with every default filled in.
+    """
+    from ..training.recipe import Recipe
+    from ..training.tables import changes_of
+
+    given = {
+        "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "precision": precision,
+        "device": device, "seed": seed, "compile": compile or None,
+    }  # fmt: skip
+    changes = changes_of(change or [])
+    changes["train"] = {**{k: v for k, v in given.items() if v is not None}, **changes.get("train", {})}
+    if recipe.endswith(".toml"):
+        if text:
+            raise ConfigError("--text goes with a model; a recipe names its data")
+        found = Recipe.read(recipe, changes)
+    else:
+        found = _of_model(recipe, text, changes)
+    _report(found, folder, resume=resume, tensorboard=tensorboard, json_output=json_output)
+
+
+def _of_model(model: str, text: list[Path] | None, changes: dict[str, dict[str, Any]]) -> Any:
+    from ..training.recipe import PYTHON, Recipe
+
+    values: dict[str, Any] = {
+        "model": {"path": model},
+        "data": {"paths": [str(p) for p in text or [PYTHON]], "held_out": 0.1},
+        "train": {"steps": 1000},
+    }
+    for table, fields in changes.items():
+        values[table] = {**values.get(table, {}), **fields}
+    return Recipe.of(values)
+
+
+def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_output: bool) -> None:
+    from ..runs import follow
+
+    done = follow(recipe, folder, resume=resume, progress=not json_output, tensorboard=tensorboard)
+    measured = [s for s in done.steps if s.held_out is not None]
     if json_output:
-        tokens = {"train_tokens": len(corpus.train), "held_out_tokens": len(corpus.held_out)}
-        print_json({"folder": folder, **tokens, "measured": measured})
+        about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics}
+        print_json({**about, **done.sizes, "measured": measured})
         return
-    last = measured[-1] if measured else history[-1]
-    out().print(f"{len(corpus.train):,} training tokens; {last}", markup=False)
-    out().print(f"wrote {folder}", markup=False)
-
-
-def vocabulary(model: Model) -> int:
-    """Rows of the logits: how many entries a tokenizer for the model may have."""
-    size = model.graph().outputs["logits"].shape[-1] if model.task == "causal-lm" else None
-    if not isinstance(size, int):
-        raise MonographError(f"{model.family.name} is a {model.task} model; a text trains only causal-lm models")
-    return size
+    sizes = ", ".join(f"{n:,} {name}" for name, n in done.sizes.items())
+    out().print(f"data: {sizes}", markup=False)
+    for line in filter(None, [str(measured[-1]) if measured else "", *done.lines()]):
+        out().print(line, markup=False)
+    out().print(f"wrote {folder} in {done.seconds:,.0f} s", markup=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ...ir.errors import ConfigError, did_you_mean
+from ..tables import between, one_of, read_toml, some, tables
 from .filters import DEFAULT, FILTERS, expand
 from .tokenizers import KINDS, TASKS
 
@@ -41,11 +41,11 @@ class Input:
     damaged: str = "count"
 
     def check(self) -> None:
-        _some(self.paths, "input.paths", "at least one file, folder or glob")
-        _one_of(self.format, FORMATS, "input.format")
-        _one_of(self.documents, DOCUMENTS, "input.documents")
-        _one_of(self.damaged, DAMAGED, "input.damaged")
-        _between(self.max_document_bytes, 1, 1 << 30, "input.max_document_bytes")
+        some(self.paths, "input.paths", "at least one file, folder or glob")
+        one_of(self.format, FORMATS, "input.format")
+        one_of(self.documents, DOCUMENTS, "input.documents")
+        one_of(self.damaged, DAMAGED, "input.damaged")
+        between(self.max_document_bytes, 1, 1 << 30, "input.max_document_bytes")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Clean:
     limits: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
-        _one_of(self.unicode, UNICODE, "clean.unicode")
+        one_of(self.unicode, UNICODE, "clean.unicode")
         names = expand(self.filters)
         for name, limit in self.limits.items():
             if name not in FILTERS:
@@ -84,11 +84,11 @@ class Duplicates:
     seed: int = 1
 
     def check(self) -> None:
-        _one_of(self.near, NEAR, "duplicates.near")
-        _between(self.threshold, 0.3, 1.0, "duplicates.threshold")
-        _between(self.permutations, 16, 1024, "duplicates.permutations")
-        _between(self.shingle, 1, 50, "duplicates.shingle")
-        _between(self.seed, 0, (1 << 32) - 1, "duplicates.seed")
+        one_of(self.near, NEAR, "duplicates.near")
+        between(self.threshold, 0.3, 1.0, "duplicates.threshold")
+        between(self.permutations, 16, 1024, "duplicates.permutations")
+        between(self.shingle, 1, 50, "duplicates.shingle")
+        between(self.seed, 0, (1 << 32) - 1, "duplicates.seed")
         if not self.exact and self.near == "remove":
             raise ConfigError('duplicates.exact is false but near is "remove": an exact duplicate is a near one too')
 
@@ -101,8 +101,8 @@ class Split:
     seed: int = 0
 
     def check(self) -> None:
-        _between(self.held_out, 0.0, 0.9, "split.held_out")
-        _between(self.seed, 0, (1 << 63) - 1, "split.seed")
+        between(self.held_out, 0.0, 0.9, "split.held_out")
+        between(self.seed, 0, (1 << 63) - 1, "split.seed")
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class TokenizerRecipe:
     sample_bytes: int = 50_000_000
 
     def check(self) -> None:
-        _one_of(self.kind, KINDS, "tokenizer.kind")
-        _one_of(self.task, TASKS, "tokenizer.task")
-        _between(self.vocab, 16, 4_000_000, "tokenizer.vocab")
-        _between(self.sample_bytes, 1000, 1 << 40, "tokenizer.sample_bytes")
+        one_of(self.kind, KINDS, "tokenizer.kind")
+        one_of(self.task, TASKS, "tokenizer.task")
+        between(self.vocab, 16, 4_000_000, "tokenizer.vocab")
+        between(self.sample_bytes, 1000, 1 << 40, "tokenizer.sample_bytes")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class ShardRecipe:
     tokens: int = 1 << 26
 
     def check(self) -> None:
-        _between(self.tokens, 1, 1 << 40, "shards.tokens")
+        between(self.tokens, 1, 1 << 40, "shards.tokens")
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class Work:
     memory_bytes: int = 1 << 28
 
     def check(self) -> None:
-        _between(self.piece_bytes, 1, 1 << 34, "work.piece_bytes")
-        _between(self.memory_bytes, 1 << 10, 1 << 40, "work.memory_bytes")
+        between(self.piece_bytes, 1, 1 << 34, "work.piece_bytes")
+        between(self.memory_bytes, 1 << 10, 1 << 40, "work.memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Recipe:
     def of(values: Mapping[str, Any], place: str = "", folder: Path | None = None) -> Recipe:
         """A recipe from nested tables; paths in it are taken from `folder`. Raises ConfigError naming the field."""
         try:
-            recipe = Recipe(**_tables(values))
+            recipe = Recipe(**{k: _TABLES[k](**v) for k, v in tables(values, _TABLES).items()})
         except ConfigError as e:
             raise ConfigError(e.what, place=place, hint=e.hint) from None
         return recipe if folder is None else recipe.from_folder(folder)
@@ -174,14 +174,8 @@ class Recipe:
     @staticmethod
     def read(path: str | Path) -> Recipe:
         """A recipe from a TOML file. Raises ConfigError naming file and field, or file, line and column."""
-        path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as e:
-            raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            raise ConfigError(f"is not TOML: {e}", place=str(path)) from None
-        return Recipe.of(values, str(path), path.parent.resolve())
+        values = read_toml(path)
+        return Recipe.of(values, str(path), Path(path).parent.resolve())
 
     def from_folder(self, folder: Path) -> Recipe:
         paths = tuple(str(folder / p) for p in self.input.paths)
@@ -210,53 +204,3 @@ _TABLES: dict[str, type] = {
     "shards": ShardRecipe,
     "work": Work,
 }
-
-
-def _tables(values: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in values.items():
-        if name not in _TABLES:
-            raise ConfigError(f"no table is called [{name}]{did_you_mean(name, _TABLES)}")
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}, expected a table [{name}]")
-    return {name: _table(name, kind, values.get(name, {})) for name, kind in _TABLES.items()}
-
-
-def _table(name: str, kind: type, values: Mapping[str, Any]) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"[{name}] has no field {key!r}{did_you_mean(key, known)}")
-        found[key] = _typed(f"{name}.{key}", value, str(known[key].type))
-    return kind(**found)
-
-
-def _typed(name: str, value: Any, kind: str) -> Any:
-    if kind == "tuple[str, ...]":
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise ConfigError(f"{name} is {value!r}, expected a list of texts")
-        return tuple(value)
-    if kind.startswith("dict"):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}, expected a table")
-        return dict(value)
-    expected = {"str": str, "int": int, "float": (int, float), "bool": bool}[kind]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        words = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}[kind]
-        raise ConfigError(f"{name} is {value!r}, expected {words}")
-    return value
-
-
-def _one_of(value: str, known: tuple[str, ...], name: str) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(known)}{did_you_mean(value, known)}")
-
-
-def _between(value: float, low: float, high: float, name: str) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, expected {low} to {high}")
-
-
-def _some(value: tuple[str, ...], name: str, what: str) -> None:
-    if not value:
-        raise ConfigError(f"{name} is empty, expected {what}")
