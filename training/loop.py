@@ -6,33 +6,27 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..backends.torch import load_state, state_of, to_inputs, to_torch
+from ..backends.torch import to_inputs, to_torch
 from ..backends.torch.limits import peak_flops
 from ..frontends.dsl import Model
-from ..frontends.huggingface import save_pretrained
 from ..ir.cost import at, flops_of
-from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from ..ir.interpret import bind_dims
-from ..ir.tensors import ArrayTensor
 from ..ir.types import Dim
-from ..ir.weights import SINGLE, Weights
+from ..ir.weights import Weights
 from ..passes.documents import drop_padding_mask
 from ..passes.pipelines import train as train_pipeline
 from ..passes.separate import separate_documents
-from . import checkpoint as checkpoints
 from .average import Average
-from .checkpoint import OPTIMIZER, Checkpoint, write_tensors
-from .errors import TrainingError
 from .evaluate import Evaluation
-from .log import PLOT, Log, plot_losses
+from .keeping import Keeping
+from .log import Log
 from .loss import with_loss
 from .progress import Display, Step
 from .schedule import learning_rate as rate_of
@@ -40,7 +34,6 @@ from .schedule import parameter_groups
 from .settings import PRECISIONS, Settings
 from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
-from .state import check_course, load_optimizer, means_of, optimizer_state
 
 _LEAST_SCALE = 2.0**-14
 """Of the loss in f16: below, something other than its range is wrong."""
@@ -98,7 +91,7 @@ def drive(
         return run.finish(display.note)
 
 
-class Run:
+class Run(Keeping):
     """One training run: module, optimizer and the state that is known to be good. Iterating does the steps."""
 
     def __init__(
@@ -250,155 +243,3 @@ class Run:
         sizes = bind_dims(self.types, {k: batch[k].shape for k in self.types})
         flops = self.cost.substitute(sizes) if isinstance(self.cost, Dim) else self.cost
         return at(flops, sizes) / seconds / self.peak
-
-    # -- what is kept ----------------------------------------------------------------------------------------------
-
-    def measure(self) -> tuple[float | None, dict[str, float]]:
-        """(held-out loss, metrics by name) of the weights that would be kept now. None without a held-out part."""
-        with self.averaged():
-            loss, metrics = self.evaluation.run()
-            if loss is not None and not math.isfinite(loss):
-                raise self.failure(f"held-out loss after step {self.done}", loss)
-            if self.folder is None and self.evaluation.worth_keeping:
-                self.good, self.kept = self.snapshot(), self.done
-        return loss, metrics
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        with contextlib.nullcontext() if self.average is None else self.average.applied():
-            yield
-
-    def keep(self, step: Step) -> None:
-        """Log a step and, when it is time, write a checkpoint. Raises TrainingError when a signal ended the run."""
-        if self.log is not None:
-            self.log.write(step)
-        s = self.settings
-        assert s.checkpoint_every is not None
-        over = self.done == s.steps or self.evaluation.exhausted
-        if self.folder is not None and (self.done % s.checkpoint_every == 0 or over or self.stop.asked):
-            self.save(self.folder)
-        if self.stop.asked and not over:
-            raise self.stopped()
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; where the run stops at the best measurement, also the weights of that one."""
-        with checkpoints.writing(folder, self.done, self.state(), self.settings.keep) as into:
-            self.write_weights(into, self.current())
-            write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
-        written = folder / checkpoints.CHECKPOINTS / f"step-{self.done:08d}"
-        best = bool(self.settings.patience)
-        if not best:
-            self.good, self.kept = self.kept_model(Checkpoint(written, {"step": self.done})), self.done
-        elif self.evaluation.measured_at == self.done and self.evaluation.worth_keeping:
-            with self.averaged():
-                self.good, self.kept = self.snapshot(), self.done
-            self.publish(folder)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint notes beside tensors. Order of data and random numbers follow from seed and step."""
-        scaler = self.scaler.state_dict()
-        return {
-            "updates": self.updates,
-            "settings": self.settings.course(),
-            "evaluation": self.evaluation.state(),
-            **({"scaler": scaler} if scaler else {}),
-        }
-
-    def write_weights(self, folder: Path, weights: Weights) -> None:
-        """The weights as they are trained, as a folder that loads like any checkpoint."""
-        save_pretrained(self.trained(weights), folder, max_shard_bytes=1 << 62)
-
-    def read_weights(self, found: Checkpoint) -> Weights:
-        return found.weights()
-
-    def kept_model(self, found: Checkpoint) -> Model:
-        """The model of a checkpoint: its weights, or their running mean."""
-        if self.average is None:
-            return self.trained(self.read_weights(found))
-        return self.trained(self.read_weights(found) | means_of(found))
-
-    def current(self) -> Weights:
-        """The weights on the device, and those of the checkpoint that the module does not hold."""
-        state = state_of(self.module)
-        # A parameter that nothing reads is not in the module but belongs to the checkpoint.
-        return Weights({k: state.get(k, t) for k, t in self.weights.items()})
-
-    def snapshot(self) -> Model:
-        """The model with a copy of the weights as they are now."""
-        state = state_of(self.module)
-        copies = {k: ArrayTensor(t.numpy().copy()) if k in state else t for k, t in self.current().items()}
-        return self.trained(Weights(copies))
-
-    def publish(self, folder: Path) -> None:
-        """Write the last good model into the folder of the run."""
-        save_pretrained(self.good, folder, max_shard_bytes=1 << 62)
-
-    def finish(self, note: Callable[[str], None] = lambda text: None) -> Model:
-        """The trained model; from its folder if it has one, where it is written first, with the plot."""
-        if self.folder is None:
-            return self.good
-        self.publish(self.folder)
-        if self.log is not None:
-            try:
-                plot_losses(self.folder)
-            except ConfigError as e:
-                note(f"no {PLOT}: {e}")
-        return self.published(self.folder)
-
-    def published(self, folder: Path) -> Model:
-        return replace(self.good, weights=Weights.open(folder / SINGLE), folder=folder)
-
-    def trained(self, weights: Weights) -> Model:
-        """The model with other weights and the tokenizer they were trained with."""
-        tokenizer = self.source.tokenizer
-        ends = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
-        return replace(self.model, weights=weights, tokenizer=tokenizer, generation={**self.model.generation, **ends})
-
-    def begin(self, resume: bool, note: Callable[[str], None] = lambda text: None) -> None:
-        """Begin anew or, with `resume`, where the run in the folder stopped, if it got as far as a checkpoint.
-
-        Raises ConfigError if the folder holds another run that a new one would replace.
-        """
-        if resume and self.folder is None:
-            raise ConfigError("resume needs the folder of the run to go on with")
-        found = [] if self.folder is None else sorted((self.folder / checkpoints.CHECKPOINTS).glob("step-*"))
-        if resume and found:
-            self.resume(note)
-        elif resume:
-            note(f"{self.folder} holds no checkpoint yet: beginning with step 1")
-        elif found:
-            what = f"holds a run that got to {found[-1].name}, which a new one would replace"
-            raise ConfigError(what, place=str(self.folder), hint="resume it, or take another folder")
-
-    def resume(self, note: Callable[[str], None] = lambda text: None) -> None:
-        """Take up the newest whole checkpoint. Raises TrainingError if none is, ConfigError for other settings."""
-        assert self.folder is not None
-        found = checkpoints.latest(self.folder, note)
-        check_course(found, self.settings)
-        load_state(self.module, self.weights | self.read_weights(found))
-        load_optimizer(found, self.module, self.optimizer, self.average)
-        self.done, self.updates = found.step, int(found.state["updates"])
-        self.evaluation.restore(found.state["evaluation"])
-        if "scaler" in found.state:
-            self.scaler.load_state_dict(found.state["scaler"])
-        self.kept = self.done
-        self.good = self.published(self.folder) if self.settings.patience else self.kept_model(found)
-
-    # -- when it goes wrong ----------------------------------------------------------------------------------------
-
-    def failure(self, name: str, value: float) -> TrainingError:
-        rate = self.optimizer.param_groups[0]["lr"]
-        return self.ended(f"{name} (of {self.settings.steps}) is {value}, at learning rate {rate:.3g}")
-
-    def stopped(self) -> TrainingError:
-        return self.ended(f"{self.stop.name} ended the run after step {self.done} of {self.settings.steps}")
-
-    def ended(self, what: str) -> TrainingError:
-        """An error that holds the last good model, which is written to the folder of the run."""
-        inside = self.folder is not None and self.kept > 0
-        place = f"in {self.folder}" if inside else "in this error's `model`"
-        if self.folder is not None and inside:
-            self.publish(self.folder)
-        error = TrainingError(what, details=[f"the weights after step {self.kept} are kept {place}"])
-        error.model = self.good
-        return error
