@@ -1,0 +1,82 @@
+"""Ops of a graph that is one rank's share of a larger one: what a tensor-parallel group does together.
+
+`copy_to_ranks` and `sum_over_ranks` are f and g of Megatron-LM (Shoeybi et al. 2019). Only `passes/local.py` makes
+them; no other part of the compiler needs to know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from ..ir.errors import PassError, check
+from ..ir.graph import Value
+from ..ir.op import Op
+from ..ir.ops.checks import floating
+from ..ir.types import TensorType
+from ..ir.value import Attributes
+
+
+def _alone(x: Any) -> Any:
+    raise PassError("sum_over_ranks needs the other ranks: the graph is one rank's share")
+
+
+ADD: ContextVar[Callable[[Any], Any]] = ContextVar("monograph_add", default=_alone)
+"""How the NumPy reference adds an array over the ranks; whoever interprets all ranks side by side sets it."""
+
+
+class CopyToRanks(Op):
+    """x, read by every rank for its own part of a layer: the gradients of the ranks are added."""
+
+    def infer(self, x: Value) -> TensorType:
+        floating(x=x)
+        return x.type
+
+    def numpy(self, x: Any) -> Any:
+        return x
+
+    def torch(self, torch: Any, x: Any) -> Any:
+        return torch.ops.monograph.copy_to_ranks(x)
+
+
+class SumOverRanks(Op):
+    """The sum of x over the ranks; the gradient of every summand is that of the sum."""
+
+    def infer(self, x: Value) -> TensorType:
+        floating(x=x)
+        return x.type
+
+    def numpy(self, x: Any) -> Any:
+        return ADD.get()(x)
+
+    def torch(self, torch: Any, x: Any) -> Any:
+        return torch.ops.monograph.sum_over_ranks(x)
+
+
+class PartOfDropout(Op):
+    """Part `rank` of `size` along `axis` of what dropout gives for the whole tensor, with the same random numbers.
+
+    The mask is drawn whole on every rank: equal seeds give the numbers of one process, at the cost of its memory.
+    """
+
+    random = True
+
+    def infer(self, x: Value, *, p: float, axis: int, rank: int, size: int) -> TensorType:
+        floating(x=x)
+        check(axis < 0 <= rank < size, f"part {rank} of {size} along axis {axis}")
+        return x.type
+
+    def numpy(self, x: Any, *, p: float, axis: int, rank: int, size: int) -> Any:
+        return x
+
+    def torch(self, torch: Any, x: Any, *, p: float, axis: int, rank: int, size: int, training: Any) -> Any:
+        return torch.ops.monograph.part_of_dropout(x, p, axis, rank, size, training)
+
+
+COPY, SUM, DROPOUT = CopyToRanks(), SumOverRanks(), PartOfDropout()
+
+
+def add(op: Op, x: Value, attributes: Attributes | None = None) -> Value:
+    """Append one of these ops to the graph of x."""
+    return x.graph.add(op, (x,), attributes or {})[0]
