@@ -71,7 +71,9 @@ class PartOfDropout(Op):
         return x
 
     def torch(self, torch: Any, x: Any, *, p: float, axis: int, rank: int, size: int, training: Any) -> Any:
-        return torch.ops.monograph.part_of_dropout(x, p, axis, rank, size, training)
+        ones = torch.cat((torch.ones_like(x),) * size, dim=axis)
+        mask = torch.nn.functional.dropout(ones, p, training)
+        return x * torch.chunk(mask, size, dim=axis)[rank]
 
 
 COPY, SUM, DROPOUT = CopyToRanks(), SumOverRanks(), PartOfDropout()

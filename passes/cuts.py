@@ -51,6 +51,8 @@ def _first(node: Node, known: Cuts) -> tuple[Value, Cut]:
 def elementwise(node: Node, known: Cuts) -> dict[Value, Cut]:
     """Whoever has the cut axis in full is cut alike; who is broadcast along it stays whole."""
     v, cut = _first(node, known)
+    if node.op.random and len(cut.sections) > 1:
+        raise Stop(f"{node} draws numbers for sections that lie apart")
     size = v.shape[cut.axis]
     wide = [u for u in [*node.arguments, *node.outputs] if u.rank >= -cut.axis and u.shape[cut.axis] == size]
     return dict.fromkeys(wide, cut)

@@ -171,7 +171,7 @@ class Lowering:
         for new in reversed(self.fx.nodes):
             if new is before:
                 break
-            new.meta["location"] = str(node.location)
+            new.meta["location"], new.meta["scope"] = str(node.location), node.location.scope
 
     def constant(self, node: Node) -> Any:
         array = np.asarray(node.attributes["value"], node.attributes["dtype"].numpy)

@@ -15,16 +15,21 @@ from ...ir.interpret import bind_dims
 from ...ir.tensors import Array, Tensor, convert
 from ...ir.types import TensorType
 from ...ir.weights import Weights
+from . import collectives as collectives
+from .blocks import into_blocks
 from .lower import CONSTANTS, Lowering
 from .tensors import ModuleTensor, dtype_of, to_tensor
 
 
-def to_torch(graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> fx.GraphModule:
+def to_torch(
+    graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0, blocks: bool = False
+) -> fx.GraphModule:
     """A PyTorch module that computes the graph and trains.
 
     Called with the graph's inputs by name, it gives a dict of outputs by name. `named_parameters()` are the
     checkpoint paths. weights: by checkpoint path, converted to the graph's float width; None: drawn by each
-    parameter's `Init` from `seed`. Raises WeightsError listing every missing or misshapen tensor, and
+    parameter's `Init` from `seed`. blocks: every layer is a submodule of its own, with a `forward`, at its path.
+    Raises WeightsError listing every missing or misshapen tensor, and
     LoweringError for a node PyTorch cannot express.
     """
     given = Weights.initialize(graph, seed) if weights is None else weights
@@ -38,6 +43,8 @@ def to_torch(graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed:
     if lowering.constants:
         root.add_module(CONSTANTS, Constants(lowering.constants))
     module = fx.GraphModule(root, code, class_name="Monograph")
+    if blocks:
+        into_blocks(module)
     module.register_forward_pre_hook(InputCheck(graph), with_kwargs=True)
     return module
 
