@@ -20,6 +20,7 @@ from .training.loop import train
 from .training.progress import Step
 from .training.recipe import PYTHON, Recipe, targets_of
 from .training.source import Source
+from .training.world import rank_here
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def follow(
     history: list[Step] = []
 
     def note(step: Step) -> None:
-        if not history:
+        if not history and rank_here() == 0:
             recipe.save(folder)
         history.append(step)
         observe(step)

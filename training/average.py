@@ -7,18 +7,21 @@ from collections.abc import Iterator
 
 import torch
 
+from .spread import local
+
 
 class Average:
     """mean <- decay * mean + (1 - decay) * weight, after every update; only of what is trained."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {k: p for k, p in module.named_parameters() if p.requires_grad}
-        self.means = {k: p.detach().clone() for k, p in self.weights.items()}
+        self.weights = {k: p.detach() for k, p in module.named_parameters() if p.requires_grad}
+        self.means = {k: p.clone() for k, p in self.weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(list(self.means.values()), list(self.weights.values()), 1 - self.decay)
+        means, weights = ([local(t) for t in d.values()] for d in (self.means, self.weights))
+        torch._foreach_lerp_(means, weights, 1 - self.decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -32,4 +35,7 @@ class Average:
     @torch.no_grad()
     def _swap(self) -> None:
         for k, p in self.weights.items():
-            p.data, self.means[k] = self.means[k], p.data
+            weight, mean = local(p), local(self.means[k])
+            kept = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(kept)

@@ -21,10 +21,15 @@ from ..ir.errors import MonographError
 from ..ir.safetensors import write_file
 from ..ir.tensors import Tensor
 from ..ir.weights import SINGLE, Weights
+from . import sharded
 from .errors import TrainingError
+from .world import World
 
 CHECKPOINTS, STATE, OPTIMIZER = "checkpoints", "state.json", "optimizer.safetensors"
 FORMAT = "monograph-run-1"
+MOMENTS, MEANS = ("exp_avg", "exp_avg_sq"), "ema"
+STATES = tuple(f"{name}." for name in (*MOMENTS, MEANS))
+"""What names of tensors begin with that are no weights."""
 
 
 @dataclass(frozen=True)
@@ -38,37 +43,56 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.state["step"])
 
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes wrote it."""
+        return (self.folder / sharded.SHARDED).is_dir()
+
     def weights(self) -> Weights:
+        if self.sharded:
+            return sharded.open_sharded(self.folder, lambda name: not name.startswith(STATES))
         return Weights.open(self.folder / SINGLE)
 
     def optimizer(self) -> Weights:
+        if self.sharded:
+            return sharded.open_sharded(self.folder, lambda name: name.startswith(STATES))
         return Weights.open(self.folder / OPTIMIZER)
 
 
 @contextlib.contextmanager
-def writing(run: Path, step: int, state: Mapping[str, Any], keep: int) -> Generator[Path, None, None]:
+def writing(
+    run: Path, step: int, state: Mapping[str, Any], keep: int, world: World | None = None
+) -> Generator[Path, None, None]:
     """A folder to write the files of a checkpoint into; it becomes checkpoints/step-N when the block ends.
 
-    Only the newest `keep` stay. Raises TrainingError when the disk is full or cannot be written; then nothing of the
-    new checkpoint is left and the older ones are untouched.
+    With several processes each writes into the same folder, and the first one seals it when all have. Only the newest
+    `keep` stay. Raises TrainingError when the disk is full or cannot be written, on all processes alike; then nothing
+    of the new checkpoint is left and the older ones are untouched.
     """
+    world = world or World()
     into = run / CHECKPOINTS
-    final = into / f"step-{step:08d}"
-    hidden = into / f".{final.name}.{uuid.uuid4().hex}.tmp"
+    hidden = into / world.told(lambda: f".step-{step:08d}.{uuid.uuid4().hex}.tmp")
     try:
-        hidden.mkdir(parents=True)
-        yield hidden
-        seal(hidden, {**state, "format": FORMAT, "step": step})
-        if final.exists():  # Damaged, or the run was told to do the step again.
-            final.rename(into / f".{uuid.uuid4().hex}.tmp")
-        hidden.rename(final)
-        _sync(into)
+        world.told(lambda: hidden.mkdir(parents=True))
+        with world.together():
+            yield hidden
+        world.told(lambda: _put(hidden, into / f"step-{step:08d}", {**state, "format": FORMAT, "step": step}))
     except BaseException as e:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if world.first:
+            shutil.rmtree(hidden, ignore_errors=True)
         if isinstance(e, OSError):
             raise TrainingError(f"the checkpoint of step {step} cannot be written: {e.strerror}", place=str(run)) from e
         raise
-    prune(into, keep, step)
+    world.told(lambda: prune(into, keep, step))
+
+
+def _put(hidden: Path, final: Path, state: Mapping[str, Any]) -> None:
+    """Seal a folder and give it its name."""
+    seal(hidden, state)
+    if final.exists():  # Damaged, or the run was told to do the step again.
+        final.rename(final.parent / f".{uuid.uuid4().hex}.tmp")
+    hidden.rename(final)
+    _sync(final.parent)
 
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backends.torch import to_inputs, to_torch
-from ..passes.pipelines import train as train_pipeline
+from ..backends.torch import to_inputs
 from .log import perplexity
 from .loss import IGNORED, with_loss
 from .source import Batch
+from .spread import Spread, local
 
 if TYPE_CHECKING:
     from .loop import Metrics, Run
@@ -39,7 +39,8 @@ class Evaluation:
             self.waited = 0 if loss < self.best else self.waited + 1
             self.best = min(self.best, loss)
         if self.metrics is not None:
-            metrics |= self.metrics(run.snapshot())
+            measure, model = self.metrics, run.snapshot()
+            metrics |= run.world.told(lambda: dict(measure(model)))
         return loss, metrics
 
     @property
@@ -62,17 +63,20 @@ class Evaluation:
 
     def measure(self) -> tuple[float, dict[str, float]]:
         run, s = self.of, self.of.settings
-        total, count, right, answers = 0.0, 0, 0, 0
+        total, count, right, answers = 0.0, 0.0, 0.0, 0.0
         telling = run.model.task in TELLING
         run.module.eval()
+        if telling and not run.world.alone:
+            self.copy_weights()
         with torch.no_grad():
             for batch in run.source.held_out_batches(s.batch, s.length):
-                number = run.count(batch)
-                total += run.loss(batch).item() * number
-                count += number
-                if telling:
-                    hits, of = self.hits(batch)
-                    right, answers = right + hits, answers + of
+                for part, number in run.shares(batch, 1):
+                    total += run.loss(part).item() * number
+                    count += number
+                    if telling:
+                        hits, of = self.hits(part)
+                        right, answers = right + hits * bool(number), answers + of * bool(number)
+        total, count, right, answers = run.world.sum(total, count, right, answers)
         loss = total / max(count, 1)
         return loss, {"accuracy": right / max(answers, 1)} if telling else {"perplexity": perplexity(loss)}
 
@@ -82,14 +86,24 @@ class Evaluation:
         module = self.answers()
         given = to_inputs({k: batch[k] for k in run.inputs}, run.settings.device)
         with run.autocast():
-            found = torch.func.functional_call(module, dict(run.module.named_parameters()), (), given)["logits"]
+            if run.world.alone:
+                found = torch.func.functional_call(module, dict(run.module.named_parameters()), (), given)["logits"]
+            else:
+                found = module(**given)["logits"]
         counts = given["labels"] != IGNORED
         return int(((found.argmax(-1) == given["labels"]) & counts).sum()), int(counts.sum())
 
     def answers(self) -> torch.nn.Module:
-        """A second module that also gives the logits; its own weights are not used."""
+        """A second module that also gives the logits; a single process does not use its weights."""
         if self._answers is None:
             run = self.of
-            graph = train_pipeline(with_loss(run.plain_graph(), keep_logits=True))
-            self._answers = to_torch(graph, run.current()).to(run.settings.device).eval()
+            graph = with_loss(run.plain_graph(), keep_logits=True)
+            spread = Spread(run.world, graph)
+            self._answers = spread.shard(spread.build(graph, run.weights)).eval()
         return self._answers
+
+    def copy_weights(self) -> None:
+        """Give the second module the weights of the run: on each process the part that lies there."""
+        now = self.of.module.state_dict()
+        for k, t in self.answers().state_dict().items():
+            local(t).copy_(local(now[k]))

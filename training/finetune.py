@@ -129,6 +129,8 @@ class FineTune(Run):
         self.axes: dict[str, int] = {}
         self.adapted: frozenset[str] = frozenset()
         super().__init__(model, data, settings, folder, metrics)
+        if lora is not None and not self.world.alone:
+            raise ConfigError(f"an adapter is trained by one process, not by {self.world.size}")
 
     def objective(self) -> Graph:
         graph = self.plain_graph()
@@ -223,9 +225,9 @@ class Dpo(FineTune):
     def head(self, graph: Graph) -> Graph:
         return graph
 
-    def parts(self, batch: Batch) -> Sequence[Batch]:
+    def split(self, batch: Batch, number: int) -> Sequence[Batch]:
         """Both halves are split alike, so that a chosen answer stays with the rejected one."""
-        middle, number = len(batch["labels"]) // 2, self.settings.accumulate
+        middle = len(batch["labels"]) // 2
         halves = ({k: v[:middle] for k, v in batch.items()}, {k: v[middle:] for k, v in batch.items()})
         pairs = zip(*(split_rows(half, number) for half in halves), strict=True)
         return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in pairs]

@@ -18,6 +18,7 @@ from ..ir.errors import ConfigError
 from ..ir.tensors import ArrayTensor
 from ..ir.weights import SINGLE, Weights
 from . import checkpoint as checkpoints
+from . import sharded
 from .average import Average
 from .checkpoint import OPTIMIZER, Checkpoint, write_tensors
 from .errors import TrainingError
@@ -27,7 +28,9 @@ from .progress import Step
 from .settings import Settings
 from .signals import Stop
 from .source import Source
-from .state import check_course, load_optimizer, means_of, optimizer_state
+from .spread import Spread
+from .state import blocks_of, check_course, load_blocks, load_optimizer, means_of, optimizer_state
+from .world import World
 
 
 class Keeping:
@@ -36,6 +39,8 @@ class Keeping:
     model: Model
     source: Source
     settings: Settings
+    world: World
+    spread: Spread
     folder: Path | None
     weights: Weights
     module: Any
@@ -74,16 +79,16 @@ class Keeping:
         s = self.settings
         assert s.checkpoint_every is not None
         over = self.done == s.steps or self.evaluation.exhausted
-        if self.folder is not None and (self.done % s.checkpoint_every == 0 or over or self.stop.asked):
+        asked = self.world.any(self.stop.asked)
+        if self.folder is not None and (self.done % s.checkpoint_every == 0 or over or asked):
             self.save(self.folder)
-        if self.stop.asked and not over:
+        if asked and not over:
             raise self.stopped()
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; where the run stops at the best measurement, also the weights of that one."""
-        with checkpoints.writing(folder, self.done, self.state(), self.settings.keep) as into:
-            self.write_weights(into, self.current())
-            write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
+        with checkpoints.writing(folder, self.done, self.state(), self.settings.keep, self.world) as into:
+            self.write(into)
         written = folder / checkpoints.CHECKPOINTS / f"step-{self.done:08d}"
         best = bool(self.settings.patience)
         if not best:
@@ -91,7 +96,15 @@ class Keeping:
         elif self.evaluation.measured_at == self.done and self.evaluation.worth_keeping:
             with self.averaged():
                 self.good, self.kept = self.snapshot(), self.done
-            self.publish(folder)
+            self.world.told(lambda: self.publish(folder))
+
+    def write(self, into: Path) -> None:
+        """The tensors of a checkpoint: one process writes files that load like a model, several write their parts."""
+        if self.world.alone:
+            self.write_weights(into, self.current())
+            write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
+        else:
+            sharded.write(into, blocks_of(self.spread, self.module, self.optimizer, self.average))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint notes beside tensors. Order of data and random numbers follow from seed and step."""
@@ -112,21 +125,26 @@ class Keeping:
 
     def kept_model(self, found: Checkpoint) -> Model:
         """The model of a checkpoint: its weights, or their running mean."""
-        if self.average is None:
-            return self.trained(self.read_weights(found))
-        return self.trained(self.read_weights(found) | means_of(found))
+        weights = self.weights | self.read_weights(found) if found.sharded else self.read_weights(found)
+        return self.trained(weights if self.average is None else weights | means_of(found))
 
     def current(self) -> Weights:
         """The weights on the device, and those of the checkpoint that the module does not hold."""
-        state = state_of(self.module)
+        state = self.state_now()
         # A parameter that nothing reads is not in the module but belongs to the checkpoint.
         return Weights({k: state.get(k, t) for k, t in self.weights.items()})
 
     def snapshot(self) -> Model:
         """The model with a copy of the weights as they are now."""
-        state = state_of(self.module)
-        copies = {k: ArrayTensor(t.numpy().copy()) if k in state else t for k, t in self.current().items()}
+        now, held = self.current(), self.module.state_dict()
+        copies = {k: ArrayTensor(t.numpy().copy()) if k in held else t for k, t in now.items()}
         return self.trained(Weights(copies))
+
+    def state_now(self) -> Weights:
+        """What the module holds; of several processes, every one must ask, and each gets all of it."""
+        if self.world.alone:
+            return state_of(self.module)
+        return Weights({k: ArrayTensor(self.spread.whole(k, t)) for k, t in self.module.state_dict().items()})
 
     def publish(self, folder: Path) -> None:
         """Write the last good model into the folder of the run."""
@@ -136,7 +154,8 @@ class Keeping:
         """The trained model; from its folder if it has one, where it is written first, with the plot."""
         if self.folder is None:
             return self.good
-        self.publish(self.folder)
+        folder = self.folder
+        self.world.told(lambda: self.publish(folder))
         if self.log is not None:
             try:
                 plot_losses(self.folder)
@@ -160,7 +179,8 @@ class Keeping:
         """
         if resume and self.folder is None:
             raise ConfigError("resume needs the folder of the run to go on with")
-        found = [] if self.folder is None else sorted((self.folder / checkpoints.CHECKPOINTS).glob("step-*"))
+        into = None if self.folder is None else self.folder / checkpoints.CHECKPOINTS
+        found = [] if into is None else self.world.told(lambda: sorted(into.glob("step-*")))
         if resume and found:
             self.resume(note)
         elif resume:
@@ -172,10 +192,14 @@ class Keeping:
     def resume(self, note: Callable[[str], None] = lambda text: None) -> None:
         """Take up the newest whole checkpoint. Raises TrainingError if none is, ConfigError for other settings."""
         assert self.folder is not None
-        found = checkpoints.latest(self.folder, note)
+        folder = self.folder
+        found = self.world.told(lambda: checkpoints.latest(folder, note))
         check_course(found, self.settings)
-        load_state(self.module, self.weights | self.read_weights(found))
-        load_optimizer(found, self.module, self.optimizer, self.average)
+        if self.world.alone:
+            load_state(self.module, self.weights | self.read_weights(found))
+            load_optimizer(found, self.module, self.optimizer, self.average)
+        else:
+            load_blocks(found, self.spread, self.module, self.optimizer, self.average)
         self.done, self.updates = found.step, int(found.state["updates"])
         self.evaluation.restore(found.state["evaluation"])
         if "scaler" in found.state:
@@ -190,14 +214,24 @@ class Keeping:
         return self.ended(f"{name} (of {self.settings.steps}) is {value}, at learning rate {rate:.3g}")
 
     def stopped(self) -> TrainingError:
-        return self.ended(f"{self.stop.name} ended the run after step {self.done} of {self.settings.steps}")
+        name = self.stop.name or "a signal to another process"
+        return self.ended(f"{name} ended the run after step {self.done} of {self.settings.steps}")
 
-    def ended(self, what: str) -> TrainingError:
+    def lost(self, e: Exception) -> TrainingError:
+        """Another process does not answer any more: nothing can be agreed upon, and the first one saves what it has."""
+        first = str(e).strip().splitlines()[:1] or [type(e).__name__]
+        return self.ended(f"another process was lost after step {self.done}: {first[0]}", agreed=False)
+
+    def ended(self, what: str, *, agreed: bool = True) -> TrainingError:
         """An error that holds the last good model, which is written to the folder of the run."""
         inside = self.folder is not None and self.kept > 0
         place = f"in {self.folder}" if inside else "in this error's `model`"
         if self.folder is not None and inside:
-            self.publish(self.folder)
+            folder = self.folder
+            if agreed:
+                self.world.told(lambda: self.publish(folder))
+            elif self.world.first:
+                self.publish(folder)
         error = TrainingError(what, details=[f"the weights after step {self.kept} are kept {place}"])
         error.model = self.good
         return error

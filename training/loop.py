@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends.torch import to_inputs, to_torch
+from ..backends.torch import to_inputs
 from ..backends.torch.limits import peak_flops
 from ..frontends.dsl import Model
 from ..ir.cost import at, flops_of
@@ -21,7 +21,6 @@ from ..ir.interpret import bind_dims
 from ..ir.types import Dim
 from ..ir.weights import Weights
 from ..passes.documents import drop_padding_mask
-from ..passes.pipelines import train as train_pipeline
 from ..passes.separate import separate_documents
 from .average import Average
 from .evaluate import Evaluation
@@ -34,6 +33,8 @@ from .schedule import parameter_groups
 from .settings import PRECISIONS, Settings
 from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
+from .spread import Spread, unread
+from .world import World
 
 _LEAST_SCALE = 2.0**-14
 """Of the loss in f16: below, something other than its range is wrong."""
@@ -58,12 +59,13 @@ def train(
     source: a `Corpus`, the `Dataset` that `monograph data` made, or another `Source` for the model's task. settings:
     the fields of `Settings`, of which only `steps` must be given. folder: gets checkpoints, log.jsonl, loss.png and,
     at the end, the model in Hugging Face layout; None keeps all in memory. resume: go on with the run in `folder`.
-    observe: called with every Step. metrics: called at every measurement with the model as it is then; what it gives
-    is logged by name.
+    observe: called with every Step, on every process. metrics: called at every measurement with the model as it is
+    then; what it gives is logged by name.
 
-    SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings that cannot be, and
-    TrainingError when loss or gradient stop being finite, the disk is full, or a signal came; the last good weights
-    are in `folder`, and in the error's `model`.
+    Several processes (of `torchrun`, or of a process group that is there) all call it alike and get the same model;
+    the first one logs and writes. SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings
+    that cannot be, and TrainingError when loss or gradient stop being finite, the disk is full, a signal came or
+    another process was lost; the last good weights are in `folder`, and in the error's `model`.
     """
     run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe)
@@ -78,17 +80,31 @@ def drive(
     observe: Callable[[Step], None] = lambda step: None,
 ) -> Model:
     """Do the steps of a run and show them; gives the trained model."""
-    with Display(run.settings.steps, progress) as display, contextlib.ExitStack() as stack:
+    shown = progress and run.world.first
+    with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
+        stack.callback(run.world.close)
+        stack.enter_context(_heard(run))
         run.begin(resume, display.note)
-        if progress:
+        if shown:
             run.measure_peak()
-        if run.folder is not None:
+        if run.folder is not None and run.world.first:
             run.log = stack.enter_context(Log(run.folder, run.done, tensorboard=tensorboard))
         run.stop = stack.enter_context(stoppable())
         for step in run:
             display.show(step)
             observe(step)
         return run.finish(display.note)
+
+
+@contextlib.contextmanager
+def _heard(run: Run) -> Iterator[None]:
+    """What PyTorch says when another process ends or does not answer becomes a TrainingError with the last model."""
+    try:
+        yield
+    except RuntimeError as e:
+        if run.world.alone or isinstance(e, torch.OutOfMemoryError):
+            raise
+        raise run.lost(e) from e
 
 
 class Run(Keeping):
@@ -102,13 +118,18 @@ class Run(Keeping):
         graph = self.objective()
         self.inputs = list(graph.inputs)
         self.types = {k: v.type for k, v in graph.inputs.items()}
+        self.world = World.of(settings)
+        self.spread = Spread(self.world, graph)
         self.cost = 3 * flops_of(graph)  # The backward pass multiplies twice for each product of the forward pass.
         self.peak: float | None = None
         self.weights = self.first_weights(graph)
-        self.module: Any = to_torch(train_pipeline(graph), self.weights).to(settings.device)
-        for name, p in self.module.named_parameters():
-            p.requires_grad_(self.trains(name))
-        self.forward = torch.compile(self.module) if settings.compile else self.module
+        module = self.spread.build(graph, self.weights)
+        idle = unread(module)
+        for name, p in module.named_parameters():
+            p.requires_grad_(self.trains(name) and name not in idle)
+        self.module: Any = self.spread.shard(module)
+        self.wrapped = self.spread.parallel(self.module)
+        self.forward = torch.compile(self.wrapped) if settings.compile else self.wrapped
         groups = parameter_groups(self.module, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
@@ -186,7 +207,7 @@ class Run(Keeping):
         with self.random(self.done):
             loss = self.backward(batch)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip).item()
+        norm = self.clip()
         if not math.isfinite(loss):
             raise self.failure(f"loss of step {self.done + 1}", loss)
         if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > _LEAST_SCALE):
@@ -198,22 +219,37 @@ class Run(Keeping):
             self.average.update()
         return loss, norm
 
+    def clip(self) -> float:
+        """Scale the gradients down to the largest norm there may be; gives the norm before, of all of them."""
+        if self.world.alone:
+            return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip).item()
+        return self.spread.clip(self.module.named_parameters(), self.settings.clip)
+
     def backward(self, batch: Batch) -> float:
         """Gradients of the mean loss over all labels of the batch, part by part; gives that loss."""
-        parts = self.parts(batch)
-        counts = [self.count(part) for part in parts]
-        mean, total = 0.0, max(sum(counts), 1)
-        for part, number in zip(parts, counts, strict=True):
-            loss = self.loss(part)
-            if number != total:
-                loss = loss * (number / total)
-            self.scaler.scale(loss).backward()
+        shares = self.shares(batch, self.settings.accumulate)
+        mean, total = 0.0, max(self.count(batch), 1)
+        for i, (part, number) in enumerate(shares, 1):
+            with self.spread.gradients(self.module, self.wrapped, i == len(shares)):
+                loss = self.loss(part)
+                if number != total:
+                    loss = loss * (number / total)
+                # The processes' gradients are averaged where their losses are to be added.
+                self.scaler.scale(loss * self.world.data if self.world.data > 1 else loss).backward()
             mean += loss.item()
-        return mean
+        return self.world.sum(mean)[0]
 
-    def parts(self, batch: Batch) -> Sequence[Batch]:
-        """What is computed one after another."""
-        return split_rows(batch, self.settings.accumulate)
+    def shares(self, batch: Batch, number: int) -> list[tuple[Batch, int]]:
+        """At most `number` parts of a batch that this process computes one after another, and what each counts for.
+
+        All processes get equally many: where a batch has too few rows, some get one that counts for nothing.
+        """
+        found = [(part, self.count(part)) for part in self.split(batch, number * self.world.data)]
+        return self.world.mine(found + [(found[0][0], 0)] * (-len(found) % self.world.data))
+
+    def split(self, batch: Batch, number: int) -> Sequence[Batch]:
+        """A batch in at most `number` nearly equal parts."""
+        return split_rows(batch, number)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         given = to_inputs({k: batch[k] for k in self.inputs}, self.settings.device)
@@ -226,10 +262,14 @@ class Run(Keeping):
 
     @contextlib.contextmanager
     def random(self, step: int) -> Iterator[None]:
-        """Randomness that depends on the seed and the step only, so that a resumed run goes on exactly."""
-        devices = [self.settings.device] if self.settings.kind == "cuda" else []
+        """Randomness that depends on the seed and the step only, so that a resumed run goes on exactly.
+
+        Processes that share layers draw the same numbers, those that have other rows draw others.
+        """
+        devices = [self.world.device] if self.settings.kind == "cuda" else []
+        numbers = [self.settings.seed, step, *([self.world.data_rank] if self.world.data_rank else [])]
         with torch.random.fork_rng(devices):
-            torch.manual_seed(int(np.random.SeedSequence([self.settings.seed, step]).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
             yield
 
     def measure_peak(self) -> None:
@@ -242,4 +282,4 @@ class Run(Keeping):
             return None
         sizes = bind_dims(self.types, {k: batch[k].shape for k in self.types})
         flops = self.cost.substitute(sizes) if isinstance(self.cost, Dim) else self.cost
-        return at(flops, sizes) / seconds / self.peak
+        return at(flops, sizes) / seconds / (self.peak * self.world.size)

@@ -13,6 +13,7 @@ from ..ir.errors import ConfigError, did_you_mean
 
 PRECISIONS: dict[str, torch.dtype | None] = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
 SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
+STRATEGIES = ("ddp", "fsdp")
 COURSE = (
     "steps", "batch", "length", "accumulate", "learning_rate", "schedule", "warmup", "final", "decay", "weight_decay",
     "betas", "clip", "label_smoothing", "ema", "seed", "precision",
@@ -34,6 +35,8 @@ class Settings:
     there is one. compile: torch.compile. evaluate_every: steps between measurements on the held-out part (None: a
     tenth of the run). checkpoint_every: steps between checkpoints (None: at each measurement), of which the last
     `keep` stay. patience: measurements without a better held-out loss after which the run ends (0: never).
+    Of runs in several processes (see training/world.py): strategy: ddp, where each holds all weights, or fsdp, where
+    they share them; tensor: how many processes share each layer. timeout: seconds they wait for each other.
     """
 
     steps: int
@@ -58,6 +61,9 @@ class Settings:
     checkpoint_every: int | None = None
     keep: int = field(default=2)
     patience: int = 0
+    strategy: str = "ddp"
+    tensor: int = 1
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
         for name, value in self.defaults().items():
@@ -65,7 +71,7 @@ class Settings:
                 object.__setattr__(self, name, value)
         for name in (
             "steps", "batch", "length", "accumulate", "learning_rate", "clip", "evaluate_every", "checkpoint_every",
-            "keep",
+            "keep", "tensor", "timeout",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
@@ -82,6 +88,8 @@ class Settings:
             raise ConfigError(f"a batch of {self.batch} rows cannot be computed in {self.accumulate} equal parts")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"no precision is called {self.precision!r}{did_you_mean(self.precision, PRECISIONS)}")
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"no strategy is called {self.strategy!r}{did_you_mean(self.strategy, STRATEGIES)}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"no schedule is called {self.schedule!r}{did_you_mean(self.schedule, SCHEDULES)}")
 

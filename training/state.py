@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -9,25 +11,62 @@ from ..backends.torch.tensors import to_array
 from ..ir.errors import ConfigError
 from ..ir.tensors import ArrayTensor, Tensor
 from ..ir.weights import Weights
+from . import sharded
 from .average import Average
+from .checkpoint import MEANS as _MEANS
+from .checkpoint import MOMENTS as _MOMENTS
 from .checkpoint import OPTIMIZER, Checkpoint
 from .errors import TrainingError
 from .settings import Settings
-
-_MOMENTS, _MEANS = ("exp_avg", "exp_avg_sq"), "ema"
+from .sharded import Blocks
+from .spread import Spread
 
 
 def optimizer_state(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
 ) -> dict[str, Tensor]:
     """AdamW's moments under `<moment>.<parameter>`, and the running mean under `ema.<parameter>`."""
-    state, named = optimizer.state, module.named_parameters()
-    found: dict[str, Tensor] = {
-        f"{m}.{k}": ArrayTensor(to_array(state[p][m])) for k, p in named if p in state for m in _MOMENTS
-    }
+    return {f"{kind}.{k}": ArrayTensor(to_array(t)) for kind, k, t in _states(module, optimizer, average)}
+
+
+def _states(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """(what it is, name of the parameter, tensor) of all that is like a parameter."""
+    for k, p in module.named_parameters():
+        if p in optimizer.state:
+            yield from ((m, k, optimizer.state[p][m]) for m in _MOMENTS)
     if average is not None:
-        found |= {f"{_MEANS}.{k}": ArrayTensor(to_array(t)) for k, t in average.means.items()}
-    return found
+        yield from ((_MEANS, k, t) for k, t in average.means.items())
+
+
+def blocks_of(
+    spread: Spread, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> dict[str, Blocks]:
+    """What of weights and optimizer lies on this process, for a sharded checkpoint."""
+    every = [(k, k, t) for k, t in module.state_dict(keep_vars=True).items()]
+    every += [(f"{kind}.{k}", k, t) for kind, k, t in _states(module, optimizer, average)]
+    return {name: Blocks(spread.shape(k, t), t.dtype, spread.pieces(k, t)) for name, k, t in every}
+
+
+def load_blocks(
+    found: Checkpoint,
+    spread: Spread,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+) -> None:
+    """Read what lies on this process of a checkpoint that any number of processes wrote. Raises TrainingError."""
+    stored, updates = sharded.names(found.folder), float(found.state["updates"])
+    for k, p in module.named_parameters():
+        if p.requires_grad and f"{_MOMENTS[0]}.{k}" in stored:
+            moments = {m: torch.zeros_like(p) for m in _MOMENTS}
+            optimizer.state[p] = {"step": torch.tensor(updates, device=p.device), **moments}
+    blocks = blocks_of(spread, module, optimizer, average)
+    missing = sorted(blocks.keys() - stored)
+    if missing:
+        raise TrainingError(f"{missing[0]} is missing, and {len(missing) - 1} more", place=str(found.folder))
+    sharded.read(found.folder, blocks)
 
 
 def load_optimizer(

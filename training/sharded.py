@@ -1,0 +1,133 @@
+"""Checkpoints of which every process writes its part, by torch.distributed.checkpoint, in safetensors: no pickles.
+
+Tensors are stored under their whole names and shapes as blocks, so a checkpoint is read into any number of processes
+and any layout, and by one process without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from ..backends.torch.tensors import dtype_of, to_array
+from ..ir.errors import WeightsError
+from ..ir.tensors import Array, Tensor
+from ..ir.types import TensorType
+from ..ir.weights import Weights
+from .errors import TrainingError
+from .spread import Piece
+
+SHARDED = "sharded"
+"""Folder of a checkpoint that holds the blocks of all processes."""
+
+
+class Blocks:
+    """The pieces of one tensor on this process, in the form in which torch.distributed.checkpoint asks for them."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, pieces: list[Piece]) -> None:
+        self.shape, self.dtype = torch.Size(shape), dtype
+        self.pieces = {torch.Size(p.offsets): p.tensor for p in pieces}
+
+    def size(self) -> torch.Size:
+        return self.shape
+
+    def __create_write_items__(self, fqn: str, item: Any) -> list[WriteItem]:
+        properties = TensorProperties(dtype=self.dtype)
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.shape),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(offsets, t.size()) for offsets, t in self.pieces.items()]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        return self.pieces[torch.Size(index.offset or ())]
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """A file holds one block of each tensor: of several on one process, each goes into a file of its own."""
+
+    def _split_by_storage_plan(self, storage_plan: Any, items: list[WriteItem]) -> dict[int, list[WriteItem]]:
+        files: dict[int, list[WriteItem]] = {}
+        seen: dict[str, int] = {}
+        for item in items:
+            number = seen[item.index.fqn] = seen.get(item.index.fqn, 0) + 1
+            files.setdefault(number, []).append(item)
+        return files
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Reads the headers once, however often tensors are asked for."""
+
+    found: Metadata | None = None
+
+    def read_metadata(self) -> Metadata:
+        if self.found is None:
+            self.found = super().read_metadata()
+        return self.found
+
+
+def write(folder: Path, blocks: Mapping[str, Blocks]) -> None:
+    """Every process writes its part. Raises TrainingError on all of them if one cannot."""
+    try:
+        dcp.save(dict(blocks), storage_writer=_Writer(str(folder / SHARDED), save_distributed=True))
+    except CheckpointException as e:
+        raise TrainingError("the parts of a checkpoint cannot be written", details=_reasons(e)) from e
+
+
+def read(folder: Path, blocks: Mapping[str, Blocks]) -> None:
+    """Fill the pieces of every process, which must ask for the same names. Raises TrainingError."""
+    try:
+        dcp.load(dict(blocks), storage_reader=_Reader(str(place(folder))))
+    except (CheckpointException, ValueError) as e:
+        details = _reasons(e) if isinstance(e, CheckpointException) else [str(e)]
+        raise TrainingError("the checkpoint does not fit the run", place=str(folder), details=details) from e
+
+
+def place(folder: Path) -> Path:
+    """Where the tensors of a checkpoint lie: those of one process lie in the folder itself."""
+    return folder / SHARDED if (folder / SHARDED).is_dir() else folder
+
+
+def _reasons(e: CheckpointException) -> list[str]:
+    return [f"process {rank}: {reason[0]}" for rank, reason in sorted(e.failures.items())]
+
+
+def names(folder: Path) -> frozenset[str]:
+    """The tensors of a checkpoint."""
+    return frozenset(_Reader(str(place(folder))).read_metadata().state_dict_metadata)
+
+
+def open_sharded(folder: Path, wanted: Callable[[str], bool]) -> Weights:
+    """Tensors of a sharded checkpoint, put together from their blocks one at a time when they are read."""
+    reader = _Reader(str(folder / SHARDED))
+    found = reader.read_metadata().state_dict_metadata
+    return Weights({k: Assembled(reader, k, m) for k, m in found.items() if wanted(k)}, str(folder))
+
+
+class Assembled(Tensor):
+    def __init__(self, reader: _Reader, name: str, stored: Any) -> None:
+        self.reader, self.name, self.stored = reader, name, stored
+        self.type = TensorType(dtype_of(stored.properties.dtype), tuple(stored.size))
+
+    def numpy(self) -> Array:
+        covered = sum(c.sizes.numel() for c in self.stored.chunks)
+        if covered != self.stored.size.numel():
+            what = f"tensor {self.name} has {covered} of {self.stored.size.numel()} elements"
+            raise WeightsError(what, place=str(self.reader.path))
+        whole = torch.empty(self.stored.size, dtype=self.stored.properties.dtype)
+        dcp.load({self.name: whole}, storage_reader=self.reader, no_dist=True)
+        return to_array(whole)
