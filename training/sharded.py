@@ -6,6 +6,7 @@ and any layout, and by one process without any.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
@@ -57,6 +59,21 @@ class Blocks:
         return self.pieces[torch.Size(index.offset or ())]
 
 
+class _SavePlanner(DefaultSavePlanner):
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        return self.state_dict[index.fqn].__get_tensor_shard__(index)
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        # The default copies whatever is no torch.Tensor, and would fill the copy.
+        self.state_dict = self.original_state_dict = state_dict
+        self.metadata, self.is_coordinator = metadata, is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        return self.state_dict[index.fqn].__get_tensor_shard__(index)
+
+
 class _Writer(HuggingFaceStorageWriter):
     """A file holds one block of each tensor: of several on one process, each goes into a file of its own."""
 
@@ -83,7 +100,8 @@ class _Reader(HuggingFaceStorageReader):
 def write(folder: Path, blocks: Mapping[str, Blocks]) -> None:
     """Every process writes its part. Raises TrainingError on all of them if one cannot."""
     try:
-        dcp.save(dict(blocks), storage_writer=_Writer(str(folder / SHARDED), save_distributed=True))
+        writer = _Writer(str(folder / SHARDED), save_distributed=True)
+        dcp.save(dict(blocks), storage_writer=writer, planner=_SavePlanner())
     except CheckpointException as e:
         raise TrainingError("the parts of a checkpoint cannot be written", details=_reasons(e)) from e
 
@@ -91,7 +109,8 @@ def write(folder: Path, blocks: Mapping[str, Blocks]) -> None:
 def read(folder: Path, blocks: Mapping[str, Blocks]) -> None:
     """Fill the pieces of every process, which must ask for the same names. Raises TrainingError."""
     try:
-        dcp.load(dict(blocks), storage_reader=_Reader(str(place(folder))))
+        planner = _LoadPlanner(flatten_state_dict=False)
+        dcp.load(dict(blocks), storage_reader=_Reader(str(place(folder))), planner=planner)
     except (CheckpointException, ValueError) as e:
         details = _reasons(e) if isinstance(e, CheckpointException) else [str(e)]
         raise TrainingError("the checkpoint does not fit the run", place=str(folder), details=details) from e
@@ -129,5 +148,7 @@ class Assembled(Tensor):
             what = f"tensor {self.name} has {covered} of {self.stored.size.numel()} elements"
             raise WeightsError(what, place=str(self.reader.path))
         whole = torch.empty(self.stored.size, dtype=self.stored.properties.dtype)
-        dcp.load({self.name: whole}, storage_reader=self.reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load({self.name: whole}, storage_reader=self.reader, no_dist=True)
         return to_array(whole)
