@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,12 +48,20 @@ class Ranks:
 
     def each(self, size: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """The same, with a Failure in place of a result where it raised."""
+        self.put(size, function, args, kwargs)
+        found: dict[int, Any] = dict(self.results.get(timeout=WAIT) for _ in range(size))
+        return [found[rank] for rank in range(size)]
+
+    def survivor(self, size: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The first result of a job in which all processes but one die."""
+        self.put(size, function, args, kwargs)
+        return self.results.get(timeout=WAIT)[1]
+
+    def put(self, size: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         self.count += 1
         store = str(Path(self.folder.name) / str(self.count))
         for rank in range(size):
             self.jobs[rank].put((size, store, function, args, kwargs))
-        found: dict[int, Any] = dict(self.results.get(timeout=WAIT) for _ in range(size))
-        return [found[rank] for rank in range(size)]
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         for jobs in self.jobs:
@@ -61,6 +70,10 @@ class Ranks:
             p.join(10)
             p.kill()
         self.folder.cleanup()
+
+
+class Die(BaseException):
+    """Ends the process that raises it as a crash would."""
 
 
 class Failure:
@@ -78,8 +91,11 @@ def _work(rank: int, jobs: Any, results: Any) -> None:
     torch.set_num_threads(1)
     while (job := jobs.get()) is not None:
         size, store, function, args, kwargs = job
+        os.environ |= {"RANK_OF_JOB": str(rank), "SIZE_OF_JOB": str(size)}
         try:
             found = alone(store, rank, size, function, args, kwargs)
+        except Die:
+            os._exit(1)
         except BaseException as e:
             found = Failure(e)
         results.put((rank, found))
@@ -94,4 +110,5 @@ def alone(store: str, rank: int, size: int, function: Callable[..., Any], args: 
     try:
         return function(*args, **kwargs)
     finally:
-        distributed.destroy_process_group()
+        if not isinstance(sys.exc_info()[1], Die):
+            distributed.destroy_process_group()

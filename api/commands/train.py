@@ -68,8 +68,11 @@ def _of_model(model: str, text: list[Path] | None, changes: dict[str, dict[str, 
 
 def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_output: bool) -> None:
     from ..runs import follow
+    from ..training.world import rank_here
 
     done = follow(recipe, folder, resume=resume, progress=not json_output, tensorboard=tensorboard)
+    if rank_here():
+        return  # Of several processes the first one speaks for all.
     measured = [s for s in done.steps if s.held_out is not None]
     if json_output:
         about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics}
