@@ -140,10 +140,10 @@ def _grow(graph: Graph, seed: Node, known: Mapping[Value, Cut]) -> dict[Value, C
         v, cut = waiting.popitem()
         if v in both:
             if both[v] != cut:
-                raise Stop(f"{v!r} would be cut in two ways")
+                raise Stop(f"{_shown(v)} would be cut in two ways")
             continue
         if graph.is_output(v) or (v.producer is None and not v.is_param):
-            raise Stop(f"{v!r} is needed whole")
+            raise Stop(f"{_shown(v)} is needed whole")
         found[v] = cut
         for node in [*v.users, *([v.producer] if v.producer else [])]:
             rule = RULES.get(node.op.name)
@@ -176,7 +176,7 @@ def _check_equal(v: Value, cut: Cut, size: int, name: str) -> None:
         except MonographError:
             heads = [n for n in v.users if n.op.name in ("attention", "rope")] and cut.axis == -2
             what = f"{section} {'heads' if heads else 'channels'} cannot be shared equally by {size} ranks"
-            raise ConfigError(what, place=name, details=[f"axis {cut.axis} of {v!r}"]) from None
+            raise ConfigError(what, place=name, details=[f"axis {cut.axis} of {_shown(v)}"]) from None
 
 
 def _splits(region: Mapping[Value, Cut]) -> dict[str, Split]:
@@ -192,6 +192,10 @@ def _splits(region: Mapping[Value, Cut]) -> dict[str, Split]:
             why = "takes cut channels in, summed over ranks" if row else until
             found[v.name] = Split(v.name, v.type, cut.axis % v.rank, sections, kind, why)
     return found
+
+
+def _shown(v: Value) -> str:
+    return f"{v.type} from {v.producer}" if v.producer else repr(v)
 
 
 def _weight(node: Node) -> str:

@@ -14,6 +14,7 @@ from ..passes.differential import difference
 from ..passes.manager import PipelineReport
 from ..passes.pattern import NearMiss
 from ..passes.pipelines import PIPELINES, decompose, optimize
+from ..passes.shard import plan
 from ..resolve import HELP, resolve
 
 ModelArgument = Annotated[str, typer.Argument(help=HELP)]
@@ -30,9 +31,13 @@ def show(
     decomposed: Decompose = False,
     counts: Annotated[bool, typer.Option("--counts", help="print how often each op occurs, not the graph")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="print what was not fused, and why")] = False,
+    shard: Annotated[int | None, typer.Option(help="print how this many processes share the layers")] = None,
     json_output: Json = False,
 ) -> None:
     """Print the graph of a model as text, plain or after a named pipeline."""
+    if shard is not None:
+        _show_plan(model, shard, json_output)
+        return
     graph, report = _graph(model, pipeline, decomposed)
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
     if report is not None:
@@ -46,6 +51,16 @@ def show(
         out().print(str(graph), markup=False, end="")
     if explain:
         _print_misses(report, pipeline)
+
+
+def _show_plan(model: str, size: int, json_output: bool) -> None:
+    if size < 2:
+        raise MonographError(f"--shard is {size}, expected at least 2 processes")
+    found = plan(resolve(model).graph(), size)
+    if json_output:
+        print_json({"name": found.graph.name, "size": size, "plan": found.rows()})
+    else:
+        out().print(table(f"{found.graph.name} over {size} processes", found.rows()))
 
 
 @command
