@@ -28,7 +28,7 @@ from monograph.training.adapters import Lora
 from monograph.training.corpus import Corpus
 from monograph.training.data import Dataset, Recipe, prepare
 from monograph.training.errors import TrainingError
-from monograph.training.finetune import finetune
+from monograph.training.finetune import distill, finetune
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
@@ -142,6 +142,56 @@ def test_dropout_under_tensor_parallelism_is_that_of_one_process(ranks: Ranks) -
     """GPT-2: packed projections, transposed weights, dropout on whole activations with one mask on all ranks."""
     for found in ranks.run(2, run, "gpt2", tensor=2):
         close(run("gpt2"), found)
+
+
+class Masked(Corpus):
+    """The same rows for a task of which the share of right answers is measured."""
+
+    task = "masked-lm"
+
+
+def measured(**settings: Any) -> list[dict[str, float]]:
+    family = dataclasses.replace(load_family("llama"), task="masked-lm")
+    corpus, found = Corpus.of(TEXT, vocab=300), list[dict[str, float]]()
+    source = Masked(**{f.name: getattr(corpus, f.name) for f in dataclasses.fields(corpus)})
+
+    def observe(step: Step) -> None:
+        if step.metrics is not None:
+            found.append(dict(step.metrics))
+
+    def size(model: Model) -> dict[str, float]:
+        assert model.weights is not None
+        return {"sum": sum(float(np.abs(t.numpy()).sum()) for t in model.weights.values())}
+
+    settings = {**SETTINGS, "evaluate_every": 5, "learning_rate": 0.02, **settings}
+    train(family(**SIZES["llama"]), source, steps=10, observe=observe, metrics=size, **settings)
+    return found
+
+
+def test_accuracy_and_metrics_are_those_of_one_process(ranks: Ranks) -> None:
+    expected = measured()
+    assert len(expected) == 2 and expected[-1]["accuracy"] > 0.02
+    for found in ranks.run(4, measured, tensor=2, strategy="fsdp"):
+        for a, b in zip(expected, found, strict=True):
+            assert a["accuracy"] == b["accuracy"]
+            np.testing.assert_allclose(a["sum"], b["sum"], rtol=1e-4)
+
+
+def distilled(**settings: Any) -> list[float]:
+    """Fine-tuning with a loss outside the graph: the student's logits against a teacher's."""
+    losses: list[float] = []
+    teacher = tiny(layers=1)
+    teacher.weights = Weights.initialize(teacher.graph(), 7)
+    given = {**SETTINGS, "steps": 6, "learning_rate": 0.01, **settings}
+    distill(tiny(), teacher, Corpus.of(TEXT, vocab=300), observe=lambda s: losses.append(s.loss), **given)
+    return losses
+
+
+@pytest.mark.parametrize(("size", "settings"), [(2, {"strategy": "fsdp"}), (4, {"tensor": 2, "accumulate": 2})])
+def test_losses_outside_the_graph_too(ranks: Ranks, size: int, settings: dict[str, Any]) -> None:
+    expected = distilled()
+    for found in ranks.run(size, distilled, **settings):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
 def gradients(family: str, **settings: Any) -> dict[str, np.ndarray[Any, Any]]:

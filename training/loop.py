@@ -34,7 +34,7 @@ from .settings import PRECISIONS, Settings
 from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
 from .spread import Spread, unread
-from .world import World
+from .world import World, is_lost
 
 _LEAST_SCALE = 2.0**-14
 """Of the loss in f16: below, something other than its range is wrong."""
@@ -102,7 +102,7 @@ def _heard(run: Run) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        if run.world.alone or isinstance(e, torch.OutOfMemoryError):
+        if run.world.alone or not is_lost(e):
             raise
         raise run.lost(e) from e
 

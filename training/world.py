@@ -28,6 +28,11 @@ def rank_here() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_lost(e: RuntimeError) -> bool:
+    """Whether an error says that another process does not answer; gloo has no class of its own for it."""
+    return isinstance(e, distributed.DistError) or "gloo" in str(e)
+
+
 @dataclass(frozen=True)
 class World:
     """`size` processes in `size // tensor` groups of `tensor`: a group shares its layers, the groups share the rows.
@@ -121,7 +126,7 @@ class World:
         if self.first:
             try:
                 result[0] = function()
-            except (MonographError, OSError) as e:
+            except Exception as e:
                 result[1] = e
         # An error is told by its class and text: not every error can be sent whole.
         sent = [result[0], None if result[1] is None else (type(result[1]).__name__, str(result[1]))]
