@@ -35,7 +35,7 @@ from distributed_jobs import (
 )
 from monograph.backends.torch import to_torch
 from monograph.frontends.huggingface import load_folder
-from monograph.ir.errors import ConfigError
+from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.passes.pipelines import train as train_pipeline
 from monograph.training import sharded
@@ -250,6 +250,20 @@ def test_one_process_and_packed_projections_across_layouts(ranks: Ranks, tmp_pat
         steps.append(int(sorted((folder / "checkpoints").iterdir())[-1].name[5:]))
     assert steps == [4, 9, 14]
     close(expected, run("gpt2", folder=folder, resume=True, config=config))
+
+
+def test_a_part_that_is_gone_is_named(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(2, run, folder=tmp_path, strategy="fsdp", steps=10)
+    folder = tmp_path / "checkpoints" / "step-00000010"
+    weights = sharded.open_sharded(folder, lambda name: name == "model.norm.weight")
+    assert weights.numpy("model.norm.weight").shape == (32,)
+    parts = sorted((folder / sharded.SHARDED).iterdir())
+    parts[0].unlink()
+    with pytest.raises(WeightsError, match=r"tensor model\.norm\.weight cannot be read\n.*process 0: "):
+        weights.numpy("model.norm.weight")
+    again = sharded.open_sharded(folder, lambda name: name == "model.norm.weight")
+    with pytest.raises(WeightsError, match=r"tensor model\.norm\.weight has 16 of 32 elements"):
+        again.numpy("model.norm.weight")
 
 
 def test_a_damaged_part_is_found_on_reading(ranks: Ranks, tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def open_sharded(folder: Path, wanted: Callable[[str], bool]) -> Weights:
 
 
 class Assembled(Tensor):
+    """One tensor of a sharded checkpoint. Raises WeightsError where blocks are missing or their files are gone."""
+
     def __init__(self, reader: _Reader, name: str, stored: Any) -> None:
         self.reader, self.name, self.stored = reader, name, stored
         self.type = TensorType(dtype_of(stored.properties.dtype), tuple(stored.size))
@@ -150,5 +152,9 @@ class Assembled(Tensor):
         whole = torch.empty(self.stored.size, dtype=self.stored.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            dcp.load({self.name: whole}, storage_reader=self.reader, no_dist=True)
+            try:
+                dcp.load({self.name: whole}, storage_reader=self.reader, no_dist=True)
+            except CheckpointException as e:
+                what = f"tensor {self.name} cannot be read"
+                raise WeightsError(what, place=str(self.reader.path), details=_reasons(e)) from e
         return to_array(whole)

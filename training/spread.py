@@ -73,8 +73,7 @@ class Spread:
         if self.world.data == 1 or self.world.sharded:
             return module
         ids = [torch.device(self.world.device)] if self.world.device.startswith("cuda") else None
-        group = self.world.data_group
-        return DistributedDataParallel(module, device_ids=ids, process_group=group, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=ids, process_group=self.world.data_group)
 
     @contextlib.contextmanager
     def gradients(self, module: Any, wrapped: Any, last: bool) -> Iterator[None]:
