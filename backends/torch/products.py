@@ -1,7 +1,7 @@
 """Linear layers through the faster of the two libraries that PyTorch carries for float32 products on a CPU.
 
-PyTorch sends them to MKL, which holds back on processors that are not Intel's; oneDNN does not. On an AMD EPYC (AVX-512)
-it computes x @ w.T and grad @ w at 210 to 220 GFLOP/s where MKL gives 170 to 195; for grad.T @ x both are alike.
+PyTorch sends them to MKL, which holds back on processors that are not Intel's; oneDNN does not. On an AMD EPYC with
+AVX-512 it computes x @ w.T and grad @ w at 210 to 220 GFLOP/s where MKL gives 170 to 195; grad.T @ x is alike in both.
 """
 
 from __future__ import annotations
