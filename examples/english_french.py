@@ -1,12 +1,14 @@
-"""English-French sentence pairs from Debian's packages, about 80,000: english_french.py FILE.tsv.
+"""English-French sentence pairs from Debian's packages: english_french.py FOLDER writes en-fr.tsv and en-fr-chat.jsonl.
 
 Help pages of LibreOffice, whose paragraphs carry the same ids in both languages, and message catalogues of programs.
-Licences as of the packages (MPL, GPL); made at run time, never shipped.
+The second file asks for 2,000 of the shorter ones as a chat. Licences as of the packages (MPL, GPL); made at run time,
+never shipped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +27,9 @@ CATALOGUES = (
 )  # fmt: skip
 LEAST_WORDS, MOST_WORDS, MOST_RATIO = 4, 60, 2.5
 """Of the English side; and how much longer one side may be than the other, in characters."""
+
+CHATS, CHAT_WORDS = 2000, 12
+"""How many pairs are asked for in a chat, and how long they may be."""
 
 Pair = tuple[str, str]
 
@@ -92,16 +97,26 @@ def pairs() -> list[Pair]:
     return sorted(kept, key=lambda pair: hashlib.sha256("\t".join(pair).encode()).digest())
 
 
+def chats(found: list[Pair]) -> Iterator[str]:
+    short = [pair for pair in found if len(pair[0].split()) <= CHAT_WORDS]
+    for english, french in short[:CHATS]:
+        asked = {"role": "user", "content": f"Translate into French: {english}"}
+        yield json.dumps({"messages": [asked, {"role": "assistant", "content": french}]}, ensure_ascii=False)
+
+
 def main() -> int:
-    target = Path(sys.argv[1])
+    folder = Path(sys.argv[1])
     try:
         found = pairs()
-        with staged(target.parent) as stage, stage.open(target.name) as f:
-            f.writelines(f"{a}\t{b}\n".encode() for a, b in found)
+        with staged(folder) as stage:
+            with stage.open("en-fr.tsv") as f:
+                f.writelines(f"{a}\t{b}\n".encode() for a, b in found)
+            with stage.open("en-fr-chat.jsonl") as f:
+                f.writelines(f"{line}\n".encode() for line in chats(found))
     except MonographError as e:
         print(e, file=sys.stderr)
         return 1
-    print(f"{target}: {len(found):,} pairs, {sum(len(a.split()) for a, _ in found):,} English words")
+    print(f"{folder}: {len(found):,} pairs, {sum(len(a.split()) for a, _ in found):,} English words")
     return 0
 
 

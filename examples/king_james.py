@@ -1,7 +1,12 @@
-"""The King James Bible as plain text, 4.3 MB, from Debian's bible-kjv: king_james.py FILE."""
+"""The King James Bible from Debian's bible-kjv: king_james.py FOLDER writes kjv.txt, 4.1 MB, and kjv-parts.tsv.
+
+kjv-parts.tsv has `part<TAB>verse` lines, each verse with one of six parts of the Bible, in an order that is always the
+same but has nothing to do with theirs.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -12,6 +17,8 @@ from monograph import MonographError
 from monograph.ir.files import staged
 
 VERSES = 31_102
+PARTS = {"law": "Ge", "history": "Josh", "poetry": "Job", "prophets": "Isa", "gospels": "Mat", "letters": "Rom"}
+"""Each part and its first book."""
 
 
 def verses() -> list[tuple[str, str]]:
@@ -38,16 +45,28 @@ def text() -> str:
     return "\n".join(lines) + "\n"
 
 
+def parts() -> str:
+    """A line a verse: its part and its text."""
+    begins, part, lines = {book: part for part, book in PARTS.items()}, "", list[str]()
+    for chapter, verse in verses():
+        part = begins.get(chapter.rstrip("0123456789").strip(), part)
+        lines.append(f"{part}\t{verse}")
+    return "\n".join(sorted(lines, key=lambda line: hashlib.sha256(line.encode()).digest())) + "\n"
+
+
 def main() -> int:
-    target = Path(sys.argv[1])
+    folder = Path(sys.argv[1])
     try:
-        content = text().encode()
-        with staged(target.parent) as stage, stage.open(target.name) as f:
-            f.write(content)
+        contents = {"kjv.txt": text().encode(), "kjv-parts.tsv": parts().encode()}
+        with staged(folder) as stage:
+            for name, content in contents.items():
+                with stage.open(name) as f:
+                    f.write(content)
     except MonographError as e:
         print(e, file=sys.stderr)
         return 1
-    print(f"{target}: {len(content):,} bytes, {VERSES:,} verses")
+    for name, content in contents.items():
+        print(f"{folder / name}: {len(content):,} bytes")
     return 0
 
 
