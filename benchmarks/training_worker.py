@@ -1,6 +1,6 @@
-"""One contender of training_speed.py in a process of its own: training_worker.py WHO FAMILY SIZE EAGER|COMPILED.
+"""One contender of training_speed.py in a process of its own: training_worker.py WHO FAMILY SIZE MODE THREADS.
 
-Reads lines from stdin: `steps N` does N steps and answers with a line of JSON, their losses and seconds and the peak
+MODE is eager or compiled. Reads lines from stdin: `steps N` does N steps and answers with a line of JSON, their losses and seconds and the peak
 of resident memory meanwhile. All contenders start from the same weights and read the same batches.
 """
 
