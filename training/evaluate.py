@@ -39,7 +39,7 @@ class Evaluation:
             self.waited = 0 if loss < self.best else self.waited + 1
             self.best = min(self.best, loss)
         if self.metrics is not None:
-            metrics |= self.metrics(run.snapshot())
+            metrics |= self.metrics(run.now())
         return loss, metrics
 
     @property
