@@ -377,6 +377,7 @@ class Run:
         if "scaler" in found.state:
             self.scaler.load_state_dict(found.state["scaler"])
         self.hold(found)
+        note(f"{self.folder}: going on after step {self.done} of {self.settings.steps}")
 
     # -- when it goes wrong ----------------------------------------------------------------------------------------
 
