@@ -76,7 +76,7 @@ def test_betas_are_two_numbers() -> None:
 
 
 def test_steps_must_be_given() -> None:
-    with pytest.raises(ConfigError, match="^steps is missing"):
+    with pytest.raises(ConfigError, match=r"^steps is missing: how many updates"):
         Settings.of({"batch": 4})
 
 
