@@ -41,6 +41,8 @@ class ModelRecipe:
     def check(self) -> None:
         if bool(self.path) == bool(self.family):
             raise ConfigError("[model] needs either path or family")
+        if self.path and self.config:
+            raise ConfigError("model.config goes with model.family: a model at a path has its own")
 
 
 @dataclass(frozen=True)
