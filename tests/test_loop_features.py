@@ -19,9 +19,11 @@ from monograph.backends.torch.tensors import to_array
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError
+from monograph.training.adapters import Lora
 from monograph.training.checkpoint import open_checkpoint
 from monograph.training.corpus import Corpus
 from monograph.training.errors import TrainingError
+from monograph.training.finetune import finetune
 from monograph.training.log import read_log
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
@@ -29,7 +31,7 @@ from monograph.training.progress import Step
 from monograph.training.settings import Settings
 from monograph.training.source import Batch, labels_of
 from monograph.training.speed import Arithmetic
-from training_runs import SETTINGS, TEXT, arrays, assert_same_weights, dropping, numbers, run, tiny
+from training_runs import SETTINGS, TEXT, Killed, arrays, assert_same_weights, dropping, numbers, run, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -230,6 +232,35 @@ def test_early_stop_survives_a_kill(
     assert_same_weights(tmp_path, folder)
     assert run(tiny(), overfit, folder=tmp_path, resume=True, **changes) == [], "it stays ended"
     assert_same_weights(tmp_path, folder)
+
+
+def test_early_stop_of_an_adapter_keeps_the_best_one_whatever_was_measured_since(
+    overfit: Corpus, tmp_path: Path
+) -> None:
+    base = train(tiny(), overfit, steps=6, **SETTINGS)
+    given = {**SETTINGS, "steps": 40, "evaluate_every": 2, "patience": 2, "learning_rate": 5e-2}
+    given |= {"lora": Lora(rank=2), "metrics": lambda model: {"norm": float(np.abs(arrays_of(model)[PLACE]).sum())}}
+    history: list[Step] = []
+
+    def kill(step: Step) -> None:
+        if step.step == history[-1].step - 1:
+            raise Killed
+
+    whole = finetune(base, overfit, folder=tmp_path / "a", observe=history.append, **given)
+    loss, step = lowest(history)
+    assert history[-1].step == step + 4 < 40
+    assert whole.adapter is not None
+    assert held_out_loss(arrays_of(whole.model), overfit) == pytest.approx(loss, abs=1e-5)
+    kept = next(s.metrics for s in history if s.step == step)
+    assert kept and kept["norm"] == pytest.approx(float(np.abs(arrays_of(whole.model)[PLACE]).sum()), rel=1e-5)
+    with pytest.raises(Killed):
+        finetune(base, overfit, folder=tmp_path / "b", observe=kill, **given)
+    finetune(base, overfit, folder=tmp_path / "b", resume=True, **given)
+    saved = [(tmp_path / x / "adapter_model.safetensors").read_bytes() for x in "ab"]
+    assert saved[0] == saved[1]
+
+
+PLACE = "model.layers.0.self_attn.q_proj.weight"
 
 
 def test_patience_needs_something_to_measure(corpus: Corpus) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tomli_w
 import torch
 from monograph.cli import app
 from monograph.ir.errors import ConfigError
+from monograph.training import recipe as recipe_tables
 from monograph.training.recipe import PYTHON, Recipe
 from monograph.training.settings import Settings
 from monograph.training.tables import changes_of, read_toml
@@ -22,7 +24,6 @@ from typer.testing import CliRunner
 pytestmark = pytest.mark.slow
 
 BASE: dict[str, Any] = {"model": {"family": "llama"}, "data": {"paths": ["a.txt"]}, "train": {"steps": 4}}
-TABLES = ("model", "data", "tokenizer", "train", "metrics", "lora", "dpo", "distill")
 FULL: dict[str, Any] = {
     "model": {"path": "hub/id"},
     "data": {"kind": "preferences", "paths": ["a.jsonl"]},
@@ -33,16 +34,12 @@ FULL: dict[str, Any] = {
 GOOD: dict[str, dict[str, Any]] = {"distill": {"teacher": "t"}, "data": {"paths": ["a"]}, "train": {"steps": 4}}
 
 
+TYPES = {f.name: getattr(recipe_tables, str(f.type).removesuffix(" | None")) for f in dataclasses.fields(Recipe)}
+
+
 def kinds() -> list[tuple[str, str, str]]:
     """(table, field, type) of every field there is."""
-    hints = {f.name: str(f.type) for f in dataclasses.fields(Recipe)}
-    from monograph.training import recipe
-
-    found: list[tuple[str, str, str]] = []
-    for table in TABLES:
-        kind = getattr(recipe, hints[table].removesuffix(" | None"))
-        found += [(table, f.name, str(f.type)) for f in dataclasses.fields(kind)]
-    return found
+    return [(table, f.name, str(f.type)) for table, kind in TYPES.items() for f in dataclasses.fields(kind)]
 
 
 def with_field(table: str, field: str, value: Any) -> dict[str, Any]:
@@ -327,3 +324,15 @@ def test_command_refusals(place: Path) -> None:
         done = call(place / first, place / "run", *rest)
         assert done.exit_code == 1 and message in done.stderr, done.output
         assert not (place / "run").exists()
+
+
+def test_the_page_tells_every_field_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    plain, tuning = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+    told = Recipe.of({**plain, "model": BASE["model"]})
+    assert told == Recipe.of({**BASE, "data": {"paths": ["book.txt"]}, "train": {"steps": 1000, "device": "cpu"}})
+    for table, field, _ in kinds():
+        assert field in (plain | tuning)[table], f"{table}.{field}"
+    for table, fields in tuning.items():
+        default = dataclasses.asdict(TYPES[table]())
+        assert fields == json.loads(json.dumps(default | ({"teacher": "a model"} if table == "distill" else {})))
