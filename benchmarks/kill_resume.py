@@ -89,8 +89,14 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def trial(folder: Path, kills: int, seed: int, shown: Callable[[str], None] = lambda text: None) -> Trial:
-    """Kill and resume the run `killed` in a prepared folder until it is done."""
+def trial(
+    folder: Path,
+    kills: int,
+    seed: int,
+    shown: Callable[[str], None] = lambda text: None,
+    start: Callable[[Path, str], Any] = start,
+) -> Trial:
+    """Kill and resume the run `killed` in a prepared folder until it is done. start: gives something like a Popen."""
     run, draw, found = folder / "killed", random.Random(seed), Trial()
     names = list(MOMENTS)
     moments = draw.choices(names, list(MOMENTS.values()), k=max(kills - len(names), 0)) + names[-kills:]
@@ -193,12 +199,18 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
 
 
-def measure(folder: Path, kills: int, seed: int, shown: Callable[[str], None] = lambda text: None) -> Trial:
+def measure(
+    folder: Path,
+    kills: int,
+    seed: int,
+    shown: Callable[[str], None] = lambda text: None,
+    start: Callable[[Path, str], Any] = start,
+) -> Trial:
     """Both runs in a prepared folder; `wrong` tells every difference between them."""
     process = start(folder, "whole")
     if process.wait():
         raise SystemExit(process.communicate()[1])
-    found = trial(folder, kills, seed, shown)
+    found = trial(folder, kills, seed, shown, start)
     whole, killed = folder / "whole", folder / "killed"
     found.lines += read_log(killed)
     # A log was read after each kill; lines tell the time, so those of the same process are equal and count once.

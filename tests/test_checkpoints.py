@@ -289,7 +289,7 @@ FULL = """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def observe(step):
-        if step.step == 5:  # From here on no file can grow beyond this, as on a full disk: EFBIG in place of ENOSPC.
+        if step.step == {at}:  # From here on no file can grow beyond this, as on a full disk: EFBIG in place of ENOSPC.
             resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, limits[1]))
 
     corpus = Corpus.of(TEXT, vocab=300)
@@ -302,9 +302,9 @@ FULL = """
 """
 
 
-def on_a_full_disk(folder: Path, limit: str, patience: int = 0) -> list[str]:
+def on_a_full_disk(folder: Path, limit: str, at: int = 5, patience: int = 0) -> list[str]:
     code = FULL.format(
-        tests=str(Path(__file__).parent), limit=limit, steps=STEPS, folder=str(folder), patience=patience
+        tests=str(Path(__file__).parent), limit=limit, steps=STEPS, folder=str(folder), patience=patience, at=at
     )
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=False
@@ -336,6 +336,15 @@ def test_a_full_disk_ends_the_run_with_the_last_good_state(
         open_checkpoint(tmp_path / "checkpoints" / step)
     history = run(dropping(), corpus, folder=tmp_path, resume=True, **STEPS)
     assert numbers(history) == numbers(whole[1])[4:], "with room again it goes on"
+    assert_same_weights(tmp_path, whole[0])
+
+
+def test_no_room_for_the_model_at_the_end(corpus: Corpus, whole: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    lines = on_a_full_disk(tmp_path, "4096", at=10)
+    assert lines[0] == "after step 10: File too large"
+    assert lines[1] == f"  the weights after step 10 are kept in {tmp_path}/checkpoints/step-00000010"
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "log.jsonl"}
+    assert run(dropping(), corpus, folder=tmp_path, resume=True, **STEPS) == []
     assert_same_weights(tmp_path, whole[0])
 
 

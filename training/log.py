@@ -26,12 +26,12 @@ class Log:
     """
 
     def __init__(self, folder: Path, done: int = 0, *, tensorboard: bool = False) -> None:
+        self.events = _events(folder / EVENTS, done) if tensorboard else None
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(folder) if line["step"] <= done]
         with staged(folder) as stage, stage.open(LOG) as f:
             f.writelines((json.dumps(line) + "\n").encode() for line in kept)
         self.file = (folder / LOG).open("a", encoding="utf-8")
-        self.events = _events(folder / EVENTS, done) if tensorboard else None
 
     def __enter__(self) -> Self:
         return self

@@ -38,9 +38,8 @@ class Step:
 
     def __str__(self) -> str:
         text = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
-        for name, value in (
-            {} if self.held_out is None else {"held-out": self.held_out, **(self.metrics or {})}
-        ).items():
+        held_out = {} if self.held_out is None else {"held-out": self.held_out}
+        for name, value in {**held_out, **(self.metrics or {})}.items():
             text += f"  {name} {value:.3f}"
         text += f"  {self.tokens_per_second:,.0f} tokens/s"
         if self.share is not None:
