@@ -431,6 +431,20 @@ def test_events_of_tensorboard_and_a_line_a_kill_cut_off(corpus: Corpus, tmp_pat
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
+def test_events_are_on_the_disk_before_the_checkpoint_that_covers_them(corpus: Corpus, tmp_path: Path) -> None:
+    """A run that goes on from it does not write them again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[int, list[int]] = {}
+
+    def look(step: Step) -> None:
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        found[step.step] = [x.step for x in events.Scalars("loss")] if step.step % 4 == 0 else []
+
+    train(tiny(), corpus, steps=8, observe=look, folder=tmp_path, tensorboard=True, evaluate_every=4, **SETTINGS)
+    assert found[4] == [1, 2, 3, 4] and found[8] == list(range(1, 9))
+
+
 def test_the_share_of_the_peak_is_that_of_the_cost_model(corpus: Corpus) -> None:
     """6 N T for N weights that are multiplied and T tokens, and 12 S^2 C a row and layer for attention."""
     c = {"vocab": 512, "dim": 256, "ffn": 512, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 64, "tied": False}
