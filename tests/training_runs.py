@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 from monograph.frontends.dsl import Model, load_family
+from monograph.ir import interpret
 from monograph.ir.weights import Weights
 from monograph.training.corpus import Corpus
 from monograph.training.loop import train
+from monograph.training.loss import with_loss
 from monograph.training.progress import Step
+from monograph.training.source import labels_of
 
 TEXT = "".join(
     f"Line {i}: the {'cat' if i % 5 else 'dog'} {'sat' if i % 3 else 'lay'} on mat {i % 7}.\n\n" for i in range(150)
@@ -64,3 +67,16 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert set(first) == set(second)
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+def arrays_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
+    return {k: np.array(t.numpy()) for k, t in model.weights.items()}
+
+
+def held_out_loss(arrays: dict[str, Any], corpus: Corpus) -> float:
+    """By the NumPy reference."""
+    graph, total, count = with_loss(tiny().graph()), 0.0, 0
+    for batch in corpus.held_out_batches(8, 16):
+        found = interpret(graph, {k: batch[k] for k in graph.inputs}, {k: arrays[k] for k in graph.params})
+        total, count = total + float(found["loss"]) * labels_of(batch), count + labels_of(batch)
+    return total / count
