@@ -12,6 +12,7 @@ NAMES = (
     "build_memory",
     "passes_speed",
     "data_pipeline",
+    "kill_resume",
     "decode_vs_genai",
     "parity_smollm2",
 )

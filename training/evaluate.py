@@ -39,7 +39,7 @@ class Evaluation:
             self.waited = 0 if loss < self.best else self.waited + 1
             self.best = min(self.best, loss)
         if self.metrics is not None:
-            metrics |= self.metrics(run.snapshot())
+            metrics |= self.metrics(run.now())
         return loss, metrics
 
     @property
@@ -68,7 +68,7 @@ class Evaluation:
         with torch.no_grad():
             for batch in run.source.held_out_batches(s.batch, s.length):
                 number = run.count(batch)
-                total += run.loss(batch).item() * number
+                total += self.loss(batch).item() * number
                 count += number
                 if telling:
                     hits, of = self.hits(batch)
@@ -76,20 +76,25 @@ class Evaluation:
         loss = total / max(count, 1)
         return loss, {"accuracy": right / max(answers, 1)} if telling else {"perplexity": perplexity(loss)}
 
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """What training makes small, but of the labels alone: perplexity knows no smoothed ones."""
+        run = self.of
+        smoothed = run.settings.label_smoothing and "labels" in run.inputs
+        return self.answers(batch)["loss"] if smoothed else run.loss(batch)
+
     def hits(self, batch: Batch) -> tuple[int, int]:
         """(labels that have the highest logit, labels that count)."""
-        run = self.of
-        module = self.answers()
-        given = to_inputs({k: batch[k] for k in run.inputs}, run.settings.device)
-        with run.autocast():
-            found = torch.func.functional_call(module, dict(run.module.named_parameters()), (), given)["logits"]
-        counts = given["labels"] != IGNORED
-        return int(((found.argmax(-1) == given["labels"]) & counts).sum()), int(counts.sum())
+        labels = torch.from_numpy(batch["labels"])
+        found, counts = self.answers(batch)["logits"].argmax(-1).cpu(), labels != IGNORED
+        return int(((found == labels) & counts).sum()), int(counts.sum())
 
-    def answers(self) -> torch.nn.Module:
-        """A second module that also gives the logits; its own weights are not used."""
+    def answers(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Logits and loss from a second module, which takes the weights of the one that is trained."""
+        run = self.of
         if self._answers is None:
-            run = self.of
-            graph = train_pipeline(with_loss(run.plain_graph(), keep_logits=True))
-            self._answers = to_torch(graph, run.current()).to(run.settings.device).eval()
-        return self._answers
+            graph = train_pipeline(with_loss(run.learner(), keep_logits=True))
+            self._answers = to_torch(graph, run.weights).to(run.settings.device).eval()
+        weights = run.module.state_dict(keep_vars=True)
+        given = to_inputs({k: batch[k] for k in [*run.inputs, "labels"]}, run.settings.device)
+        with run.autocast():
+            return torch.func.functional_call(self._answers, weights, (), given)

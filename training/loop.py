@@ -10,37 +10,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..backends.torch import load_state, state_of, to_inputs, to_torch
-from ..backends.torch.limits import peak_flops
 from ..frontends.dsl import Model
 from ..frontends.huggingface import save_pretrained
-from ..ir.cost import at, flops_of
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
-from ..ir.interpret import bind_dims
 from ..ir.tensors import ArrayTensor
-from ..ir.types import Dim
 from ..ir.weights import SINGLE, Weights
 from ..passes.documents import drop_padding_mask
 from ..passes.pipelines import train as train_pipeline
 from ..passes.separate import separate_documents
 from . import checkpoint as checkpoints
 from .average import Average
-from .checkpoint import OPTIMIZER, Checkpoint, write_tensors
+from .checkpoint import BEST, OPTIMIZER, Checkpoint, write_tensors
 from .errors import TrainingError
 from .evaluate import Evaluation
 from .log import PLOT, Log, plot_losses
 from .loss import with_loss
 from .progress import Display, Step
-from .schedule import learning_rate as rate_of
-from .schedule import parameter_groups
+from .schedule import parameter_groups, rate_at
 from .settings import PRECISIONS, Settings
 from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
-from .state import check_course, load_optimizer, means_of, optimizer_state
+from .speed import Arithmetic
+from .state import check_course, fingerprint, load_optimizer, means_of, optimizer_state, seeded
 
 _LEAST_SCALE = 2.0**-14
 """Of the loss in f16: below, something other than its range is wrong."""
@@ -88,14 +83,17 @@ def drive(
     with Display(run.settings.steps, progress) as display, contextlib.ExitStack() as stack:
         run.begin(resume, display.note)
         if progress:
-            run.measure_peak()
-        if run.folder is not None:
-            run.log = stack.enter_context(Log(run.folder, run.done, tensorboard=tensorboard))
-        run.stop = stack.enter_context(stoppable())
-        for step in run:
-            display.show(step)
-            observe(step)
-        return run.finish(display.note)
+            run.arithmetic.measure_peak(run.settings)
+        try:
+            if run.folder is not None:
+                run.log = stack.enter_context(Log(run.folder, run.done, tensorboard=tensorboard))
+            run.stop = stack.enter_context(stoppable())
+            for step in run:
+                display.show(step)
+                observe(step)
+            return run.finish(display.note)
+        except OSError as e:  # Most likely a full disk.
+            raise run.ended(f"after step {run.done}: {e.strerror or e}") from e
 
 
 class Run:
@@ -108,9 +106,7 @@ class Run:
         self.model, self.source, self.settings, self.folder = model, source, settings, folder
         graph = self.objective()
         self.inputs = list(graph.inputs)
-        self.types = {k: v.type for k, v in graph.inputs.items()}
-        self.cost = 3 * flops_of(graph)  # The backward pass multiplies twice for each product of the forward pass.
-        self.peak: float | None = None
+        self.arithmetic = Arithmetic(graph)
         self.weights = self.first_weights(graph)
         self.module: Any = to_torch(train_pipeline(graph), self.weights).to(settings.device)
         for name, p in self.module.named_parameters():
@@ -120,17 +116,28 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
         self.average = Average(self.module, settings.ema) if settings.ema else None
+        if settings.patience and len(source.held_out) == 0:
+            raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
         self.evaluation = Evaluation(self, metrics)
         self.done = self.updates = self.kept = 0
-        self.good = self.trained(self.weights)
+        self.good, self.safe = self.trained(self.weights), ""
+        self.data = fingerprint(source, settings)
         self.log: Log | None = None
         self.stop = Stop()
 
     # -- what is learned -------------------------------------------------------------------------------------------
 
     def objective(self) -> Graph:
-        """The graph whose output `loss` is made small."""
-        return with_loss(self.plain_graph(), label_smoothing=self.settings.label_smoothing)
+        """The graph of a step: its output `loss` is made small, or that of `Run.loss`."""
+        return self.head(self.learner())
+
+    def learner(self) -> Graph:
+        """The graph that learns, up to its logits."""
+        return self.plain_graph()
+
+    def head(self, graph: Graph) -> Graph:
+        """What is computed from the logits inside the graph."""
+        return with_loss(graph, label_smoothing=self.settings.label_smoothing)
 
     def plain_graph(self, model: Model | None = None) -> Graph:
         """A model's graph for this data: documents apart, and no mask where nothing can see what it hides."""
@@ -161,7 +168,7 @@ class Run:
         begin = time.perf_counter()
         while self.done < s.steps and not self.evaluation.exhausted:
             start, batch = time.perf_counter(), next(batches)
-            rate = self.rate(self.done)
+            rate = rate_at(self.done, s)
             loss, norm = self.step(batch, rate)
             self.done += 1
             seconds = time.perf_counter() - start
@@ -171,18 +178,10 @@ class Run:
                 held_out, metrics = self.measure()
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
-            speed, share = tokens / training, self.share(batch, seconds)
+            speed, share = tokens / training, self.arithmetic.share(batch, seconds)
             step = Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics)
             self.keep(step)
             yield step
-
-    def rate(self, step: int) -> float:
-        s = self.settings
-        assert s.warmup is not None
-        return rate_of(
-            step, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final, schedule=s.schedule,
-            decay=s.decay,
-        )  # fmt: skip
 
     def step(self, batch: Batch, rate: float) -> tuple[float, float]:
         """One update; (loss before it, gradient norm before clipping). Raises TrainingError, updating nothing."""
@@ -190,7 +189,7 @@ class Run:
             group["lr"] = rate
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.random(self.done):
+        with seeded(self.settings, self.done):
             loss = self.backward(batch)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip).item()
@@ -200,9 +199,10 @@ class Run:
             raise self.failure(f"gradient norm of step {self.done + 1}", norm)
         self.scaler.step(self.optimizer)  # In f16 it leaves out a step whose gradient overflowed.
         self.scaler.update()
-        self.updates += math.isfinite(norm)
-        if self.average is not None:
-            self.average.update()
+        if math.isfinite(norm):
+            self.updates += 1
+            if self.average is not None:
+                self.average.update()
         return loss, norm
 
     def backward(self, batch: Batch) -> float:
@@ -231,26 +231,6 @@ class Run:
         narrow = PRECISIONS[self.settings.precision]
         return torch.autocast(self.settings.kind, narrow, enabled=narrow is not None)
 
-    @contextlib.contextmanager
-    def random(self, step: int) -> Iterator[None]:
-        """Randomness that depends on the seed and the step only, so that a resumed run goes on exactly."""
-        devices = [self.settings.device] if self.settings.kind == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(np.random.SeedSequence([self.settings.seed, step]).generate_state(1)[0]))
-            yield
-
-    def measure_peak(self) -> None:
-        """Measure what the device can do at most, so that steps tell their share of it."""
-        self.peak = peak_flops(self.settings.device or "cpu", PRECISIONS[self.settings.precision] or torch.float32)
-
-    def share(self, batch: Batch, seconds: float) -> float | None:
-        """Of the device's arithmetic, by the cost model of the graph; None where the peak was not measured."""
-        if self.peak is None:
-            return None
-        sizes = bind_dims(self.types, {k: batch[k].shape for k in self.types})
-        flops = self.cost.substitute(sizes) if isinstance(self.cost, Dim) else self.cost
-        return at(flops, sizes) / seconds / self.peak
-
     # -- what is kept ----------------------------------------------------------------------------------------------
 
     def measure(self) -> tuple[float | None, dict[str, float]]:
@@ -259,8 +239,8 @@ class Run:
             loss, metrics = self.evaluation.run()
             if loss is not None and not math.isfinite(loss):
                 raise self.failure(f"held-out loss after step {self.done}", loss)
-            if self.folder is None and self.evaluation.worth_keeping:
-                self.good, self.kept = self.snapshot(), self.done
+            if self.evaluation.worth_keeping and (self.folder is None or self.settings.patience):
+                self.good, self.kept, self.safe = self.snapshot(), self.done, ""
         return loss, metrics
 
     @contextlib.contextmanager
@@ -278,27 +258,36 @@ class Run:
         if self.folder is not None and (self.done % s.checkpoint_every == 0 or over or self.stop.asked):
             self.save(self.folder)
         if self.stop.asked and not over:
-            raise self.stopped()
+            raise self.ended(f"{self.stop.name} ended the run after step {self.done} of {s.steps}")
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint; where the run stops at the best measurement, also the weights of that one."""
-        with checkpoints.writing(folder, self.done, self.state(), self.settings.keep) as into:
-            self.write_weights(into, self.current())
-            write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
+        """Write a checkpoint, of a run with patience with the best weights so far. Raises TrainingError."""
+        if self.log is not None:
+            self.log.flush()
+        try:
+            with checkpoints.writing(folder, self.done, self.state(), self.settings.keep) as into:
+                self.write_weights(into, self.current())
+                write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
+                if self.settings.patience and self.kept:
+                    self.publish(into / BEST)
+        except TrainingError as e:
+            raise self.ended(e.what) from e
         written = folder / checkpoints.CHECKPOINTS / f"step-{self.done:08d}"
-        best = bool(self.settings.patience)
-        if not best:
-            self.good, self.kept = self.kept_model(Checkpoint(written, {"step": self.done})), self.done
-        elif self.evaluation.measured_at == self.done and self.evaluation.worth_keeping:
-            with self.averaged():
-                self.good, self.kept = self.snapshot(), self.done
-            self.publish(folder)
+        self.hold(Checkpoint(written, {"step": self.done, "kept": self.kept}))
+
+    def hold(self, found: Checkpoint) -> None:
+        """Take the model that is kept from a checkpoint: the best one if it has one, else the newest."""
+        best = self.settings.patience and (found.folder / BEST).is_dir()
+        self.good = self.published(found.folder / BEST) if best else self.kept_model(found)
+        self.kept, self.safe = int(found.state["kept"]) if best else found.step, str(found.folder)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint notes beside tensors. Order of data and random numbers follow from seed and step."""
         scaler = self.scaler.state_dict()
         return {
             "updates": self.updates,
+            "kept": self.kept,
+            "data": self.data,
             "settings": self.settings.course(),
             "evaluation": self.evaluation.state(),
             **({"scaler": scaler} if scaler else {}),
@@ -324,10 +313,14 @@ class Run:
         return Weights({k: state.get(k, t) for k, t in self.weights.items()})
 
     def snapshot(self) -> Model:
-        """The model with a copy of the weights as they are now."""
+        """The model with a copy of the weights as they are now, which becomes the one that is kept."""
         state = state_of(self.module)
         copies = {k: ArrayTensor(t.numpy().copy()) if k in state else t for k, t in self.current().items()}
         return self.trained(Weights(copies))
+
+    def now(self) -> Model:
+        """The model with a copy of the weights as they are now, to measure."""
+        return self.snapshot()
 
     def publish(self, folder: Path) -> None:
         """Write the last good model into the folder of the run."""
@@ -361,6 +354,8 @@ class Run:
         """
         if resume and self.folder is None:
             raise ConfigError("resume needs the folder of the run to go on with")
+        if self.folder is not None:
+            checkpoints.sweep(self.folder)
         found = [] if self.folder is None else sorted((self.folder / checkpoints.CHECKPOINTS).glob("step-*"))
         if resume and found:
             self.resume(note)
@@ -374,15 +369,15 @@ class Run:
         """Take up the newest whole checkpoint. Raises TrainingError if none is, ConfigError for other settings."""
         assert self.folder is not None
         found = checkpoints.latest(self.folder, note)
-        check_course(found, self.settings)
+        check_course(found, self.settings, self.data)
         load_state(self.module, self.weights | self.read_weights(found))
         load_optimizer(found, self.module, self.optimizer, self.average)
         self.done, self.updates = found.step, int(found.state["updates"])
         self.evaluation.restore(found.state["evaluation"])
         if "scaler" in found.state:
             self.scaler.load_state_dict(found.state["scaler"])
-        self.kept = self.done
-        self.good = self.published(self.folder) if self.settings.patience else self.kept_model(found)
+        self.hold(found)
+        note(f"{self.folder}: going on after step {self.done} of {self.settings.steps}")
 
     # -- when it goes wrong ----------------------------------------------------------------------------------------
 
@@ -390,15 +385,13 @@ class Run:
         rate = self.optimizer.param_groups[0]["lr"]
         return self.ended(f"{name} (of {self.settings.steps}) is {value}, at learning rate {rate:.3g}")
 
-    def stopped(self) -> TrainingError:
-        return self.ended(f"{self.stop.name} ended the run after step {self.done} of {self.settings.steps}")
-
     def ended(self, what: str) -> TrainingError:
         """An error that holds the last good model, which is written to the folder of the run."""
-        inside = self.folder is not None and self.kept > 0
-        place = f"in {self.folder}" if inside else "in this error's `model`"
-        if self.folder is not None and inside:
-            self.publish(self.folder)
+        place = f"in {self.safe}" if self.safe else "in this error's `model`"
+        if self.folder is not None and self.kept > 0:
+            with contextlib.suppress(OSError):  # A full disk has no room for a second copy.
+                self.publish(self.folder)
+                place = f"in {self.folder}"
         error = TrainingError(what, details=[f"the weights after step {self.kept} are kept {place}"])
         error.model = self.good
         return error

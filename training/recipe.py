@@ -16,7 +16,7 @@ from .adapters import ALL
 from .data.tokenizers import KINDS as TOKENIZERS
 from .finetune import plan
 from .settings import Settings
-from .tables import between, one_of, read_toml, some, tables
+from .tables import between, merged, one_of, read_toml, some, tables
 
 KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
 METHODS = ("train", "lora", "dpo", "distill")
@@ -41,6 +41,8 @@ class ModelRecipe:
     def check(self) -> None:
         if bool(self.path) == bool(self.family):
             raise ConfigError("[model] needs either path or family")
+        if self.path and self.config:
+            raise ConfigError("model.config goes with model.family: a model at a path has its own")
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,9 @@ class Recipe:
         return recipe if folder is None else recipe.from_folder(folder)
 
     @staticmethod
-    def read(path: str | Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         """A recipe from a TOML file, with `changes` over its tables. Raises ConfigError naming file and field."""
-        values = read_toml(path)
-        for table, fields in (changes or {}).items():
-            values[table] = {**values.get(table, {}), **fields}
-        return Recipe.of(values, str(path), Path(path).parent.resolve())
+        return Recipe.of(merged(read_toml(path), changes or {}), str(path), Path(path).parent.resolve())
 
     def from_folder(self, folder: Path) -> Recipe:
         """Data is looked for beside the recipe, and so are models and tokenizers that lie there."""
