@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .frontends.dsl import Model, load_family
-from .frontends.tokenizer import Tokenizer
+from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
 from .resolve import resolve
+from .scores import check_scores, scores
 from .training import finetune as tuning
 from .training.adapters import Lora
 from .training.finetune import Tuned
@@ -30,11 +31,14 @@ class Trained:
     source: Any
     steps: list[Step]
     seconds: float
+    length: int
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def sizes(self) -> dict[str, int]:
         """How much data there was: tokens, or what else the source counts."""
+        if hasattr(self.source, "sizes"):
+            return self.source.sizes(self.length)
         part = getattr(self.source, "train", None)
         tokens = {} if part is None else {"train_tokens": getattr(part, "tokens", len(part))}
         return {**tokens, "held_out_tokens": len(self.source.held_out)}
@@ -57,6 +61,8 @@ def follow(
     if resume:
         recipe.check_same(folder)
     model = resolve(recipe.model.path) if recipe.model.path else None
+    if recipe.metrics.translate:
+        check_scores()
     source = source_of(recipe, model)
     model = model or new_model(recipe, source)
     history: list[Step] = []
@@ -70,7 +76,9 @@ def follow(
     settings: dict[str, Any] = {f.name: getattr(recipe.train, f.name) for f in dataclasses.fields(recipe.train)}
     shown = {"folder": folder, "resume": resume, "progress": progress, "tensorboard": tensorboard, "observe": note}
     trained = _run(recipe, model, source, {**settings, **shown})
-    return Trained(trained.model, source, history, time.perf_counter() - begin)
+    count, length = recipe.metrics.translate, recipe.train.length
+    metrics = scores(trained.model, source.references[:count], folder, length) if count else {}
+    return Trained(trained.model, source, history, time.perf_counter() - begin, length, metrics)
 
 
 def _run(recipe: Recipe, model: Model, source: Any, settings: dict[str, Any]) -> Tuned:
@@ -114,6 +122,15 @@ def source_of(recipe: Recipe, model: Model | None) -> Any:
             raise ConfigError(f"{data.kind} need the tokenizer of a model with a chat template")
         reader = Instructions if data.kind == "instructions" else Preferences
         return reader.read(given, _only(paths), held_out=data.held_out)
+    if data.kind == "pairs":
+        from .training.pairs import Pairs
+
+        vocab, start = _vocabulary(recipe, model), None
+        if model is not None and model.folder is not None:
+            start = read_json(model.folder / "config.json").get("decoder_start_token_id")
+        return Pairs.read(
+            paths, given, kind=recipe.tokenizer.kind, vocab=vocab, held_out=data.held_out, start=start
+        )  # fmt: skip
     if data.kind == "text":
         from .training.corpus import Corpus, python_topics, read_text
 

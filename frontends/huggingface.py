@@ -173,6 +173,9 @@ def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
     fixed: dict[str, Any] = {"architectures": [architecture]} if architecture else {}
     fixed["model_type"] = before.get("model_type", model.family.name)
     ids = {f"{k}_token_id": getattr(model.tokenizer, f"{k}_id", None) for k in ("bos", "eos", "pad")}
+    if model.task == "seq2seq-lm":
+        fixed["is_encoder_decoder"] = True
+        ids["decoder_start_token_id"] = getattr(model.tokenizer, "start_id", None)
     dtypes = {t.dtype for t in weights.values() if t.dtype.is_float} if weights else set[DType]()
     stored = {"torch_dtype": _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
     return {**fixed, **{k: v for k, v in ids.items() if v is not None}, **before, **config, **stored}

@@ -70,6 +70,11 @@ class Tokenizer:
         return self.eos_ids[0] if self.eos_ids else None
 
     @property
+    def start_id(self) -> int | None:
+        """What a decoder that is given a source begins with: BOS, else padding, else the end of text."""
+        return next((i for i in (self.bos_id, self.pad_id, self.eos_id) if i is not None), None)
+
+    @property
     def size(self) -> int:
         """Ids run from 0 to size - 1, added tokens included."""
         return self.core.get_vocab_size(with_added_tokens=True)

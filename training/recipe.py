@@ -120,14 +120,12 @@ class DistillRecipe:
 
 @dataclass(frozen=True)
 class MetricsRecipe:
-    """translate: held-out pairs that are translated at the end for BLEU and chrF (0: none); beams: of the search."""
+    """translate: held-out pairs that are translated greedily at the end, for BLEU and chrF (0: none)."""
 
     translate: int = 0
-    beams: int = 4
 
     def check(self) -> None:
         between(self.translate, 0, 1 << 31, "metrics.translate")
-        between(self.beams, 1, 64, "metrics.beams")
 
 
 @dataclass(frozen=True)
@@ -152,6 +150,8 @@ class Recipe:
             raise ConfigError("[dpo] and [distill] are two kinds of training: give one")
         if self.dpo and self.data.kind != "preferences":
             raise ConfigError(f"[dpo] needs data.kind preferences, not {self.data.kind}")
+        if self.metrics.translate and (self.data.kind != "pairs" or not self.data.held_out):
+            raise ConfigError("metrics.translate needs data.kind pairs, and data.held_out above 0")
         if self.lora and self.lora.quantized and (self.dpo or self.distill):
             raise ConfigError("lora.quantized goes with neither [dpo] nor [distill]")
 

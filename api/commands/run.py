@@ -19,7 +19,9 @@ from ..resolve import HELP, resolve
 @command
 def run(
     model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}")],
-    prompt: Annotated[str, typer.Argument(help="text to go on from; with --chat, what the user says")],
+    texts: Annotated[
+        list[str], typer.Argument(help="to go on from, to translate, or with --chat what the user says; may be several")
+    ],
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
@@ -43,14 +45,26 @@ def run(
             "stop": stop or (),
             "seed": seed,
         }
-        result = engine.generate(prompt, chat=chat, on_text=_silent if json_output else write_text, **settings)
-    timing = result.timing
+        generate(engine, texts, chat, json_output, settings)
+
+
+def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, settings: dict[str, Any]) -> None:
+    """Print what comes after one text as it comes, or a line for each of several."""
+    live = len(texts) == 1 and not json_output
+    results = engine.generate(texts, chat=chat, on_text=write_text if live else _silent, **settings)
     if json_output:
-        print_json({"text": result.text, "ids": result.ids, "reason": result.reason, "timing": timing,
-                    "tokens_per_second": timing.tokens_per_second})  # fmt: skip
+        shown = [
+            {"text": r.text, "ids": r.ids, "reason": r.reason, "timing": r.timing,
+             "tokens_per_second": r.timing.tokens_per_second}
+            for r in results
+        ]  # fmt: skip
+        print_json(shown if len(texts) > 1 else shown[0])
         return
-    out().print()
-    err().print(speed(timing), style="dim")
+    for result in results if not live else ():
+        out().print(result.text, markup=False)
+    if live:
+        out().print()
+    err().print(speed(results[0].timing), style="dim")
 
 
 def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> Engine:
