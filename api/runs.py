@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .console import err
 from .frontends.dsl import Model, load_family
+from .frontends.huggingface import with_head
 from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
 from .resolve import resolve
@@ -19,13 +21,19 @@ from .training.adapters import Lora
 from .training.finetune import Tuned
 from .training.loop import train
 from .training.progress import Step
-from .training.recipe import PYTHON, Recipe, targets_of
+from .training.recipe import PYTHON, DataRecipe, Recipe, targets_of
 from .training.source import Source
+
+ONE_PASS = ("masked-lm", "sequence-classification")
+"""Tasks whose models read a row at once, at the positions they have a table for."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run gave. seconds: of the whole run, data and measurements included; steps: that were done now."""
+    """What a run gave. seconds: of the whole run, data and measurements included; steps: that were done now.
+
+    metrics: measured at the end. notes: what should be known about the model, such as parameters that were drawn anew.
+    """
 
     model: Model
     source: Any
@@ -33,6 +41,7 @@ class Trained:
     seconds: float
     length: int
     metrics: dict[str, float] = field(default_factory=dict[str, float])
+    notes: list[str] = field(default_factory=list[str])
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -60,11 +69,11 @@ def follow(
     begin = time.perf_counter()
     if resume:
         recipe.check_same(folder)
-    model = resolve(recipe.model.path) if recipe.model.path else None
     if recipe.metrics.translate:
         check_scores()
-    source = source_of(recipe, model)
-    model = model or new_model(recipe, source)
+    model, source, notes = prepare(recipe)
+    for line in notes if progress else ():
+        err().print(line, markup=False)
     history: list[Step] = []
 
     def note(step: Step) -> None:
@@ -78,7 +87,7 @@ def follow(
     trained = _run(recipe, model, source, {**settings, **shown})
     count, length = recipe.metrics.translate, recipe.train.length
     metrics = scores(trained.model, source.references[:count], folder, length) if count else {}
-    return Trained(trained.model, source, history, time.perf_counter() - begin, length, metrics)
+    return Trained(trained.model, source, history, time.perf_counter() - begin, length, metrics, notes)
 
 
 def _run(recipe: Recipe, model: Model, source: Any, settings: dict[str, Any]) -> Tuned:
@@ -93,27 +102,46 @@ def _run(recipe: Recipe, model: Model, source: Any, settings: dict[str, Any]) ->
     return Tuned(train(model, source, **settings))
 
 
-def new_model(recipe: Recipe, source: Source) -> Model:
-    """A model of the recipe's family without weights, for the tokenizer (and the labels) of the data."""
-    family = load_family(recipe.model.family)
+def prepare(recipe: Recipe) -> tuple[Model, Any, list[str]]:
+    """(model, data, notes) of a recipe. Raises ConfigError if one does not go with the other."""
+    base = resolve(recipe.model.path) if recipe.model.path else None
+    task = task_of(recipe, base)
+    source = source_of(recipe, base, task)
+    names = getattr(source, "labels", ())
+    labels = {"labels": {str(i): name for i, name in enumerate(names)}} if names else {}
+    model, drawn = new_model(recipe, source, task, labels) if base is None else (base, list[str]())
+    if base is not None and (base.task != task or (names and base.config.labels is None)):
+        model, drawn = with_head(base, task, seed=recipe.train.seed, **labels)
+    positions = getattr(model.config, "max_positions", None)
+    if task in ONE_PASS and positions is not None and recipe.train.length > positions:
+        raise ConfigError(f"train.length is {recipe.train.length}, but the model has {positions} positions")
+    return model, source, [f"drawn anew, for the checkpoint has no such head: {', '.join(drawn)}"] if drawn else []
+
+
+def task_of(recipe: Recipe, model: Model | None) -> str:
+    """The task that is trained: as the recipe says, what the data is for, or that of the model."""
+    if recipe.model.task or recipe.data.kind == "labelled":
+        return recipe.model.task or "sequence-classification"
+    return model.task if model is not None else load_family(recipe.model.family).task
+
+
+def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any]) -> tuple[Model, list[str]]:
+    """(a model of the recipe's family without weights, nothing drawn); given: fields of its config by name."""
+    family = load_family(recipe.model.family, task)
     # Fields go by their names in the family's Config or by their keys in config.json.
     keys = {f.name: f.metadata.get("hf", f.name) for f in dataclasses.fields(family.config_class)}
-    given = {keys.get(k, k): v for k, v in recipe.model.config.items()}
+    config = {keys.get(k, k): v for k, v in {**given, **recipe.model.config}.items()}
     if "vocab" in keys:
-        given.setdefault(keys["vocab"], source.vocab)
-    return family(family.config_class.from_dict(given, "[model] config"))
+        config.setdefault(keys["vocab"], source.vocab)
+    return family(family.config_class.from_dict(config, "[model] config")), []
 
 
-def source_of(recipe: Recipe, model: Model | None) -> Any:
+def source_of(recipe: Recipe, model: Model | None, task: str) -> Any:
     """The data of a recipe, with the tokenizer it names, that of the model, or a new one."""
     data, paths = recipe.data, [Path(p) for p in recipe.data.paths]
     given = Tokenizer.open(recipe.tokenizer.path) if recipe.tokenizer.path else model.tokenizer if model else None
     if recipe.distill and given is None:
         given = resolve(recipe.distill.teacher).tokenizer
-    if data.kind == "shards":
-        from .training.data import Dataset
-
-        return Dataset.open(_only(paths), documents=data.documents)
     if data.kind in ("instructions", "preferences"):
         from .training.dpo import Preferences
         from .training.instruct import Instructions
@@ -122,21 +150,46 @@ def source_of(recipe: Recipe, model: Model | None) -> Any:
             raise ConfigError(f"{data.kind} need the tokenizer of a model with a chat template")
         reader = Instructions if data.kind == "instructions" else Preferences
         return reader.read(given, _only(paths), held_out=data.held_out)
+    settings: dict[str, Any] = {"held_out": data.held_out}
+    if given is None:
+        settings |= {"kind": recipe.tokenizer.kind, "vocab": _vocabulary(recipe, model)}
     if data.kind == "pairs":
         from .training.pairs import Pairs
 
-        vocab, start = _vocabulary(recipe, model), None
-        if model is not None and model.folder is not None:
-            start = read_json(model.folder / "config.json").get("decoder_start_token_id")
-        return Pairs.read(
-            paths, given, kind=recipe.tokenizer.kind, vocab=vocab, held_out=data.held_out, start=start
-        )  # fmt: skip
-    if data.kind == "text":
-        from .training.corpus import Corpus, python_topics, read_text
+        return Pairs.read(paths, given, start=_start(model), **settings)
+    if data.kind == "labelled":
+        from .training.labelled import Labelled
 
-        texts = [python_topics() if p == PYTHON else read_text(p) for p in data.paths]
-        return Corpus.of(texts, given, vocab=_vocabulary(recipe, model), held_out=data.held_out)
-    raise ConfigError(f"data.kind {data.kind!r} is not there yet")
+        known = getattr(model.config, "labels", None) if model is not None and model.task == task else None
+        labels = None if known is None else [known[str(i)] for i in range(len(known))]
+        return Labelled.read(paths, given, labels=labels, **settings)
+    return _text(data, paths, given, task, settings)
+
+
+def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: str, settings: dict[str, Any]) -> Any:
+    """Text files or shards, for guessing the next token or masked ones."""
+    from .training.corpus import Corpus, python_topics, read_text
+    from .training.data import Dataset
+    from .training.masked import Masked
+
+    masked = {"share": data.mask, "whole_word": data.whole_word}
+    if data.kind == "shards":
+        return Masked.open(_only(paths), **masked) if task == "masked-lm" else Dataset.open(
+            _only(paths), documents=data.documents
+        )  # fmt: skip
+    texts = [python_topics() if p == PYTHON else read_text(p) for p in data.paths]
+    if task == "masked-lm":
+        return Masked.of(texts, given, **masked, **settings)
+    if given is None and settings.pop("kind") != "byte-bpe":
+        raise ConfigError("a language model on text files gets a byte-bpe tokenizer: give tokenizer.path for another")
+    return Corpus.of(texts, given, **settings)
+
+
+def _start(model: Model | None) -> int | None:
+    """What the targets of a checkpoint begin with, if it says so."""
+    if model is None or model.folder is None:
+        return None
+    return read_json(model.folder / "config.json").get("decoder_start_token_id")
 
 
 def _vocabulary(recipe: Recipe, model: Model | None) -> int:
@@ -145,7 +198,8 @@ def _vocabulary(recipe: Recipe, model: Model | None) -> int:
         return recipe.tokenizer.vocab
     if model is None:
         return int(recipe.model.config.get("vocab", 2048))
-    rows = model.graph().outputs["logits"].shape[-1] if "logits" in model.graph().outputs else None
+    outputs = model.graph().outputs
+    rows = getattr(model.config, "vocab", None) or (outputs["logits"].shape[-1] if "logits" in outputs else None)
     if not isinstance(rows, int):
         raise ConfigError(f"{model.family.name} is a {model.task} model, which has no tokens to predict")
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,8 +61,23 @@ class Pairs:
     task: ClassVar[str] = "seq2seq-lm"
 
     @staticmethod
-    def of(
-        pairs: Sequence[Pair] | Sequence[Sequence[Pair]],
+    def of(pairs: Sequence[Pair], tokenizer: Tokenizer | None = None, **settings: Any) -> Pairs:
+        """From pairs of texts: one list of `of_lists`, with its settings."""
+        return Pairs.of_lists([pairs], tokenizer, **settings)
+
+    @staticmethod
+    def read(paths: str | Path | Sequence[str | Path], tokenizer: Tokenizer | None = None, **settings: Any) -> Pairs:
+        """From files: .tsv with lines `source<TAB>target`, .jsonl with {"source": ..., "target": ...}.
+
+        Settings as for `of_lists`, of which each file is a list. Raises CorpusError naming file and line.
+        """
+        files = [paths] if isinstance(paths, (str, Path)) else paths
+        found = [read_fields(p, ("source", "target")) for p in files]
+        return Pairs.of_lists(found, tokenizer, **settings)
+
+    @staticmethod
+    def of_lists(
+        lists: Sequence[Sequence[Pair]],
         tokenizer: Tokenizer | None = None,
         *,
         kind: str = "byte-bpe",
@@ -70,40 +85,20 @@ class Pairs:
         held_out: float = 0.05,
         start: int | None = None,
     ) -> Pairs:
-        """From pairs of texts, or several lists of them; the share `held_out` is taken from the end of each list.
+        """From lists of pairs; the share `held_out` is taken from the end of each list.
 
         Training pairs that have the source or the target of a held-out one are removed. tokenizer: None trains one
         of `kind` with `vocab` entries on both sides of what is left. start: None takes the tokenizer's `start_id`.
         Raises CorpusError if nothing is left to train on, ConfigError for a tokenizer without an end of text.
         """
-        lists = [pairs] if pairs and isinstance(pairs[0][0], str) else pairs
-        train, kept, removed = hold_out(lists, held_out)  # type: ignore[arg-type]
+        train, kept, removed = hold_out(lists, held_out)
         if tokenizer is None:
             tokenizer = train_tokenizer(kind, (text for pair in train for text in pair), vocab, "seq2seq")
-        if tokenizer.eos_id is None or (start is None and tokenizer.start_id is None):
-            raise ConfigError("the tokenizer has no end-of-text token, with which a target must end")
         first = tokenizer.start_id if start is None else start
-        assert first is not None
+        if tokenizer.eos_id is None or first is None:
+            raise ConfigError("the tokenizer has no end-of-text token, with which a target must end")
         parts = Part.of(tokenizer, train), Part.of(tokenizer, kept)
         return Pairs(tokenizer, *parts, tuple(kept), removed, first)
-
-    @staticmethod
-    def read(
-        paths: str | Path | Sequence[str | Path],
-        tokenizer: Tokenizer | None = None,
-        *,
-        kind: str = "byte-bpe",
-        vocab: int = 2048,
-        held_out: float = 0.05,
-        start: int | None = None,
-    ) -> Pairs:
-        """From files: .tsv with lines `source<TAB>target`, .jsonl with {"source": ..., "target": ...}; else as `of`.
-
-        Raises CorpusError naming file and line.
-        """
-        files = [paths] if isinstance(paths, (str, Path)) else paths
-        found = [read_fields(p, ("source", "target"), ("source", "target")) for p in files]
-        return Pairs.of(found, tokenizer, kind=kind, vocab=vocab, held_out=held_out, start=start)
 
     @property
     def vocab(self) -> int:

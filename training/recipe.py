@@ -29,7 +29,8 @@ PYTHON = "python:help"
 class ModelRecipe:
     """Either path: a checkpoint or another model that `monograph show` takes; or family: a model_type, with `config`.
 
-    task: which head, where a family has several. config: fields of the family's Config; without `vocab`, that of the
+    task: which head, where a family has several (empty: what the data is for, else that of the checkpoint); a head that
+    the checkpoint does not have is drawn anew. config: fields of the family's Config; without `vocab`, that of the
     tokenizer is taken. dtype of training weights is f32.
     """
 
@@ -223,7 +224,8 @@ _TABLES: dict[str, type] = {
 
 def _settings(given: dict[str, Any], parts: Mapping[str, Any]) -> Settings:
     """Training from nothing has other defaults than tuning a model with weights."""
-    tuned = parts["data"].kind in ("instructions", "preferences") or "lora" in parts
+    kind = parts["data"].kind
+    tuned = kind in ("instructions", "preferences") or "lora" in parts or (kind == "labelled" and parts["model"].path)
     if not tuned and "distill" not in parts:
         return Settings.of(given)
     kind = "dpo" if "dpo" in parts else "lora" if "lora" in parts else "full"

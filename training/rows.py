@@ -59,10 +59,10 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], *, add_special: bool)
         core.encode_special_tokens = saved
 
 
-def read_fields(path: str | Path, names: tuple[str, str], keys: tuple[str, str]) -> list[tuple[str, str]]:
-    """Two texts a row: columns `names` of a .tsv file, or `keys` of the objects of a .jsonl file.
+def read_fields(path: str | Path, names: tuple[str, str], *, numbers: bool = False) -> list[tuple[str, str]]:
+    """Two texts a row: the columns of a .tsv file in the order of `names`, or members of these names in .jsonl.
 
-    Blank lines are skipped. Raises CorpusError naming file and line.
+    Blank lines are skipped. numbers: members may be whole numbers. Raises CorpusError naming file and line.
     """
     kind = Path(path).suffix
     if kind not in (".tsv", ".jsonl"):
@@ -72,7 +72,7 @@ def read_fields(path: str | Path, names: tuple[str, str], keys: tuple[str, str])
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
-            found.append(_columns(line, names, place) if kind == ".tsv" else _members(line, keys, place))
+            found.append(_columns(line, names, place) if kind == ".tsv" else _members(line, names, place, numbers))
     if not found:
         raise CorpusError("has no rows", place=str(path))
     return found
@@ -85,13 +85,14 @@ def _columns(line: str, names: tuple[str, str], place: str) -> tuple[str, str]:
     return parts[0].strip(), parts[1].strip()
 
 
-def _members(line: str, keys: tuple[str, str], place: str) -> tuple[str, str]:
+def _members(line: str, keys: tuple[str, str], place: str, numbers: bool) -> tuple[str, str]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as e:
         raise CorpusError(f"is not JSON: {e}", place=place) from None
     values = [row.get(k) if isinstance(row, dict) else None for k in keys]
-    if not all(isinstance(v, str) for v in values):
+    kinds = (str, int) if numbers else (str,)
+    if not all(type(v) in kinds for v in values):
         raise CorpusError(f"is not an object whose {keys[0]} and {keys[1]} are texts", place=place)
     return str(values[0]).strip(), str(values[1]).strip()
 

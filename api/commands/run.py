@@ -1,4 +1,4 @@
-"""`monograph run`: answer a prompt, text as it comes, tokens per second at the end."""
+"""`monograph run`: what a model says of a text: what comes next, its translation, its label, what a mask hides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..resolve import HELP, resolve
 def run(
     model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}")],
     texts: Annotated[
-        list[str], typer.Argument(help="to go on from, to translate, or with --chat what the user says; may be several")
+        list[str],
+        typer.Argument(help="to go on from, translate, label or fill masks in; with --chat, what the user says"),
     ],
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
@@ -33,7 +34,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
     json_output: Json = False,
 ) -> None:
-    """Generate from a prompt with a built folder; any other model is built into a temporary folder first."""
+    """Run a built folder on texts; any other model is built into a temporary folder first."""
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         engine = open_engine(model, Path(folder), threads, json_output)
         settings: dict[str, Any] = {
@@ -45,7 +46,13 @@ def run(
             "stop": stop or (),
             "seed": seed,
         }
-        generate(engine, texts, chat, json_output, settings)
+        tell = {"sequence-classification": tell_labels, "masked-lm": tell_masked}.get(engine.task)
+        if tell is None:
+            generate(engine, texts, chat, json_output, settings)
+        elif chat:
+            raise MonographError(f"--chat goes with models that generate, not with one for {engine.task}")
+        else:
+            tell(engine, texts, json_output)
 
 
 def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, settings: dict[str, Any]) -> None:
@@ -65,6 +72,28 @@ def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, se
     if live:
         out().print()
     err().print(speed(results[0].timing), style="dim")
+
+
+def tell_labels(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print the label of each text, and the probabilities of all labels."""
+    found = engine.classify(texts)
+    if json_output:
+        print_json(found if len(texts) > 1 else found[0])
+        return
+    for one in found:
+        shown = ", ".join(f"{name} {p:.4f}" for name, p in one.probabilities.items())
+        out().print(f"{one.label}  ({shown})", markup=False)
+
+
+def tell_masked(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print for each mask of each text the likeliest tokens with their probabilities, a line a mask."""
+    found = engine.fill(texts)
+    if json_output:
+        print_json([{"text": t, "masks": m} for t, m in zip(texts, found, strict=True)])
+        return
+    for masks in found:
+        for guesses in masks:
+            out().print(", ".join(f"{g.token} {g.probability:.4f}" for g in guesses), markup=False)
 
 
 def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> Engine:
