@@ -81,7 +81,7 @@ def family_of(settings: Mapping[str, Any], task: str | None = None) -> Family:
 
 
 def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tuple[Model, list[str]]:
-    """(the model's checkpoint under its family's head for `task`, the parameters that it lacks and that are drawn anew).
+    """(the model's checkpoint under its family's head for `task`, the parameters that it lacks and are drawn anew).
 
     changes: fields of its config, such as `labels`. Raises ConfigError if the family has no such head, and
     WeightsError if anything is missing that does not belong to a head (HEADS in the family's file).

@@ -21,7 +21,10 @@ from .sampling import Array
 
 
 class Engine:
-    """Generation, embeddings, labels, masked tokens and plain runs over one session. Not to be used from several threads at once."""
+    """Generation, embeddings, labels, masked tokens and plain runs over one session.
+
+    Not to be used from several threads at once.
+    """
 
     def __init__(self, session: Session, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None) -> None:
         self.session, self.tokenizer, self.pooling = session, tokenizer, pooling or Pooling()

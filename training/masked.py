@@ -243,7 +243,7 @@ def choose(free: Array, words: Array, share: float, rng: np.random.Generator) ->
 
 
 def hide(row: Array, chosen: Array, mask: int, ordinary: Array, rng: np.random.Generator) -> Array:
-    """The row as the model sees it: of the chosen tokens 80 % masked, 10 % any token of `ordinary`, 10 % as they are."""
+    """The row as the model sees it: of the chosen tokens 80 % masked, 10 % any of `ordinary`, 10 % as it is."""
     dice = rng.random(len(row))
     strange = rng.choice(ordinary, len(row))
     row = np.where(chosen & (dice < MASKED), mask, row)
