@@ -18,6 +18,7 @@ from .resolve import resolve
 from .scores import check_scores, scores
 from .training import finetune as tuning
 from .training.adapters import Lora
+from .training.checkpoint import CHECKPOINTS
 from .training.finetune import Tuned
 from .training.loop import train
 from .training.progress import Step
@@ -71,7 +72,7 @@ def follow(
         recipe.check_same(folder)
     if recipe.metrics.translate:
         check_scores()
-    model, source, notes = prepare(recipe)
+    model, source, notes = prepare(recipe, _kept_tokenizer(folder) if resume else None)
     for line in notes if progress else ():
         err().print(line, markup=False)
     history: list[Step] = []
@@ -102,15 +103,24 @@ def _run(recipe: Recipe, model: Model, source: Any, settings: dict[str, Any]) ->
     return Tuned(train(model, source, **settings))
 
 
-def prepare(recipe: Recipe) -> tuple[Model, Any, list[str]]:
-    """(model, data, notes) of a recipe. Raises ConfigError if one does not go with the other."""
+def _kept_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a run that goes on: training it again need not give the same one."""
+    found = sorted((folder / CHECKPOINTS).glob("step-*/tokenizer.json"))
+    return Tokenizer.open(found[-1].parent) if found else None
+
+
+def prepare(recipe: Recipe, tokenizer: Tokenizer | None = None) -> tuple[Model, Any, list[str]]:
+    """(model, data, notes) of a recipe. Raises ConfigError if one does not go with the other.
+
+    tokenizer: taken instead of training one.
+    """
     base = resolve(recipe.model.path) if recipe.model.path else None
     task = task_of(recipe, base)
-    source = source_of(recipe, base, task)
+    source = source_of(recipe, base, task, tokenizer)
     names = getattr(source, "labels", ())
     labels = {"labels": {str(i): name for i, name in enumerate(names)}} if names else {}
     model, drawn = new_model(recipe, source, task, labels) if base is None else (base, list[str]())
-    if base is not None and (base.task != task or (names and base.config.labels is None)):
+    if base is not None and (base.task != task or (names and getattr(base.config, "labels", names) is None)):
         model, drawn = with_head(base, task, seed=recipe.train.seed, **labels)
     positions = getattr(model.config, "max_positions", None)
     if task in ONE_PASS and positions is not None and recipe.train.length > positions:
@@ -136,12 +146,13 @@ def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any
     return family(family.config_class.from_dict(config, "[model] config")), []
 
 
-def source_of(recipe: Recipe, model: Model | None, task: str) -> Any:
-    """The data of a recipe, with the tokenizer it names, that of the model, or a new one."""
+def source_of(recipe: Recipe, model: Model | None, task: str, kept: Tokenizer | None = None) -> Any:
+    """The data of a recipe, with the tokenizer it names, that of the model, the one kept, or a new one."""
     data, paths = recipe.data, [Path(p) for p in recipe.data.paths]
     given = Tokenizer.open(recipe.tokenizer.path) if recipe.tokenizer.path else model.tokenizer if model else None
     if recipe.distill and given is None:
         given = resolve(recipe.distill.teacher).tokenizer
+    given = given or kept
     if data.kind in ("instructions", "preferences"):
         from .training.dpo import Preferences
         from .training.instruct import Instructions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,28 @@ def test_the_folder_builds_verifies_and_fills_masks(run: tuple[Path, dict[str, A
     assert [line.split()[0] for line in lines] == ["two", "two", "six"]
     assert "text 0 has no mask [MASK] to fill" in call("run", tmp_path / "built", "one two", code=1).output
     assert "--chat goes with models that generate" in call("run", tmp_path / "built", "[MASK]", "--chat", code=1).output
+
+
+def test_a_run_goes_on_with_the_tokenizer_it_began_with(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training a WordPiece vocabulary twice need not give the same one."""
+    from monograph.runs import follow
+    from monograph.training import masked
+    from monograph.training.recipe import Recipe
+
+    changes = {"train": {"steps": 4, "checkpoint_every": 2, "keep": 9}}
+    recipe = Recipe.read(run[0].parent / "recipe.toml", changes)
+    first = follow(recipe, tmp_path / "run", progress=False).model
+    assert first.weights is not None
+    expected = {k: first.weights.numpy(k).copy() for k in first.weights}
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    monkeypatch.setattr(masked, "train_tokenizer", lambda *given: pytest.fail("a second tokenizer"))
+    again = follow(recipe, tmp_path / "run", resume=True, progress=False)
+    assert [s.step for s in again.steps] == [3, 4]
+    assert again.model.weights is not None
+    for name, value in expected.items():
+        assert np.array_equal(again.model.weights.numpy(name), value), name
 
 
 def test_rows_longer_than_the_positions_are_refused(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ class Pairs:
         labels i64 [B,U]: targets and the end-of-text token. All are padded on the right. Raises CorpusError if no
         pair is short enough.
         """
-        chosen = self._chosen(self.train, length)
-        return endless(
-            self._lengths(self.train, chosen), batch, seed, start, lambda i: self._batch(self.train, chosen[i])
-        )
+        if len(self.held_out):
+            self._chosen(self.held_out, length)  # Known before the first step, not at the first measurement.
+        part, chosen = self.train, self._chosen(self.train, length)
+        return endless(self._lengths(part, chosen), batch, seed, start, lambda i: self._batch(part, chosen[i]))
 
     def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
         """Every held-out pair that is short enough once."""
