@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,9 @@ def test_pairs_do_not_train_a_language_model(pairs: Pairs) -> None:
     model: Model = load_family("llama")(vocab=300, dim=16, ffn=24, layers=1, heads=2)
     with pytest.raises(ConfigError, match="llama is a causal-lm model; this data trains seq2seq-lm models"):
         train(model, pairs, steps=1, progress=False)
+
+
+def test_the_recipes_of_the_documentation_are_recipes() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
+    found = [Recipe.of(tomllib.loads(block)) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    assert [r.data.kind for r in found] == ["pairs", "text", "labelled"]
