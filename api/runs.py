@@ -54,7 +54,7 @@ class Trained:
         return {**tokens, "held_out_tokens": len(self.source.held_out)}
 
     def lines(self) -> list[str]:
-        return [f"{name}: {value:.2f}" for name, value in self.metrics.items()]
+        return [f"{name}: {value:,.4g}" for name, value in self.metrics.items()]
 
 
 def follow(
