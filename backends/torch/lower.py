@@ -22,6 +22,7 @@ from ...passes.pattern import apply_rewrites
 from .attention import AttentionToSDPA
 from .frozen import LinearOverCodes
 from .loss import LossOverVocabulary
+from .products import linear
 from .tensors import torch_dtype
 
 _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
@@ -35,6 +36,9 @@ _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
     "less_equal": operator.le,
 }
 """Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
+
+_OWN: dict[str, Callable[..., Any]] = {"linear": linear}
+"""Ops that have a function here in place of what their `torch` method says; it takes operands and attributes."""
 
 CONSTANTS = "monograph_constants"
 """Name of the submodule that gives constant tensors by name."""
@@ -202,6 +206,8 @@ class Lowering:
             attributes["device"] = self.device
         if node.op.random:
             attributes["training"] = self.training
+        if node.op.name in _OWN:
+            return self.call(_OWN[node.op.name], *operands, **attributes)
         return node.op.torch(self.namespace, *operands, **attributes)
 
     def operands(self, node: Node) -> Sequence[Any]:
