@@ -18,8 +18,9 @@ from monograph.backends.torch import to_inputs, to_torch
 from monograph.cli import app
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.load import load
+from monograph.inference.engine import Engine
 from monograph.ir import interpret
-from monograph.ir.errors import ConfigError
+from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.types import DType
 from monograph.ir.weights import Weights
 from monograph.passes.pipelines import train as train_pipeline
@@ -361,6 +362,12 @@ def test_the_folder_builds_verifies_and_fills_masks(run: tuple[Path, dict[str, A
     lines = call("run", tmp_path / "built", text, "six six [MASK] six").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["two", "two", "six"]
     assert "text 0 has no mask [MASK] to fill" in call("run", tmp_path / "built", "one two", code=1).output
+    engine = Engine.open(tmp_path / "built")
+    assert engine.fill(text, top=2)[1][0].token == "two"
+    with pytest.raises(RuntimeInputError, match="bert is a masked-lm model, not sequence-classification"):
+        engine.classify(text)
+    with pytest.raises(RuntimeInputError, match="text 1 has 43 tokens, expected 1 to 40"):
+        engine.fill([text, "one [MASK] " * 20 + "one"])
     assert "--chat goes with models that generate" in call("run", tmp_path / "built", "[MASK]", "--chat", code=1).output
 
 

@@ -54,7 +54,7 @@ def check_fit(model: Model, source: Source) -> None:
     labels = len(getattr(source, "labels", ()))
     if labels and logits != labels:
         raise ConfigError(f"the model tells {logits} labels apart but the data has {labels}")
-    vocab = getattr(model.config, "vocab", None) if labels else logits
+    vocab = getattr(model.config, "vocab", None) if source.task == "sequence-classification" else logits
     if isinstance(vocab, int) and vocab < source.vocab:
         raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
 
