@@ -119,9 +119,13 @@ def prepare(recipe: Recipe, tokenizer: Tokenizer | None = None) -> tuple[Model, 
     source = source_of(recipe, base, task, tokenizer)
     names = getattr(source, "labels", ())
     labels = {"labels": {str(i): name for i, name in enumerate(names)}} if names else {}
-    model, drawn = new_model(recipe, source, task, labels) if base is None else (base, list[str]())
-    if base is not None and (base.task != task or (names and getattr(base.config, "labels", names) is None)):
+    drawn: list[str] = []
+    if base is None:
+        model = new_model(recipe, source, task, labels)
+    elif base.task != task or (names and getattr(base.config, "labels", names) is None):
         model, drawn = with_head(base, task, seed=recipe.train.seed, **labels)
+    else:
+        model = base
     positions = getattr(model.config, "max_positions", None)
     if task in ONE_PASS and positions is not None and recipe.train.length > positions:
         raise ConfigError(f"train.length is {recipe.train.length}, but the model has {positions} positions")
@@ -135,15 +139,18 @@ def task_of(recipe: Recipe, model: Model | None) -> str:
     return model.task if model is not None else load_family(recipe.model.family).task
 
 
-def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any]) -> tuple[Model, list[str]]:
-    """(a model of the recipe's family without weights, nothing drawn); given: fields of its config by name."""
+def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any]) -> Model:
+    """A model of the recipe's family without weights, for the vocabulary of the data.
+
+    given: fields of its config by name, over which those of the recipe go.
+    """
     family = load_family(recipe.model.family, task)
     # Fields go by their names in the family's Config or by their keys in config.json.
     keys = {f.name: f.metadata.get("hf", f.name) for f in dataclasses.fields(family.config_class)}
     config = {keys.get(k, k): v for k, v in {**given, **recipe.model.config}.items()}
     if "vocab" in keys:
         config.setdefault(keys["vocab"], source.vocab)
-    return family(family.config_class.from_dict(config, "[model] config")), []
+    return family(family.config_class.from_dict(config, "[model] config"))
 
 
 def source_of(recipe: Recipe, model: Model | None, task: str, kept: Tokenizer | None = None) -> Any:
@@ -184,10 +191,10 @@ def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: st
     from .training.masked import Masked
 
     masked = {"share": data.mask, "whole_word": data.whole_word}
+    if data.kind == "shards" and task == "masked-lm":
+        return Masked.open(_only(paths), **masked)
     if data.kind == "shards":
-        return Masked.open(_only(paths), **masked) if task == "masked-lm" else Dataset.open(
-            _only(paths), documents=data.documents
-        )  # fmt: skip
+        return Dataset.open(_only(paths), documents=data.documents)
     texts = [python_topics() if p == PYTHON else read_text(p) for p in data.paths]
     if task == "masked-lm":
         return Masked.of(texts, given, **masked, **settings)

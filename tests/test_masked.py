@@ -24,6 +24,7 @@ from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.types import DType
 from monograph.ir.weights import Weights
 from monograph.passes.pipelines import train as train_pipeline
+from monograph.resolve import resolve
 from monograph.training.data.tokenizers import train as train_tokenizer
 from monograph.training.errors import CorpusError
 from monograph.training.loop import train
@@ -261,6 +262,21 @@ def test_heads_of_a_family() -> None:
         load_family("bert", "masked-ml")
     with pytest.raises(ConfigError, match="llama has no head for 'masked-lm'"):
         load_family("llama", "masked-lm")
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("BertModel", "feature-extraction"),
+        ("BertForMaskedLM", "masked-lm"),
+        ("BertForSequenceClassification", "sequence-classification"),
+        ("BertForQuestionAnswering", "feature-extraction"),
+    ],
+)
+def test_config_json_says_which_head(name: str, task: str, tmp_path: Path) -> None:
+    config = load_family("bert")(vocab=20, **SIZES).config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert", "architectures": [name]}))
+    assert resolve(str(tmp_path / "config.json")).task == task
 
 
 def test_transformers_reads_what_was_trained(data: Masked, tmp_path: Path) -> None:

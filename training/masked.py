@@ -198,7 +198,7 @@ class Masked:
         free = ~np.isin(row, list(t.special_ids))
         chosen = choose(free, words, self.share, rng)
         labels = np.where(chosen, row, IGNORED)
-        row = hide(row, chosen, int(t.mask_id or 0), self._ordinary, rng)
+        row = hide(row, chosen, int(t.mask_id or 0), _ordinary(t.size, t.special_ids), rng)
         size, rest = width + 2, width + 2 - len(row)
         return {
             "input_ids": np.pad(row, (0, rest), constant_values=t.pad_id or 0),
@@ -208,14 +208,10 @@ class Masked:
             "labels": np.pad(labels, (0, rest), constant_values=IGNORED),
         }
 
-    @property
-    def _ordinary(self) -> Array:
-        """Ids that stand for text."""
-        return _ordinary(self.tokenizer.size, self.tokenizer.special_ids)
-
 
 @lru_cache(maxsize=4)
 def _ordinary(size: int, special: frozenset[int]) -> Array:
+    """Ids that stand for text."""
     return np.setdiff1d(np.arange(size), list(special))
 
 
