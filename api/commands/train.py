@@ -71,7 +71,7 @@ def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_
     done = follow(recipe, folder, resume=resume, progress=not json_output, tensorboard=tensorboard)
     measured = [s for s in done.steps if s.held_out is not None]
     if json_output:
-        about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics}
+        about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics, "notes": done.notes}
         print_json({**about, **done.sizes, "measured": measured})
         return
     sizes = ", ".join(f"{n:,} {name}" for name, n in done.sizes.items())
