@@ -1,7 +1,8 @@
 """One contender of training_speed.py in a process of its own: training_worker.py WHO FAMILY SIZE MODE THREADS.
 
-MODE is eager or compiled. Reads lines from stdin: `steps N` does N steps and answers with a line of JSON, their losses and seconds and the peak
-of resident memory meanwhile. All contenders start from the same weights and read the same batches.
+MODE is eager or compiled. Reads lines from stdin: `steps N` does N steps and answers with a line of JSON: their losses
+and seconds, and the peak of resident memory meanwhile. All contenders start from the same weights and read the same
+batches.
 """
 
 from __future__ import annotations
