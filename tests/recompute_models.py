@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,8 +77,8 @@ class Held(TorchDispatchMode):
         return sum(n for k, (ref, n) in self.made.items() if k not in known and not ref.expired())
 
 
-def held_bytes(module: Any, compute: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
+def held_bytes(module: Any, inputs: dict[str, torch.Tensor]) -> tuple[int, torch.Tensor]:
     """(bytes that a loss holds for its backward pass beside parameters, buffers and inputs, the loss)."""
     with Held() as held:
-        loss = compute()
-        return held.bytes(*module.parameters(), *module.buffers()), loss
+        loss = module(**inputs)["loss"]
+        return held.bytes(*module.parameters(), *module.buffers(), *inputs.values()), loss

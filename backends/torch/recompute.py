@@ -71,7 +71,7 @@ class Recomputation(nn.Module):
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return step.function(*args, **kwargs)
         if step.narrow:
-            args = tree_map(self._narrowed, args)
+            args, kwargs = tree_map(self._narrowed, (args, kwargs))
         return self._run(step, args, kwargs)
 
     def _narrowed(self, x: Any) -> Any:
@@ -87,29 +87,16 @@ class Recomputation(nn.Module):
             self._known.clear()
 
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(step, tree_map(self._note, args), kwargs, _random_state(args) if step.random else None)
-        given = {_key(x) for x in tree_iter(args) if isinstance(x, torch.Tensor)}
-        made: list[Made] = []
-        count = 0
-
-        def pack(t: torch.Tensor) -> Any:
-            nonlocal count
-            count += 1
-            known = self._find(t)
-            if known is not None:
-                return View(*known, t)
-            if step.again and _key(t) not in given:
-                made.append(Made(call, count - 1, t))
-                return made[-1]
-            return t
-
-        with saved_tensors_hooks(pack, unpack):
+        given = {_key(x) for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
+        packing = Packing(self._find, given, step.again)
+        call = None
+        if step.again:
+            call = Call(step, *tree_map(self._note, (args, kwargs)), _random_state(args) if step.random else None)
+        with saved_tensors_hooks(packing, unpack):
             result = step.function(*args, **kwargs)
         outputs = [x for x in tree_iter(result) if isinstance(x, torch.Tensor)]
-        stays = {_key(x) for x in outputs} if step.kept else set()
-        for m in made:
-            m.settle(stays)
-        if step.again and not step.kept:
+        packing.settle(call, {_key(x) for x in outputs} if step.kept else set())
+        if call is not None and not step.kept:
             for i, x in enumerate(outputs):
                 if _key(x) not in given:
                     self._known[_key(x)] = (StorageWeakRef(x.untyped_storage()), call, i)
@@ -142,7 +129,7 @@ class Call:
         """Make outputs and saved tensors once more. Raises LoweringError if the call saves others than before."""
         if self.outputs is not None:
             return
-        args = tree_map(lambda x: x.again() if isinstance(x, Kept) else x, self.args)
+        args, kwargs = tree_map(lambda x: x.again() if isinstance(x, Kept) else x, (self.args, self.kwargs))
         count = 0
 
         def pack(t: torch.Tensor) -> None:
@@ -156,12 +143,12 @@ class Call:
 
         enabled = torch.autocast(*self.autocast)
         with torch.enable_grad(), _drawing(self.random), enabled, saved_tensors_hooks(pack, unpack):
-            result = self.step.function(*args, **self.kwargs)
+            result = self.step.function(*args, **kwargs)
         missing = self.wanted - self.saved.keys()
         if missing:
             raise LoweringError(f"{self.step.function} saved {count} tensors when it ran again, fewer than before")
         self.outputs = [x.detach() for x in tree_iter(result) if isinstance(x, torch.Tensor)]
-        self.args, self.random = (), None
+        self.args, self.kwargs, self.random = (), {}, None
 
 
 class Kept:
@@ -191,23 +178,48 @@ class View(Kept):
 
 
 class Made:
-    """A tensor that an op made for its own backward pass."""
+    """Tensor number `ordinal` that an op saved, made by it for its own backward pass."""
 
-    def __init__(self, call: Call, ordinal: int, t: torch.Tensor) -> None:
-        self.call, self.ordinal, self.tensor = call, ordinal, t
-
-    def settle(self, stays: set[int]) -> None:
-        """Let go of the tensor, unless it lies in memory that stays."""
-        assert self.tensor is not None
-        if _key(self.tensor) not in stays:
-            self.call.wanted.add(self.ordinal)
-            self.tensor = None
+    def __init__(self, ordinal: int, t: torch.Tensor) -> None:
+        self.ordinal = ordinal
+        self.tensor: torch.Tensor | None = t
+        self.call: Call | None = None
 
     def get(self) -> torch.Tensor:
-        if self.tensor is not None:
+        if self.call is None:
+            assert self.tensor is not None
             return self.tensor
         self.call.run()
         return self.call.saved[self.ordinal]
+
+
+class Packing:
+    """The pack hook of one call. Autograd holds it as long as the saved tensors, so it lets go of everything."""
+
+    def __init__(self, find: Callable[[torch.Tensor], tuple[Call, int] | None], given: set[int], again: bool) -> None:
+        self.find, self.given, self.again = find, given, again
+        self.count = 0
+        self.made: list[Made] = []
+
+    def __call__(self, t: torch.Tensor) -> Any:
+        ordinal = self.count
+        self.count += 1
+        known = self.find(t)
+        if known is not None:
+            return View(*known, t)
+        if self.again and _key(t) not in self.given:
+            self.made.append(Made(ordinal, t))
+            return self.made[-1]
+        return t
+
+    def settle(self, call: Call | None, stays: set[int]) -> None:
+        """Let go of what `call` can make again, unless it lies in memory that stays."""
+        for m in self.made:
+            assert m.tensor is not None
+            if call is not None and _key(m.tensor) not in stays:
+                call.wanted.add(m.ordinal)
+                m.call, m.tensor = call, None
+        self.made = []
 
 
 def unpack(x: Any) -> torch.Tensor:
