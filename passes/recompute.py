@@ -14,19 +14,23 @@ from typing import Any
 
 import networkx as nx
 
-from ..ir.errors import MonographError
+from ..ir.errors import ConfigError
 from ..ir.graph import Graph, Node, Value
 from ..ir.op import body_of
 from .saved import Layout, Saved, is_view
 
+_networkx: Any = nx  # Its types are not known.
 
-class MemoryBudgetError(MonographError):
-    """What must be kept for the backward pass is more than was allowed."""
+
+class MemoryBudgetError(ConfigError):
+    """What must be kept for the backward pass, `needed` bytes, is more than was allowed."""
+
+    needed: int = 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """Nodes of one op that are computed again: how many, bytes that need not be kept for it, floating-point operations."""
+    """Nodes of one op that run again: how many, the bytes they make again, their floating-point operations."""
 
     op: str
     count: int
@@ -39,9 +43,9 @@ class Plan:
     """What is kept and what is computed again. A value is (position of its node in the graph, index of the output).
 
     kept: values that are read again or from which others are computed again. recomputed: positions of the nodes that
-    run once more; readers: of those whose backward pass reads what was made again. bytes_before: held for the backward pass if all
-    is kept; bytes_after: with this plan; bytes_again: most that one block computes again, which comes on top while its
-    backward pass runs. flops: of the nodes that run again; flops_forward: of the whole graph.
+    run once more; readers: of those whose backward pass reads what was made again. bytes_before: held for the
+    backward pass if all is kept; bytes_after: with this plan; bytes_again: most that one block computes again, which
+    comes on top while its backward pass runs. flops: of the nodes that run again; flops_forward: of the whole graph.
     """
 
     kept: frozenset[tuple[int, int]]
@@ -79,7 +83,7 @@ def recompute(graph: Graph, sizes: Mapping[str, int], memory: int, frozen: Colle
     hands to the next is always kept. Raises MemoryBudgetError, with the least number of bytes, if nothing fits, and
     ValueError for a dimension without a size.
     """
-    network = _Network(graph, sizes, frozen)
+    network = Network(graph, sizes, frozen)
     plan = network.plan(())
     if plan.bytes_after <= memory:
         return plan
@@ -87,14 +91,7 @@ def recompute(graph: Graph, sizes: Mapping[str, int], memory: int, frozen: Colle
     low, high = 0, len(groups)
     best = network.plan(node for group in groups for node in group)
     if best.bytes_after > memory:
-        least, all_kept = best.bytes_after / 1e6, best.bytes_before / 1e6
-        what = f"{memory / 1e6:.1f} MB are too few for the backward pass: at least {least:.1f} MB must be kept"
-        raise MemoryBudgetError(
-            what,
-            place=graph.name,
-            details=[f"with sizes {', '.join(f'{k} = {v}' for k, v in sizes.items())}; all together {all_kept:.1f} MB"],
-            hint="fewer rows at a time, or shorter ones",
-        )
+        raise _too_little(graph, sizes, memory, best)
     while high - low > 1:
         middle = (low + high) // 2
         found = network.plan(node for group in groups[:middle] for node in group)
@@ -102,7 +99,17 @@ def recompute(graph: Graph, sizes: Mapping[str, int], memory: int, frozen: Colle
     return best
 
 
-class _Network:
+def _too_little(graph: Graph, sizes: Mapping[str, int], memory: int, best: Plan) -> MemoryBudgetError:
+    least, full = best.bytes_after / 1e6, best.bytes_before / 1e6
+    what = f"{memory / 1e6:.1f} MB are too few for the backward pass: at least {least:.1f} MB must be kept"
+    given = ", ".join(f"{k} = {v}" for k, v in sizes.items())
+    details = [f"with {given}; without computing anything again it would be {full:.1f} MB"]
+    error = MemoryBudgetError(what, place=graph.name, details=details, hint="fewer rows at a time, or shorter ones")
+    error.needed = best.bytes_after
+    return error
+
+
+class Network:
     """The values of a graph and what the backward pass reads of them, ready to be cut."""
 
     def __init__(self, graph: Graph, sizes: Mapping[str, int], frozen: Collection[str]) -> None:
@@ -186,11 +193,11 @@ class _Network:
 
     def _cut(self, allowed: Collection[Node]) -> tuple[set[Value], set[Node]]:
         """(values kept, nodes whose internal bytes are kept)."""
-        flow: Any = nx.DiGraph()
+        flow = _networkx.DiGraph()
         # Bytes come first: all penalties for running again together weigh less than one byte.
         byte = 1 + sum(2 * self._penalty(n) for n in self.nodes)
         for node in self.nodes:
-            things: list[tuple[Any, int]] = [(v, self.layout.bytes(v.type)) for v in node.outputs]
+            things: list[tuple[Any, int]] = [(v, self._width(v)) for v in node.outputs]
             if self.saved[node].internal:
                 things.append((node, self.saved[node].internal))
                 flow.add_edge((node, "out"), "sink")
@@ -206,9 +213,14 @@ class _Network:
             flow.add_edge((v, "out"), "sink")
         if "sink" not in flow:
             return set(), set()
-        _, (near, far) = nx.minimum_cut(flow, "source", "sink")
-        cut = {thing for thing, side in near - {"source"} if side == "in" and (thing, "out") in far}
+        sides: tuple[set[Any], set[Any]] = _networkx.minimum_cut(flow, "source", "sink")[1]
+        near, far = sides[0] - {"source"}, sides[1]
+        cut = {thing for thing, side in near if side == "in" and (thing, "out") in far}
         return {x for x in cut if isinstance(x, Value)}, {x for x in cut if isinstance(x, Node)}
+
+    def _width(self, v: Value) -> int:
+        """What it costs to keep a value; an output of the graph is kept anyway."""
+        return 0 if v in self.layout.outputs else self.layout.bytes(v.type)
 
     def _penalty(self, node: Node) -> int:
         return 1 + self.flops[node] + sum(self.layout.bytes(v.type) for v in node.outputs)

@@ -95,13 +95,14 @@ class Layout:
             case "reshape":
                 return viewed(old, strides, new)
             case "transpose":
-                return tuple(strides[i] for i in node.attributes["permutation"])
+                permutation: tuple[int, ...] = node.attributes["permutation"]
+                return tuple(strides[i] for i in permutation)
             case "slice":
                 return strides
             case "expand":
                 added = len(new) - len(old)
-                kept = zip(strides, old, new[added:], strict=True)
-                return (0,) * added + tuple(0 if a != b else s for s, a, b in kept)
+                kept = [s if a == b else 0 for s, a, b in zip(strides, old, new[added:], strict=True)]
+                return (*(0,) * added, *kept)
             case "cast":
                 return strides if x.dtype == out.dtype else None
             case "dropout":
@@ -217,9 +218,9 @@ def _rows(layout: Layout, x: Value) -> int:
 
 
 def _rms_norm(layout: Layout, node: Node) -> Saved:
-    """Without a fused kernel: x, the row statistics in two forms, and the product of the two."""
-    x = node.arguments[0]
-    return Saved((x,), layout.bytes(x.type) + 2 * _rows(layout, x) * _width(x))
+    """Without a fused kernel: x, the row statistics in two forms and, for the gradient of w, their product."""
+    x, w = node.arguments[:2]
+    return Saved((x,), 2 * _rows(layout, x) * _width(x) + (layout.bytes(x.type) if w in layout.learns else 0))
 
 
 def _layer_norm(layout: Layout, node: Node) -> Saved:

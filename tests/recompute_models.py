@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monograph.frontends.dsl import load_family
 from monograph.ir import Graph, Init, building, ops, tensor
-from monograph.ir.types import DType, f32, i64
+from monograph.ir.types import DType, f32
 from monograph.passes import pipelines
 from monograph.training.loss import with_loss
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -20,7 +20,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"dim": 32, "ffn": 80, "layers": 3, "heads": 4, "kv_heads": 2, "max_positions": LENGTH},
     "gpt2": {"dim": 32, "layers": 3, "heads": 4, "max_positions": LENGTH},
     "bert": {"dim": 32, "ffn": 96, "layers": 3, "heads": 4, "max_positions": LENGTH, "pooler": False},
-    "transformer2017": {"dim": 32, "ffn": 96, "layers": 2, "heads": 4},
+    "transformer2017": {"dim": 32, "ffn": 96, "encoder_layers": 2, "decoder_layers": 2, "heads": 4},
 }
 
 

@@ -33,7 +33,7 @@ NARROW = ("linear", "matmul", "scaled_dot_product_attention")
 
 @dataclass(frozen=True)
 class Step:
-    """One call. again: it may run a second time; kept: its outputs stay; random: it draws numbers; narrow: see NARROW."""
+    """One call. again: it may run twice; kept: its outputs stay; random: it draws numbers; narrow: one of NARROW."""
 
     function: Callable[..., Any]
     again: bool
@@ -268,3 +268,21 @@ def _drawing(random: tuple[torch.device, torch.Tensor] | None) -> Iterator[None]
     with torch.random.fork_rng([device] if cuda else []):
         torch.cuda.set_rng_state(state, device) if cuda else torch.set_rng_state(state)
         yield
+
+
+def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
+    """torch.compile(module, **options), which keeps to the plan of the module.
+
+    The compiler cuts its own joint graph of forward and backward pass and knows what fusing saves, so it is given the
+    share of the memory that the plan keeps, not the values.
+    """
+    forward, plan = torch.compile(module, **options), getattr(module, "plan", None)
+    if plan is None or not plan.recomputed:
+        return forward
+    share = plan.bytes_after / plan.bytes_before
+
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with torch._functorch.config.patch(activation_memory_budget=share):
+            return forward(*args, **kwargs)
+
+    return within
