@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monograph.backends.torch import compiled, to_torch
+from monograph.backends.torch.held import Held, held_bytes
 from monograph.backends.torch.lower import prepare
 from monograph.frontends.dsl import load_family
 from monograph.ir import Graph, Init, building, ops, tensor
@@ -21,7 +22,7 @@ from monograph.passes.recompute import MemoryBudgetError, Network, Plan, blocks,
 from monograph.passes.saved import dense, viewed
 from monograph.training.corpus import Corpus
 from monograph.training.loop import train
-from recompute_models import CONFIGS, Held, batch, held_bytes, sizes_of, training_graph
+from recompute_models import CONFIGS, batch, sizes_of, training_graph
 
 pytestmark = pytest.mark.slow
 
