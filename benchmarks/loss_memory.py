@@ -64,7 +64,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(differences() if given.one == "differences" else one(given.one)))
         return
-    runs = interleaved({n: lambda n=n: in_process(__file__, "--one", n) for n in LOSSES}, given.rounds)
+    runs = interleaved({n: lambda n=n: in_process(__file__, "--one", n, exact=True) for n in LOSSES}, given.rounds)
     apart = in_process(__file__, "--one", "differences")
     peaks = {n: median([r["peak"] for r in rs]) / 1e6 for n, rs in runs.items()}
     gradients = 4 * CHANNELS * (VOCAB + ROWS) / 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,9 +21,14 @@ def peak_of(work: Callable[[], Any]) -> tuple[int, Any]:
     return peak_memory() - before, result
 
 
-def in_process(script: str, *arguments: str) -> dict[str, Any]:
-    """What a benchmark script prints as JSON in its last line, run with these arguments."""
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+def in_process(script: str, *arguments: str, exact: bool = False) -> dict[str, Any]:
+    """What a benchmark script prints as JSON in its last line, run with these arguments.
+
+    exact: glibc gives freed memory back at once, so that what is resident is what is in use; this costs time.
+    """
+    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {})}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{script} {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

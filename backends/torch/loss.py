@@ -180,10 +180,13 @@ def _(x, w, labels, b, ignore_index, label_smoothing, wanted, learns):  # type: 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.has_bias, ctx.learns = inputs[3] is not None, inputs[7]
+    ctx.set_materialize_grads(False)  # Else the backward pass makes zeros as large as the weight, for nothing.
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
     grad_x, grad_w, grad_b = ctx.saved_tensors
     of_w, of_b = (grad_w * grad, grad_b * grad if ctx.has_bias else None) if ctx.learns else (None, None)
     return grad_x * grad, of_w, None, of_b, None, None, None, None
