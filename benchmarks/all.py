@@ -11,6 +11,8 @@ NAMES = (
     "build_time",
     "build_memory",
     "passes_speed",
+    "loss_memory",
+    "recompute",
     "data_pipeline",
     "decode_vs_genai",
     "parity_smollm2",
