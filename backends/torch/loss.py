@@ -187,9 +187,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 8
-    grad_x, grad_w, grad_b = ctx.saved_tensors
-    of_w, of_b = (grad_w * grad, grad_b * grad if ctx.has_bias else None) if ctx.learns else (None, None)
-    return grad_x * grad, of_w, None, of_b, None, None, None, None
+    # In place: a copy would be as large as the weight. PyTorch refuses a second pass over tensors that were changed.
+    grad_x, grad_w, grad_b = (t.detach().mul_(grad) for t in ctx.saved_tensors)
+    of_w, of_b = (grad_w, grad_b if ctx.has_bias else None) if ctx.learns else (None, None)
+    return grad_x, of_w, None, of_b, None, None, None, None
 
 
 _chunked.register_autograd(_backward, setup_context=_keep)
