@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from memory import in_process, peak_of
 from monograph.backends.torch import to_torch
 from monograph.backends.torch.held import held_bytes
 from monograph.frontends.dsl import load_family
-from monograph.machine import cores, interleaved, median, seconds
+from monograph.machine import cores, interleaved, median
 from monograph.passes.documents import drop_padding_mask
 from monograph.passes.pipelines import train
 from monograph.training.loss import with_loss
@@ -62,12 +63,18 @@ def one(percent: int) -> dict[str, Any]:
 
 
 def times(rounds: int) -> dict[str, float]:
-    """Median over rounds of seconds for a forward and a backward pass, in turn in this process, against plain."""
+    """Median over rounds of the processor time of a forward and a backward pass on one thread, in turn, against plain.
+
+    Not wall-clock time: on a shared machine that measures the neighbours.
+    """
+    torch.set_num_threads(1)
     modules = {p: module_of(p) for p in BUDGETS}
 
     def work(module: Any) -> float:
         module.zero_grad()
-        return seconds(lambda: module(**batch(0))["loss"].backward())
+        start = time.process_time()
+        module(**batch(0))["loss"].backward()
+        return time.process_time() - start
 
     found = interleaved({str(p): lambda m=m: work(m) for p, m in modules.items()}, rounds + 1)
     return {k: median([t / p for t, p in zip(v[1:], found["100"][1:], strict=True)]) for k, v in found.items()}
@@ -91,7 +98,7 @@ def main() -> None:
             "again within a block (MB)": r["again"] / 1e6,
             "peak (MB)": r["peak"] / 1e6,
             "operations again (% of forward)": 100 * r["share"],
-            "time (ratio)": ratios[str(p)],
+            "processor time (ratio)": ratios[str(p)],
             "losses": "equal" if r["losses"] == runs[100]["losses"] else "differ",
         }
         for p, r in runs.items()
@@ -100,8 +107,8 @@ def main() -> None:
         f"llama of {SHAPE['layers']} layers, {SHAPE['dim']} channels, {ROWS} rows of {LENGTH} tokens, float32, "
         f"{cores()} threads. Kept: for the backward pass, with the gradients that the loss makes. Peak: highest "
         "resident memory of a step above weights, gradients and optimizer, each budget in its own process. Time: "
-        f"forward and backward pass against the first row, median of {given.rounds}, in turn. Losses: of {STEPS + 1} "
-        "steps, bit by bit."
+        f"of the processor for a forward and a backward pass, against the first row, median of {given.rounds}, in "
+        f"turn. Losses: of {STEPS + 1} steps, bit by bit."
     )
     publish("recompute", rows, note=note, only_print=given.no_publish)
 
