@@ -11,6 +11,8 @@ NAMES = (
     "build_time",
     "build_memory",
     "passes_speed",
+    "loss_memory",
+    "recompute",
     "data_pipeline",
     "kill_resume",
     "decode_vs_genai",

@@ -206,6 +206,8 @@ class FineTune(Run):
 class Dpo(FineTune):
     """The log probabilities of both answers under the model and under the reference, and `dpo_loss` over them."""
 
+    rows = 2
+
     def __init__(
         self,
         model: Model,

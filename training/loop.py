@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..backends.torch import load_state, state_of, to_inputs, to_torch
+from ..backends.torch import compiled, load_state, state_of, to_inputs
 from ..frontends.dsl import Model
 from ..frontends.huggingface import save_pretrained
 from ..ir.errors import ConfigError
@@ -20,7 +20,6 @@ from ..ir.graph import Graph
 from ..ir.tensors import ArrayTensor
 from ..ir.weights import SINGLE, Weights
 from ..passes.documents import drop_padding_mask
-from ..passes.pipelines import train as train_pipeline
 from ..passes.separate import separate_documents
 from . import checkpoint as checkpoints
 from .average import Average
@@ -29,6 +28,7 @@ from .errors import TrainingError
 from .evaluate import Evaluation
 from .log import PLOT, Log, plot_losses
 from .loss import with_loss
+from .memory import module_of
 from .progress import Display, Step
 from .schedule import parameter_groups, rate_at
 from .settings import PRECISIONS, Settings
@@ -99,6 +99,9 @@ def drive(
 class Run:
     """One training run: module, optimizer and the state that is known to be good. Iterating does the steps."""
 
+    rows = 1
+    """Of a batch, to each one that the setting `batch` counts."""
+
     def __init__(
         self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
     ) -> None:
@@ -108,10 +111,8 @@ class Run:
         self.inputs = list(graph.inputs)
         self.arithmetic = Arithmetic(graph)
         self.weights = self.first_weights(graph)
-        self.module: Any = to_torch(train_pipeline(graph), self.weights).to(settings.device)
-        for name, p in self.module.named_parameters():
-            p.requires_grad_(self.trains(name))
-        self.forward = torch.compile(self.module) if settings.compile else self.module
+        self.module: Any = module_of(graph, self.weights, settings, self.trains, self.rows)
+        self.forward = compiled(self.module) if settings.compile else self.module
         groups = parameter_groups(self.module, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
@@ -352,6 +353,8 @@ class Run:
 
         Raises ConfigError if the folder holds another run that a new one would replace.
         """
+        if self.module.plan is not None:
+            note(str(self.module.plan).partition("\n")[0])
         if resume and self.folder is None:
             raise ConfigError("resume needs the folder of the run to go on with")
         if self.folder is not None:

@@ -36,6 +36,8 @@ class Settings:
     there is one. compile: torch.compile. evaluate_every: steps between measurements on the held-out part (None: a
     tenth of the run). checkpoint_every: steps between checkpoints (None: at each measurement), of which the last
     `keep` stay. patience: measurements without a better held-out loss after which the run ends (0: never).
+    memory: most megabytes for the activations of one part of a batch; what does not fit is computed again in the
+    backward pass, which changes no number (None: all is kept).
     """
 
     steps: int
@@ -60,6 +62,7 @@ class Settings:
     checkpoint_every: int | None = None
     keep: int = 2
     patience: int = 0
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.defaults().items():
@@ -71,6 +74,8 @@ class Settings:
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if self.memory is not None and not self.memory > 0:
+            raise ConfigError(f"memory is {self.memory}, expected more than 0 megabytes")
         for name in ("warmup", "weight_decay", "seed", "patience"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0")

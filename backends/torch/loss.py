@@ -196,13 +196,17 @@ def _(x, w, labels, b, ignore_index, label_smoothing, wanted, learns):  # type: 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.has_bias, ctx.learns = inputs[3] is not None, inputs[7]
+    ctx.set_materialize_grads(False)  # Else the backward pass makes zeros as large as the weight, for nothing.
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    grad_x, grad_w, grad_b = ctx.saved_tensors
-    of_w, of_b = (grad_w * grad, grad_b * grad if ctx.has_bias else None) if ctx.learns else (None, None)
-    return grad_x * grad, of_w, None, of_b, None, None, None, None
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
+    # In place: a copy would be as large as the weight. PyTorch refuses a second pass over tensors that were changed.
+    grad_x, grad_w, grad_b = (t.detach().mul_(grad) for t in ctx.saved_tensors)
+    of_w, of_b = (grad_w, grad_b if ctx.has_bias else None) if ctx.learns else (None, None)
+    return grad_x, of_w, None, of_b, None, None, None, None
 
 
 _chunked.register_autograd(_backward, setup_context=_keep)
