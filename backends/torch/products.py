@@ -69,8 +69,9 @@ def _(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, transposed: bool) -> torch.Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.transposed = transposed
+        wants_x, wants_w = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if wants_w else None, w if wants_x else None)
+        ctx.shape, ctx.transposed = x.shape, transposed
         return _onednn(x, w.t() if transposed else w, b)
 
     @staticmethod
@@ -78,7 +79,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,), (x, w) = grads, ctx.saved_tensors
         wants_x, wants_w, wants_b, _ = ctx.needs_input_grad
-        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        of_x = _onednn(rows, w if ctx.transposed else w.t(), None).reshape(x.shape) if wants_x else None
-        of_w = (inputs.t() @ rows if ctx.transposed else rows.t() @ inputs) if wants_w else None
+        rows, of_x, of_w = grad.reshape(-1, grad.shape[-1]), None, None
+        if wants_x:
+            of_x = _onednn(rows, w if ctx.transposed else w.t(), None).reshape(ctx.shape)
+        if wants_w:
+            inputs = x.reshape(-1, x.shape[-1])
+            of_w = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
         return of_x, of_w, rows.sum(0) if wants_b else None, None
