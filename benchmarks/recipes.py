@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,17 +85,11 @@ def trained(recipe: Recipe) -> dict[str, Any]:
 def served(recipe: Recipe) -> tuple[dict[str, Any], Path]:
     """(the parity table, the built folder)."""
     if recipe.model != recipe.folder and not recipe.model.exists():
-        base = mg_recipe(recipe)["model"]["path"]
+        base = tomllib.loads((RECIPES / f"{recipe.name}.toml").read_text())["model"]["path"]
         monograph("merge", base, recipe.folder, recipe.model)
     built = OUT / f"{recipe.name}-built"
     monograph("build", recipe.model, built)
     return monograph("verify", recipe.model, built), built
-
-
-def mg_recipe(recipe: Recipe) -> dict[str, Any]:
-    import tomllib
-
-    return tomllib.loads((RECIPES / f"{recipe.name}.toml").read_text())
 
 
 def said(recipe: Recipe, built: Path, texts: Sequence[str]) -> list[str]:
