@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from .performance import bench as bench
     from .training.corpus import Corpus as Corpus
     from .training.corpus import python_topics as python_topics
+    from .training.labelled import Labelled as Labelled
     from .training.loop import train as train
+    from .training.masked import Masked as Masked
+    from .training.pairs import Pairs as Pairs
 
 __version__ = "0.1.0"
 
@@ -45,12 +48,16 @@ _LATER = {
     "train": "training.loop",
     "Corpus": "training.corpus",
     "python_topics": "training.corpus",
+    "Labelled": "training.labelled",
+    "Masked": "training.masked",
+    "Pairs": "training.pairs",
 }
 """Names that bring in a heavy library, and the module each is taken from."""
 
 __all__ = [
-    "Config", "Corpus", "DType", "Family", "Graph", "Model", "MonographError", "Scope", "Value", "bench", "build",
-    "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
+    "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model", "MonographError", "Pairs", "Scope",
+    "Value", "bench", "build", "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch",
+    "train", "verify",
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ Spans = Sequence[tuple[int, int]]
 """Tokens start..stop of each call: one span is a plain forward, more are prefill and decode steps."""
 
 Runner = Callable[[Inputs, Spans], Array]
-"""(inputs of the plain contract, spans) -> the main output for all positions, float [B,S,...]."""
+"""(inputs of the plain contract, spans) -> the main output for all positions, float [B,S,...], or [B,...] of rows."""
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
@@ -118,15 +118,16 @@ def spans(case: Case) -> Spans:
 
 
 def valid(inputs: Inputs) -> Array:
-    """bool [B,S]: the positions of the main output that mean something."""
+    """bool [B,S]: the positions of a main output [B,S,...] that mean something."""
     return inputs.get("decoder_attention_mask", inputs["attention_mask"]) != 0
 
 
 def compare(case: str, backend: str, expected: Array, found: Array, where: Array, tolerance: float) -> Row:
-    """The row of the table for one output. Raises MonographError when the shapes differ."""
+    """The row of the table for one output [B,S,...], or [B,...] where all counts. Raises MonographError when the
+    shapes differ."""
     if expected.shape != found.shape:
         raise MonographError(f"{backend} gives {list(found.shape)} for {case}, expected {list(expected.shape)}")
-    if expected.shape[: where.ndim] == where.shape:
+    if expected.ndim > where.ndim and expected.shape[: where.ndim] == where.shape:
         expected, found = expected[where], found[where]
     gap = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     difference = float(np.inf if np.isnan(gap).any() else gap.max(initial=0.0))

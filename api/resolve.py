@@ -6,7 +6,8 @@ import json
 import runpy
 from pathlib import Path
 
-from .frontends.dsl import Family, Model, load_family
+from .frontends.dsl import Family, Model
+from .frontends.huggingface import family_of
 from .ir import MonographError
 from .ir.errors import ConfigError
 
@@ -42,7 +43,7 @@ def from_config(path: Path) -> Model:
         raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise ConfigError("has no model_type", place=str(path))
-    family = load_family(settings["model_type"])
+    family = family_of(settings)
     return Model(family, family.config_class.from_dict(settings, str(path)))
 
 

@@ -11,10 +11,16 @@ NAMES = (
     "build_time",
     "build_memory",
     "passes_speed",
+    "loss_memory",
+    "recompute",
     "data_pipeline",
+    "kill_resume",
     "distributed",
     "decode_vs_genai",
     "parity_smollm2",
+    "training_speed",
+    "recipes",
+    "translations",
 )
 
 

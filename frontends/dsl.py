@@ -192,26 +192,27 @@ class Family:
 
 
 def model(
-    function: Callable[..., Any] | None = None, *, task: str = "causal-lm", std: float = 0.02
+    function: Callable[..., Any] | None = None, *, task: str = "causal-lm", std: float = 0.02, name: str | None = None
 ) -> Any:  # Family, or a decorator that gives one
     """Turn `def family(m: Scope, c: ItsConfig, input_ids, ...)` into a Family.
 
     Parameters after `c` are inputs, by their names in INPUTS. It returns the main output, or a dict of outputs.
-    std: standard deviation of initial weights. Raises MonographError for an unknown task or input.
+    std: standard deviation of initial weights. name: of the family, where it is not the function's.
+    Raises MonographError for an unknown task or input.
     """
     if function is None:
-        return lambda f: model(f, task=task, std=std)
+        return lambda f: model(f, task=task, std=std, name=name)
     if task not in TASKS:
         raise MonographError(f"no task is called {task!r}{did_you_mean(task, TASKS)}")
     parameters = list(inspect.signature(function).parameters)
-    for name in parameters[2:]:
-        if name not in INPUTS:
-            raise MonographError(f"{function.__name__}: no input is called {name!r}{did_you_mean(name, INPUTS)}")
+    for given in parameters[2:]:
+        if given not in INPUTS:
+            raise MonographError(f"{function.__name__}: no input is called {given!r}{did_you_mean(given, INPUTS)}")
     hints = typing.get_type_hints(function)
     config_class = hints.get(parameters[1])
     if not (isinstance(config_class, type) and issubclass(config_class, Config)):
         raise MonographError(f"{function.__name__}: annotate {parameters[1]!r} with a subclass of Config")
-    return Family(function.__name__, function, config_class, task, std)
+    return Family(name or function.__name__, function, config_class, task, std)
 
 
 @dataclass
@@ -245,12 +246,20 @@ class Model:
         return graph
 
 
-def load_family(model_type: str) -> Family:
-    """The family defined in models/<model_type>.py. Raises ConfigError if there is none, naming the known ones."""
+def load_family(model_type: str, task: str | None = None) -> Family:
+    """The family defined in models/<model_type>.py, for one of its tasks (None: that of the function of this name).
+
+    The heads for other tasks are in the file's table TASKS. Raises ConfigError if there is none, naming the known ones.
+    """
     known = sorted(p.stem for p in (Path(__file__).parent / "models").glob("[!_]*.py"))
     if model_type not in known:
         what = f"model_type {model_type!r} is not supported{did_you_mean(model_type, known)}"
         raise ConfigError(what, hint=f"known: {', '.join(known)}; others can be written with @model")
-    family = getattr(importlib.import_module(f".models.{model_type}", __package__), model_type)
+    module = importlib.import_module(f".models.{model_type}", __package__)
+    family = getattr(module, model_type)
     assert isinstance(family, Family)
-    return family
+    families = {family.task: family, **getattr(module, "TASKS", {})}
+    if task is not None and task not in families:
+        what = f"{model_type} has no head for {task!r}{did_you_mean(task, families)}"
+        raise ConfigError(what, hint=f"known: {', '.join(families)}")
+    return family if task is None else families[task]

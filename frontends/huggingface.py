@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..ir import DType
+from ..ir import DType, Graph
 from ..ir.errors import ConfigError, WeightsError
 from ..ir.files import staged
 from ..ir.weights import Weights
@@ -38,11 +39,14 @@ _UNUSED = ("*rotary_emb.inv_freq", "*embeddings.position_ids")
 _DTYPES = {DType.f32: "float32", DType.f16: "float16", DType.bf16: "bfloat16", DType.f64: "float64"}
 
 
-def load_folder(folder: str | Path, *, tokenizer: bool = True, family: Family | None = None) -> Model:
+def load_folder(
+    folder: str | Path, *, tokenizer: bool = True, family: Family | None = None, task: str | None = None
+) -> Model:
     """Read config.json, the tokenizer and the headers of the weights; tensors are read when asked for.
 
     folder: a checkpoint, or a `models--*` folder of a hub cache. family: a model of your own, whose name config.json
-    must give as model_type (None: the one in models/ of that name). Raises ConfigError or WeightsError naming the file.
+    must give as model_type (None: the one in models/ of that name). task: which head, where there are several (None:
+    what `architectures` in config.json says). Raises ConfigError or WeightsError naming the file.
     """
     folder = snapshot(Path(folder))
     place = folder / "config.json"
@@ -53,7 +57,7 @@ def load_folder(folder: str | Path, *, tokenizer: bool = True, family: Family | 
         raise ConfigError(what, place=str(place))
     if family is not None and model_type != family.name:
         raise ConfigError(f"has model_type {model_type!r}, not {family.name!r}", place=str(place))
-    family = family or load_family(model_type.replace("-", "_"))
+    family = family or family_of(settings, task)
     weights = _modern(Weights.open(folder))
     settings |= {k: _any(weights, patterns) for k, patterns in _of(family, "FROM_WEIGHTS", {}).items()}
     model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
@@ -65,9 +69,46 @@ def load_folder(folder: str | Path, *, tokenizer: bool = True, family: Family | 
     return model
 
 
+def family_of(settings: Mapping[str, Any], task: str | None = None) -> Family:
+    """The family that a config.json speaks of, under the head that its architecture has, or for another `task`."""
+    family = load_family(settings["model_type"].replace("-", "_"), task)
+    known = _of(family, "ARCHITECTURE", "")
+    if task is not None or isinstance(known, str):
+        return family
+    said = settings.get("architectures") or []
+    found = next((t for t, name in known.items() if name in said), None)
+    return family if found is None else load_family(family.name, found)
+
+
+def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tuple[Model, list[str]]:
+    """(the model's checkpoint under its family's head for `task`, the parameters that it lacks and are drawn anew).
+
+    changes: fields of its config, such as `labels`. Raises ConfigError if the family has no such head, and
+    WeightsError if anything is missing that does not belong to a head (HEADS in the family's file).
+    """
+    family = load_family(model.family.name, task)
+    made = dataclasses.replace(model, family=family, config=dataclasses.replace(model.config, **changes))
+    if model.weights is None:
+        return made, []
+    graph, heads = made.graph(), _of(family, "HEADS", ())
+    # The folder may hold more than the model that was read from it: a pooler beside another head.
+    found = _named(_modern(Weights.open(model.folder)) if model.folder else model.weights, graph, family)
+    drawn = [k for k in graph.params if k not in found and _matches(k, heads)]
+    fresh = Weights.initialize(graph, seed)
+    made.weights = _fitted(found | Weights({k: fresh[k] for k in drawn}), made)
+    return made, drawn
+
+
 def _of(family: Family, name: str, default: Any) -> Any:
-    """A table that the family's file may have beside the model: FROM_WEIGHTS, PREFIX, UNUSED, ARCHITECTURE."""
+    """A table that the family's file may have beside the model.
+
+    ARCHITECTURE: the name in config.json, or names by task. PREFIX, UNUSED, FROM_WEIGHTS, HEADS: see `bert`.
+    """
     return getattr(sys.modules.get(family.function.__module__), name, default)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
 def _any(names: Iterable[str], pattern: str) -> bool:
@@ -80,18 +121,24 @@ def _modern(weights: Weights) -> Weights:
     return weights.renamed(lambda k: next((k.removesuffix(a) + b for a, b in old.items() if k.endswith(a)), k))
 
 
-def _fitted(weights: Weights, model: Model) -> Weights:
-    """Weights under the names of the graph, and nothing else. Raises WeightsError listing all differences.
+def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
+    """Weights under the names of the graph, where they are in it.
 
     A checkpoint of a model with a head has `PREFIX.` before the names of the model inside it, or the reverse.
     """
-    graph, prefix = model.graph(), _of(model.family, "PREFIX", "")
+    prefix = _of(family, "PREFIX", "")
 
     def name(k: str) -> str:
         choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
         return next((c for c in choices if c in graph.params), k)
 
-    weights = weights.renamed(name)
+    return weights.renamed(name)
+
+
+def _fitted(weights: Weights, model: Model) -> Weights:
+    """Weights under the names of the graph, and nothing else. Raises WeightsError listing all differences."""
+    graph = model.graph()
+    weights = _named(weights, graph, model.family)
     unused = (*_UNUSED, *_of(model.family, "UNUSED", ()))
     tied = getattr(model.config, "tied", False)
     weights.check(graph, ignore=(*unused, "lm_head.weight") if tied else unused)
@@ -169,10 +216,20 @@ def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
     """config.json: what the checkpoint said, under what the model is now."""
     before = read_json(model.folder / "config.json") if model.folder else {}
     config = {k: v for k, v in model.config.to_dict().items() if v is not None or k in before}
-    architecture = _of(model.family, "ARCHITECTURE", None)
+    said = _of(model.family, "ARCHITECTURE", None)
+    architecture = said.get(model.task) if isinstance(said, dict) else said
     fixed: dict[str, Any] = {"architectures": [architecture]} if architecture else {}
+    if isinstance(said, dict):
+        config |= fixed  # The checkpoint may have had another head.
+    if weights is not None:
+        config |= {k: _any(weights, pattern) for k, pattern in _of(model.family, "FROM_WEIGHTS", {}).items()}
+    if config.get("id2label"):
+        config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
     fixed["model_type"] = before.get("model_type", model.family.name)
     ids = {f"{k}_token_id": getattr(model.tokenizer, f"{k}_id", None) for k in ("bos", "eos", "pad")}
+    if model.task == "seq2seq-lm":
+        fixed["is_encoder_decoder"] = True
+        ids["decoder_start_token_id"] = getattr(model.tokenizer, "start_id", None)
     dtypes = {t.dtype for t in weights.values() if t.dtype.is_float} if weights else set[DType]()
     stored = {"torch_dtype": _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
     return {**fixed, **{k: v for k, v in ids.items() if v is not None}, **before, **config, **stored}

@@ -11,11 +11,12 @@ from .gguf import load_gguf
 from .huggingface import download, load_folder
 
 
-def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = None) -> Model:
+def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = None, task: str | None = None) -> Model:
     """The model in a Hugging Face folder, a .gguf file, or a hub repository such as "org/name".
 
     Only structure is read; tensors come when asked for. What lies on disk wins over a repository of the same name.
     family: a model of your own that was saved to the folder; others are found by the model_type they have.
+    task: which head, where the family has several (None: the one the checkpoint has).
     Raises ConfigError or WeightsError naming the file.
     """
     path = Path(source).expanduser()
@@ -23,7 +24,7 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
         only = sorted(path.glob("*.gguf"))
         if len(only) == 1 and not (path / "config.json").exists() and not (path / "snapshots").is_dir():
             return load_gguf(only[0], tokenizer=tokenizer)
-        return load_folder(path, tokenizer=tokenizer, family=family)
+        return load_folder(path, tokenizer=tokenizer, family=family, task=task)
     if path.is_file():
         return _load_file(path, tokenizer)
     if (
@@ -31,7 +32,7 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
         and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
         and path.suffix not in (".gguf", ".onnx")
     ):
-        return load_folder(download(source), tokenizer=tokenizer, family=family)
+        return load_folder(download(source), tokenizer=tokenizer, family=family, task=task)
     raise ConfigError("does not exist, and is not a hub repository such as org/name", place=str(source))
 
 

@@ -23,6 +23,7 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with the settings of its checkpoint.
 
     settings: the content of tokenizer_config.json. eos_ids: every id that ends a text, the main one first.
+    special_ids: those that stand for no text.
     """
 
     def __init__(
@@ -35,6 +36,9 @@ class Tokenizer:
         first = [ids["eos_token"]] if ids["eos_token"] is not None else []
         self.eos_ids = tuple(dict.fromkeys([*first, *eos_ids]))
         self.bos_id, self.pad_id, self.mask_id = ids["bos_token"], ids["pad_token"], ids["mask_token"]
+        self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
+        named = {i for i in ids.values() if i is not None}
+        self.special_ids = frozenset(named | {i for i, t in core.get_added_tokens_decoder().items() if t.special})
 
     @staticmethod
     def open(folder: str | Path) -> Tokenizer:
@@ -68,6 +72,18 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         return self.eos_ids[0] if self.eos_ids else None
+
+    @property
+    def tail(self) -> int:
+        """How many special tokens come after a text."""
+        bare, framed = self.encode("a", add_special=False), self.encode("a")
+        ends = (len(framed) - i - len(bare) for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return next(ends, 0)
+
+    @property
+    def start_id(self) -> int | None:
+        """What a decoder that is given a source begins with: BOS, else padding, else the end of text."""
+        return next((i for i in (self.bos_id, self.pad_id, self.eos_id) if i is not None), None)
 
     @property
     def size(self) -> int:

@@ -15,12 +15,16 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
 from .embed import embed
 from .generate import Decoding, Settings
+from .predict import classify, fill
 from .prompts import is_batch, pad, rows_of
 from .sampling import Array
 
 
 class Engine:
-    """Generation, embeddings and plain runs over one session. Not to be used from several threads at once."""
+    """Generation, embeddings, labels, masked tokens and plain runs over one session.
+
+    Not to be used from several threads at once.
+    """
 
     def __init__(self, session: Session, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None) -> None:
         self.session, self.tokenizer, self.pooling = session, tokenizer, pooling or Pooling()
@@ -91,6 +95,33 @@ class Engine:
             raise RuntimeInputError("there is no tokenizer to read text with", place=str(self.folder))
         positions = self.session.contract.positions or None
         return embed(self.session, self.tokenizer, texts, self.pooling, batch=batch, positions=positions)
+
+    def classify(self, texts: str | Sequence[str]) -> Any:  # Label for one text, a list of them for several
+        """The likeliest label of a text, or of each of several, with the probabilities of all labels.
+
+        Raises RuntimeInputError for a model of another task, or a text that is too long.
+        """
+        tokenizer, positions = self._for_task("sequence-classification")
+        several = [texts] if isinstance(texts, str) else list(texts)
+        found = classify(self.session, tokenizer, several, self.config, positions)
+        return found[0] if isinstance(texts, str) else found
+
+    def fill(self, texts: str | Sequence[str], *, top: int = 5) -> Any:
+        """For each mask in a text the `top` likeliest tokens: [masks][Guess]; for several texts a list of that.
+
+        Raises RuntimeInputError for a model of another task, and for a text without a mask, or that is too long.
+        """
+        tokenizer, positions = self._for_task("masked-lm")
+        found = fill(self.session, tokenizer, [texts] if isinstance(texts, str) else list(texts), positions, top)
+        return found[0] if isinstance(texts, str) else found
+
+    def _for_task(self, task: str) -> tuple[Tokenizer, int | None]:
+        """(tokenizer, positions), for a model of this task."""
+        if self.task != task:
+            raise RuntimeInputError(f"{self.session.contract.family} is a {self.task} model, not {task}")
+        if self.tokenizer is None:
+            raise RuntimeInputError("there is no tokenizer to read text with", place=str(self.folder))
+        return self.tokenizer, self.session.contract.positions or None
 
     def _decoding(self, rows: list[list[int]], given: Mapping[str, Any]) -> Decoding:
         contract = self.session.contract

@@ -102,6 +102,16 @@ def test_the_backend_takes_it_when_only_the_loss_reads_the_logits() -> None:
         np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12)
 
 
+def test_a_second_backward_pass_is_refused_not_wrong() -> None:
+    x, w, _, labels = problem()
+    loss = linear_cross_entropy(x, w, labels)
+    (expected,) = torch.autograd.grad(linear_cross_entropy(x, w, labels), w)
+    (2 * loss).backward(retain_graph=True)
+    torch.testing.assert_close(w.grad, 2 * expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_compiles_without_a_graph_break() -> None:
     x, w, _, labels = problem(torch.float32)
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")

@@ -62,10 +62,21 @@ CASES = {
     "bert": ("BertModel", BERT),
     "bert-tanh-gelu": ("BertModel", {**BERT, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
     "bert-masked-lm": ("BertForMaskedLM", BERT),
+    "bert-masked-lm-untied": ("BertForMaskedLM", {**BERT, "tie_word_embeddings": False}),
+    "bert-three-labels": ("BertForSequenceClassification", {**BERT, "num_labels": 3}),
+    "bert-seven-labels": (
+        "BertForSequenceClassification",
+        {
+            **BERT,
+            "id2label": {i: f"name {i}" for i in range(LENGTH)},
+            "label2id": {f"name {i}": i for i in range(LENGTH)},
+            "classifier_dropout": 0.3,
+        },
+    ),
 }
 EXACT_IN_F64 = [k for k in CASES if not k.startswith("llama")]
 """transformers computes the norms and angles of llama in float32 whatever the model's dtype."""
-WHOLE = [k for k in CASES if k not in ("gpt2-without-head", "bert-masked-lm")]
+WHOLE = [k for k in CASES if k not in ("gpt2-without-head", "bert-masked-lm-untied")]
 """Cases whose checkpoint holds exactly the model of the family, no more and no less."""
 
 MASKS = {
@@ -125,8 +136,6 @@ def reference(name, theirs, inputs):
     if name == "gpt2-without-head":
         hidden = expected_outputs(theirs, inputs)["last_hidden_state"]
         return {"logits": hidden @ theirs.wte.weight.detach().numpy().T}
-    if name == "bert-masked-lm":
-        return expected_outputs(theirs.bert, inputs)
     return expected_outputs(theirs, inputs)
 
 

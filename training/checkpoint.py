@@ -25,8 +25,8 @@ from . import sharded
 from .errors import TrainingError
 from .world import World
 
-CHECKPOINTS, STATE, OPTIMIZER = "checkpoints", "state.json", "optimizer.safetensors"
-FORMAT = "monograph-run-1"
+CHECKPOINTS, STATE, OPTIMIZER, BEST = "checkpoints", "state.json", "optimizer.safetensors", "best"
+FORMAT = "monograph-run-2"
 MOMENTS, MEANS = ("exp_avg", "exp_avg_sq"), "ema"
 STATES = tuple(f"{name}." for name in (*MOMENTS, MEANS))
 """What names of tensors begin with that are no weights."""
@@ -101,10 +101,13 @@ def seal(folder: Path, state: Mapping[str, Any]) -> None:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _digest(path)}
         _sync(path)
+    told = {**state, "files": files}
     with (folder / STATE).open("w") as f:
-        json.dump({**state, "files": files}, f, indent=2)
+        json.dump({**told, "sha256": _digest_of(told)}, f, indent=2)
         f.flush()
         os.fsync(f.fileno())
+    for inner in (p for p in folder.rglob("*") if p.is_dir()):
+        _sync(inner)
     _sync(folder)
 
 
@@ -133,18 +136,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / STATE).read_text())
         fits = state["format"] == FORMAT and f"step-{state['step']:08d}" == folder.name
+        whole = state.pop("sha256") == _digest_of(state)
         files = dict(state["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise TrainingError(f"{STATE} is damaged: {e!r}", place=str(folder)) from None
     if not fits:
         raise TrainingError(f"{STATE} is of {state['format']} and step {state['step']}", place=str(folder))
+    if not whole:
+        raise TrainingError(f"{STATE} is damaged: its SHA-256 is not the one it was written with", place=str(folder))
     for name, expected in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != expected["size"]:
             found = "is missing" if size is None else f"has {size} bytes, expected {expected['size']}"
             raise TrainingError(f"{name} {found}", place=str(folder))
-        if _digest(path) != expected["sha256"]:
+        try:
+            digest = _digest(path)
+        except OSError as e:
+            raise TrainingError(f"{name} cannot be read: {e.strerror}", place=str(folder)) from None
+        if digest != expected["sha256"]:
             raise TrainingError(f"{name} is damaged: its SHA-256 is not the one it was written with", place=str(folder))
     return Checkpoint(folder, state)
 
@@ -156,8 +166,23 @@ def prune(into: Path, keep: int, step: int) -> None:
     """
     steps = sorted(into.glob("step-*"))
     past = [p for p in steps if p.name <= f"step-{step:08d}"]
-    for old in [*past[:-keep], *steps[len(past) :], *into.glob(".*.tmp")]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [*past[:-keep], *steps[len(past) :]]:
+        # Hidden first: a kill while files go leaves nothing that looks like a checkpoint.
+        old.rename(into / f".{old.name}.{uuid.uuid4().hex}.tmp")
+    sweep(into.parent)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a kill left half written, or half removed, in the folder of a run."""
+    for left in [*run.glob(".*.tmp"), *(run / CHECKPOINTS).glob(".*.tmp")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _digest_of(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

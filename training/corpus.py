@@ -233,13 +233,13 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Array:
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
     ids: list[Array] = []
     for text in filter(None, texts):
-        ids += [np.array(encode_plain(tokenizer, p), dtype) for p in _portions(text)]
+        ids += [np.array(encode_plain(tokenizer, p), dtype) for p in portions(text)]
         if tokenizer.eos_id is not None:
             ids.append(np.array([tokenizer.eos_id], dtype))
     return np.concatenate(ids) if ids else np.empty(0, dtype)
 
 
-def _portions(text: str) -> Iterator[str]:
+def portions(text: str) -> Iterator[str]:
     """The text in pieces of at most a megabyte, so that the tokenizer's tables stay small."""
     current: list[str] = []
     size = 0

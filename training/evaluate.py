@@ -27,7 +27,7 @@ class Evaluation:
     def __init__(self, run: Run, metrics: Metrics | None) -> None:
         self.of, self.metrics = run, metrics
         self.best, self.waited, self.measured_at = math.inf, 0, 0
-        self._answers: Any = None
+        self._second: Any = None
 
     def run(self) -> tuple[float | None, dict[str, float]]:
         """(mean loss in nats per held-out label, metrics by name); None without a held-out part."""
@@ -39,7 +39,7 @@ class Evaluation:
             self.waited = 0 if loss < self.best else self.waited + 1
             self.best = min(self.best, loss)
         if self.metrics is not None:
-            measure, model = self.metrics, run.snapshot()
+            measure, model = self.metrics, run.now()
             metrics |= run.world.told(lambda: dict(measure(model)))
         return loss, metrics
 
@@ -66,12 +66,12 @@ class Evaluation:
         total, count, right, answers = 0.0, 0.0, 0.0, 0.0
         telling = run.model.task in TELLING
         run.module.eval()
-        if telling and not run.world.alone:
+        if (telling or self.smoothed) and not run.world.alone:
             self.copy_weights()
         with torch.no_grad():
             for batch in run.source.held_out_batches(s.batch, s.length):
                 for part, number in run.shares(batch, 1):
-                    total += run.loss(part).item() * number
+                    total += self.loss(part).item() * number
                     count += number
                     if telling:
                         hits, of = self.hits(part)
@@ -80,30 +80,41 @@ class Evaluation:
         loss = total / max(count, 1)
         return loss, {"accuracy": right / max(answers, 1)} if telling else {"perplexity": perplexity(loss)}
 
+    @property
+    def smoothed(self) -> bool:
+        """Whether training makes another loss small than that of the labels alone."""
+        return bool(self.of.settings.label_smoothing) and "labels" in self.of.inputs
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """What training makes small, but of the labels alone: perplexity knows no smoothed ones."""
+        return self.answers(batch)["loss"] if self.smoothed else self.of.loss(batch)
+
     def hits(self, batch: Batch) -> tuple[int, int]:
         """(labels that have the highest logit, labels that count)."""
-        run = self.of
-        module = self.answers()
-        given = to_inputs({k: batch[k] for k in run.inputs}, run.settings.device)
-        with run.autocast():
-            if run.world.alone:
-                found = torch.func.functional_call(module, dict(run.module.named_parameters()), (), given)["logits"]
-            else:
-                found = module(**given)["logits"]
-        counts = given["labels"] != IGNORED
-        return int(((found.argmax(-1) == given["labels"]) & counts).sum()), int(counts.sum())
+        labels = torch.from_numpy(batch["labels"])
+        found, counts = self.answers(batch)["logits"].argmax(-1).cpu(), labels != IGNORED
+        return int(((found == labels) & counts).sum()), int(counts.sum())
 
-    def answers(self) -> torch.nn.Module:
-        """A second module that also gives the logits; a single process does not use its weights."""
-        if self._answers is None:
-            run = self.of
-            graph = with_loss(run.plain_graph(), keep_logits=True)
-            spread = Spread(run.world, graph)
-            self._answers = spread.shard(spread.build(graph, run.weights)).eval()
-        return self._answers
+    def answers(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Logits and loss from a second module, with the weights of the one that is trained."""
+        run = self.of
+        given = to_inputs({k: batch[k] for k in [*run.inputs, "labels"]}, run.settings.device)
+        with run.autocast():
+            if not run.world.alone:
+                return self.second(**given)
+            return torch.func.functional_call(self.second, run.module.state_dict(keep_vars=True), (), given)
+
+    @property
+    def second(self) -> Any:
+        """A module that gives both; a single process does not use its weights."""
+        if self._second is None:
+            graph = with_loss(self.of.learner(), keep_logits=True)
+            spread = Spread(self.of.world, graph)
+            self._second = spread.shard(spread.build(graph, self.of.weights)).eval()
+        return self._second
 
     def copy_weights(self) -> None:
         """Give the second module the weights of the run: on each process the part that lies there."""
         now = self.of.module.state_dict()
-        for k, t in self.answers().state_dict().items():
+        for k, t in self.second.state_dict().items():
             local(t).copy_(local(now[k]))

@@ -24,7 +24,6 @@ from .checkpoint import Checkpoint
 from .distill import distillation_loss
 from .dpo import Preferences, dpo_loss, log_probabilities
 from .loop import Metrics, Run, drive
-from .loss import with_loss
 from .settings import Settings
 from .source import Batch, split_rows
 
@@ -132,18 +131,14 @@ class FineTune(Run):
         if lora is not None and not self.world.alone:
             raise ConfigError(f"an adapter is trained by one process, not by {self.world.size}")
 
-    def objective(self) -> Graph:
+    def learner(self) -> Graph:
         graph = self.plain_graph()
         if self.lora is not None:
             self.lora.insert(graph)
             self.adapted = frozenset(lora_params(graph))
         if self.quantized:
             self.axes = quantize_frozen(graph)
-        return self.head(graph)
-
-    def head(self, graph: Graph) -> Graph:
-        """What is computed from the logits inside the graph."""
-        return with_loss(graph, label_smoothing=self.settings.label_smoothing)
+        return graph
 
     def first_weights(self, graph: Graph) -> Weights:
         base = base_weights(self.model)
@@ -162,6 +157,11 @@ class FineTune(Run):
 
     def current(self) -> Weights:
         return super().current() if self.lora is None else self.of_adapter(state_of(self.module))
+
+    def now(self) -> Model:
+        kept, model = self.adapter, self.snapshot()
+        self.adapter = kept
+        return model
 
     def of_adapter(self, weights: Weights) -> Weights:
         return Weights({k: weights[k] for k in sorted(self.adapted)})
@@ -207,6 +207,8 @@ class FineTune(Run):
 
 class Dpo(FineTune):
     """The log probabilities of both answers under the model and under the reference, and `dpo_loss` over them."""
+
+    rows = 2
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from ..ir.weights import SINGLE, Weights
 from . import checkpoint as checkpoints
 from . import sharded
 from .average import Average
-from .checkpoint import OPTIMIZER, Checkpoint, write_tensors
+from .checkpoint import BEST, OPTIMIZER, Checkpoint, write_tensors
 from .errors import TrainingError
 from .evaluate import Evaluation
 from .log import PLOT, Log, plot_losses
@@ -54,6 +54,8 @@ class Keeping:
     done: int
     updates: int
     kept: int
+    safe: str
+    data: str
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
@@ -63,8 +65,8 @@ class Keeping:
             loss, metrics = self.evaluation.run()
             if loss is not None and not math.isfinite(loss):
                 raise self.failure(f"held-out loss after step {self.done}", loss)
-            if self.folder is None and self.evaluation.worth_keeping:
-                self.good, self.kept = self.snapshot(), self.done
+            if self.evaluation.worth_keeping and (self.folder is None or self.settings.patience):
+                self.good, self.kept, self.safe = self.snapshot(), self.done, ""
         return loss, metrics
 
     @contextlib.contextmanager
@@ -86,17 +88,24 @@ class Keeping:
             raise self.stopped()
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint; where the run stops at the best measurement, also the weights of that one."""
-        with checkpoints.writing(folder, self.done, self.state(), self.settings.keep, self.world) as into:
-            self.write(into)
+        """Write a checkpoint, of a run with patience with the best weights so far. Raises TrainingError."""
+        if self.log is not None:
+            self.log.flush()
+        try:
+            with checkpoints.writing(folder, self.done, self.state(), self.settings.keep, self.world) as into:
+                self.write(into)
+                if self.settings.patience and self.kept and self.world.first:
+                    self.publish(into / BEST)
+        except TrainingError as e:
+            raise self.ended(e.what) from e
         written = folder / checkpoints.CHECKPOINTS / f"step-{self.done:08d}"
-        best = bool(self.settings.patience)
-        if not best:
-            self.good, self.kept = self.kept_model(Checkpoint(written, {"step": self.done})), self.done
-        elif self.evaluation.measured_at == self.done and self.evaluation.worth_keeping:
-            with self.averaged():
-                self.good, self.kept = self.snapshot(), self.done
-            self.world.told(lambda: self.publish(folder))
+        self.hold(Checkpoint(written, {"step": self.done, "kept": self.kept}))
+
+    def hold(self, found: Checkpoint) -> None:
+        """Take the model that is kept from a checkpoint: the best one if it has one, else the newest."""
+        best = self.settings.patience and (found.folder / BEST).is_dir()
+        self.good = self.published(found.folder / BEST) if best else self.kept_model(found)
+        self.kept, self.safe = int(found.state["kept"]) if best else found.step, str(found.folder)
 
     def write(self, into: Path) -> None:
         """The tensors of a checkpoint: one process writes files that load like a model, several write their parts."""
@@ -111,6 +120,8 @@ class Keeping:
         scaler = self.scaler.state_dict()
         return {
             "updates": self.updates,
+            "kept": self.kept,
+            "data": self.data,
             "settings": self.settings.course(),
             "evaluation": self.evaluation.state(),
             **({"scaler": scaler} if scaler else {}),
@@ -135,10 +146,14 @@ class Keeping:
         return Weights({k: state.get(k, t) for k, t in self.weights.items()})
 
     def snapshot(self) -> Model:
-        """The model with a copy of the weights as they are now."""
+        """The model with a copy of the weights as they are now, which becomes the one that is kept."""
         now, held = self.current(), self.module.state_dict()
         copies = {k: ArrayTensor(t.numpy().copy()) if k in held else t for k, t in now.items()}
         return self.trained(Weights(copies))
+
+    def now(self) -> Model:
+        """The model with a copy of the weights as they are now, to measure."""
+        return self.snapshot()
 
     def state_now(self) -> Weights:
         """What the module holds; of several processes, every one must ask, and each gets all of it."""
@@ -177,10 +192,11 @@ class Keeping:
 
         Raises ConfigError if the folder holds another run that a new one would replace.
         """
+        if self.module.plan is not None:
+            note(str(self.module.plan).partition("\n")[0])
         if resume and self.folder is None:
             raise ConfigError("resume needs the folder of the run to go on with")
-        into = None if self.folder is None else self.folder / checkpoints.CHECKPOINTS
-        found = [] if into is None else self.world.told(lambda: sorted(into.glob("step-*")))
+        found = [] if self.folder is None else self.world.told(self.left)
         if resume and found:
             self.resume(note)
         elif resume:
@@ -189,12 +205,18 @@ class Keeping:
             what = f"holds a run that got to {found[-1].name}, which a new one would replace"
             raise ConfigError(what, place=str(self.folder), hint="resume it, or take another folder")
 
+    def left(self) -> list[Path]:
+        """The checkpoints in the folder of the run, without what kills left half written."""
+        assert self.folder is not None
+        checkpoints.sweep(self.folder)
+        return sorted((self.folder / checkpoints.CHECKPOINTS).glob("step-*"))
+
     def resume(self, note: Callable[[str], None] = lambda text: None) -> None:
         """Take up the newest whole checkpoint. Raises TrainingError if none is, ConfigError for other settings."""
         assert self.folder is not None
         folder = self.folder
         found = self.world.told(lambda: checkpoints.latest(folder, note))
-        check_course(found, self.settings)
+        check_course(found, self.settings, self.data)
         if self.world.alone:
             load_state(self.module, self.weights | self.read_weights(found))
             load_optimizer(found, self.module, self.optimizer, self.average)
@@ -204,8 +226,8 @@ class Keeping:
         self.evaluation.restore(found.state["evaluation"])
         if "scaler" in found.state:
             self.scaler.load_state_dict(found.state["scaler"])
-        self.kept = self.done
-        self.good = self.published(self.folder) if self.settings.patience else self.kept_model(found)
+        self.hold(found)
+        note(f"{self.folder}: going on after step {self.done} of {self.settings.steps}")
 
     # -- when it goes wrong ----------------------------------------------------------------------------------------
 
@@ -223,15 +245,19 @@ class Keeping:
         return self.ended(f"another process was lost after step {self.done}: {first[0]}", agreed=False)
 
     def ended(self, what: str, *, agreed: bool = True) -> TrainingError:
-        """An error that holds the last good model, which is written to the folder of the run."""
-        inside = self.folder is not None and self.kept > 0
-        place = f"in {self.folder}" if inside else "in this error's `model`"
-        if self.folder is not None and inside:
+        """An error that holds the last good model, which is written to the folder of the run.
+
+        agreed: all processes end here, so that the first one can tell whether it could write.
+        """
+        place = f"in {self.safe}" if self.safe else "in this error's `model`"
+        if self.folder is not None and self.kept > 0:
             folder = self.folder
-            if agreed:
-                self.world.told(lambda: self.publish(folder))
-            elif self.world.first:
-                self.publish(folder)
+            with contextlib.suppress(OSError, TrainingError):  # A full disk has no room for a second copy.
+                if agreed:
+                    self.world.told(lambda: self.publish(folder))
+                elif self.world.first:
+                    self.publish(folder)
+                place = f"in {folder}"
         error = TrainingError(what, details=[f"the weights after step {self.kept} are kept {place}"])
         error.model = self.good
         return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,40 +20,48 @@ LOG, PLOT, EVENTS = "log.jsonl", "loss.png", "tensorboard"
 class Log:
     """Appends one line of JSON a step to log.jsonl; of a resumed run, after the line of step `done`.
 
+    A number that is not finite is written as null.
+
     tensorboard: also write event files. Raises ConfigError if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, done: int = 0, *, tensorboard: bool = False) -> None:
+        self.events = _events(folder / EVENTS, done) if tensorboard else None
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(folder) if line["step"] <= done]
         with staged(folder) as stage, stage.open(LOG) as f:
             f.writelines((json.dumps(line) + "\n").encode() for line in kept)
         self.file = (folder / LOG).open("a", encoding="utf-8")
-        self.events = _events(folder / EVENTS, done) if tensorboard else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.close()
-        if self.events is not None:
-            self.events.close()
+        for part in filter(None, (self.file, self.events)):
+            # What a full disk could not take was told by the write before, whose error is on its way.
+            with contextlib.suppress(OSError):
+                part.close()
 
     def write(self, step: Step) -> None:
         """The line is on its way to the disk before a checkpoint of the same step is."""
-        values = {k: v for k, v in dataclasses.asdict(step).items() if v is not None}
-        self.file.write(json.dumps(values) + "\n")
+        values = {k: _finite(v) for k, v in dataclasses.asdict(step).items() if v is not None}
+        self.file.write(json.dumps(values, allow_nan=False) + "\n")
         self.file.flush()
         if self.events is not None:
             for name, value in step.numbers().items():
                 self.events.add_scalar(name, value, step.step)
+
+    def flush(self) -> None:
+        """Before a checkpoint is written: a resumed run does not write the events before it again."""
+        if self.events is not None:
+            self.events.flush()
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """The steps that log.jsonl tells of, each once and in order; a line that a kill cut off is left out."""
     path = Path(folder) / LOG
     found: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             values = json.loads(line)
             found[int(values["step"])] = values
@@ -84,6 +93,13 @@ def plot_losses(folder: str | Path) -> Path:
     with staged(folder) as stage, stage.open(PLOT) as f:
         figure.savefig(f, format="png", dpi=110)
     return Path(folder) / PLOT
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no numbers that are not finite: the gradient norm of an f16 step that was left out becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _events(folder: Path, done: int) -> Any:

@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..backends.torch import to_inputs
-from ..backends.torch.limits import peak_flops
+from ..backends.torch import compiled, to_inputs
+from ..backends.torch.allocator import keep_pages
 from ..frontends.dsl import Model
-from ..ir.cost import at, flops_of
+from ..ir.errors import ConfigError
 from ..ir.graph import Graph
-from ..ir.interpret import bind_dims
-from ..ir.types import Dim
 from ..ir.weights import Weights
 from ..passes.documents import drop_padding_mask
 from ..passes.separate import separate_documents
@@ -27,13 +24,15 @@ from .evaluate import Evaluation
 from .keeping import Keeping
 from .log import Log
 from .loss import with_loss
+from .memory import budget
 from .progress import Display, Step
-from .schedule import learning_rate as rate_of
-from .schedule import parameter_groups
+from .schedule import parameter_groups, rate_at
 from .settings import PRECISIONS, Settings
 from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
+from .speed import Arithmetic
 from .spread import Spread, unread
+from .state import fingerprint, seeded
 from .world import World, is_lost
 
 _LEAST_SCALE = 2.0**-14
@@ -82,25 +81,32 @@ def drive(
     """Do the steps of a run and show them; gives the trained model."""
     shown = progress and run.world.first
     with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
+        note = display.note if run.world.first else _silent
         stack.callback(run.world.close)
         stack.enter_context(_heard(run))
-        run.begin(resume, display.note)
+        run.begin(resume, note)
         if shown:
-            run.measure_peak()
+            run.arithmetic.measure_peak(run.settings)
         if run.folder is not None and run.world.first:
             run.log = stack.enter_context(Log(run.folder, run.done, tensorboard=tensorboard))
         run.stop = stack.enter_context(stoppable())
         for step in run:
             display.show(step)
             observe(step)
-        return run.finish(display.note)
+        return run.finish(note)
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 @contextlib.contextmanager
 def _heard(run: Run) -> Iterator[None]:
-    """What PyTorch says when another process ends or does not answer becomes a TrainingError with the last model."""
+    """A full disk, and another process that ends or does not answer, become a TrainingError with the last model."""
     try:
         yield
+    except OSError as e:
+        raise run.ended(f"after step {run.done}: {e.strerror or e}", agreed=run.world.alone) from e
     except RuntimeError as e:
         if run.world.alone or not is_lost(e):
             raise
@@ -110,6 +116,9 @@ def _heard(run: Run) -> Iterator[None]:
 class Run(Keeping):
     """One training run: module, optimizer and the state that is known to be good. Iterating does the steps."""
 
+    rows = 1
+    """Of a batch, to each one that the setting `batch` counts."""
+
     def __init__(
         self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
     ) -> None:
@@ -117,34 +126,53 @@ class Run(Keeping):
         self.model, self.source, self.settings, self.folder = model, source, settings, folder
         graph = self.objective()
         self.inputs = list(graph.inputs)
-        self.types = {k: v.type for k, v in graph.inputs.items()}
         self.world = World.of(settings)
         self.spread = Spread(self.world, graph)
-        self.cost = 3 * flops_of(graph)  # The backward pass multiplies twice for each product of the forward pass.
-        self.peak: float | None = None
+        self.arithmetic = Arithmetic(graph, self.world.size)
         self.weights = self.first_weights(graph)
-        module = self.spread.build(graph, self.weights)
-        idle = unread(module)
-        for name, p in module.named_parameters():
-            p.requires_grad_(self.trains(name) and name not in idle)
+        if settings.kind == "cpu":
+            keep_pages()
+        module = self.built(graph)
         self.module: Any = self.spread.shard(module)
         self.wrapped = self.spread.parallel(self.module)
-        self.forward = torch.compile(self.wrapped) if settings.compile else self.wrapped
+        self.forward = compiled(self.wrapped) if settings.compile else self.wrapped
         groups = parameter_groups(self.module, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
         self.average = Average(self.module, settings.ema) if settings.ema else None
+        if settings.patience and len(source.held_out) == 0:
+            raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
         self.evaluation = Evaluation(self, metrics)
         self.done = self.updates = self.kept = 0
-        self.good = self.trained(self.weights)
+        self.good, self.safe = self.trained(self.weights), ""
+        self.data = fingerprint(source, settings)
         self.log: Log | None = None
         self.stop = Stop()
+
+    def built(self, graph: Graph) -> Any:
+        """The module of this process, in which only what is trained gets a gradient."""
+        s = self.settings
+        frozen = [name for name in graph.params if not self.trains(name)]
+        rows = self.rows * s.batch // (s.accumulate * self.world.data)
+        module = self.spread.build(graph, self.weights, **budget(graph, s, rows, frozen))
+        idle = unread(module)
+        for name, p in module.named_parameters():
+            p.requires_grad_(self.trains(name) and name not in idle)
+        return module
 
     # -- what is learned -------------------------------------------------------------------------------------------
 
     def objective(self) -> Graph:
-        """The graph whose output `loss` is made small."""
-        return with_loss(self.plain_graph(), label_smoothing=self.settings.label_smoothing)
+        """The graph of a step: its output `loss` is made small, or that of `Run.loss`."""
+        return self.head(self.learner())
+
+    def learner(self) -> Graph:
+        """The graph that learns, up to its logits."""
+        return self.plain_graph()
+
+    def head(self, graph: Graph) -> Graph:
+        """What is computed from the logits inside the graph."""
+        return with_loss(graph, label_smoothing=self.settings.label_smoothing)
 
     def plain_graph(self, model: Model | None = None) -> Graph:
         """A model's graph for this data: documents apart, and no mask where nothing can see what it hides."""
@@ -175,7 +203,7 @@ class Run(Keeping):
         begin = time.perf_counter()
         while self.done < s.steps and not self.evaluation.exhausted:
             start, batch = time.perf_counter(), next(batches)
-            rate = self.rate(self.done)
+            rate = rate_at(self.done, s)
             loss, norm = self.step(batch, rate)
             self.done += 1
             seconds = time.perf_counter() - start
@@ -185,18 +213,10 @@ class Run(Keeping):
                 held_out, metrics = self.measure()
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
-            speed, share = tokens / training, self.share(batch, seconds)
+            speed, share = tokens / training, self.arithmetic.share(batch, seconds)
             step = Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics)
             self.keep(step)
             yield step
-
-    def rate(self, step: int) -> float:
-        s = self.settings
-        assert s.warmup is not None
-        return rate_of(
-            step, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final, schedule=s.schedule,
-            decay=s.decay,
-        )  # fmt: skip
 
     def step(self, batch: Batch, rate: float) -> tuple[float, float]:
         """One update; (loss before it, gradient norm before clipping). Raises TrainingError, updating nothing."""
@@ -204,7 +224,7 @@ class Run(Keeping):
             group["lr"] = rate
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.random(self.done):
+        with seeded(self.settings, self.done, self.world):
             loss = self.backward(batch)
         self.scaler.unscale_(self.optimizer)
         norm = self.clip()
@@ -214,9 +234,10 @@ class Run(Keeping):
             raise self.failure(f"gradient norm of step {self.done + 1}", norm)
         self.scaler.step(self.optimizer)  # In f16 it leaves out a step whose gradient overflowed.
         self.scaler.update()
-        self.updates += math.isfinite(norm)
-        if self.average is not None:
-            self.average.update()
+        if math.isfinite(norm):
+            self.updates += 1
+            if self.average is not None:
+                self.average.update()
         return loss, norm
 
     def clip(self) -> float:
@@ -259,27 +280,3 @@ class Run(Keeping):
     def autocast(self) -> torch.autocast:
         narrow = PRECISIONS[self.settings.precision]
         return torch.autocast(self.settings.kind, narrow, enabled=narrow is not None)
-
-    @contextlib.contextmanager
-    def random(self, step: int) -> Iterator[None]:
-        """Randomness that depends on the seed and the step only, so that a resumed run goes on exactly.
-
-        Processes that share layers draw the same numbers, those that have other rows draw others.
-        """
-        devices = [self.world.device] if self.settings.kind == "cuda" else []
-        numbers = [self.settings.seed, step, *([self.world.data_rank] if self.world.data_rank else [])]
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-            yield
-
-    def measure_peak(self) -> None:
-        """Measure what the device can do at most, so that steps tell their share of it."""
-        self.peak = peak_flops(self.settings.device or "cpu", PRECISIONS[self.settings.precision] or torch.float32)
-
-    def share(self, batch: Batch, seconds: float) -> float | None:
-        """Of the device's arithmetic, by the cost model of the graph; None where the peak was not measured."""
-        if self.peak is None:
-            return None
-        sizes = bind_dims(self.types, {k: batch[k].shape for k in self.types})
-        flops = self.cost.substitute(sizes) if isinstance(self.cost, Dim) else self.cost
-        return at(flops, sizes) / seconds / (self.peak * self.world.size)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _LINES = 20
 
@@ -36,9 +38,8 @@ class Step:
 
     def __str__(self) -> str:
         text = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
-        for name, value in (
-            {} if self.held_out is None else {"held-out": self.held_out, **(self.metrics or {})}
-        ).items():
+        held_out = {} if self.held_out is None else {"held-out": self.held_out}
+        for name, value in {**held_out, **(self.metrics or {})}.items():
             text += f"  {name} {value:.3f}"
         text += f"  {self.tokens_per_second:,.0f} tokens/s"
         if self.share is not None:
@@ -63,7 +64,7 @@ class Display:
     def __enter__(self) -> Self:
         if self.bar is not None:
             self.bar.start()
-            self.task = self.bar.add_task("training", total=self.steps, numbers="")
+            self.task = self.bar.add_task("training", total=self.steps, numbers="", left="")
         return self
 
     def __exit__(
@@ -73,11 +74,13 @@ class Display:
             self.bar.stop()
 
     def note(self, text: str) -> None:
-        """Say something beside the steps."""
+        """Say something beside the steps: where none are shown, as a warning of the log."""
         if self.bar is not None:
             self.bar.console.print(text, markup=False)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
+        else:
+            logging.getLogger(__name__).warning("%s", text)
 
     def show(self, step: Step) -> None:
         if self.bar is not None:
@@ -85,7 +88,9 @@ class Display:
             numbers = f"loss {step.loss:.3f}  {self.held_out}{step.tokens_per_second:,.0f} tokens/s"
             if step.share is not None:
                 numbers += f"  {step.share:.0%} of peak"
-            self.bar.update(self.task, completed=step.step, numbers=numbers)
+            # Not by rich, which would count the steps before a resumed one as done just now.
+            left = f"{timedelta(seconds=round(step.seconds_left))} left"
+            self.bar.update(self.task, completed=step.step, numbers=numbers, left=left)
         elif self.shown and (step.held_out is not None or step.step % max(self.steps // _LINES, 1) == 0):
             print(step, file=sys.stderr, flush=True)
 
@@ -97,6 +102,6 @@ def _bar() -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
     )

@@ -16,7 +16,7 @@ from .adapters import ALL
 from .data.tokenizers import KINDS as TOKENIZERS
 from .finetune import plan
 from .settings import Settings
-from .tables import between, one_of, read_toml, some, tables
+from .tables import between, merged, one_of, read_toml, some, tables
 
 KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
 METHODS = ("train", "lora", "dpo", "distill")
@@ -29,7 +29,8 @@ PYTHON = "python:help"
 class ModelRecipe:
     """Either path: a checkpoint or another model that `monograph show` takes; or family: a model_type, with `config`.
 
-    task: which head, where a family has several. config: fields of the family's Config; without `vocab`, that of the
+    task: which head, where a family has several (empty: what the data is for, else that of the checkpoint); a head that
+    the checkpoint does not have is drawn anew. config: fields of the family's Config; without `vocab`, that of the
     tokenizer is taken. dtype of training weights is f32.
     """
 
@@ -41,6 +42,8 @@ class ModelRecipe:
     def check(self) -> None:
         if bool(self.path) == bool(self.family):
             raise ConfigError("[model] needs either path or family")
+        if self.path and self.config:
+            raise ConfigError("model.config goes with model.family: a model at a path has its own")
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,12 @@ class DistillRecipe:
 
 @dataclass(frozen=True)
 class MetricsRecipe:
-    """translate: held-out pairs that are translated at the end for BLEU and chrF (0: none); beams: of the search."""
+    """translate: held-out pairs that are translated greedily at the end, for BLEU and chrF (0: none)."""
 
     translate: int = 0
-    beams: int = 4
 
     def check(self) -> None:
         between(self.translate, 0, 1 << 31, "metrics.translate")
-        between(self.beams, 1, 64, "metrics.beams")
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ class Recipe:
             raise ConfigError("[dpo] and [distill] are two kinds of training: give one")
         if self.dpo and self.data.kind != "preferences":
             raise ConfigError(f"[dpo] needs data.kind preferences, not {self.data.kind}")
+        if self.metrics.translate and (self.data.kind != "pairs" or not self.data.held_out):
+            raise ConfigError("metrics.translate needs data.kind pairs, and data.held_out above 0")
         if self.lora and self.lora.quantized and (self.dpo or self.distill):
             raise ConfigError("lora.quantized goes with neither [dpo] nor [distill]")
 
@@ -168,12 +171,9 @@ class Recipe:
         return recipe if folder is None else recipe.from_folder(folder)
 
     @staticmethod
-    def read(path: str | Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         """A recipe from a TOML file, with `changes` over its tables. Raises ConfigError naming file and field."""
-        values = read_toml(path)
-        for table, fields in (changes or {}).items():
-            values[table] = {**values.get(table, {}), **fields}
-        return Recipe.of(values, str(path), Path(path).parent.resolve())
+        return Recipe.of(merged(read_toml(path), changes or {}), str(path), Path(path).parent.resolve())
 
     def from_folder(self, folder: Path) -> Recipe:
         """Data is looked for beside the recipe, and so are models and tokenizers that lie there."""
@@ -223,7 +223,8 @@ _TABLES: dict[str, type] = {
 
 def _settings(given: dict[str, Any], parts: Mapping[str, Any]) -> Settings:
     """Training from nothing has other defaults than tuning a model with weights."""
-    tuned = parts["data"].kind in ("instructions", "preferences") or "lora" in parts
+    kind = parts["data"].kind
+    tuned = kind in ("instructions", "preferences") or "lora" in parts or (kind == "labelled" and parts["model"].path)
     if not tuned and "distill" not in parts:
         return Settings.of(given)
     kind = "dpo" if "dpo" in parts else "lora" if "lora" in parts else "full"

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from .settings import Settings
+
 
 def learning_rate(
     step: int,
@@ -37,6 +39,15 @@ def learning_rate(
     progress = min((step - begin + 1) / max(steps - begin, 1), 1.0)
     left = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
     return peak * (final + (1 - final) * left)
+
+
+def rate_at(step: int, settings: Settings) -> float:
+    """The learning rate that settings give step 0, 1, ..."""
+    s = settings
+    assert s.warmup is not None
+    return learning_rate(
+        step, peak=s.learning_rate, steps=s.steps, warmup=s.warmup, final=s.final, schedule=s.schedule, decay=s.decay
+    )
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:

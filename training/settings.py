@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..ir.errors import ConfigError, did_you_mean
+from .tables import typed_fields
 
 PRECISIONS: dict[str, torch.dtype | None] = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
-SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
 STRATEGIES = ("ddp", "fsdp")
+SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
 COURSE = (
     "steps", "batch", "length", "accumulate", "learning_rate", "schedule", "warmup", "final", "decay", "weight_decay",
     "betas", "clip", "label_smoothing", "ema", "seed", "precision",
@@ -28,13 +30,15 @@ class Settings:
     steps: updates, each on `batch` rows of at most `length` tokens, computed in `accumulate` parts one after another.
     learning_rate: at its peak, reached after `warmup` steps (None: a twentieth); from there `schedule` leads to
     `final` times it, for wsd over the last `decay` share of the steps. weight_decay: not on norms and biases. betas:
-    of AdamW. clip: largest gradient norm. label_smoothing: share of the target that is spread over all tokens.
-    ema: decay of a running mean of the weights, which is then what is measured and kept (0: none). seed: of initial
-    weights (if the model has none), order of the data and dropout.
+    of AdamW. clip: largest gradient norm (inf: any). label_smoothing: share of the target that is spread over all
+    tokens, in training only. ema: decay of a running mean of the weights, which is then what is measured and kept
+    (0: none). seed: of initial weights (if the model has none), order of the data and dropout.
     precision: f32, or bf16 or f16 for autocast with f32 weights (f16 with a scaled loss). device: None takes CUDA if
     there is one. compile: torch.compile. evaluate_every: steps between measurements on the held-out part (None: a
     tenth of the run). checkpoint_every: steps between checkpoints (None: at each measurement), of which the last
     `keep` stay. patience: measurements without a better held-out loss after which the run ends (0: never).
+    memory: most megabytes for the activations of one part of a batch; what does not fit is computed again in the
+    backward pass, which changes no number (None: all is kept).
     Of runs in several processes (see training/world.py): strategy: ddp, where each holds all weights, or fsdp, where
     they share them; tensor: how many processes share each layer. timeout: seconds they wait for each other.
     """
@@ -59,8 +63,9 @@ class Settings:
     compile: bool = False
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
-    keep: int = field(default=2)
+    keep: int = 2
     patience: int = 0
+    memory: int | None = None
     strategy: str = "ddp"
     tensor: int = 1
     timeout: float = 600.0
@@ -75,9 +80,16 @@ class Settings:
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if self.memory is not None and not self.memory > 0:
+            raise ConfigError(f"memory is {self.memory}, expected more than 0 megabytes")
         for name in ("warmup", "weight_decay", "seed", "patience"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0")
+        for name in ("learning_rate", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a finite number")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"betas are {list(self.betas)}, expected two from 0 to less than 1")
         for name in ("label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0 and less than 1")
@@ -88,10 +100,11 @@ class Settings:
             raise ConfigError(f"a batch of {self.batch} rows cannot be computed in {self.accumulate} equal parts")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"no precision is called {self.precision!r}{did_you_mean(self.precision, PRECISIONS)}")
-        if self.strategy not in STRATEGIES:
-            raise ConfigError(f"no strategy is called {self.strategy!r}{did_you_mean(self.strategy, STRATEGIES)}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"no schedule is called {self.schedule!r}{did_you_mean(self.schedule, SCHEDULES)}")
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"no strategy is called {self.strategy!r}{did_you_mean(self.strategy, STRATEGIES)}")
+        _check_device(str(self.device))
 
     def defaults(self) -> dict[str, Any]:
         """What stands for None, where it depends on other settings or on the machine."""
@@ -105,14 +118,14 @@ class Settings:
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Settings:
-        """Settings by name. Raises ConfigError for a name there is not, or a value out of its range."""
+        """Settings by name. Raises ConfigError for a name there is not, a value of another type or out of its range."""
         known = {f.name for f in dataclasses.fields(Settings)}
         for name in given:
             if name not in known:
                 raise ConfigError(f"no setting is called {name!r}{did_you_mean(name, known)}")
         if "steps" not in given:
             raise ConfigError("steps is missing: how many updates")
-        return Settings(**given)
+        return Settings(**typed_fields(Settings, given))
 
     @property
     def kind(self) -> str:
@@ -124,3 +137,13 @@ class Settings:
         """What must stay the same for a run to go on to the same numbers, as JSON values."""
         values = {name: getattr(self, name) for name in COURSE}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"no device is called {name!r}", hint="cpu, cuda, cuda:1, ...") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count and device.type == "cuda":
+        raise ConfigError(f"device is {name!r}, but PyTorch finds {count} CUDA devices")

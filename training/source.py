@@ -50,9 +50,11 @@ def check_fit(model: Model, source: Source) -> None:
     """Raises ConfigError if the batches of `source` cannot train `model`."""
     if model.task != source.task:
         raise ConfigError(f"{model.family.name} is a {model.task} model; this data trains {source.task} models")
-    if model.task == "sequence-classification":
-        return
-    vocab = model.graph().outputs["logits"].shape[-1]
+    logits = model.graph().outputs["logits"].shape[-1]
+    labels = len(getattr(source, "labels", ()))
+    if labels and logits != labels:
+        raise ConfigError(f"the model tells {logits} labels apart but the data has {labels}")
+    vocab = getattr(model.config, "vocab", None) if source.task == "sequence-classification" else logits
     if isinstance(vocab, int) and vocab < source.vocab:
         raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
 

@@ -49,11 +49,15 @@ class Spread:
 
     # -- the module ------------------------------------------------------------------------------------------------
 
-    def build(self, graph: Graph, weights: Weights) -> nn.Module:
-        """What this process computes of the graph, with its part of the weights, on its device."""
+    def build(self, graph: Graph, weights: Weights, **memory: Any) -> nn.Module:
+        """What this process computes of the graph, with its part of the weights, on its device.
+
+        memory: see `budget`.
+        """
         if self.plan is not None:
             graph, weights = local_graph(self.plan, self.world.tensor_rank), self.take(weights)
-        return to_torch(train_pipeline(graph), weights, blocks=self.world.sharded).to(self.world.device)
+        module = to_torch(train_pipeline(graph), weights, blocks=self.world.sharded, **memory)
+        return module.to(self.world.device)
 
     def take(self, weights: Weights) -> Weights:
         """Of whole weights the parts that lie here, before FSDP."""

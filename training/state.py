@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +21,9 @@ from .checkpoint import OPTIMIZER, Checkpoint
 from .errors import TrainingError
 from .settings import Settings
 from .sharded import Blocks
+from .source import Source
 from .spread import Spread
+from .world import World
 
 
 def optimizer_state(
@@ -79,8 +83,8 @@ def load_optimizer(
             continue
         arrays = {m: _like(stored, f"{m}.{name}", p) for m in _MOMENTS}
         optimizer.state[p] = {"step": torch.tensor(updates, device=p.device), **arrays}
-        if average is not None:
-            average.means[name].copy_(_like(stored, f"{_MEANS}.{name}", p))
+    for name, mean in {} if average is None else average.means.items():
+        mean.copy_(_like(stored, f"{_MEANS}.{name}", mean))
 
 
 def means_of(found: Checkpoint) -> Weights:
@@ -89,8 +93,33 @@ def means_of(found: Checkpoint) -> Weights:
     return Weights({k.removeprefix(f"{_MEANS}."): t for k, t in stored.items() if k.startswith(f"{_MEANS}.")})
 
 
-def check_course(found: Checkpoint, settings: Settings) -> None:
-    """A run goes on to the same numbers only with the settings it was begun with. Raises ConfigError."""
+@contextlib.contextmanager
+def seeded(settings: Settings, step: int, world: World) -> Iterator[None]:
+    """Randomness that depends on the seed and the step only, so that a resumed run goes on exactly.
+
+    Processes that share layers draw the same numbers, those that have other rows draw others.
+    """
+    devices = [world.device] if settings.kind == "cuda" else []
+    numbers = [settings.seed, step, *([world.data_rank] if world.data_rank else [])]
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        yield
+
+
+def fingerprint(source: Source, settings: Settings) -> str:
+    """SHA-256 of the first batch: another text, tokenizer or order of the data gives another."""
+    first, digest = next(source.batches(settings.batch, settings.length, settings.seed, 0)), hashlib.sha256()
+    for name in sorted(first):
+        digest.update(f"{name} {first[name].dtype} {first[name].shape}".encode())
+        digest.update(np.ascontiguousarray(first[name]).tobytes())
+    return digest.hexdigest()
+
+
+def check_course(found: Checkpoint, settings: Settings, data: str) -> None:
+    """A run goes on to the same numbers only with the settings and the data (see `fingerprint`) it was begun with.
+
+    Raises ConfigError.
+    """
     before, now = found.state["settings"], settings.course()
     changed = [
         f"{k} is {now[k]!r}, but the run was begun with {before.get(k)!r}" for k in now if before.get(k) != now[k]
@@ -98,6 +127,8 @@ def check_course(found: Checkpoint, settings: Settings) -> None:
     if changed:
         hint = "to train on with other settings, begin a new run from the checkpoint"
         raise ConfigError(changed[0], place=str(found.folder), details=changed[1:], hint=hint)
+    if found.state["data"] != data:
+        raise ConfigError("the first batch of the data is not the one the run was begun with", place=str(found.folder))
 
 
 def _like(stored: Weights, name: str, like: torch.Tensor) -> torch.Tensor:

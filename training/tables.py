@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from ..ir.errors import ConfigError, did_you_mean
 
-_KINDS: dict[str, tuple[Any, str]] = {
+_KINDS: dict[str, tuple[type, str]] = {
     "str": (str, "a text"),
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
     "bool": (bool, "true or false"),
 }
+_PLAIN: dict[str, Callable[[Any], Any]] = {"int": int, "float": float}
+"""NumPy's numbers are numbers too, but neither JSON nor TOML holds them."""
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -29,22 +32,44 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"is not TOML: {e}", place=str(path)) from None
 
 
-def changes_of(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Fields by table from texts such as `train.steps=100`; a value that is not TOML is a text.
+def changes_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Nested tables from texts such as `train.steps=100`; a value that is not TOML is a text.
 
     Raises ConfigError for a text of another form.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        table, dot, key = name.strip().partition(".")
-        if not (equals and dot and key):
+        *outer, key = [part.strip() for part in name.split(".")]
+        if not (equals and outer and key and all(outer)):
             raise ConfigError(f"{text!r} is not a change", hint="write table.field=value, as in train.steps=100")
         try:
-            found.setdefault(table, {})[key] = tomllib.loads(f"x = {value}")["x"]
+            change: Any = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
-            found.setdefault(table, {})[key] = value.strip()
+            change = value.strip()
+        change = {key: change}
+        for table in reversed(outer):
+            change = {table: change}
+        found = merged(found, change)
     return found
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables with those of `changes` over them; what should be a table but is none stays, to be refused."""
+    found = dict(values)
+    for name, new in changes.items():
+        old = found.get(name, {})
+        if isinstance(new, Mapping):
+            found[name] = merged(old, new) if isinstance(old, Mapping) else old
+        else:
+            found[name] = new
+    return found
+
+
+def typed_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by field of a dataclass, as plain Python values. Raises ConfigError for a value of another type."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    return {k: None if v is None and kinds[k].endswith("None") else _typed(k, v, kinds[k]) for k, v in values.items()}
 
 
 def tables(values: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, dict[str, Any]]:
@@ -85,7 +110,7 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     expected, words = _KINDS[kind]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
         raise ConfigError(f"{name} is {value!r}, expected {words}")
-    return value
+    return _PLAIN[kind](value) if kind in _PLAIN else value
 
 
 def one_of(value: str, known: tuple[str, ...], name: str) -> None:

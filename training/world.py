@@ -28,6 +28,13 @@ def rank_here() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def size_here() -> int:
+    """How many processes `torchrun` started, or the process group has; 1 alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_lost(e: RuntimeError) -> bool:
     """Whether an error says that another process does not answer; gloo has no class of its own for it."""
     return isinstance(e, distributed.DistError) or "gloo" in str(e)
@@ -53,8 +60,7 @@ class World:
         """The process group there is, the one that `torchrun` wants, or one process. Raises ConfigError."""
         assert settings.device is not None
         there = distributed.is_available() and distributed.is_initialized()
-        wanted = int(os.environ.get("WORLD_SIZE", "1"))
-        if not there and wanted == 1:
+        if size_here() == 1 and not there:
             _check_alone(settings)
             return World(device=settings.device)
         device = _device(settings)

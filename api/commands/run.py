@@ -1,4 +1,4 @@
-"""`monograph run`: answer a prompt, text as it comes, tokens per second at the end."""
+"""`monograph run`: what a model says of a text: what comes next, its translation, its label, what a mask hides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from ..resolve import HELP, resolve
 @command
 def run(
     model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}")],
-    prompt: Annotated[str, typer.Argument(help="text to go on from; with --chat, what the user says")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(help="to go on from, translate, label or fill masks in; with --chat, what the user says"),
+    ],
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
@@ -31,7 +34,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
     json_output: Json = False,
 ) -> None:
-    """Generate from a prompt with a built folder; any other model is built into a temporary folder first."""
+    """Run a built folder on texts; any other model is built into a temporary folder first."""
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         engine = open_engine(model, Path(folder), threads, json_output)
         settings: dict[str, Any] = {
@@ -43,14 +46,54 @@ def run(
             "stop": stop or (),
             "seed": seed,
         }
-        result = engine.generate(prompt, chat=chat, on_text=_silent if json_output else write_text, **settings)
-    timing = result.timing
+        tell = {"sequence-classification": tell_labels, "masked-lm": tell_masked}.get(engine.task)
+        if tell is None:
+            generate(engine, texts, chat, json_output, settings)
+        elif chat:
+            raise MonographError(f"--chat goes with models that generate, not with one for {engine.task}")
+        else:
+            tell(engine, texts, json_output)
+
+
+def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, settings: dict[str, Any]) -> None:
+    """Print what comes after one text as it comes, or a line for each of several."""
+    live = len(texts) == 1 and not json_output
+    results = engine.generate(texts, chat=chat, on_text=write_text if live else _silent, **settings)
     if json_output:
-        print_json({"text": result.text, "ids": result.ids, "reason": result.reason, "timing": timing,
-                    "tokens_per_second": timing.tokens_per_second})  # fmt: skip
+        shown = [
+            {"text": r.text, "ids": r.ids, "reason": r.reason, "timing": r.timing,
+             "tokens_per_second": r.timing.tokens_per_second}
+            for r in results
+        ]  # fmt: skip
+        print_json(shown if len(texts) > 1 else shown[0])
         return
-    out().print()
-    err().print(speed(timing), style="dim")
+    for result in results if not live else ():
+        out().print(result.text, markup=False)
+    if live:
+        out().print()
+    err().print(speed(results[0].timing), style="dim")
+
+
+def tell_labels(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print the label of each text, and the probabilities of all labels."""
+    found = engine.classify(texts)
+    if json_output:
+        print_json(found if len(texts) > 1 else found[0])
+        return
+    for one in found:
+        shown = ", ".join(f"{name} {p:.4f}" for name, p in one.probabilities.items())
+        out().print(f"{one.label}  ({shown})", markup=False)
+
+
+def tell_masked(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print for each mask of each text the likeliest tokens with their probabilities, a line a mask."""
+    found = engine.fill(texts)
+    if json_output:
+        print_json([{"text": t, "masks": m} for t, m in zip(texts, found, strict=True)])
+        return
+    for masks in found:
+        for guesses in masks:
+            out().print(", ".join(f"{g.token} {g.probability:.4f}" for g in guesses), markup=False)
 
 
 def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> Engine:

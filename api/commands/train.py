@@ -36,14 +36,14 @@ def train(
     The folder gets the model, checkpoints, log.jsonl, loss.png and recipe.toml with every default filled in.
     """
     from ..training.recipe import Recipe
-    from ..training.tables import changes_of
+    from ..training.tables import changes_of, merged
 
     given = {
         "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "precision": precision,
         "device": device, "seed": seed, "compile": compile or None,
     }  # fmt: skip
     changes = changes_of(change or [])
-    changes["train"] = {**{k: v for k, v in given.items() if v is not None}, **changes.get("train", {})}
+    changes = merged({"train": {k: v for k, v in given.items() if v is not None}}, changes)
     if recipe.endswith(".toml"):
         if text:
             raise ConfigError("--text goes with a model; a recipe names its data")
@@ -53,17 +53,16 @@ def train(
     _report(found, folder, resume=resume, tensorboard=tensorboard, json_output=json_output)
 
 
-def _of_model(model: str, text: list[Path] | None, changes: dict[str, dict[str, Any]]) -> Any:
+def _of_model(model: str, text: list[Path] | None, changes: dict[str, Any]) -> Any:
     from ..training.recipe import PYTHON, Recipe
+    from ..training.tables import merged
 
     values: dict[str, Any] = {
         "model": {"path": model},
         "data": {"paths": [str(p) for p in text or [PYTHON]], "held_out": 0.1},
         "train": {"steps": 1000},
     }
-    for table, fields in changes.items():
-        values[table] = {**values.get(table, {}), **fields}
-    return Recipe.of(values)
+    return Recipe.of(merged(values, changes), folder=Path.cwd())
 
 
 def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_output: bool) -> None:
@@ -75,7 +74,7 @@ def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_
         return  # Of several processes the first one speaks for all.
     measured = [s for s in done.steps if s.held_out is not None]
     if json_output:
-        about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics}
+        about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics, "notes": done.notes}
         print_json({**about, **done.sizes, "measured": measured})
         return
     sizes = ", ".join(f"{n:,} {name}" for name, n in done.sizes.items())

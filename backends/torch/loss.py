@@ -12,9 +12,10 @@ from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
+from .products import product
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits that exist at one time: 64 MiB in float32."""
+CHUNK_ELEMENTS = 1 << 23
+"""Logits that exist at one time: 32 MiB in float32, near what a cache holds."""
 
 
 class LinearCrossEntropy(Op):
@@ -132,31 +133,46 @@ def _chunked(
     weight, step = w.to(x.dtype), max(64, CHUNK_ELEMENTS // w.shape[0])
     for start in range(0, flat.numel(), step):
         part, label = rows[start : start + step], flat[start : start + step, None]
-        logits = torch.nn.functional.linear(part, weight, None if b is None else b.to(x.dtype)).to(wide)
-        log_sum = logits.logsumexp(1, keepdim=True)
-        loss = log_sum - logits.gather(1, label)
-        if label_smoothing:
-            loss = (1 - label_smoothing) * loss + label_smoothing * (log_sum - logits.mean(1, keepdim=True))
-        total += loss.sum()
+        logits = product(part, weight).to(wide)
+        if b is not None:
+            logits += b
+        loss, grad = _softmax_loss(logits, label, label_smoothing, count)
+        total += loss
         if grad_rows is not None:
-            grad = logits.sub_(log_sum).exp_()
-            if label_smoothing:
-                grad.sub_(label_smoothing / w.shape[0])
-            hit = torch.full_like(label, -(1 - label_smoothing), dtype=wide)
-            grad = grad.scatter_add_(1, label, hit).div_(count).to(x.dtype)
-            torch.mm(grad, weight, out=grad_rows[start : start + step])
+            grad = grad.to(x.dtype)
+            grad_rows[start : start + step] = product(grad, weight.t())
             if learns:
-                _add_product(grad_w, grad, part)
+                _add_product(grad_w, grad, part, start == 0)
             if learns and b is not None:
                 grad_b += grad.sum(0)
     return (total / count).to(w.dtype), _spread(grad_rows, x, places, every), grad_w, grad_b
 
 
-def _add_product(into: torch.Tensor, grad: torch.Tensor, part: torch.Tensor) -> None:
-    if into.dtype == grad.dtype:
-        into.addmm_(grad.t(), part)
-    else:
+def _softmax_loss(
+    logits: torch.Tensor, label: torch.Tensor, smoothing: float, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum of the losses of all rows, gradient of that sum / count), the latter in the memory of `logits` [N,V].
+
+    One pass less over the logits than by log-softmax and its gradient; label [N,1].
+    """
+    top, hit = logits.amax(1, keepdim=True), logits.gather(1, label)
+    even = logits.mean(1, keepdim=True) if smoothing else hit
+    weights = logits.sub_(top).exp_()
+    norm = weights.sum(1, keepdim=True)
+    loss = (norm.log() + top - (1 - smoothing) * hit - smoothing * even).sum()
+    grad = weights.mul_((norm * count).reciprocal_())
+    if smoothing:
+        grad.sub_(smoothing / (grad.shape[1] * count))
+    return loss, grad.scatter_add_(1, label, torch.full_like(hit, (smoothing - 1) / count))
+
+
+def _add_product(into: torch.Tensor, grad: torch.Tensor, part: torch.Tensor, first: bool) -> None:
+    if into.dtype != grad.dtype:
         into += grad.t() @ part
+    elif first:
+        torch.mm(grad.t(), part, out=into)
+    else:
+        into.addmm_(grad.t(), part)
 
 
 def _spread(grad: torch.Tensor | None, x: torch.Tensor, places: torch.Tensor, every: bool) -> torch.Tensor:
@@ -180,13 +196,17 @@ def _(x, w, labels, b, ignore_index, label_smoothing, wanted, learns):  # type: 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.has_bias, ctx.learns = inputs[3] is not None, inputs[7]
+    ctx.set_materialize_grads(False)  # Else the backward pass makes zeros as large as the weight, for nothing.
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    grad_x, grad_w, grad_b = ctx.saved_tensors
-    of_w, of_b = (grad_w * grad, grad_b * grad if ctx.has_bias else None) if ctx.learns else (None, None)
-    return grad_x * grad, of_w, None, of_b, None, None, None, None
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
+    # In place: a copy would be as large as the weight. PyTorch refuses a second pass over tensors that were changed.
+    grad_x, grad_w, grad_b = (t.detach().mul_(grad) for t in ctx.saved_tensors)
+    of_w, of_b = (grad_w, grad_b if ctx.has_bias else None) if ctx.learns else (None, None)
+    return grad_x, of_w, None, of_b, None, None, None, None
 
 
 _chunked.register_autograd(_backward, setup_context=_keep)

@@ -19,9 +19,12 @@ from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
+from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
 from .frozen import LinearOverCodes
 from .loss import LossOverVocabulary
+from .products import linear
+from .recompute import NARROW, NOT_AGAIN, RECOMPUTE, Recomputation, Step
 from .tensors import torch_dtype
 
 _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
@@ -35,6 +38,9 @@ _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
     "less_equal": operator.le,
 }
 """Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
+
+_OWN: dict[str, Callable[..., Any]] = {"linear": linear}
+"""Ops that have a function here in place of what their `torch` method says; it takes operands and attributes."""
 
 CONSTANTS = "monograph_constants"
 """Name of the submodule that gives constant tensors by name."""
@@ -52,7 +58,12 @@ def prepare(graph: Graph) -> Graph:
 
 
 class Lowering:
-    """One translation. `constants` holds the arrays that the module must hold, by name."""
+    """One translation. `constants` holds the arrays that the module must hold, by name.
+
+    With a `plan`, calls whose values are made again in the backward pass go through the submodule `recomputation`.
+    """
+
+    plan: Plan | None = None
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.fx = prepare(graph), fx.Graph()
@@ -62,19 +73,26 @@ class Lowering:
         self.values: dict[Value, Any] = {}
         self.sizes: dict[Dim, Any] = {}
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
+        self.recomputation = Recomputation()
         self._training: Any = None
         self._device: Any = None
 
     def run(self) -> fx.Graph:
         """The fx graph: keyword inputs by name (dotted ones through `**others`), a dict of outputs by name."""
         self.inputs()
-        for node in self.graph:
-            self.node(node)
+        if self.plan is not None:
+            self.proxy("call_module", RECOMPUTE, (-1,))
+        for position, node in enumerate(self.graph):
+            made = self.node(node)
+            if self.plan is not None and position in self.plan.recomputed | self.plan.readers:
+                self.through_plan(self.plan, position, node, made)
         for path in self.params:
             # Also what nothing reads: it belongs to the checkpoint, and GraphModule keeps only what its code names.
             if path not in self.graph.params:
                 self.proxy("get_attr", path)
         outputs = {k: self.tensor(v) for k, v in self.graph.outputs.items()}
+        if self.plan is not None:
+            self.proxy("call_module", RECOMPUTE, (-1,))
         self.fx.output({k: v.node for k, v in outputs.items()})
         return self.fx
 
@@ -157,21 +175,35 @@ class Lowering:
 
     # -- nodes -----------------------------------------------------------------------------------------------
 
-    def node(self, node: Node) -> None:
-        """Translate one node. Raises LoweringError naming a node PyTorch has no way to express."""
+    def node(self, node: Node) -> list[fx.Node]:
+        """Translate one node; gives its calls. Raises LoweringError naming one PyTorch has no way to express."""
         if node.op.name == "constant":
             self.values[node.output] = self.constant(node)
-            return
+            return []
         before = next(iter(reversed(self.fx.nodes)), None)
         result = self.with_numbers(node)
         if result is None:
             result = self.lowered(node)
         results = (result,) if len(node.outputs) == 1 else tuple(result[i] for i in range(len(node.outputs)))
         self.values.update(zip(node.outputs, results, strict=True))
+        made: list[fx.Node] = []
         for new in reversed(self.fx.nodes):
             if new is before:
                 break
             new.meta["location"], new.meta["scope"] = str(node.location), node.location.scope
+            made.append(new)
+        return made
+
+    def through_plan(self, plan: Plan, position: int, node: Node, made: Sequence[fx.Node]) -> None:
+        """Send the calls of a node through the plan."""
+        kept = {self.values[v].node for v in node.outputs if (position, v.index) in plan.kept}
+        for call in made:
+            if call.op not in ("call_function", "call_method") or call.target in NOT_AGAIN:
+                continue
+            function = getattr(torch.Tensor, call.target) if isinstance(call.target, str) else call.target
+            step = Step(function, position in plan.recomputed, call in kept, node.op.random, node.op.name in NARROW)
+            call.args = (self.recomputation.add(step), *call.args)
+            call.op, call.target = "call_module", RECOMPUTE
 
     def constant(self, node: Node) -> Any:
         array = np.asarray(node.attributes["value"], node.attributes["dtype"].numpy)
@@ -202,6 +234,8 @@ class Lowering:
             attributes["device"] = self.device
         if node.op.random:
             attributes["training"] = self.training
+        if node.op.name in _OWN:
+            return self.call(_OWN[node.op.name], *operands, **attributes)
         return node.op.torch(self.namespace, *operands, **attributes)
 
     def operands(self, node: Node) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,45 @@ from ...ir.interpret import bind_dims
 from ...ir.tensors import Array, Tensor, convert
 from ...ir.types import TensorType
 from ...ir.weights import Weights
+from ...passes.recompute import recompute
 from . import collectives as collectives
 from .blocks import into_blocks
 from .lower import CONSTANTS, Lowering
+from .recompute import RECOMPUTE
 from .tensors import ModuleTensor, dtype_of, to_tensor
 
 
 def to_torch(
-    graph: Graph, weights: Mapping[str, Tensor] | None = None, *, seed: int = 0, blocks: bool = False
+    graph: Graph,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+    memory: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+    frozen: Collection[str] = (),
+    blocks: bool = False,
 ) -> fx.GraphModule:
     """A PyTorch module that computes the graph and trains.
 
     Called with the graph's inputs by name, it gives a dict of outputs by name. `named_parameters()` are the
     checkpoint paths. weights: by checkpoint path, converted to the graph's float width; None: drawn by each
-    parameter's `Init` from `seed`. blocks: every layer is a submodule of its own, with a `forward`, at its path.
-    Raises WeightsError listing every missing or misshapen tensor, and
-    LoweringError for a node PyTorch cannot express.
+    parameter's `Init` from `seed`.
+
+    memory: bytes that may be kept for the backward pass when the dimensions of the graph have these `sizes` and the
+    parameters named by `frozen` are not trained; the rest is computed again (see passes/recompute.py), with the same
+    gradients. The module's `plan` says what. blocks: every layer is a submodule of its own, with a `forward`, at its
+    path; not together with `memory`.
+
+    Raises WeightsError listing every missing or misshapen tensor, LoweringError for a node PyTorch cannot express,
+    and MemoryBudgetError if `memory` is less than is needed at least.
     """
+    if blocks and memory is not None:
+        raise LoweringError("a plan of what is computed again does not reach across blocks", place=graph.name)
     given = Weights.initialize(graph, seed) if weights is None else weights
     _check_weights({k: v.type for k, v in graph.params.items()}, given, graph.name)
     lowering = Lowering(graph)
+    if memory is not None:
+        lowering.plan = recompute(lowering.graph, sizes or {}, memory, frozen)
     code = lowering.run()
     root = nn.Module()
     for path, v in graph.params.items():
@@ -42,10 +61,13 @@ def to_torch(
         _register(root, path, to_tensor(array), trainable=v.dtype.is_float)
     if lowering.constants:
         root.add_module(CONSTANTS, Constants(lowering.constants))
+    if lowering.plan is not None:
+        root.add_module(RECOMPUTE, lowering.recomputation)
     module = fx.GraphModule(root, code, class_name="Monograph")
     if blocks:
         into_blocks(module)
     module.register_forward_pre_hook(InputCheck(graph), with_kwargs=True)
+    module.plan = lowering.plan  # type: ignore[assignment]
     return module
 
 

@@ -1,9 +1,10 @@
-"""BERT: post-norm encoder with learned positions and token types. (Devlin et al. 2019)"""
+"""BERT: post-norm encoder with learned positions and token types, alone or under a head. (Devlin et al. 2019)"""
 
 from __future__ import annotations
 
+from ...ir import Init
 from ...ir.errors import ConfigError
-from ...ir.ops import attention, dropout, reshape, slice_, tanh
+from ...ir.ops import attention, dropout, linear, reshape, slice_, tanh
 from ...ir.ops.feed_forward import activate
 from ..activations import activation
 from ..dsl import Config, Scope, Value, key, key_mask, model
@@ -23,8 +24,11 @@ class Bert(Config):
     positions: str = key("position_embedding_type", "absolute")
     pooler: bool = key("add_pooling_layer", True)
     causal: bool = key("is_decoder", False)
+    tied: bool = key("tie_word_embeddings", True)
+    labels: dict[str, str] | None = key("id2label", None)
+    head_dropout: float | None = key("classifier_dropout", None)
 
-    ignored = frozenset({"attention_probs_dropout_prob", "classifier_dropout", "tie_word_embeddings"})
+    ignored = frozenset({"attention_probs_dropout_prob"})
 
     def __post_init__(self) -> None:
         if self.positions != "absolute":
@@ -33,12 +37,12 @@ class Bert(Config):
             raise ConfigError("is_decoder = True is not supported: this family is an encoder, which sees both ways")
         if self.dim % self.heads:
             raise ConfigError(f"hidden_size {self.dim} is not a multiple of num_attention_heads {self.heads}")
+        if self.labels is not None and sorted(self.labels) != sorted(map(str, range(len(self.labels)))):
+            raise ConfigError(f"id2label has the ids {', '.join(self.labels)}, expected 0 to {len(self.labels) - 1}")
 
 
-@model(task="feature-extraction")
-def bert(
-    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
-) -> dict[str, Value]:
+def encoder(m: Scope, c: Bert, ids: Value, attention_mask: Value, positions: Value, types: Value) -> Value:
+    """Hidden states [B,S,C]."""
     mask = key_mask(attention_mask)
 
     def drop(x: Value) -> Value:
@@ -52,9 +56,9 @@ def bert(
         return attention(q, k, v, mask=mask).merge_heads()
 
     e = m / "embeddings"
-    x = e.embed("word_embeddings", input_ids, c.vocab, c.dim)
-    x = x + e.embed("token_type_embeddings", token_type_ids, c.token_types, c.dim)
-    x = x + e.embed("position_embeddings", position_ids, c.max_positions, c.dim)
+    x = e.embed("word_embeddings", ids, c.vocab, c.dim)
+    x = x + e.embed("token_type_embeddings", types, c.token_types, c.dim)
+    x = x + e.embed("position_embeddings", positions, c.max_positions, c.dim)
     x = drop(e.layer_norm("LayerNorm", x, c.eps))
     for b in m.layers("encoder.layer", c.layers):
         a, up, down = b / "attention", b / "intermediate", b / "output"
@@ -62,17 +66,56 @@ def bert(
         x = add_norm(a / "output", x, (a / "output").linear("dense", y, c.dim, bias=True))
         y = activate(up.linear("dense", x, c.ffn, bias=True), activation(c.activation))
         x = add_norm(down, x, down.linear("dense", y, c.dim, bias=True))
-    outputs = {"last_hidden_state": x}
-    if c.pooler:
-        first = reshape(slice_(x, axis=1, start=0, length=1), shape=(x.shape[0], c.dim))
-        outputs["pooler_output"] = tanh((m / "pooler").linear("dense", first, c.dim, bias=True))
-    return outputs
+    return x
 
 
-ARCHITECTURE = "BertModel"
+def pooled(m: Scope, c: Bert, x: Value) -> Value:
+    """The first token of each row for what follows, [B,C]."""
+    first = reshape(slice_(x, axis=1, start=0, length=1), shape=(x.shape[0], c.dim))
+    return tanh((m / "pooler").linear("dense", first, c.dim, bias=True))
+
+
+@model(task="feature-extraction")
+def bert(
+    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
+) -> dict[str, Value]:
+    x = encoder(m, c, input_ids, attention_mask, position_ids, token_type_ids)
+    return {"last_hidden_state": x, **({"pooler_output": pooled(m, c, x)} if c.pooler else {})}
+
+
+@model(task="masked-lm", name="bert")
+def masked_lm(
+    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
+) -> Value:
+    x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
+    head = m / "cls.predictions"
+    x = activate((head / "transform").linear("dense", x, c.dim, bias=True), activation(c.activation))
+    x = (head / "transform").layer_norm("LayerNorm", x, c.eps)
+    if not c.tied:
+        return head.linear("decoder", x, c.vocab, bias=True)
+    table = (m / "bert.embeddings.word_embeddings").param("weight", c.vocab, c.dim)
+    return linear(x, table, head.param("bias", c.vocab, init=Init("zeros")))
+
+
+@model(task="sequence-classification", name="bert")
+def classifier(
+    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
+) -> Value:
+    x = pooled(m / "bert", c, encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids))
+    p = c.dropout if c.head_dropout is None else c.head_dropout
+    return m.linear("classifier", dropout(x, p=p) if p else x, 2 if c.labels is None else len(c.labels), bias=True)
+
+
+TASKS = {"masked-lm": masked_lm, "sequence-classification": classifier}
+ARCHITECTURE = {
+    "feature-extraction": "BertModel",
+    "masked-lm": "BertForMaskedLM",
+    "sequence-classification": "BertForSequenceClassification",
+}
 PREFIX = "bert"
 """What checkpoints with a head write before the names of the encoder."""
-UNUSED = ("cls.*", "classifier.*", "qa_outputs.*")
-"""Heads: this family gives the hidden states."""
+HEADS = ("cls.*", "classifier.*", "qa_outputs.*", "pooler.*", "bert.pooler.*")
+"""What belongs to one task: models for another leave it, or begin it anew."""
+UNUSED = HEADS
 FROM_WEIGHTS = {"add_pooling_layer": "*pooler.dense.weight"}
 """config.json does not say whether the checkpoint has a pooler."""
