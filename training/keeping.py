@@ -104,7 +104,11 @@ class Keeping:
             self.write_weights(into, self.current())
             write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
         else:
-            sharded.write(into, blocks_of(self.spread, self.module, self.optimizer, self.average))
+            sharded.write(into, blocks_of(self.spread, self.module, self.optimizer, self.average, self.keeps))
+
+    def keeps(self, name: str) -> bool:
+        """Whether a weight belongs to the checkpoint."""
+        return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint notes beside tensors. Order of data and random numbers follow from seed and step."""
@@ -199,7 +203,8 @@ class Keeping:
             load_state(self.module, self.weights | self.read_weights(found))
             load_optimizer(found, self.module, self.optimizer, self.average)
         else:
-            load_blocks(found, self.spread, self.module, self.optimizer, self.average)
+            weights = self.read_weights(found)
+            load_blocks(found, self.spread, self.module, self.optimizer, self.average, self.keeps, weights)
         self.done, self.updates = found.step, int(found.state["updates"])
         self.evaluation.restore(found.state["evaluation"])
         if "scaler" in found.state:
