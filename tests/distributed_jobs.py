@@ -41,6 +41,9 @@ SIZES: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, Any] = {"batch": 8, "length": 16, "progress": False, "device": "cpu", "evaluate_every": 10}
 
 
+LORA = Lora(rank=2)
+
+
 def tiny(family: str = "llama", **changes: Any) -> Model:
     return load_family(family)(**{**SIZES[family], **changes})
 
@@ -209,8 +212,21 @@ def broken(**settings: Any) -> Any:
     return train(tiny(), source, steps=20, **{**SETTINGS, "checkpoint_every": 2, **settings})
 
 
-def adapter() -> Any:
-    corpus = Corpus.of(TEXT, vocab=300)
+def adapted(stop: int = 0, lora: Lora = LORA, **settings: Any) -> dict[str, Any] | str:
+    """Train an adapter, or until a signal reaches all after step `stop`."""
     model = tiny()
-    model.weights = Weights.initialize(model.graph(), 0)
-    return finetune(model, corpus, lora=Lora(rank=2), steps=1, progress=False, device="cpu", batch=2, length=16)
+    model.weights = Weights.initialize(model.graph(), 5)
+    losses: dict[int, float] = {}
+
+    def observe(step: Step) -> None:
+        losses[step.step] = step.loss
+        if step.step == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    given = {**SETTINGS, "steps": 8, "learning_rate": 0.01, "evaluate_every": 4, **settings}
+    try:
+        tuned = finetune(model, Corpus.of(TEXT, vocab=300), lora=lora, observe=observe, **given)
+    except TrainingError as e:
+        return str(e)
+    assert tuned.adapter is not None
+    return {"losses": losses, "adapter": {k: t.numpy().copy() for k, t in tuned.adapter.weights.items()}}

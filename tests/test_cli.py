@@ -99,6 +99,17 @@ def test_show_counts_and_pipelines(config: Path) -> None:
     assert "attention" in call("show", config, "--counts").stdout
 
 
+def test_show_prints_how_processes_share_the_layers(config: Path) -> None:
+    found = value("show", config, "--shard", 2)
+    kinds = {row["parameter"]: (row["cut"], row["axis"]) for row in found["plan"]}
+    assert kinds["model.layers.1.self_attn.o_proj.weight"] == ("row", 1)
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == ("column", 0)
+    assert kinds["lm_head.weight"] == ("whole", None)
+    assert "self_attn.k_proj" in call("show", config, "--shard", 2).stdout
+    assert "2 heads cannot be shared equally by 4 ranks" in call("show", config, "--shard", 4).output
+    assert call("show", config, "--shard", 1).exit_code == 1
+
+
 def test_explain_says_what_was_fused_and_what_was_not(config: Path, tmp_path: Path) -> None:
     assert value("explain", config, "--decompose")["fused"]["fuse_attention"] == 2
     assert "nothing that looked like a layer was left unfused" in call("explain", config, "--decompose").stdout

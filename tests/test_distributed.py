@@ -18,7 +18,7 @@ import torch
 from distributed_jobs import (
     SIZES,
     TEXT,
-    adapter,
+    adapted,
     broken,
     dealt,
     distilled,
@@ -39,6 +39,7 @@ from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.passes.pipelines import train as train_pipeline
 from monograph.training import sharded
+from monograph.training.adapters import Lora
 from monograph.training.corpus import Corpus
 from monograph.training.data import Dataset, Recipe, prepare
 from monograph.training.loop import train
@@ -252,6 +253,27 @@ def test_one_process_and_packed_projections_across_layouts(ranks: Ranks, tmp_pat
     close(expected, run("gpt2", folder=folder, resume=True, config=config))
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_adapters_are_shared_and_go_on_across_layouts(ranks: Ranks, tmp_path: Path, quantized: bool) -> None:
+    expected = adapted(quantized=quantized)
+    assert isinstance(expected, dict)
+    layouts = [(2, {}), (4, {"tensor": 2, "strategy": "fsdp"}), (1, {})]
+    for i, (size, settings) in enumerate(layouts):
+        given = {**settings, "quantized": quantized, "folder": tmp_path, "resume": i > 0}
+        (said, *_) = ranks.run(size, adapted, 2 * i + 1, **given)
+        assert f"ended the run after step {2 * i + 2} of 8" in said
+        if not quantized:
+            (other, _) = ranks.each(2, adapted, lora=Lora(rank=2, alpha=4.0), folder=tmp_path, resume=True)
+            assert isinstance(other, Failure) and "alpha=4.0" in other.text
+    for found in ranks.run(2, adapted, tensor=2, folder=tmp_path, resume=True, quantized=quantized):
+        assert list(found["losses"]) == [7, 8]
+        for step, loss in found["losses"].items():
+            assert abs(loss - expected["losses"][step]) < 1e-5
+        for k, x in expected["adapter"].items():
+            np.testing.assert_allclose(found["adapter"][k], x, atol=2e-4, err_msg=k)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
 def test_a_part_that_is_gone_is_named(ranks: Ranks, tmp_path: Path) -> None:
     ranks.run(2, run, folder=tmp_path, strategy="fsdp", steps=10)
     folder = tmp_path / "checkpoints" / "step-00000010"
@@ -330,8 +352,6 @@ def test_more_that_cannot_be(ranks: Ranks) -> None:
         train_once(tensor=2)
     with pytest.raises(ConfigError, match="no strategy is called 'fdsp', did you mean 'fsdp'"):
         train_once(strategy="fdsp")
-    for found in ranks.each(2, adapter):
-        assert isinstance(found, Failure) and "an adapter is trained by one process" in found.text
 
 
 # -- torchrun ----------------------------------------------------------------------------------------------------

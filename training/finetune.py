@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends.torch import state_of, to_inputs, to_torch
+from ..backends.torch import to_inputs, to_torch
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph, Init
@@ -128,8 +128,6 @@ class FineTune(Run):
         self.axes: dict[str, int] = {}
         self.adapted: frozenset[str] = frozenset()
         super().__init__(model, data, settings, folder, metrics)
-        if lora is not None and not self.world.alone:
-            raise ConfigError(f"an adapter is trained by one process, not by {self.world.size}")
 
     def learner(self) -> Graph:
         graph = self.plain_graph()
@@ -156,7 +154,13 @@ class FineTune(Run):
         return super().trained(base_weights(self.adapter.merged(self.model)))
 
     def current(self) -> Weights:
-        return super().current() if self.lora is None else self.of_adapter(state_of(self.module))
+        return super().current() if self.lora is None else self.of_adapter(self.state_now())
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | ({} if self.lora is None else {"lora": str(self.lora)})
+
+    def keeps(self, name: str) -> bool:
+        return self.lora is None or name in self.adapted
 
     def now(self) -> Model:
         kept, model = self.adapter, self.snapshot()
@@ -173,7 +177,10 @@ class FineTune(Run):
             Adapter(self.lora, self.of_adapter(weights), str(self.model.folder or "")).save(folder, self.model)
 
     def read_weights(self, found: Checkpoint) -> Weights:
-        if self.lora is None:
+        if self.lora is None or found.sharded:
+            noted = found.state.get("lora", str(self.lora))
+            if noted != str(self.lora):
+                raise ConfigError(f"holds {noted}, not {self.lora}", place=str(found.folder))
             return super().read_weights(found)
         adapter = Adapter.load(found.folder)
         if adapter.lora != self.lora:
@@ -222,6 +229,8 @@ class Dpo(FineTune):
     ) -> None:
         self.beta = beta
         super().__init__(model, data, settings, folder, lora, metrics=metrics)
+        if lora is not None and self.world.sharded:
+            raise ConfigError("the reference of a LoRA needs whole weights, which fsdp does not keep", hint="take ddp")
         self.reference = self.frozen(model) if lora is None else None
 
     def head(self, graph: Graph) -> Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class Keeping:
                 if self.settings.patience and self.kept and self.world.first:
                     self.publish(into / BEST)
         except TrainingError as e:
-            raise self.ended(e.what) from e
+            raise self.ended(e.what, details=e.details) from e
         written = folder / checkpoints.CHECKPOINTS / f"step-{self.done:08d}"
         self.hold(Checkpoint(written, {"step": self.done, "kept": self.kept}))
 
@@ -113,7 +113,11 @@ class Keeping:
             self.write_weights(into, self.current())
             write_tensors(into / OPTIMIZER, optimizer_state(self.module, self.optimizer, self.average))
         else:
-            sharded.write(into, blocks_of(self.spread, self.module, self.optimizer, self.average))
+            sharded.write(into, blocks_of(self.spread, self.module, self.optimizer, self.average, self.keeps))
+
+    def keeps(self, name: str) -> bool:
+        """Whether a weight belongs to the checkpoint."""
+        return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint notes beside tensors. Order of data and random numbers follow from seed and step."""
@@ -221,7 +225,8 @@ class Keeping:
             load_state(self.module, self.weights | self.read_weights(found))
             load_optimizer(found, self.module, self.optimizer, self.average)
         else:
-            load_blocks(found, self.spread, self.module, self.optimizer, self.average)
+            weights = self.read_weights(found)
+            load_blocks(found, self.spread, self.module, self.optimizer, self.average, self.keeps, weights)
         self.done, self.updates = found.step, int(found.state["updates"])
         self.evaluation.restore(found.state["evaluation"])
         if "scaler" in found.state:
@@ -244,7 +249,7 @@ class Keeping:
         first = str(e).strip().splitlines()[:1] or [type(e).__name__]
         return self.ended(f"another process was lost after step {self.done}: {first[0]}", agreed=False)
 
-    def ended(self, what: str, *, agreed: bool = True) -> TrainingError:
+    def ended(self, what: str, *, details: Sequence[str] = (), agreed: bool = True) -> TrainingError:
         """An error that holds the last good model, which is written to the folder of the run.
 
         agreed: all processes end here, so that the first one can tell whether it could write.
@@ -258,6 +263,6 @@ class Keeping:
                 elif self.world.first:
                     self.publish(folder)
                 place = f"in {folder}"
-        error = TrainingError(what, details=[f"the weights after step {self.kept} are kept {place}"])
+        error = TrainingError(what, details=[*details, f"the weights after step {self.kept} are kept {place}"])
         error.model = self.good
         return error

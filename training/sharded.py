@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from ..backends.torch.tensors import dtype_of, to_array
+from ..backends.torch.tensors import dtype_of, to_array, to_tensor
 from ..ir.errors import WeightsError
 from ..ir.tensors import Array, Tensor
 from ..ir.types import TensorType
@@ -40,6 +40,14 @@ class Blocks:
 
     def size(self) -> torch.Size:
         return self.shape
+
+    def fill(self, tensor: Tensor) -> None:
+        """Take the pieces from a whole tensor. Raises TrainingError for another shape."""
+        if tensor.shape != tuple(self.shape):
+            raise TrainingError(f"a tensor is {tensor.type}, expected {list(self.shape)}")
+        whole = to_tensor(tensor.numpy())
+        for offsets, t in self.pieces.items():
+            t.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offsets, t.shape, strict=True))])
 
     def __create_write_items__(self, fqn: str, item: Any) -> list[WriteItem]:
         properties = TensorProperties(dtype=self.dtype)
@@ -110,24 +118,14 @@ def read(folder: Path, blocks: Mapping[str, Blocks]) -> None:
     """Fill the pieces of every process, which must ask for the same names. Raises TrainingError."""
     try:
         planner = _LoadPlanner(flatten_state_dict=False)
-        dcp.load(dict(blocks), storage_reader=_Reader(str(place(folder))), planner=planner)
+        dcp.load(dict(blocks), storage_reader=_Reader(str(folder / SHARDED)), planner=planner)
     except (CheckpointException, ValueError) as e:
         details = _reasons(e) if isinstance(e, CheckpointException) else [str(e)]
         raise TrainingError("the checkpoint does not fit the run", place=str(folder), details=details) from e
 
 
-def place(folder: Path) -> Path:
-    """Where the tensors of a checkpoint lie: those of one process lie in the folder itself."""
-    return folder / SHARDED if (folder / SHARDED).is_dir() else folder
-
-
 def _reasons(e: CheckpointException) -> list[str]:
     return [f"process {rank}: {reason[0]}" for rank, reason in sorted(e.failures.items())]
-
-
-def names(folder: Path) -> frozenset[str]:
-    """The tensors of a checkpoint."""
-    return frozenset(_Reader(str(place(folder))).read_metadata().state_dict_metadata)
 
 
 def open_sharded(folder: Path, wanted: Callable[[str], bool]) -> Weights:

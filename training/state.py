@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -45,10 +45,14 @@ def _states(
 
 
 def blocks_of(
-    spread: Spread, module: torch.nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+    spread: Spread,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    kept: Callable[[str], bool],
 ) -> dict[str, Blocks]:
-    """What of weights and optimizer lies on this process, for a sharded checkpoint."""
-    every = [(k, k, t) for k, t in module.state_dict(keep_vars=True).items()]
+    """What of optimizer and weights, those that are `kept`, lies on this process, for a sharded checkpoint."""
+    every = [(k, k, t) for k, t in module.state_dict(keep_vars=True).items() if kept(k)]
     every += [(f"{kind}.{k}", k, t) for kind, k, t in _states(module, optimizer, average)]
     return {name: Blocks(spread.shape(k, t), t.dtype, spread.pieces(k, t)) for name, k, t in every}
 
@@ -59,18 +63,25 @@ def load_blocks(
     module: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     average: Average | None,
+    kept: Callable[[str], bool],
+    weights: Weights,
 ) -> None:
-    """Read what lies on this process of a checkpoint that any number of processes wrote. Raises TrainingError."""
-    stored, updates = sharded.names(found.folder), float(found.state["updates"])
+    """Read what lies on this process of a checkpoint; `weights` are those in it, whole. Raises TrainingError."""
+    states, updates = found.optimizer(), float(found.state["updates"])
+    stored = states.keys() | weights.keys()
     for k, p in module.named_parameters():
         if p.requires_grad and f"{_MOMENTS[0]}.{k}" in stored:
             moments = {m: torch.zeros_like(p) for m in _MOMENTS}
             optimizer.state[p] = {"step": torch.tensor(updates, device=p.device), **moments}
-    blocks = blocks_of(spread, module, optimizer, average)
+    blocks = blocks_of(spread, module, optimizer, average, kept)
     missing = sorted(blocks.keys() - stored)
     if missing:
         raise TrainingError(f"{missing[0]} is missing, and {len(missing) - 1} more", place=str(found.folder))
-    sharded.read(found.folder, blocks)
+    if found.sharded:
+        sharded.read(found.folder, blocks)
+    else:
+        for k, b in blocks.items():
+            b.fill(states[k] if k in states else weights[k])
 
 
 def load_optimizer(
