@@ -47,6 +47,11 @@ def cpu_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now. Raises OSError where the system does not tell."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory() -> int:
     """Most bytes of resident memory this process has had so far."""
     status = Path("/proc/self/status")

@@ -19,6 +19,7 @@ import torch
 from monograph.backends.torch import to_inputs
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir.weights import Weights
+from monograph.machine import peak_memory, resident_memory
 from monograph.training.corpus import Corpus
 from monograph.training.loop import Run
 from monograph.training.settings import Settings
@@ -121,14 +122,6 @@ def by_hand(module: Any, compiled: bool, loss_of: Callable[..., torch.Tensor]) -
     return step
 
 
-def resident(name: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")
-
-
 def measured(step: Callable[[dict[str, Any]], float], batches: Iterator[dict[str, Any]], count: int) -> dict[str, Any]:
     """`count` steps; the kernel's high-water mark of memory is set back before them."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -137,14 +130,14 @@ def measured(step: Callable[[dict[str, Any]], float], batches: Iterator[dict[str
         start = time.perf_counter()
         losses.append(step(batch))
         seconds.append(time.perf_counter() - start)
-    return {"losses": losses, "seconds": seconds, "peak": resident("VmHWM")}
+    return {"losses": losses, "seconds": seconds, "peak": peak_memory()}
 
 
 def main() -> None:
     who, family, size, mode = sys.argv[1:5]
     torch.set_num_threads(int(sys.argv[5]))
     maker = {"Monograph": monograph, "plain PyTorch": plain, "transformers": transformers}[who]
-    before = resident("VmRSS")
+    before = resident_memory()
     step = maker(family, size, mode == "compiled")
     batches = Corpus.open(CORPUS).batches(BATCH[size], LENGTH)
     print(json.dumps({"before": before}), flush=True)
