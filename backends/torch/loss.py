@@ -16,6 +16,8 @@ from .products import product
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits that exist at one time: 32 MiB in float32, near what a cache holds."""
+LEAST_ROWS, MOST_ROWS = 64, 512
+"""Of a chunk: with fewer the products are slow, with more they are no faster."""
 
 
 class LinearCrossEntropy(Op):
@@ -130,7 +132,7 @@ def _chunked(
     grad_b = torch.zeros_like(b) if learns and b is not None else w.new_empty(0)
     total = torch.zeros((), dtype=wide, device=x.device)
     count = max(flat.numel(), 1)
-    weight, step = w.to(x.dtype), max(64, CHUNK_ELEMENTS // w.shape[0])
+    weight, step = w.to(x.dtype), max(LEAST_ROWS, min(MOST_ROWS, CHUNK_ELEMENTS // w.shape[0]))
     for start in range(0, flat.numel(), step):
         part, label = rows[start : start + step], flat[start : start + step, None]
         logits = product(part, weight).to(wide)
