@@ -1,12 +1,14 @@
 """Training against plain PyTorch and transformers: the same losses, tokens per second, memory, share of the limit.
 
 GPT-2 and Llama of about 10 and 135 million parameters, float32, the same first weights and batches. A process for each
-contender; they take a step in turn, so that a noisy minute hits all alike.
+contender; they take a step in turn, so that a noisy minute hits all alike. What has been measured is not measured again
+unless asked for: the parts can be run one by one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -21,11 +23,14 @@ from monograph.ir.cost import at, flops_of
 from monograph.machine import cores, measure
 from monograph.training.corpus import Corpus, python_topics
 from monograph.training.loss import with_loss
-from report import Row, parser, publish
+from report import WORK, Row, parser, publish
 from training_worker import BATCH, CORPUS, LENGTH, SIZES, model_of
 
 CONTENDERS = {"gpt2": ("plain PyTorch", "transformers", "Monograph"), "llama": ("transformers", "Monograph")}
+BUDGET, RARELY = "Monograph, 75 % kept", 5
+"""A contender that is measured eager only, and takes every fifth step of the others."""
 LOSSES = 100
+PARTS = WORK / "training-speed"
 WORKER = Path(__file__).parent / "training_worker.py"
 
 
@@ -62,7 +67,7 @@ class Contender:
 def started(family: str, size: str, mode: str, threads: int) -> Iterator[list[Contender]]:
     found: list[Contender] = []
     try:
-        for name in CONTENDERS[family]:
+        for name in (*CONTENDERS[family], *([BUDGET] if mode == "eager" else [])):
             command = [sys.executable, str(WORKER), name, family, size, mode, str(threads)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             found.append(Contender(name, process))
@@ -80,70 +85,87 @@ def compare(family: str, size: str, mode: str, threads: int, rounds: int) -> lis
         for number in range(rounds):
             # The order turns, so that none always follows the same one.
             for i in range(len(contenders)):
-                contenders[(number + i) % len(contenders)].steps(1)
+                contender = contenders[(number + i) % len(contenders)]
+                if contender.name != BUDGET or number % RARELY == 0:
+                    contender.steps(1)
     return contenders
 
 
-def table(family: str, size: str, mode: str, contenders: list[Contender], peak: float) -> list[Row]:
+def table(family: str, size: str, mode: str, part: dict[str, Any], peak: float) -> list[Row]:
     """One row a contender; ratios are against the best of the others."""
     graph = with_loss(model_of(family, size).graph())
     flops = 3 * at(flops_of(graph), {"B": BATCH[size], "S": LENGTH})
-    times = {c.name: statistics.median(c.seconds) for c in contenders}
-    others = [c for c in contenders if c.name != "Monograph"]
-    fastest, smallest = min(times[c.name] for c in others), min(c.peak for c in others)
-    needed = min(c.peak - c.before for c in others)
+    found: dict[str, dict[str, Any]] = part["contenders"]
+    times = {name: statistics.median(c["seconds"]) for name, c in found.items()}
+    needs = {name: c["peak"] - c["before"] for name, c in found.items()}
+    others = [name for name in found if not name.startswith("Monograph")]
     return [
         {
             "model": f"{family} {size}",
             "mode": mode,
-            "trained by": c.name,
-            "tokens/s": BATCH[size] * LENGTH / times[c.name],
-            "times the best other": fastest / times[c.name],
-            "of fp32 limit (%)": 100 * flops / times[c.name] / peak,
-            "peak (MB)": c.peak / 1e6,
-            "peak / least other": c.peak / smallest,
-            "of the run (MB)": (c.peak - c.before) / 1e6,
-            "of the run / least other": (c.peak - c.before) / needed,
-            "loss differs by": max(map(abs, differences(c, others[0])), default=0.0),
+            "trained by": name,
+            "tokens/s": BATCH[size] * LENGTH / times[name],
+            "times the best other": min(times[o] for o in others) / times[name],
+            "of fp32 limit (%)": 100 * flops / times[name] / peak,
+            "peak (MB)": c["peak"] / 1e6,
+            "peak / least other": c["peak"] / min(found[o]["peak"] for o in others),
+            "of the run (MB)": needs[name] / 1e6,
+            "of the run / least other": needs[name] / min(needs[o] for o in others),
+            "loss differs by": largest_difference(c["losses"], found[others[0]]["losses"]),
         }
-        for c in contenders
+        for name, c in found.items()
     ]
 
 
-def differences(contender: Contender, other: Contender) -> list[float]:
-    return [a - b for a, b in zip(contender.losses, other.losses, strict=False)][:LOSSES]
+def largest_difference(losses: list[float], others: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(losses[:LOSSES], others[:LOSSES], strict=False))
+
+
+def measured(family: str, size: str, mode: str, threads: int, rounds: int, again: bool) -> dict[str, Any]:
+    """What the contenders of one part did, from its file if it is there."""
+    path = PARTS / f"{family}-{size}-{mode}.json"
+    if again or not path.exists():
+        limit = measure(threads)
+        found = compare(family, size, mode, threads, rounds)
+        keep = ("seconds", "losses", "peak", "before")
+        part = {
+            "threads": threads,
+            "limit": limit.best(measure(threads)).flops,
+            "contenders": {c.name: {k: getattr(c, k) for k in keep} for c in found},
+        }
+        PARTS.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(part))
+    return json.loads(path.read_text())
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    options.add_argument("--families", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     options.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     options.add_argument("--rounds", type=int, default=LOSSES - 2, help="steps of each contender (compiled: a fifth)")
     options.add_argument("--threads", type=int, default=cores())
+    options.add_argument("--again", action="store_true", help="measure also what has been measured")
     given = options.parse_args()
     if not (CORPUS / "corpus.json").exists():
         Corpus.of(python_topics(), vocab=8192, folder=CORPUS)
-    rows: list[Row] = []
-    details: dict[str, Any] = {}
-    limit = measure(given.threads)
-    for size in given.sizes:
-        for mode in given.modes:
-            for family in CONTENDERS:
-                rounds = given.rounds if mode == "eager" else max(given.rounds // 5, 5)
-                with working(f"{family} {size} {mode}: {rounds} rounds"):
-                    found = compare(family, size, mode, given.threads, rounds)
-                limit = limit.best(measure(given.threads))
-                details[f"{family} {size} {mode}"] = {
-                    c.name: {"seconds": c.seconds, "losses": c.losses, "peak": c.peak, "before": c.before}
-                    for c in found
-                }
-                rows += table(family, size, mode, found, limit.flops)
+    parts: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for key in itertools.product(given.sizes, given.modes, given.families):
+        size, mode, family = key
+        rounds = given.rounds if mode == "eager" else max(given.rounds // 5, 5)
+        with working(f"{family} {size} {mode}: {rounds} rounds"):
+            parts[key] = measured(family, size, mode, given.threads, rounds, given.again)
+    limit = max(part["limit"] for part in parts.values())
+    rows = [row for (size, mode, family), part in parts.items() for row in table(family, size, mode, part, limit)]
+    threads = ", ".join(sorted({str(part["threads"]) for part in parts.values()}))
     note = (
-        f"float32, {given.threads} threads, {BATCH['10M']} x {LENGTH} tokens (10M) and {BATCH['135M']} x {LENGTH} "
-        f"(135M) a step, medians of interleaved steps. Limit: {limit.flops / 1e9:.0f} GFLOP/s, the best product of two "
+        f"float32, threads: {threads}; {BATCH['10M']} x {LENGTH} tokens (10M) and {BATCH['135M']} x {LENGTH} "
+        f"(135M) a step, medians of interleaved steps. Limit: {limit / 1e9:.0f} GFLOP/s, the best product of two "
         "matrices. Peak: of resident memory; of the run: without what was resident once the libraries were imported. "
-        "Losses: largest difference over 100 steps (compiled: the steps there were) from the first of its group."
+        f"Losses: largest difference from the first of the group over {LOSSES} steps (or as many as there were). "
+        "75 % kept: of the activations, by the setting `memory`."
     )
+    details = {" ".join(key): part for key, part in parts.items()}
     publish("training_speed", rows, note=note, only_print=given.no_publish, details=details)
 
 
