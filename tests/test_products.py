@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monograph.backends.torch import products
+from monograph.backends.torch import products, to_torch
+from monograph.ir.text import parse
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +69,20 @@ def test_other_widths_and_autocast_keep_the_rules_of_pytorch() -> None:
     assert products.linear(x.double(), w.double(), None, transposed=False).dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
         assert products.linear(x, w, None, transposed=False).dtype == torch.bfloat16
+
+
+def test_only_graphs_of_few_shapes_use_it() -> None:
+    graph = parse("""
+        graph layer(%x: f32[N,4]) {
+          param @w: f32[3,4]
+          %0 = linear(%x, @w) : f32[N,3]
+          return y=%0
+        }
+    """)
+    for static in (True, False):
+        called = {node.target for node in to_torch(graph, static=static).graph.nodes}
+        assert (products.linear in called) == static
+        assert (torch.nn.functional.linear in called) != static
 
 
 def test_product() -> None:

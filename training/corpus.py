@@ -110,6 +110,7 @@ class Corpus:
     train: Array
     held_out: Array
     task: ClassVar[str] = "causal-lm"
+    static: ClassVar[bool] = True
 
     @property
     def vocab(self) -> int:

@@ -83,6 +83,7 @@ class Preferences:
     pairs: tuple[Pair, ...]
     held_out_pairs: tuple[Pair, ...] = ()
     task: ClassVar[str] = "causal-lm"
+    static: ClassVar[bool] = False
 
     @staticmethod
     def of(

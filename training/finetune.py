@@ -208,7 +208,7 @@ class FineTune(Run):
     def frozen(self, model: Model) -> torch.nn.Module:
         """A module of another model that only gives logits."""
         graph = pipelines.encode(self.plain_graph(model))
-        module = to_torch(graph, base_weights(model)).to(self.settings.device)
+        module = to_torch(graph, base_weights(model), static=self.static).to(self.settings.device)
         return module.eval().requires_grad_(False)
 
 

@@ -132,6 +132,7 @@ class Instructions:
     rows: tuple[Row, ...]
     held_out_rows: tuple[Row, ...] = ()
     task: ClassVar[str] = "causal-lm"
+    static: ClassVar[bool] = False
 
     @staticmethod
     def of(

@@ -46,6 +46,7 @@ class Labelled:
     labels: tuple[str, ...]
     removed: int = 0
     task: ClassVar[str] = "sequence-classification"
+    static: ClassVar[bool] = False
 
     @staticmethod
     def of(

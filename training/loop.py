@@ -149,12 +149,17 @@ class Run(Keeping):
         self.log: Log | None = None
         self.stop = Stop()
 
+    @property
+    def static(self) -> bool:
+        """Whether every batch has the same shape; a source that does not tell may have any."""
+        return bool(getattr(self.source, "static", False))
+
     def built(self, graph: Graph) -> Any:
         """The module of this process, in which only what is trained gets a gradient."""
         s = self.settings
         frozen = [name for name in graph.params if not self.trains(name)]
         rows = self.rows * s.batch // (s.accumulate * self.world.data)
-        module = self.spread.build(graph, self.weights, **budget(graph, s, rows, frozen))
+        module = self.spread.build(graph, self.weights, static=self.static, **budget(graph, s, rows, frozen))
         idle = unread(module)
         for name, p in module.named_parameters():
             p.requires_grad_(self.trains(name) and name not in idle)

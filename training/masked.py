@@ -97,6 +97,7 @@ class Masked:
     share: float = 0.15
     whole_word: bool = False
     task: ClassVar[str] = "masked-lm"
+    static: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         named = {"cls_token": self.tokenizer.cls_id, "sep_token": self.tokenizer.sep_id}

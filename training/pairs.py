@@ -59,6 +59,7 @@ class Pairs:
     removed: int
     start: int
     task: ClassVar[str] = "seq2seq-lm"
+    static: ClassVar[bool] = False
 
     @staticmethod
     def of(pairs: Sequence[Pair], tokenizer: Tokenizer | None = None, **settings: Any) -> Pairs:

@@ -29,6 +29,11 @@ class Source(Protocol):
         ...
 
     @property
+    def static(self) -> bool:
+        """Whether every training batch has the same shape."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     @property

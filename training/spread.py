@@ -49,14 +49,14 @@ class Spread:
 
     # -- the module ------------------------------------------------------------------------------------------------
 
-    def build(self, graph: Graph, weights: Weights, **memory: Any) -> nn.Module:
+    def build(self, graph: Graph, weights: Weights, **how: Any) -> nn.Module:
         """What this process computes of the graph, with its part of the weights, on its device.
 
-        memory: see `budget`.
+        how: arguments of `to_torch`.
         """
         if self.plan is not None:
             graph, weights = local_graph(self.plan, self.world.tensor_rank), self.take(weights)
-        module = to_torch(train_pipeline(graph), weights, blocks=self.world.sharded, **memory)
+        module = to_torch(train_pipeline(graph), weights, blocks=self.world.sharded, **how)
         return module.to(self.world.device)
 
     def take(self, weights: Weights) -> Weights:

@@ -12,7 +12,7 @@ from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
-from .products import product
+from .products import plain_product, product
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits that exist at one time: 32 MiB in float32, near what a cache holds."""
@@ -135,14 +135,16 @@ def _chunked(
     weight, step = w.to(x.dtype), max(LEAST_ROWS, min(MOST_ROWS, CHUNK_ELEMENTS // w.shape[0]))
     for start in range(0, flat.numel(), step):
         part, label = rows[start : start + step], flat[start : start + step, None]
-        logits = product(part, weight).to(wide)
+        # The last chunk may have any number of rows.
+        multiply = product if len(part) == step else plain_product
+        logits = multiply(part, weight).to(wide)
         if b is not None:
             logits += b
         loss, grad = _softmax_loss(logits, label, label_smoothing, count)
         total += loss
         if grad_rows is not None:
             grad = grad.to(x.dtype)
-            grad_rows[start : start + step] = product(grad, weight.t())
+            grad_rows[start : start + step] = multiply(grad, weight.t())
             if learns:
                 _add_product(grad_w, grad, part, start == 0)
             if learns and b is not None:

@@ -39,9 +39,6 @@ _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
 }
 """Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
 
-_OWN: dict[str, Callable[..., Any]] = {"linear": linear}
-"""Ops that have a function here in place of what their `torch` method says; it takes operands and attributes."""
-
 CONSTANTS = "monograph_constants"
 """Name of the submodule that gives constant tensors by name."""
 
@@ -60,10 +57,12 @@ def prepare(graph: Graph) -> Graph:
 class Lowering:
     """One translation. `constants` holds the arrays that the module must hold, by name.
 
+    static: linear layers go to the library that is faster if shapes do not change (see products.py).
     With a `plan`, calls whose values are made again in the backward pass go through the submodule `recomputation`.
     """
 
     plan: Plan | None = None
+    static: bool = False
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.fx = prepare(graph), fx.Graph()
@@ -234,8 +233,8 @@ class Lowering:
             attributes["device"] = self.device
         if node.op.random:
             attributes["training"] = self.training
-        if node.op.name in _OWN:
-            return self.call(_OWN[node.op.name], *operands, **attributes)
+        if self.static and node.op.name == "linear":
+            return self.call(linear, *operands, **attributes)
         return node.op.torch(self.namespace, *operands, **attributes)
 
     def operands(self, node: Node) -> Sequence[Any]:

@@ -32,6 +32,7 @@ def to_torch(
     sizes: Mapping[str, int] | None = None,
     frozen: Collection[str] = (),
     blocks: bool = False,
+    static: bool = False,
 ) -> fx.GraphModule:
     """A PyTorch module that computes the graph and trains.
 
@@ -42,7 +43,8 @@ def to_torch(
     memory: bytes that may be kept for the backward pass when the dimensions of the graph have these `sizes` and the
     parameters named by `frozen` are not trained; the rest is computed again (see passes/recompute.py), with the same
     gradients. The module's `plan` says what. blocks: every layer is a submodule of its own, with a `forward`, at its
-    path; not together with `memory`.
+    path; not together with `memory`. static: the module will be called with inputs of one shape, or a few, so that
+    what is prepared for a shape pays off.
 
     Raises WeightsError listing every missing or misshapen tensor, LoweringError for a node PyTorch cannot express,
     and MemoryBudgetError if `memory` is less than is needed at least.
@@ -52,6 +54,7 @@ def to_torch(
     given = Weights.initialize(graph, seed) if weights is None else weights
     _check_weights({k: v.type for k, v in graph.params.items()}, given, graph.name)
     lowering = Lowering(graph)
+    lowering.static = static
     if memory is not None:
         lowering.plan = recompute(lowering.graph, sizes or {}, memory, frozen)
     code = lowering.run()

@@ -2,6 +2,7 @@
 
 PyTorch sends them to MKL, which holds back on processors that are not Intel's; oneDNN does not. On an AMD EPYC with
 AVX-512 it computes x @ w.T and grad @ w at 210 to 220 GFLOP/s where MKL gives 170 to 195; grad.T @ x is alike in both.
+It makes a kernel for each shape and keeps it, 2 MB each: that is for calls with few shapes only.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, *, transpos
 
 def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x [M, K] @ w.T, w [N, K] in any layout -> [M, N], without a gradient."""
-    return _onednn(x, w, None) if _suits(x) and _suits(w) else torch.mm(x, w.t())
+    return _onednn(x, w, None) if _suits(x) and _suits(w) else plain_product(x, w)
+
+
+def plain_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The same by PyTorch's own choice of library, for shapes that change."""
+    return torch.mm(x, w.t())
 
 
 def _suits(x: torch.Tensor) -> bool:

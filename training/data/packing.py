@@ -70,6 +70,7 @@ class Dataset:
     held_out: Shards
     documents: bool = True
     task: ClassVar[str] = "causal-lm"
+    static: ClassVar[bool] = True
 
     @staticmethod
     def open(folder: str | Path, *, documents: bool = True) -> Dataset:
