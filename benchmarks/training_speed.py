@@ -94,7 +94,7 @@ def compare(family: str, size: str, mode: str, threads: int, rounds: int) -> lis
 def table(family: str, size: str, mode: str, part: dict[str, Any], peak: float) -> list[Row]:
     """One row a contender; ratios are against the best of the others."""
     graph = with_loss(model_of(family, size).graph())
-    flops = 3 * at(flops_of(graph), {"B": BATCH[size], "S": LENGTH})
+    flops = 3 * at(flops_of(graph), {"B": BATCH[size], "S": LENGTH[size]})
     found: dict[str, dict[str, Any]] = part["contenders"]
     times = {name: statistics.median(c["seconds"]) for name, c in found.items()}
     needs = {name: c["peak"] - c["before"] for name, c in found.items()}
@@ -104,7 +104,7 @@ def table(family: str, size: str, mode: str, part: dict[str, Any], peak: float) 
             "model": f"{family} {size}",
             "mode": mode,
             "trained by": name,
-            "tokens/s": BATCH[size] * LENGTH / times[name],
+            "tokens/s": BATCH[size] * LENGTH[size] / times[name],
             "times the best other": min(times[o] for o in others) / times[name],
             "of fp32 limit (%)": 100 * flops / times[name] / peak,
             "peak (MB)": c["peak"] / 1e6,
@@ -159,9 +159,10 @@ def main() -> None:
     rows = [row for (size, mode, family), part in parts.items() for row in table(family, size, mode, part, limit)]
     threads = ", ".join(sorted({str(part["threads"]) for part in parts.values()}))
     note = (
-        f"float32, threads: {threads}; {BATCH['10M']} x {LENGTH} tokens (10M) and {BATCH['135M']} x {LENGTH} "
-        f"(135M) a step, medians of interleaved steps. Limit: {limit / 1e9:.0f} GFLOP/s, the best product of two "
-        "matrices. Peak: of resident memory; of the run: without what was resident once the libraries were imported. "
+        f"float32, threads: {threads}; {BATCH['10M']} x {LENGTH['10M']} tokens (10M) and "
+        f"{BATCH['135M']} x {LENGTH['135M']} (135M) a step, medians of interleaved steps. "
+        f"Limit: {limit / 1e9:.0f} GFLOP/s, the best product of two matrices. Peak: of resident memory; of the run: "
+        "without what was resident once the libraries were imported. "
         f"Losses: largest difference from the first of the group over {LOSSES} steps (or as many as there were). "
         "75 % kept: of the activations, by the setting `memory`."
     )

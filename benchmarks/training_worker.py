@@ -38,8 +38,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Settings of the families; 135M: GPT-2's width with 14 layers, and the shape of SmolLM2."""
-BATCH = {"10M": 8, "135M": 1}
-LENGTH, RATE, STEPS = 256, 3e-4, 1000
+BATCH, LENGTH = {"10M": 8, "135M": 1}, {"10M": 256, "135M": 128}
+RATE, STEPS = 3e-4, 1000
 CORPUS = WORK / "training-corpus"
 
 Step = Callable[[dict[str, torch.Tensor]], float]
@@ -47,7 +47,7 @@ Step = Callable[[dict[str, torch.Tensor]], float]
 
 def settings(size: str, compiled: bool, **more: Any) -> Settings:
     return Settings(
-        steps=STEPS, batch=BATCH[size], length=LENGTH, learning_rate=RATE, schedule="constant", warmup=0,
+        steps=STEPS, batch=BATCH[size], length=LENGTH[size], learning_rate=RATE, schedule="constant", warmup=0,
         compile=compiled, device="cpu", **more,
     )  # fmt: skip
 
@@ -164,7 +164,7 @@ def main() -> None:
     maker = MAKERS[who]
     before = resident_memory()
     step = maker(family, size, mode == "compiled")
-    batches = Corpus.open(CORPUS).batches(BATCH[size], LENGTH)
+    batches = Corpus.open(CORPUS).batches(BATCH[size], LENGTH[size])
     print(json.dumps({"before": before}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measured(step, batches, int(line.split()[1]))), flush=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from monograph.backends.torch import products, to_torch
+from monograph.ir.tensors import ArrayTensor
 from monograph.ir.text import parse
 
 pytestmark = pytest.mark.slow
@@ -79,8 +81,9 @@ def test_only_graphs_of_few_shapes_use_it() -> None:
           return y=%0
         }
     """)
+    weights = {"w": ArrayTensor(np.ones((3, 4), np.float32))}
     for static in (True, False):
-        called = {node.target for node in to_torch(graph, static=static).graph.nodes}
+        called = {node.target for node in to_torch(graph, weights, static=static).graph.nodes}
         assert (products.linear in called) == static
         assert (torch.nn.functional.linear in called) != static
 
