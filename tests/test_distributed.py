@@ -117,6 +117,14 @@ def test_a_running_mean_and_patience_over_shards(ranks: Ranks) -> None:
         close(expected, found)
 
 
+def test_measuring_a_running_mean_leaves_the_weights_that_are_trained(ranks: Ranks, tmp_path: Path) -> None:
+    """Without a checkpoint at the measurement nothing else makes FSDP gather the outer weights again."""
+    settings = {"ema": 0.9, "evaluate_every": 4, "checkpoint_every": 50}
+    expected = run(**settings)
+    for found in ranks.run(2, run, strategy="fsdp", folder=tmp_path, **settings):
+        close(expected, found)
+
+
 def test_dropout_under_tensor_parallelism_is_that_of_one_process(ranks: Ranks) -> None:
     """GPT-2: packed projections, transposed weights, dropout on whole activations with one mask on all ranks."""
     for found in ranks.run(2, run, "gpt2", tensor=2):

@@ -76,6 +76,9 @@ class Evaluation:
                     if telling:
                         hits, of = self.hits(part)
                         right, answers = right + hits * bool(number), answers + of * bool(number)
+        if run.world.sharded:
+            # FSDP keeps the outer weights gathered until a backward pass, though they may change before the next one.
+            run.module.reshard()
         total, count, right, answers = run.world.sum(total, count, right, answers)
         loss = total / max(count, 1)
         return loss, {"accuracy": right / max(answers, 1)} if telling else {"perplexity": perplexity(loss)}
