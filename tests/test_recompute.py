@@ -334,30 +334,6 @@ def test_compiles_without_a_graph_break_and_keeps_less() -> None:
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=1e-7)
 
 
-def test_compiled_within_the_budget_inside_a_wrapper_too() -> None:
-    """As DistributedDataParallel holds it."""
-
-    class Wrapper(torch.nn.Module):
-        def __init__(self, module: torch.nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, **inputs: torch.Tensor) -> Any:
-            return self.module(**inputs)
-
-    graph = training_graph("llama", layers=1)
-    module = to_torch(graph, memory=plan_of(graph, 10**12).bytes_before // 3, sizes=sizes_of(graph))
-    budgets: list[float] = []
-
-    def backend(code: Any, inputs: Any) -> Any:
-        budgets.append(torch._functorch.config.activation_memory_budget)
-        return code
-
-    torch._dynamo.reset()
-    compiled(Wrapper(module), backend=backend)(**batch(graph))
-    assert budgets == [module.plan.bytes_after / module.plan.bytes_before]
-
-
 # -- training ------------------------------------------------------------------------------------------------------
 
 TEXT = "".join(f"Line {i}: the cat {'sat' if i % 3 else 'lay'} on mat {i % 7}.\n\n" for i in range(300))

@@ -16,8 +16,9 @@ from monograph.training.settings import COURSE, Settings
 pytestmark = pytest.mark.slow
 
 POSITIVE = (
-    "steps batch length accumulate learning_rate clip evaluate_every checkpoint_every keep tensor timeout".split()
-)
+    "steps", "batch", "length", "accumulate", "learning_rate", "clip", "evaluate_every", "checkpoint_every", "keep",
+    "tensor", "timeout",
+)  # fmt: skip
 NATURAL = ("warmup", "weight_decay", "seed", "patience")
 FLOATS = ("learning_rate", "clip", "weight_decay", "label_smoothing", "ema", "final", "decay", "timeout")
 NAN, INF = float("nan"), float("inf")
