@@ -362,6 +362,13 @@ def test_more_that_cannot_be(ranks: Ranks) -> None:
         train_once(strategy="fdsp")
 
 
+def test_a_layout_that_cannot_be_leaves_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a batch of 9 rows cannot be shared equally 2 ways"):
+        train_once(batch=9)
+    assert not torch.distributed.is_initialized()
+
+
 # -- torchrun ----------------------------------------------------------------------------------------------------
 
 
