@@ -26,13 +26,12 @@ class Evaluation:
 
     def __init__(self, run: Run, metrics: Metrics | None) -> None:
         self.of, self.metrics = run, metrics
-        self.best, self.waited, self.measured_at = math.inf, 0, 0
+        self.best, self.waited = math.inf, 0
         self._second: Any = None
 
     def run(self) -> tuple[float | None, dict[str, float]]:
         """(mean loss in nats per held-out label, metrics by name); None without a held-out part."""
         run, metrics = self.of, dict[str, float]()
-        self.measured_at = run.done
         loss = None
         if len(run.source.held_out) > 0:
             loss, metrics = self.measure()
