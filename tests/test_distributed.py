@@ -117,6 +117,14 @@ def test_a_running_mean_and_patience_over_shards(ranks: Ranks) -> None:
         close(expected, found)
 
 
+def test_measuring_a_running_mean_leaves_the_weights_that_are_trained(ranks: Ranks, tmp_path: Path) -> None:
+    """Without a checkpoint at the measurement nothing else makes FSDP gather the outer weights again."""
+    settings = {"ema": 0.9, "evaluate_every": 4, "checkpoint_every": 50}
+    expected = run(**settings)
+    for found in ranks.run(2, run, strategy="fsdp", folder=tmp_path, **settings):
+        close(expected, found)
+
+
 def test_dropout_under_tensor_parallelism_is_that_of_one_process(ranks: Ranks) -> None:
     """GPT-2: packed projections, transposed weights, dropout on whole activations with one mask on all ranks."""
     for found in ranks.run(2, run, "gpt2", tensor=2):
@@ -352,6 +360,13 @@ def test_more_that_cannot_be(ranks: Ranks) -> None:
         train_once(tensor=2)
     with pytest.raises(ConfigError, match="no strategy is called 'fdsp', did you mean 'fsdp'"):
         train_once(strategy="fdsp")
+
+
+def test_a_layout_that_cannot_be_leaves_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a batch of 9 rows cannot be shared equally 2 ways"):
+        train_once(batch=9)
+    assert not torch.distributed.is_initialized()
 
 
 # -- torchrun ----------------------------------------------------------------------------------------------------

@@ -123,6 +123,17 @@ def test_early_stop_of_an_adapter_keeps_the_best_one_whatever_was_measured_since
 PLACE = "model.layers.0.self_attn.q_proj.weight"
 
 
+def test_patience_that_a_run_is_resumed_with_counts_from_there(
+    overfit: Corpus, best: tuple[Path, list[Step]], tmp_path: Path
+) -> None:
+    """The weights of the best measurement before were not kept."""
+    run(tiny(), overfit, folder=tmp_path, until=lowest(best[1])[1] + 9, **{**PATIENT, "patience": 0})
+    again = run(tiny(), overfit, folder=tmp_path, resume=True, **PATIENT)
+    loss, step = lowest(again)
+    assert again[-1].step == step + 9 < 60
+    assert held_out_loss(arrays(tmp_path), overfit) == pytest.approx(loss, abs=1e-5)
+
+
 def test_patience_needs_something_to_measure(corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match="patience is 2, but nothing of the data is held out"):
         run(tiny(), replace(corpus, held_out=corpus.held_out[:0]), 4, patience=2)

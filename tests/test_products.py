@@ -88,6 +88,31 @@ def test_only_graphs_of_few_shapes_use_it() -> None:
         assert (torch.nn.functional.linear in called) != static
 
 
+def test_gradients_of_gradients() -> None:
+    operands = case(4, 6, 8, False, True)
+
+    def penalty(function, dtype: torch.dtype) -> list[torch.Tensor]:
+        x, w, b = (t.detach().to(dtype).requires_grad_() for t in operands)
+        of_x, of_w = torch.autograd.grad(function(x, w, b).tanh().sum(), [x, w], create_graph=True)
+        return list(torch.autograd.grad(of_x.square().sum() + of_w.square().sum(), [x, w, b]))
+
+    found = penalty(lambda *given: products.linear(*given, transposed=False), torch.float32)
+    for ours, right in zip(found, penalty(torch.nn.functional.linear, torch.float64), strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_function_transforms() -> None:
+    x, w, b = (t.detach() for t in case(4, 6, 8, False, True))
+
+    def loss(w: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return products.linear(row, w, b, transposed=False).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(w, x[0])
+    for row, gradient in zip(x[0], found, strict=True):
+        y = torch.nn.functional.linear(row, w, b)
+        torch.testing.assert_close(gradient, 2 * y[:, None] * row, rtol=1e-5, atol=1e-5)
+
+
 def test_product() -> None:
     x, w = torch.randn(5, 7), torch.randn(7, 3).t()
     torch.testing.assert_close(products.product(x, w), x @ w.t())

@@ -15,9 +15,12 @@ from monograph.training.settings import COURSE, Settings
 
 pytestmark = pytest.mark.slow
 
-POSITIVE = "steps batch length accumulate learning_rate clip evaluate_every checkpoint_every keep".split()
+POSITIVE = (
+    "steps", "batch", "length", "accumulate", "learning_rate", "clip", "evaluate_every", "checkpoint_every", "keep",
+    "tensor", "timeout",
+)  # fmt: skip
 NATURAL = ("warmup", "weight_decay", "seed", "patience")
-FLOATS = ("learning_rate", "clip", "weight_decay", "label_smoothing", "ema", "final", "decay")
+FLOATS = ("learning_rate", "clip", "weight_decay", "label_smoothing", "ema", "final", "decay", "timeout")
 NAN, INF = float("nan"), float("inf")
 
 OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
@@ -36,6 +39,8 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     ({"accumulate": 32}, "a batch of 16 rows cannot be computed in 32 equal parts"),
     ({"precision": "fp16"}, "no precision is called 'fp16', did you mean 'f16'"),
     ({"schedule": "linaer"}, "no schedule is called 'linaer', did you mean 'linear'"),
+    ({"strategy": "fdsp"}, "no strategy is called 'fdsp', did you mean 'fsdp'"),
+    ({"memory": 0}, "memory is 0, expected more than 0 megabytes"),
     ({"device": "gpu"}, "no device is called 'gpu'"),
 ]
 

@@ -26,13 +26,12 @@ class Evaluation:
 
     def __init__(self, run: Run, metrics: Metrics | None) -> None:
         self.of, self.metrics = run, metrics
-        self.best, self.waited, self.measured_at = math.inf, 0, 0
+        self.best, self.waited = math.inf, 0
         self._second: Any = None
 
     def run(self) -> tuple[float | None, dict[str, float]]:
         """(mean loss in nats per held-out label, metrics by name); None without a held-out part."""
         run, metrics = self.of, dict[str, float]()
-        self.measured_at = run.done
         loss = None
         if len(run.source.held_out) > 0:
             loss, metrics = self.measure()
@@ -76,6 +75,9 @@ class Evaluation:
                     if telling:
                         hits, of = self.hits(part)
                         right, answers = right + hits * bool(number), answers + of * bool(number)
+        if run.world.sharded:
+            # FSDP keeps the outer weights gathered until a backward pass, though they may change before the next one.
+            run.module.reshard()
         total, count, right, answers = run.world.sum(total, count, right, answers)
         loss = total / max(count, 1)
         return loss, {"accuracy": right / max(answers, 1)} if telling else {"perplexity": perplexity(loss)}

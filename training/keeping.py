@@ -228,7 +228,9 @@ class Keeping:
             weights = self.read_weights(found)
             load_blocks(found, self.spread, self.module, self.optimizer, self.average, self.keeps, weights)
         self.done, self.updates = found.step, int(found.state["updates"])
-        self.evaluation.restore(found.state["evaluation"])
+        if not self.settings.patience or (found.folder / BEST).is_dir():
+            # A best loss whose weights were not kept is none that a run with patience could go back to.
+            self.evaluation.restore(found.state["evaluation"])
         if "scaler" in found.state:
             self.scaler.load_state_dict(found.state["scaler"])
         self.hold(found)

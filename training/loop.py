@@ -123,6 +123,8 @@ class Run(Keeping):
         self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
     ) -> None:
         check_fit(model, source)
+        if settings.patience and len(source.held_out) == 0:
+            raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
         self.model, self.source, self.settings, self.folder = model, source, settings, folder
         graph = self.objective()
         self.inputs = list(graph.inputs)
@@ -140,8 +142,6 @@ class Run(Keeping):
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
         self.average = Average(self.module, settings.ema) if settings.ema else None
-        if settings.patience and len(source.held_out) == 0:
-            raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
         self.evaluation = Evaluation(self, metrics)
         self.done = self.updates = self.kept = 0
         self.good, self.safe = self.trained(self.weights), ""

@@ -85,7 +85,7 @@ class Settings:
         for name in ("warmup", "weight_decay", "seed", "patience"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0")
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "timeout"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a finite number")
         if not all(0 <= b < 1 for b in self.betas):

@@ -77,7 +77,9 @@ class Spread:
         if self.world.data == 1 or self.world.sharded:
             return module
         ids = [torch.device(self.world.device)] if self.world.device.startswith("cuda") else None
-        return DistributedDataParallel(module, device_ids=ids, process_group=self.world.data_group)
+        # Buffers are constants and frozen codes: the same everywhere, and in QLoRA most of the model.
+        group = self.world.data_group
+        return DistributedDataParallel(module, device_ids=ids, process_group=group, broadcast_buffers=False)
 
     @contextlib.contextmanager
     def gradients(self, module: Any, wrapped: Any, last: bool) -> Iterator[None]:

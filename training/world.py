@@ -63,12 +63,12 @@ class World:
         if size_here() == 1 and not there:
             _check_alone(settings)
             return World(device=settings.device)
+        size, tensor = size_here(), settings.tensor
+        _check_layout(settings, size)
         device = _device(settings)
         if not there:
             wait = timedelta(seconds=settings.timeout)
             distributed.init_process_group("nccl" if settings.kind == "cuda" else "gloo", timeout=wait)
-        size, tensor = distributed.get_world_size(), settings.tensor
-        _check_layout(settings, size)
         mesh = init_device_mesh(settings.kind, (size // tensor, tensor), mesh_dim_names=(_DATA, _TENSOR))
         return World(distributed.get_rank(), size, tensor, settings.strategy == "fsdp", mesh, device, not there)
 

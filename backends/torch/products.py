@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -35,7 +34,7 @@ ONEDNN = _onednn_is_faster()
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
     """x [..., in] @ w.T + b -> [..., out], w [out, in]; `transposed`: w is [in, out]."""
-    if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu"):
+    if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu") and not _transformed():
         return _Linear.apply(x, w, b, transposed)
     return torch.nn.functional.linear(x, w.t() if transposed else w, b)
 
@@ -55,6 +54,11 @@ def _suits(x: torch.Tensor) -> bool:
     return ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in _PLAIN
 
 
+def _transformed() -> bool:
+    """Inside torch.func (grad, vmap, jvp), which has no rules for an op of oneDNN."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _onednn(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
     if torch.compiler.is_compiling():
         return _opaque(x, w, b)
@@ -72,6 +76,13 @@ def _(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], w.shape[0]))
 
 
+def _differentiable_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x @ w.T, with a gradient where a backward pass is itself differentiated."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return linear(x, w, None, transposed=False)
+    return _onednn(x, w, None)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, transposed: bool) -> torch.Tensor:
@@ -81,13 +92,12 @@ class _Linear(torch.autograd.Function):
         return _onednn(x, w.t() if transposed else w, b)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,), (x, w) = grads, ctx.saved_tensors
         wants_x, wants_w, wants_b, _ = ctx.needs_input_grad
         rows, of_x, of_w = grad.reshape(-1, grad.shape[-1]), None, None
         if wants_x:
-            of_x = _onednn(rows, w if ctx.transposed else w.t(), None).reshape(ctx.shape)
+            of_x = _differentiable_product(rows, w if ctx.transposed else w.t()).reshape(ctx.shape)
         if wants_w:
             inputs = x.reshape(-1, x.shape[-1])
             of_w = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs

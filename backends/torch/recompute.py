@@ -276,7 +276,8 @@ def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
     The compiler cuts its own joint graph of forward and backward pass and knows what fusing saves, so it is given the
     share of the memory that the plan keeps, not the values.
     """
-    forward, plan = torch.compile(module, **options), getattr(module, "plan", None)
+    inner = getattr(module, "module", module)  # What DistributedDataParallel wraps.
+    forward, plan = torch.compile(module, **options), getattr(inner, "plan", None)
     if plan is None or not plan.recomputed:
         return forward
     share = plan.bytes_after / plan.bytes_before
