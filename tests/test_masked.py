@@ -412,4 +412,4 @@ def test_a_run_goes_on_with_the_tokenizer_it_began_with(
 def test_rows_longer_than_the_positions_are_refused(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     recipe = run[0].parent / "recipe.toml"
     said = call("train", recipe, tmp_path / "long", "--length", 41, code=1).output
-    assert "train.length is 41, but the model has 40 positions" in said
+    assert "length is 41, but the model has 40 positions" in said

@@ -13,10 +13,15 @@ import pytest
 import tomli_w
 import torch
 from monograph.cli import app
+from monograph.frontends.dsl import load_family
 from monograph.ir.errors import ConfigError
+from monograph.runs import prepare
 from monograph.training import recipe as recipe_tables
+from monograph.training.corpus import Corpus
+from monograph.training.loop import train
 from monograph.training.recipe import PYTHON, Recipe
 from monograph.training.settings import Settings
+from monograph.training.source import check_fit
 from monograph.training.tables import changes_of, read_toml
 from training_runs import TEXT, assert_same_weights
 from typer.testing import CliRunner
@@ -100,6 +105,27 @@ def test_every_field_by_name_and_type(table: str, field: str, kind: str) -> None
 def test_ranges_and_combinations(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^r\.toml: .*{message}"):
         Recipe.of({**BASE, **change}, "r.toml")
+
+
+@pytest.mark.parametrize("name", ["vocab", "vocab_size"])
+def test_a_new_tokenizer_is_as_large_as_the_model(name: str) -> None:
+    def made(vocab: Any) -> Any:
+        model = {"family": "gpt2", "config": {"dim": 8, "heads": 1, "layers": 1, name: vocab}}
+        return prepare(Recipe.of({**BASE, "model": model, "data": {"paths": [PYTHON]}}))
+
+    model, source, _ = made(2500)
+    assert (model.config.vocab, source.vocab) == (2500, 2500)
+    with pytest.raises(ConfigError, match=r"model\.config has '300' for vocab, expected a whole number"):
+        made("300")
+
+
+def test_rows_longer_than_a_table_of_positions_are_refused() -> None:
+    corpus = Corpus.of(TEXT, vocab=300)
+    model = load_family("gpt2")(dim=8, heads=1, layers=1, max_positions=8, vocab=300)
+    check_fit(model, corpus, 8)
+    with pytest.raises(ConfigError, match="length is 9, but the model has 8 positions"):
+        train(model, corpus, steps=1, length=9, progress=False)
+    check_fit(load_family("llama")(dim=8, heads=1, kv_heads=1, ffn=8, layers=1, max_positions=8, vocab=300), corpus, 9)
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class Run(Keeping):
     def __init__(
         self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
     ) -> None:
-        check_fit(model, source)
+        check_fit(model, source, settings.length)
         self.model, self.source, self.settings, self.folder = model, source, settings, folder
         graph = self.objective()
         self.inputs = list(graph.inputs)
