@@ -22,8 +22,9 @@ from .training.checkpoint import CHECKPOINTS
 from .training.finetune import Tuned
 from .training.loop import train
 from .training.progress import Step
-from .training.recipe import PYTHON, DataRecipe, Recipe, targets_of
+from .training.recipe import MOST_ENTRIES, PYTHON, DataRecipe, Recipe, targets_of
 from .training.source import Source
+from .training.tables import between
 from .training.world import rank_here, size_here
 
 REPEATABLE = ("byte-bpe",)
@@ -224,6 +225,7 @@ def _vocabulary(recipe: Recipe, model: Model | None) -> int:
         given = _configured(recipe, "vocab", "vocab_size")
         if given is not None and type(given) is not int:
             raise ConfigError(f"model.config has {given!r} for vocab, expected a whole number")
+        between(given or 0, 0, MOST_ENTRIES, "model.config vocab")
         return 2048 if given is None else given
     outputs = model.graph().outputs
     rows = getattr(model.config, "vocab", None) or (outputs["logits"].shape[-1] if "logits" in outputs else None)

@@ -18,6 +18,7 @@ from monograph.ir.errors import ConfigError
 from monograph.runs import prepare
 from monograph.training import recipe as recipe_tables
 from monograph.training.corpus import Corpus
+from monograph.training.finetune import distill
 from monograph.training.loop import train
 from monograph.training.recipe import PYTHON, Recipe
 from monograph.training.settings import Settings
@@ -117,6 +118,8 @@ def test_a_new_tokenizer_is_as_large_as_the_model(name: str) -> None:
     assert (model.config.vocab, source.vocab) == (2500, 2500)
     with pytest.raises(ConfigError, match=r"model\.config has '300' for vocab, expected a whole number"):
         made("300")
+    with pytest.raises(ConfigError, match=r"model\.config vocab is 1000000000, expected 0 to 4000000"):
+        made(10**9)
 
 
 def test_rows_longer_than_a_table_of_positions_are_refused() -> None:
@@ -125,6 +128,9 @@ def test_rows_longer_than_a_table_of_positions_are_refused() -> None:
     check_fit(model, corpus, 8)
     with pytest.raises(ConfigError, match="length is 9, but the model has 8 positions"):
         train(model, corpus, steps=1, length=9, progress=False)
+    student = load_family("gpt2")(dim=8, heads=1, layers=1, max_positions=16, vocab=300)
+    with pytest.raises(ConfigError, match="length is 9, but the model has 8 positions"):
+        distill(student, model, corpus, steps=1, length=9, progress=False)
     check_fit(load_family("llama")(dim=8, heads=1, kv_heads=1, ffn=8, layers=1, max_positions=8, vocab=300), corpus, 9)
 
 
