@@ -22,13 +22,10 @@ from .training.checkpoint import CHECKPOINTS
 from .training.finetune import Tuned
 from .training.loop import train
 from .training.progress import Step
-from .training.recipe import PYTHON, DataRecipe, Recipe, targets_of
+from .training.recipe import MOST_ENTRIES, PYTHON, DataRecipe, Recipe, targets_of
 from .training.source import Source
+from .training.tables import between
 from .training.world import rank_here, size_here
-
-ONE_PASS = ("masked-lm", "sequence-classification")
-"""Tasks whose models read a row at once, at the positions they have a table for."""
-
 
 REPEATABLE = ("byte-bpe",)
 """Tokenizers that come out the same each time they are trained on the same text."""
@@ -132,9 +129,6 @@ def prepare(recipe: Recipe, tokenizer: Tokenizer | None = None) -> tuple[Model, 
         model, drawn = with_head(base, task, seed=recipe.train.seed, **labels)
     else:
         model = base
-    positions = getattr(model.config, "max_positions", None)
-    if task in ONE_PASS and positions is not None and recipe.train.length > positions:
-        raise ConfigError(f"train.length is {recipe.train.length}, but the model has {positions} positions")
     return model, source, [f"drawn anew, for the checkpoint has no such head: {', '.join(drawn)}"] if drawn else []
 
 
@@ -188,14 +182,16 @@ def source_of(recipe: Recipe, model: Model | None, task: str, kept: Tokenizer | 
         from .training.labelled import Labelled
 
         known = getattr(model.config, "labels", None) if model is not None and model.task == task else None
-        labels = None if known is None else [known[str(i)] for i in range(len(known))]
+        if model is None:
+            known = _configured(recipe, "labels", "id2label")
+        labels = None if known is None else _names_of(known)
         return Labelled.read(paths, given, labels=labels, **settings)
     return _text(data, paths, given, task, settings)
 
 
 def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: str, settings: dict[str, Any]) -> Any:
     """Text files or shards, for guessing the next token or masked ones."""
-    from .training.corpus import Corpus, python_topics, read_text
+    from .training.corpus import Corpus, placed, python_topics, read_text
     from .training.data import Dataset
     from .training.masked import Masked
 
@@ -206,10 +202,12 @@ def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: st
         return Dataset.open(_only(paths), documents=data.documents)
     texts = [python_topics() if p == PYTHON else read_text(p) for p in data.paths]
     if task == "masked-lm":
-        return Masked.of(texts, given, **masked, **settings)
+        with placed(data.paths):
+            return Masked.of(texts, given, **masked, **settings)
     if given is None and settings.pop("kind") != "byte-bpe":
         raise ConfigError("a language model on text files gets a byte-bpe tokenizer: give tokenizer.path for another")
-    return Corpus.of(texts, given, **settings)
+    with placed(data.paths):
+        return Corpus.of(texts, given, **settings)
 
 
 def _start(model: Model | None) -> int | None:
@@ -224,12 +222,29 @@ def _vocabulary(recipe: Recipe, model: Model | None) -> int:
     if recipe.tokenizer.vocab:
         return recipe.tokenizer.vocab
     if model is None:
-        return int(recipe.model.config.get("vocab", 2048))
+        given = _configured(recipe, "vocab", "vocab_size")
+        if given is not None and type(given) is not int:
+            raise ConfigError(f"model.config has {given!r} for vocab, expected a whole number")
+        between(given or 0, 0, MOST_ENTRIES, "model.config vocab")
+        return 2048 if given is None else given
     outputs = model.graph().outputs
     rows = getattr(model.config, "vocab", None) or (outputs["logits"].shape[-1] if "logits" in outputs else None)
     if not isinstance(rows, int):
         raise ConfigError(f"{model.family.name} is a {model.task} model, which has no tokens to predict")
     return rows
+
+
+def _configured(recipe: Recipe, *names: str) -> Any:
+    """What [model] config gives a field, by the name it has here or in config.json."""
+    return next((recipe.model.config[k] for k in names if k in recipe.model.config), None)
+
+
+def _names_of(labels: Any) -> list[str]:
+    """Labels in the order of their numbers, from a table like id2label. Raises ConfigError for any other value."""
+    numbers = [str(i) for i in range(len(labels))] if isinstance(labels, Mapping) else []
+    if not numbers or sorted(labels) != sorted(numbers) or not all(isinstance(v, str) for v in labels.values()):
+        raise ConfigError(f"labels are {labels!r}, expected a table of names by number, from 0 on")
+    return [labels[k] for k in numbers]
 
 
 def _only(paths: list[Path]) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import monograph as mg
+from monograph.training.log import read_log
 from report import ROOT, Row, parser, publish
 
 RECIPES, OUT, DATA = ROOT / "examples" / "recipes", ROOT / "out" / "recipes", ROOT / "out" / "data"
@@ -76,7 +77,8 @@ def trained(recipe: Recipe) -> dict[str, Any]:
         start = time.perf_counter()
         found = monograph("train", RECIPES / f"{recipe.name}.toml", recipe.folder, *resume)
         seconds = time.perf_counter() - start
-        last = found["measured"][-1]
+        # A run that was done already measures nothing more: its log tells.
+        last = (found["measured"] or [line for line in read_log(recipe.folder) if "held_out" in line])[-1]
         about.write_text(json.dumps({**found, "wall": seconds, "resumed": bool(resume), "last": last}))
     return json.loads(about.read_text())
 

@@ -15,10 +15,10 @@ def main() -> None:
     lines = (recipe.folder / "translations.tsv").read_text(encoding="utf-8").splitlines()[1 : COUNT + 1]
     fields = [line.split("\t") for line in lines]
     found = said(recipe, served(recipe)[1], [f[0] for f in fields])
-    rows: list[Row] = [
-        {"English": source, "reference": reference, "translation": hypothesis}
-        for (source, reference, _), hypothesis in zip(fields, found, strict=True)
-    ]
+    rows: list[Row] = []
+    for (source, reference, _), hypothesis in zip(fields, found, strict=True):
+        row = {"English": source, "reference": reference, "translation": hypothesis}
+        rows.append({k: v.replace("|", "/") for k, v in row.items()})
     note = f"Of all {metrics['translated']:.0f} translated: BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}."
     publish("translations", rows, note=note, only_print=given.no_publish)
 

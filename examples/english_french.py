@@ -7,6 +7,7 @@ never shipped.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -105,7 +106,9 @@ def chats(found: list[Pair]) -> Iterator[str]:
 
 
 def main() -> int:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, help="where the files go")
+    folder = parser.parse_args().folder
     try:
         found = pairs()
         with staged(folder) as stage:

@@ -6,6 +6,7 @@ same but has nothing to do with theirs.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import subprocess
@@ -55,7 +56,9 @@ def parts() -> str:
 
 
 def main() -> int:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, help="where the files go")
+    folder = parser.parse_args().folder
     try:
         contents = {"kjv.txt": text().encode(), "kjv-parts.tsv": parts().encode()}
         with staged(folder) as stage:

@@ -91,8 +91,10 @@ def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tupl
     if model.weights is None:
         return made, []
     graph, heads = made.graph(), _of(family, "HEADS", ())
-    # The folder may hold more than the model that was read from it: a pooler beside another head.
-    found = _named(_modern(Weights.open(model.folder)) if model.folder else model.weights, graph, family)
+    found = _named(model.weights, graph, family)
+    if model.folder:
+        # It may hold more than the model that was read from it (a pooler beside another head), or older weights.
+        found = _named(_modern(Weights.open(model.folder)), graph, family) | found
     drawn = [k for k in graph.params if k not in found and _matches(k, heads)]
     fresh = Weights.initialize(graph, seed)
     made.weights = _fitted(found | Weights({k: fresh[k] for k in drawn}), made)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from ..ir.errors import ConfigError, did_you_mean
+from ..ir.errors import ConfigError, RuntimeInputError, did_you_mean
 from ..ir.files import Stage, staged
 from .chat import render
 
@@ -91,8 +91,16 @@ class Tokenizer:
         return self.core.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, pair: str | None = None, *, add_special: bool = True) -> list[int]:
-        """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants."""
-        return list(self.core.encode(text, pair, add_special_tokens=add_special).ids)
+        """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants.
+
+        Raises RuntimeInputError for what is not a text of Unicode characters.
+        """
+        try:
+            return list(self.core.encode(text, pair, add_special_tokens=add_special).ids)
+        except (TypeError, UnicodeEncodeError):
+            given = [t for t in (text, pair) if t is not None]
+            shown = ", ".join(ascii(t)[:60] for t in given)
+            raise RuntimeInputError(f"{shown} is not a text of Unicode characters") from None
 
     def types(self, text: str, pair: str | None = None) -> list[int]:
         """The token type of every id that `encode` gives with special tokens: 0 for the first text, 1 for the pair."""

@@ -65,6 +65,8 @@ def fill(
 
     Raises RuntimeInputError for a text without a mask, or with more tokens than `positions`.
     """
+    if top < 1:
+        raise RuntimeInputError(f"top is {top}, expected at least 1")
     found: dict[int, list[list[Guess]]] = {}
     for rows, logits, tokens in outputs(session, tokenizer, texts, positions):
         for row, values, ids in zip(rows, logits, tokens, strict=True):

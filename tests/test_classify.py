@@ -20,11 +20,13 @@ from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.parity import compare
+from monograph.runs import prepare
 from monograph.training.data.tokenizers import train as train_tokenizer
 from monograph.training.errors import CorpusError
 from monograph.training.labelled import Labelled, cut, hold_out, labels_of
 from monograph.training.loop import Run, train
 from monograph.training.progress import Step
+from monograph.training.recipe import Recipe
 from monograph.training.settings import Settings
 from monograph.training.source import check_fit
 from typer.testing import CliRunner
@@ -104,6 +106,30 @@ def test_no_text_is_on_both_sides_and_every_label_is_held_out() -> None:
     assert len(hold_out(reviews(30), 0.001)) == 1
 
 
+def test_every_label_that_is_held_out_is_trained_too() -> None:
+    rows = [("rare", "once"), *(("often", f"text {i}") for i in range(3))]
+    assert len(hold_out(rows, 0.9)) == 2 and "once" not in hold_out(rows, 0.9)
+    with pytest.raises(CorpusError, match="2 texts are too few to train on and to hold out 5%"):
+        Labelled.of([("a", "x"), ("b", "y")])
+
+
+def test_a_new_classifier_has_the_labels_its_recipe_gives(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("".join(f"{label}\t{text}\n" for label, text in reviews(40)))
+
+    def made(labels: Any) -> Any:
+        model = {"family": "bert", "config": {**SIZES, "labels": labels}}
+        data = {"kind": "labelled", "paths": ["a.tsv"]}
+        return prepare(Recipe.of({"model": model, "data": data, "train": {"steps": 1}}, folder=tmp_path))
+
+    model, source, _ = made({"0": "pos", "1": "neg", "2": "mixed"})
+    assert source.labels == ("pos", "neg", "mixed") == tuple(model.config.labels.values())
+    with pytest.raises(CorpusError, match=r"a\.tsv: no label is called 'neg'"):
+        made({"0": "pos", "1": "bad"})
+    for wrong in (["pos", "neg"], {"1": "pos", "2": "neg"}, {"0": "pos", "1": 3}):
+        with pytest.raises(ConfigError, match="expected a table of names by number"):
+            made(wrong)
+
+
 # -- batches and loss ----------------------------------------------------------------------------------------------
 
 
@@ -152,7 +178,7 @@ def test_loss_and_accuracy_are_those_of_each_text_alone(data: Labelled, smoothin
         inputs["position_ids"] = np.arange(ids.size)[None]
         (logits,) = interpret(graph, inputs, model.weights.numpy)["logits"].astype(np.float64)
         log_p = logits - np.log(np.exp(logits).sum())
-        losses.append(-(1 - smoothing) * log_p[label] - smoothing * log_p.mean())
+        losses.append(-log_p[label])
         right.append(logits.argmax() == label)
     settings = Settings(steps=1, batch=7, length=24, label_smoothing=smoothing, device="cpu")
     loss, metrics = Run(model, data, settings, None).measure()
@@ -207,6 +233,17 @@ def test_a_head_is_drawn_anew_and_the_encoder_kept(masked: Path, tmp_path: Path)
     assert lost == [k for k in back.graph().params if k.startswith("cls.")]
 
 
+def test_a_head_goes_over_the_weights_as_they_are_now(masked: Path) -> None:
+    base, name = load(masked), "bert.embeddings.LayerNorm.bias"
+    assert base.weights is not None
+    changed = base.weights.numpy(name) + 1
+    base.weights = base.weights | Weights.of({name: changed})
+    model, drawn = with_head(base, "sequence-classification")
+    assert model.weights is not None
+    assert np.array_equal(model.weights.numpy(name), changed)
+    assert drawn == HEAD
+
+
 def test_a_missing_encoder_weight_is_an_error(masked: Path, tmp_path: Path) -> None:
     lost = "bert.encoder.layer.0.attention.self.query.weight"
     for name in ("config.json", "tokenizer.json"):
@@ -214,7 +251,7 @@ def test_a_missing_encoder_weight_is_an_error(masked: Path, tmp_path: Path) -> N
     found = Weights.open(masked)
     Weights.of({k: found.numpy(k) for k in found if k != lost}).save(tmp_path)
     base = load(masked)
-    base.folder = tmp_path
+    base.folder, base.weights = tmp_path, Weights.open(tmp_path)
     with pytest.raises(WeightsError, match="1 differences") as e:
         with_head(base, "sequence-classification")
     assert lost in str(e.value)

@@ -195,6 +195,12 @@ def test_no_text(text: str | list[str]) -> None:
         Corpus.of(text)
 
 
+def test_a_file_without_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(CorpusError, match=r"blank\.txt: 1 texts hold nothing but white space"):
+        Corpus.read(tmp_path / "blank.txt")
+
+
 def test_share_out_of_range() -> None:
     with pytest.raises(CorpusError, match=r"held-out share is 1\.0"):
         Corpus.of(TEXT, held_out=1.0)

@@ -382,6 +382,8 @@ def test_the_folder_builds_verifies_and_fills_masks(run: tuple[Path, dict[str, A
     assert engine.fill(text, top=2)[1][0].token == "two"
     with pytest.raises(RuntimeInputError, match="bert is a masked-lm model, not sequence-classification"):
         engine.classify(text)
+    with pytest.raises(RuntimeInputError, match="top is -1, expected at least 1"):
+        engine.fill(text, top=-1)
     with pytest.raises(RuntimeInputError, match="text 1 has 43 tokens, expected 1 to 40"):
         engine.fill([text, "one [MASK] " * 20 + "one"])
     assert "--chat goes with models that generate" in call("run", tmp_path / "built", "[MASK]", "--chat", code=1).output
@@ -412,4 +414,4 @@ def test_a_run_goes_on_with_the_tokenizer_it_began_with(
 def test_rows_longer_than_the_positions_are_refused(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     recipe = run[0].parent / "recipe.toml"
     said = call("train", recipe, tmp_path / "long", "--length", 41, code=1).output
-    assert "train.length is 41, but the model has 40 positions" in said
+    assert "length is 41, but the model has 40 positions" in said

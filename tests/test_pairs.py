@@ -73,6 +73,8 @@ def test_tsv_and_jsonl_hold_the_same(tmp_path: Path) -> None:
         ("a.tsv", "a\tb\nab\n", r"a\.tsv:2: has 1 columns"),
         ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": "a"}\n', r"a\.jsonl:2: is not an object whose source"),
         ("a.jsonl", "\n{\n", r"a\.jsonl:2: is not JSON"),
+        ("a.jsonl", '{"source": "\\ud83d", "target": "b"}\n', r"a\.jsonl:1: is not JSON: .*surrogates"),
+        ("a.tsv", "a\tb\n", r"a\.tsv: of 1 pairs none is left to train on"),
         ("a.tsv", "\n", r"a\.tsv: has no rows"),
         ("a.csv", "a,b\n", r"a\.csv: is neither a \.tsv nor a \.jsonl file"),
     ],

@@ -13,10 +13,16 @@ import pytest
 import tomli_w
 import torch
 from monograph.cli import app
+from monograph.frontends.dsl import load_family
 from monograph.ir.errors import ConfigError
+from monograph.runs import prepare
 from monograph.training import recipe as recipe_tables
+from monograph.training.corpus import Corpus
+from monograph.training.finetune import distill
+from monograph.training.loop import train
 from monograph.training.recipe import PYTHON, Recipe
 from monograph.training.settings import Settings
+from monograph.training.source import check_fit
 from monograph.training.tables import changes_of, read_toml
 from training_runs import TEXT, assert_same_weights
 from typer.testing import CliRunner
@@ -102,6 +108,32 @@ def test_ranges_and_combinations(change: dict[str, Any], message: str) -> None:
         Recipe.of({**BASE, **change}, "r.toml")
 
 
+@pytest.mark.parametrize("name", ["vocab", "vocab_size"])
+def test_a_new_tokenizer_is_as_large_as_the_model(name: str) -> None:
+    def made(vocab: Any) -> Any:
+        model = {"family": "gpt2", "config": {"dim": 8, "heads": 1, "layers": 1, name: vocab}}
+        return prepare(Recipe.of({**BASE, "model": model, "data": {"paths": [PYTHON]}}))
+
+    model, source, _ = made(2500)
+    assert (model.config.vocab, source.vocab) == (2500, 2500)
+    with pytest.raises(ConfigError, match=r"model\.config has '300' for vocab, expected a whole number"):
+        made("300")
+    with pytest.raises(ConfigError, match=r"model\.config vocab is 1000000000, expected 0 to 4000000"):
+        made(10**9)
+
+
+def test_rows_longer_than_a_table_of_positions_are_refused() -> None:
+    corpus = Corpus.of(TEXT, vocab=300)
+    model = load_family("gpt2")(dim=8, heads=1, layers=1, max_positions=8, vocab=300)
+    check_fit(model, corpus, 8)
+    with pytest.raises(ConfigError, match="length is 9, but the model has 8 positions"):
+        train(model, corpus, steps=1, length=9, progress=False)
+    student = load_family("gpt2")(dim=8, heads=1, layers=1, max_positions=16, vocab=300)
+    with pytest.raises(ConfigError, match="length is 9, but the model has 8 positions"):
+        distill(student, model, corpus, steps=1, length=9, progress=False)
+    check_fit(load_family("llama")(dim=8, heads=1, kv_heads=1, ffn=8, layers=1, max_positions=8, vocab=300), corpus, 9)
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     with pytest.raises(ConfigError, match=r"r\.toml: cannot be read: No such file"):
@@ -137,8 +169,8 @@ def test_a_resolved_recipe_is_read_back_the_same(values: dict[str, Any], tmp_pat
     assert again == recipe and again.to_dict() == recipe.to_dict()
     saved = read_toml(tmp_path / "run" / "recipe.toml")
     assert set(saved) == {"model", "data", "tokenizer", "train", "metrics"} | (set(values) - {"model", "data", "train"})
-    # A budget that is not given has no number to tell.
-    assert set(saved["train"]) == {f.name for f in dataclasses.fields(Settings)} - {"memory"}, "every default is told"
+    for f in dataclasses.fields(Settings):
+        assert f.name in saved["train"] or getattr(recipe.train, f.name) is None, "every default is told"
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["recipe.toml"]
 
 
@@ -331,7 +363,6 @@ def test_the_page_tells_every_field_with_its_default() -> None:
     told = Recipe.of({**plain, "model": BASE["model"]})
     assert told == Recipe.of({**BASE, "data": {"paths": ["book.txt"]}, "train": {"steps": 1000, "device": "cpu"}})
     for table, field, _ in kinds():
-        # TOML has no word for nothing, which is the default of memory.
         assert field in (plain | tuning)[table] or f"\n# {field} = " in page, f"{table}.{field}"
     for table, fields in tuning.items():
         default = dataclasses.asdict(TYPES[table]())

@@ -253,6 +253,12 @@ def test_a_stream_of_any_ids_gives_what_decoding_them_gives(ids):
     assert "".join(map(stream.push, ids)) + stream.flush() == t.decode(ids)
 
 
+@pytest.mark.parametrize("text", ["a \udcff", "\ud83d", 3])
+def test_what_is_no_text_is_named(text):
+    with pytest.raises(RuntimeInputError, match="is not a text of Unicode characters"):
+        Tokenizer(tokenizers.Tokenizer(models.BPE())).encode(text)
+
+
 def test_a_stream_waits_for_the_end_of_a_character_but_not_forever():
     t = gguf_tokenizer(byte_level_metadata("gpt-2", **{"tokenizer.ggml.merges": []}))
     stream = t.stream()

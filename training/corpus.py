@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,16 @@ def read_text(path: str | Path) -> str:
         raise CorpusError(
             f"is not UTF-8 at byte {e.start} of {len(data)} ({shown}): {e.reason}", place=str(path)
         ) from None
+
+
+@contextlib.contextmanager
+def placed(files: Iterable[str | Path]) -> Iterator[None]:
+    """Name the files in an error about what they hold together."""
+    try:
+        yield
+    except CorpusError as e:
+        place = e.place or ", ".join(map(str, files))
+        raise CorpusError(e.what, place=place, details=e.details, hint=e.hint) from None
 
 
 def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
@@ -145,7 +156,9 @@ class Corpus:
     def read(paths: str | Path | Iterable[str | Path], tokenizer: Tokenizer | None = None, **settings: Any) -> Corpus:
         """A corpus from UTF-8 text files; settings as for `of`. Raises CorpusError naming file and offset."""
         files = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        return Corpus.of([read_text(p) for p in files], tokenizer, **settings)
+        texts = [read_text(p) for p in files]
+        with placed(files):
+            return Corpus.of(texts, tokenizer, **settings)
 
     def save(self, folder: str | Path) -> None:
         """Write train.bin, held_out.bin, corpus.json and tokenizer.json, whole or not at all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
 from .errors import CorpusError
 from .loss import IGNORED
+from .rows import parse
 from .source import Batch
 from .tokenizer import encode_plain
 
@@ -55,10 +55,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise CorpusError(f"is not JSON: {e}", place=place) from None
+    found = parse(line, place)
     if not isinstance(found, dict):
         raise CorpusError(f"is a JSON {type(found).__name__}, not an object", place=place)
     return found

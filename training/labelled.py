@@ -15,7 +15,7 @@ from ..ir.errors import did_you_mean
 from ..ir.tensors import Array
 from .data.tokenizers import train as train_tokenizer
 from .errors import CorpusError
-from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, plain, read_fields
+from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 from .source import Batch
 
 Row = tuple[str, str]
@@ -92,7 +92,8 @@ class Labelled:
         """
         files = [paths] if isinstance(paths, (str, Path)) else paths
         rows = [row for p in files for row in read_fields(p, ("label", "text"), numbers=True)]
-        return Labelled.of(rows, tokenizer, **settings)
+        with placed(files):
+            return Labelled.of(rows, tokenizer, **settings)
 
     @property
     def vocab(self) -> int:
@@ -150,8 +151,8 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def hold_out(rows: Sequence[Row], share: float) -> set[str]:
-    """The texts (white space aside) that are held out: of each label the share with the lowest digests, at least one
-    text in all. A text with several labels goes by its first. Raises CorpusError if none is left to train on.
+    """The texts (white space aside) that are held out: of each label the share with the lowest digests but not all, and
+    at least one text in all. A text with several labels goes by its first. Raises CorpusError if none can be spared.
     """
     check_share(share)
     of: dict[str, str] = {}
@@ -160,9 +161,9 @@ def hold_out(rows: Sequence[Row], share: float) -> set[str]:
     by_label: dict[str, list[str]] = {}
     for text in sorted(of, key=lambda t: hashlib.sha256(t.encode("utf-8", "surrogatepass")).digest()):
         by_label.setdefault(of[text], []).append(text)
-    kept = {text for texts in by_label.values() for text in texts[: round(share * len(texts))]}
+    kept = {text for texts in by_label.values() for text in texts[: min(round(share * len(texts)), len(texts) - 1)]}
     if share and not kept:
-        kept = {max(by_label.values(), key=len)[0]}
-    if len(kept) >= len(of):
+        kept = set(max(by_label.values(), key=len)[:-1][:1])
+    if share and not kept:
         raise CorpusError(f"{len(of)} texts are too few to train on and to hold out {share:.0%}")
     return kept

@@ -122,7 +122,7 @@ class Run(Keeping):
     def __init__(
         self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
     ) -> None:
-        check_fit(model, source)
+        check_fit(model, source, settings.length)
         if settings.patience and len(source.held_out) == 0:
             raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
         self.model, self.source, self.settings, self.folder = model, source, settings, folder

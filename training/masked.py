@@ -13,7 +13,7 @@ import numpy as np
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.tensors import Array
-from .corpus import portions, read_text, split_texts
+from .corpus import placed, portions, read_text, split_texts
 from .data.shards import Shards
 from .data.tokenizers import document_end
 from .data.tokenizers import train as train_tokenizer
@@ -131,7 +131,9 @@ class Masked:
     @staticmethod
     def read(paths: Sequence[str | Path], tokenizer: Tokenizer | None = None, **settings: Any) -> Masked:
         """From UTF-8 text files; settings as for `of`. Raises CorpusError naming file and offset."""
-        return Masked.of([read_text(p) for p in paths], tokenizer, **settings)
+        texts = [read_text(p) for p in paths]
+        with placed(paths):
+            return Masked.of(texts, tokenizer, **settings)
 
     @staticmethod
     def open(folder: str | Path, *, share: float = 0.15, whole_word: bool = False) -> Masked:

@@ -15,7 +15,7 @@ from ..ir.tensors import Array
 from .data.tokenizers import train as train_tokenizer
 from .errors import CorpusError
 from .loss import IGNORED
-from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, plain, read_fields
+from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 from .source import Batch
 
 Pair = tuple[str, str]
@@ -74,7 +74,8 @@ class Pairs:
         """
         files = [paths] if isinstance(paths, (str, Path)) else paths
         found = [read_fields(p, ("source", "target")) for p in files]
-        return Pairs.of_lists(found, tokenizer, **settings)
+        with placed(files):
+            return Pairs.of_lists(found, tokenizer, **settings)
 
     @staticmethod
     def of_lists(

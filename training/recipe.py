@@ -21,6 +21,8 @@ from .tables import between, merged, one_of, read_toml, some, tables
 KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
 METHODS = ("train", "lora", "dpo", "distill")
 RECIPE = "recipe.toml"
+MOST_ENTRIES = 4_000_000
+"""Of a new tokenizer: its trainer ends the process when memory is not enough for them."""
 PYTHON = "python:help"
 """In place of a text file: the help pages that every Python carries."""
 
@@ -80,7 +82,7 @@ class TokenizerRecipe:
 
     def check(self) -> None:
         one_of(self.kind, TOKENIZERS, "tokenizer.kind")
-        between(self.vocab, 0, 4_000_000, "tokenizer.vocab")
+        between(self.vocab, 0, MOST_ENTRIES, "tokenizer.vocab")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..frontends.tokenizer import Tokenizer
 from ..ir.tensors import Array
+from .corpus import placed as placed
 from .corpus import read_text
 from .errors import CorpusError
 
@@ -86,15 +87,23 @@ def _columns(line: str, names: tuple[str, str], place: str) -> tuple[str, str]:
 
 
 def _members(line: str, keys: tuple[str, str], place: str, numbers: bool) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise CorpusError(f"is not JSON: {e}", place=place) from None
+    row = parse(line, place)
     values = [row.get(k) if isinstance(row, dict) else None for k in keys]
     kinds = (str, int) if numbers else (str,)
     if not all(type(v) in kinds for v in values):
         raise CorpusError(f"is not an object whose {keys[0]} and {keys[1]} are texts", place=place)
     return str(values[0]).strip(), str(values[1]).strip()
+
+
+def parse(line: str, place: str) -> Any:
+    """The value of a line of JSON. Raises CorpusError, also for half of a character, which no UTF-8 text holds."""
+    try:
+        found = json.loads(line)
+        if "\\u" in line:
+            json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as e:
+        raise CorpusError(f"is not JSON: {e}", place=place) from None
+    return found
 
 
 def check_share(held_out: float) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from ..frontends.dsl import Model
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
+from ..ir.graph import Graph
 from ..ir.tensors import Array
 from .loss import IGNORED
 
@@ -51,17 +52,28 @@ class Source(Protocol):
         ...
 
 
-def check_fit(model: Model, source: Source) -> None:
-    """Raises ConfigError if the batches of `source` cannot train `model`."""
+def check_fit(model: Model, source: Source, length: int = 0) -> None:
+    """Raises ConfigError if the batches of `source`, with rows of `length` tokens, cannot train `model`."""
     if model.task != source.task:
         raise ConfigError(f"{model.family.name} is a {model.task} model; this data trains {source.task} models")
-    logits = model.graph().outputs["logits"].shape[-1]
+    graph = model.graph()
+    logits, positions = graph.outputs["logits"].shape[-1], _positions(graph)
+    if positions is not None and length > positions:
+        raise ConfigError(f"length is {length}, but the model has {positions} positions")
     labels = len(getattr(source, "labels", ()))
     if labels and logits != labels:
         raise ConfigError(f"the model tells {logits} labels apart but the data has {labels}")
     vocab = getattr(model.config, "vocab", None) if source.task == "sequence-classification" else logits
     if isinstance(vocab, int) and vocab < source.vocab:
         raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
+
+
+def _positions(graph: Graph) -> int | None:
+    """Rows of the table that positions are looked up in, if there is one."""
+    given = graph.inputs.get("position_ids")
+    uses = () if given is None else given.uses
+    found = [node.arguments[1].shape[0] for node, i in uses if node.op.name == "embedding" and i == 0]
+    return next((rows for rows in found if isinstance(rows, int)), None)
 
 
 def labels_of(batch: Batch) -> int:
