@@ -74,12 +74,13 @@ def trained(recipe: Recipe) -> dict[str, Any]:
     if not about.exists():
         OUT.mkdir(parents=True, exist_ok=True)
         resume = ["--resume"] if (recipe.folder / "checkpoints").exists() else []
+        before = read_log(recipe.folder)[-1]["seconds"] if resume else 0.0
         start = time.perf_counter()
         found = monograph("train", RECIPES / f"{recipe.name}.toml", recipe.folder, *resume)
-        seconds = time.perf_counter() - start
+        seconds = before + time.perf_counter() - start
         # A run that was done already measures nothing more: its log tells.
         last = (found["measured"] or [line for line in read_log(recipe.folder) if "held_out" in line])[-1]
-        about.write_text(json.dumps({**found, "wall": seconds, "resumed": bool(resume), "last": last}))
+        about.write_text(json.dumps({**found, "wall": seconds, "last": last}))
     return json.loads(about.read_text())
 
 
