@@ -27,8 +27,6 @@ from report import WORK, Row, parser, publish
 from training_worker import BATCH, CORPUS, LENGTH, SIZES, model_of
 
 CONTENDERS = {"gpt2": ("plain PyTorch", "transformers", "Monograph"), "llama": ("transformers", "Monograph")}
-BUDGET, RARELY = "Monograph, 75 % kept", 5
-"""A contender that is measured eager only, and takes every fifth step of the others."""
 LOSSES = 100
 PARTS = WORK / "training-speed"
 WORKER = Path(__file__).parent / "training_worker.py"
@@ -67,7 +65,7 @@ class Contender:
 def started(family: str, size: str, mode: str, threads: int) -> Iterator[list[Contender]]:
     found: list[Contender] = []
     try:
-        for name in (*CONTENDERS[family], *([BUDGET] if mode == "eager" else [])):
+        for name in CONTENDERS[family]:
             command = [sys.executable, str(WORKER), name, family, size, mode, str(threads)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             found.append(Contender(name, process))
@@ -85,9 +83,7 @@ def compare(family: str, size: str, mode: str, threads: int, rounds: int) -> lis
         for number in range(rounds):
             # The order turns, so that none always follows the same one.
             for i in range(len(contenders)):
-                contender = contenders[(number + i) % len(contenders)]
-                if contender.name != BUDGET or number % RARELY == 0:
-                    contender.steps(1)
+                contenders[(number + i) % len(contenders)].steps(1)
     return contenders
 
 
@@ -98,7 +94,7 @@ def table(family: str, size: str, mode: str, part: dict[str, Any], peak: float) 
     found: dict[str, dict[str, Any]] = part["contenders"]
     times = {name: statistics.median(c["seconds"]) for name, c in found.items()}
     needs = {name: c["peak"] - c["before"] for name, c in found.items()}
-    others = [name for name in found if not name.startswith("Monograph")]
+    others = [name for name in found if name != "Monograph"]
     return [
         {
             "model": f"{family} {size}",
@@ -111,7 +107,9 @@ def table(family: str, size: str, mode: str, part: dict[str, Any], peak: float) 
             "peak / least other": c["peak"] / min(found[o]["peak"] for o in others),
             "of the run (MB)": needs[name] / 1e6,
             "of the run / least other": needs[name] / min(needs[o] for o in others),
-            "loss differs by": largest_difference(c["losses"], found[others[0]]["losses"]),
+            "loss differs from": ", ".join(
+                f"{o} by {largest_difference(c['losses'], found[o]['losses']):.1e}" for o in others if o != name
+            ),
         }
         for name, c in found.items()
     ]
@@ -163,8 +161,7 @@ def main() -> None:
         f"{BATCH['135M']} x {LENGTH['135M']} (135M) a step, medians of interleaved steps. "
         f"Limit: {limit / 1e9:.0f} GFLOP/s, the best product of two matrices. Peak: of resident memory; of the run: "
         "without what was resident once the libraries were imported. "
-        f"Losses: largest difference from the first of the group over {LOSSES} steps (or as many as there were). "
-        "75 % kept: of the activations, by the setting `memory`."
+        f"Losses: largest difference over {LOSSES} steps (or as many as there were)."
     )
     details = {" ".join(key): part for key, part in parts.items()}
     publish("training_speed", rows, note=note, only_print=given.no_publish, details=details)

@@ -45,10 +45,10 @@ CORPUS = WORK / "training-corpus"
 Step = Callable[[dict[str, torch.Tensor]], float]
 
 
-def settings(size: str, compiled: bool, **more: Any) -> Settings:
+def settings(size: str, compiled: bool) -> Settings:
     return Settings(
         steps=STEPS, batch=BATCH[size], length=LENGTH[size], learning_rate=RATE, schedule="constant", warmup=0,
-        compile=compiled, device="cpu", **more,
+        compile=compiled, device="cpu",
     )  # fmt: skip
 
 
@@ -58,9 +58,9 @@ def model_of(family: str, size: str) -> Model:
     return made
 
 
-def monograph(family: str, size: str, compiled: bool, **more: Any) -> Callable[[dict[str, Any]], float]:
+def monograph(family: str, size: str, compiled: bool) -> Callable[[dict[str, Any]], float]:
     """The training loop's own step."""
-    run = Run(model_of(family, size), Corpus.open(CORPUS), settings(size, compiled, **more), None)
+    run = Run(model_of(family, size), Corpus.open(CORPUS), settings(size, compiled), None)
 
     def step(batch: dict[str, Any]) -> float:
         loss, _ = run.step(batch, RATE)
@@ -68,12 +68,6 @@ def monograph(family: str, size: str, compiled: bool, **more: Any) -> Callable[[
         return loss
 
     return step
-
-
-def within_budget(family: str, size: str, compiled: bool) -> Callable[[dict[str, Any]], float]:
-    """The same where three quarters of the activations may be kept."""
-    run = Run(model_of(family, size), Corpus.open(CORPUS), settings(size, compiled, memory=1 << 20), None)
-    return monograph(family, size, compiled, memory=int(0.75e-6 * run.module.plan.bytes_before))
 
 
 def plain(family: str, size: str, compiled: bool) -> Callable[[dict[str, Any]], float]:
@@ -140,12 +134,7 @@ def measured(step: Callable[[dict[str, Any]], float], batches: Iterator[dict[str
     return {"losses": losses, "seconds": seconds, "peak": peak_memory()}
 
 
-MAKERS = {
-    "plain PyTorch": plain,
-    "transformers": transformers,
-    "Monograph": monograph,
-    "Monograph, 75 % kept": within_budget,
-}
+MAKERS = {"plain PyTorch": plain, "transformers": transformers, "Monograph": monograph}
 
 
 def load_libraries(who: str) -> None:
