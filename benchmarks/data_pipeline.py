@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from monograph.machine import peak_memory
 from monograph.training.corpus import passage_key, python_topics
 from monograph.training.data import Dataset, Recipe
 from monograph.training.data.clean import Cleaner, Counts
@@ -189,7 +190,7 @@ def inside(corpus: Path, run: Path, engine: str) -> None:
         "seconds": seconds,
         "start": started,
         "cpu": sum(u.ru_utime + u.ru_stime for u in usage),
-        "driver": usage[0].ru_maxrss / 1e3,
+        "driver": peak_memory() / 1e6,  # ru_maxrss would tell that of the process this one came from.
         "worker": usage[1].ru_maxrss / 1e3,
         **{f"stage {k}": v for k, v in report["seconds"].items()},
     }
