@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +33,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if _fast(session.config) and brought and exitstatus == 0:
         print(f"\nthe fast tier imported {', '.join(brought)}: mark that file or test `slow`")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Any:
+    """Sums in the same order every time: runs are compared to the bit."""
+    import torch  # Not at the top: the fast tier does without it.
+
+    saved = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(saved)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from monograph.ir.errors import ConfigError
 from monograph.training.checkpoint import open_checkpoint, sweep, writing
 from monograph.training.corpus import Corpus
@@ -20,17 +19,9 @@ from monograph.training.errors import TrainingError
 from monograph.training.log import read_log
 from training_runs import TEXT, assert_same_weights, dropping, numbers, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 STEPS: dict[str, Any] = {"steps": 10, "evaluate_every": 2, "ema": 0.9, "seed": 5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    saved = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(saved)
 
 
 @pytest.fixture(scope="module")
