@@ -123,22 +123,28 @@ def trial(
 
 
 def wait(moment: str, run: Path, process: subprocess.Popen[str], draw: random.Random) -> None:
-    """Return at a random moment of the kind that is asked for, or when the process is done."""
-    if moment == "starting":
-        time.sleep(draw.uniform(0.0, 3.0))
-        return
+    """Return at a random moment of the kind that is asked for, or when the process is done.
+
+    Steps and checkpoints are counted, not seconds: a faster machine does not get further between two kills.
+    """
     lines = (run / LOG).stat().st_mtime_ns if (run / LOG).exists() else 0
+    if moment == "starting":
+        end = time.monotonic() + draw.uniform(0.0, 3.0)
+        while time.monotonic() < end and process.poll() is None and not logged(run, lines):
+            time.sleep(0.001)
+        return
     events, number = 0, draw.randint(1, 5)
     seen: set[str] = set()
     while process.poll() is None and events < number:
         if moment == "stepping":
-            events += number * ((run / LOG).exists() and (run / LOG).stat().st_mtime_ns != lines)
+            changed = logged(run, lines)
+            events, lines = events + changed, (run / LOG).stat().st_mtime_ns if changed else lines
         else:
             fresh = hidden(run) - seen
             # What the kill before left is there from the start; it goes when the run begins.
             events += len(fresh) if process.poll() is None and logged(run, lines) else 0
             seen |= fresh
-    time.sleep(draw.uniform(0.0, 0.4 if moment == "stepping" else 0.02))
+    time.sleep(draw.uniform(0.0, 0.02))
 
 
 def logged(run: Path, since: int) -> bool:

@@ -58,11 +58,11 @@ def test_five_kills_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import kill_resume
 
-    folder = kill_resume.prepare(tmp_path / "work", steps=60, every=2)
+    folder = kill_resume.prepare(tmp_path / "work", steps=160, every=2)
     found = kill_resume.measure(folder, kills=5, seed=3, start=Forked)
     assert found.wrong == []
     assert len(found.kills) == 5 and all(k.resumed is not None for k in found.kills)
     assert {k.moment for k in found.kills} == set(kill_resume.MOMENTS)
-    assert [x["step"] for x in read_log(folder / "killed")] == list(range(1, 61))
+    assert [x["step"] for x in read_log(folder / "killed")] == list(range(1, 161))
     found.lines[-1]["loss"] = math.nextafter(found.lines[-1]["loss"], 99)
     assert len(list(kill_resume.differing(folder / "whole", found))) == 1, "the last bit is compared"
