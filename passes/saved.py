@@ -213,14 +213,23 @@ def _linear(layout: Layout, node: Node) -> Saved:
     return Saved((x, *wanted)) if rows is not None else Saved(wanted, layout.bytes(x.type))
 
 
+def _activated_linear(layout: Layout, node: Node) -> Saved:
+    """What goes in: the activation is made again."""
+    x, w, up, _b = node.operands
+    return Saved(tuple(v for v in (x, w, up) if v is not None))
+
+
 def _rows(layout: Layout, x: Value) -> int:
     return layout.size(x.type.elements) // layout.size(x.shape[-1])
 
 
 def _rms_norm(layout: Layout, node: Node) -> Saved:
-    """Without a fused kernel: x, the row statistics in two forms and, for the gradient of w, their product."""
+    """x and a number for each row; in narrow types, without a fused kernel, also x in float32 and what w multiplies."""
     x, w = node.arguments[:2]
-    return Saved((x,), 2 * _rows(layout, x) * _width(x) + (layout.bytes(x.type) if w in layout.learns else 0))
+    rows = _rows(layout, x) * _width(x)
+    if x.dtype.bits >= 32:
+        return Saved((x,), rows)
+    return Saved((x,), 2 * rows + (layout.bytes(x.type) if w in layout.learns else 0))
 
 
 def _layer_norm(layout: Layout, node: Node) -> Saved:
@@ -293,6 +302,7 @@ RULES: dict[str, Rule] = {
     "take_along_axis": _index,
     "embedding": _embedding,
     "linear": _linear,
+    "activated_linear": _activated_linear,
     "frozen_linear": _nothing,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,

@@ -12,6 +12,7 @@ from ...ir.op import Op
 from ...ir.types import TensorType, i8
 from ...passes.freeze import multiplied_out
 from ...passes.pattern import Rewrite
+from .tensors import autocast_dtype
 
 
 class FrozenLinear(Op):
@@ -52,9 +53,7 @@ def frozen_linear(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, tr
     if scales.requires_grad and torch.is_grad_enabled():
         w = codes.to(scales.dtype) * scales
         return torch.nn.functional.linear(x, w.t() if transposed else w)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _OverCodes.apply(x, codes, scales, transposed)
+    return _OverCodes.apply(x.to(autocast_dtype(x) or x.dtype), codes, scales, transposed)
 
 
 class _OverCodes(torch.autograd.Function):

@@ -13,6 +13,7 @@ from ...ir.op import Op
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
 from .products import plain_product, product
+from .tensors import autocast_dtype
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits that exist at one time: 32 MiB in float32, near what a cache holds."""
@@ -98,8 +99,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Mean cross-entropy of x @ w.T + b over labels that count; under autocast the products use its dtype."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = x.to(autocast_dtype(x) or x.dtype)
     wanted = torch.is_grad_enabled()
     learns = wanted and (w.requires_grad or (b is not None and b.requires_grad))
     return _chunked(x, w, labels, b, ignore_index, label_smoothing, wanted, learns)[0]
@@ -128,7 +128,7 @@ def _chunked(
     rows = x.reshape(-1, x.shape[-1])
     rows, flat = (rows, flat) if every else (rows[places], flat[places])
     grad_rows = torch.empty_like(rows) if wanted else None
-    grad_w = torch.zeros_like(w) if learns else w.new_empty(0)
+    grad_w = _empty_sum(w, x, flat) if learns else w.new_empty(0)
     grad_b = torch.zeros_like(b) if learns and b is not None else w.new_empty(0)
     total = torch.zeros((), dtype=wide, device=x.device)
     count = max(flat.numel(), 1)
@@ -170,6 +170,11 @@ def _softmax_loss(
     return loss, grad.scatter_add_(1, label, torch.full_like(hit, (smoothing - 1) / count))
 
 
+def _empty_sum(w: torch.Tensor, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Where the gradient of w is summed up: zeros, unless the first chunk overwrites them anyway."""
+    return torch.empty_like(w) if labels.numel() and w.dtype == x.dtype else torch.zeros_like(w)
+
+
 def _add_product(into: torch.Tensor, grad: torch.Tensor, part: torch.Tensor, first: bool) -> None:
     if into.dtype != grad.dtype:
         into += grad.t() @ part
@@ -208,7 +213,8 @@ def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 8
     # In place: a copy would be as large as the weight. PyTorch refuses a second pass over tensors that were changed.
-    grad_x, grad_w, grad_b = (t.detach().mul_(grad) for t in ctx.saved_tensors)
+    one = type(grad) is torch.Tensor and grad.device.type == "cpu" and grad.item() == 1
+    grad_x, grad_w, grad_b = (t.detach() if one else t.detach().mul_(grad) for t in ctx.saved_tensors)
     of_w, of_b = (grad_w, grad_b if ctx.has_bias else None) if ctx.learns else (None, None)
     return grad_x, of_w, None, of_b, None, None, None, None
 

@@ -21,11 +21,14 @@ from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
+from .feed_forward import ACTIVATED, LinearAfterActivation
 from .frozen import LinearOverCodes
-from .loss import LossOverVocabulary
+from .loss import FUSED, LossOverVocabulary
+from .norm import rms_norm
 from .products import linear
 from .recompute import NARROW, NOT_AGAIN, RECOMPUTE, Recomputation, Step
 from .tensors import torch_dtype
+from .tied import tied_embedding
 
 _WITH_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
@@ -48,7 +51,7 @@ def prepare(graph: Graph) -> Graph:
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
     decompose(ready, keep=lambda node: node.op.torch is not None)
-    apply_rewrites(ready, [LinearOverCodes()])
+    apply_rewrites(ready, [LinearOverCodes(), LinearAfterActivation()])
     cse(ready)
     dce(ready)
     return ready
@@ -227,6 +230,8 @@ class Lowering:
     def lowered(self, node: Node) -> Any:
         if node.op.torch is None:
             raise LoweringError(f"{node.op.name} has no PyTorch form and no body", place=str(node.location))
+        if self.is_tied(node):
+            return self.tied(node)
         operands = self.operands(node)
         attributes = {k: self.attribute(v) for k, v in node.attributes.items()}
         if not operands:
@@ -235,7 +240,28 @@ class Lowering:
             attributes["training"] = self.training
         if self.static and node.op.name == "linear":
             return self.call(linear, *operands, **attributes)
+        if self.static and node.op is ACTIVATED:
+            attributes["static"] = True
+        if node.op.name == "rms_norm":
+            return self.call(rms_norm, *operands, **attributes)
         return node.op.torch(self.namespace, *operands, **attributes)
+
+    def is_tied(self, node: Node) -> bool:
+        """Whether a node is an embedding of the table that the loss takes as head, in a graph that gives only the loss.
+
+        Then both gradients are there whenever one is. Not with a plan, which knows calls of one result only.
+        """
+        losses = [n for n in self.graph if n.op is FUSED]
+        if self.plan is not None or not self.static or node.op.name != "embedding" or len(losses) != 1:
+            return False
+        same = losses[0].arguments[1] is node.arguments[1] and node.arguments[1].is_param
+        return same and set(self.graph.outputs.values()) == {losses[0].output}
+
+    def tied(self, node: Node) -> Any:
+        ids, table = node.arguments
+        found = self.call(tied_embedding, self.tensor(ids), self.tensor(table))
+        self.values[table] = found[1]
+        return found[0]
 
     def operands(self, node: Node) -> Sequence[Any]:
         return [None if v is None else self.tensor(v) for v in node.operands]

@@ -34,27 +34,33 @@ ONEDNN = _onednn_is_faster()
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
     """x [..., in] @ w.T + b -> [..., out], w [out, in]; `transposed`: w is [in, out]."""
-    if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu") and not _transformed():
+    if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu") and not transformed():
         return _Linear.apply(x, w, b, transposed)
     return torch.nn.functional.linear(x, w.t() if transposed else w, b)
 
 
-def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x [M, K] @ w.T, w [N, K] in any layout -> [M, N], without a gradient."""
-    return _onednn(x, w, None) if _suits(x) and _suits(w) else plain_product(x, w)
+def product(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., K] @ w.T + b, w [N, K] in any layout -> [..., N], without a gradient."""
+    return _onednn(x, w, b) if _suits(x) and _suits(w) else plain_product(x, w, b)
 
 
-def plain_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def plain_product(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     """The same by PyTorch's own choice of library, for shapes that change."""
-    return torch.mm(x, w.t())
+    return torch.nn.functional.linear(x, w, b)
+
+
+def by_hand(*tensors: torch.Tensor) -> bool:
+    """Whether a step may have an autograd function of ours: a compiler and torch.func want to see what it does, and
+    tensors of other classes (sharded, functional) have rules of their own.
+    """
+    return not torch.compiler.is_compiling() and not transformed() and all(type(t) in _PLAIN for t in tensors)
 
 
 def _suits(x: torch.Tensor) -> bool:
-    # Tensors of other classes (sharded, functional) have rules of their own for PyTorch's linear.
     return ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in _PLAIN
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Inside torch.func (grad, vmap, jvp), which has no rules for an op of oneDNN."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 

@@ -27,7 +27,7 @@ RECOMPUTE = "monograph_recompute"
 NOT_AGAIN = (getattr, "size")
 """Calls that make no tensor."""
 
-NARROW = ("linear", "matmul", "scaled_dot_product_attention")
+NARROW = ("linear", "activated_linear", "matmul", "scaled_dot_product_attention")
 """Ops that autocast runs in its own dtype."""
 
 

@@ -39,6 +39,13 @@ def dtype_of(dtype: torch.dtype) -> DType:
     return _DTYPE[dtype]
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """What autocast makes of operands of a product on the device of x; None where there is no autocast."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
 def to_tensor(array: Array) -> torch.Tensor:
     """A PyTorch tensor with its own copy of the values, on the CPU."""
     dtype = torch_dtype(DType.of(array.dtype))

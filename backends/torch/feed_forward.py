@@ -1,0 +1,210 @@
+"""An activation and the linear layer after it as one step, which keeps for the backward pass only what goes in.
+
+PyTorch keeps both the input of an activation and its output, the input of the linear layer. The output is cheap to
+make again, and needed at the same moment as the slope, so both are made together. (Chen et al. 2016)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ...ir import ops
+from ...ir.graph import Value
+from ...ir.op import Op
+from ...ir.ops.feed_forward import ACTIVATIONS, activate
+from ...ir.types import TensorType
+from ...passes.pattern import Rewrite
+from .products import by_hand, linear, plain_product, product
+from .tensors import autocast_dtype
+
+CHUNK_ELEMENTS = 1 << 17
+"""Elements that one thread works on at a time on a CPU: what lies between the steps of a formula stays in its cache."""
+
+_SLOPE, _BEND = 2 * (2 / torch.pi) ** 0.5, 2 * (2 / torch.pi) ** 0.5 * 0.044715
+"""gelu_tanh(x) = x * sigmoid(_SLOPE * x + _BEND * x**3): a sigmoid costs a sixth of PyTorch's tanh on a CPU."""
+
+
+class ActivatedLinear(Op):
+    """linear(act(x) * up, w, b), without `up` linear(act(x), w, b): x and up [..., K], w [N, K] -> [..., N]."""
+
+    def infer(
+        self,
+        x: Value,
+        w: Value,
+        up: Value | None = None,
+        b: Value | None = None,
+        *,
+        activation: str,
+        transposed: bool = False,
+    ) -> TensorType:
+        return TensorType(x.dtype, (*x.shape[:-1], w.shape[1] if transposed else w.shape[0]))
+
+    def body(
+        self,
+        x: Value,
+        w: Value,
+        up: Value | None = None,
+        b: Value | None = None,
+        *,
+        activation: str,
+        transposed: bool,
+    ) -> Value:
+        y = activate(x, activation)
+        return ops.linear(y if up is None else y * up, w, b, transposed=transposed)
+
+    def torch(self, torch: Any, x: Any, w: Any, up: Any = None, b: Any = None, **attributes: Any) -> Any:
+        return x.tracer.create_proxy("call_function", activated_linear, (x, w, up, b), attributes)
+
+
+ACTIVATED = ActivatedLinear()
+
+
+class LinearAfterActivation(Rewrite):
+    """An activation that only a linear layer reads, or its product with a second projection => one op."""
+
+    choices = {"activation": ACTIVATIONS}
+    before = ACTIVATED.body
+
+    def after(self, x: Value, w: Value, up: Value | None = None, b: Value | None = None, **attributes: Any) -> Value:
+        return x.graph.add(ACTIVATED, (x, w, up, b), attributes)[0]
+
+
+def activated_linear(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    up: torch.Tensor | None = None,
+    b: torch.Tensor | None = None,
+    *,
+    activation: str,
+    transposed: bool = False,
+    static: bool = False,
+) -> torch.Tensor:
+    """As the op. static: products go to the library that products.py finds faster."""
+    if not by_hand(x, w):
+        y = value(x, activation)
+        y = y if up is None else y * up
+        return linear(y, w, b, transposed=transposed) if static else plain_product(y, w.t() if transposed else w, b)
+    narrow = autocast_dtype(x)
+    if narrow is not None:
+        x, w = x.to(narrow), w.to(narrow)
+        up, b = None if up is None else up.to(narrow), None if b is None else b.to(narrow)
+    return _ActivatedLinear.apply(x, w, up, b, activation, transposed, product if static else plain_product)
+
+
+class _ActivatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> torch.Tensor:
+        x, w, up, b, activation, transposed, multiply = given
+        ctx.save_for_backward(x, w, up)
+        ctx.rest = activation, transposed, multiply
+        return multiply(activated(x, up, activation), w.t() if transposed else w, b)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,), (x, w, up), (activation, transposed, multiply) = grads, ctx.saved_tensors, ctx.rest
+        wants_x, wants_w, wants_up, wants_b = ctx.needs_input_grad[:4]
+        rows, of_w = grad.reshape(-1, grad.shape[-1]), None
+        if torch.is_grad_enabled():  # The backward pass is itself differentiated.
+            multiply = plain_product
+        of_y = multiply(rows, w if transposed else w.t()).reshape(x.shape) if wants_x or wants_up else None
+        y, of_x, of_up = gradients(of_y, x, up, activation)
+        if wants_w:
+            y = y.reshape(-1, y.shape[-1])
+            of_w = y.t() @ rows if transposed else rows.t() @ y
+        of_x, of_up = of_x if wants_x else None, of_up if wants_up else None
+        return of_x, of_w, of_up, rows.sum(0) if wants_b else None, None, None, None
+
+
+def activated(x: torch.Tensor, up: torch.Tensor | None, activation: str) -> torch.Tensor:
+    """act(x) * up."""
+    if up is None and not _by_sigmoid(x, activation):
+        return value(x, activation)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for x_, up_, y_ in _chunks(x, up, y):
+        a = value(x_, activation)
+        y_.copy_(a) if up_ is None else torch.mul(a, up_, out=y_)
+    return y
+
+
+def gradients(
+    of_y: torch.Tensor | None, x: torch.Tensor, up: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(y, gradient of x, gradient of up) of y = act(x) * up; the second in the memory of `of_y`."""
+    if of_y is None:
+        return activated(x, up, activation), None, None
+    if torch.is_grad_enabled():
+        return _differentiable(of_y, x, up, activation)
+    y = torch.empty_like(of_y)
+    of_up = None if up is None else torch.empty_like(of_y)
+    for grad, x_, up_, y_, of_up_ in _chunks(of_y, x, up, y, of_up):
+        if up_ is None or of_up_ is None:
+            a, of_x = value_and_gradient(grad, x_, activation)
+            y_.copy_(a)
+        else:
+            a, of_x = value_and_gradient(grad * up_, x_, activation)
+            torch.mul(grad, a, out=of_up_)
+            torch.mul(a, up_, out=y_)
+        grad.copy_(of_x)
+    return y, of_y, of_up
+
+
+def _differentiable(
+    of_y: torch.Tensor, x: torch.Tensor, up: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    y = value(x, activation) if up is None else value(x, activation) * up
+    learning = [t for t in (x, up) if t is not None and t.requires_grad]
+    found = dict(zip(map(id, learning), torch.autograd.grad(y, learning, of_y, create_graph=True), strict=True))
+    return y, found.get(id(x)), found.get(id(up))
+
+
+def _chunks(*tensors: torch.Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Flat parts of contiguous tensors of one shape, at the same places in each; on other devices the tensors whole."""
+    first = tensors[-1] if tensors[-1] is not None else tensors[0]
+    assert first is not None
+    if first.device.type != "cpu":
+        yield tensors
+        return
+    flat = [None if t is None else t.reshape(-1) for t in tensors]
+    step = CHUNK_ELEMENTS * torch.get_num_threads()
+    for start in range(0, first.numel(), step):
+        yield tuple(None if t is None else t[start : start + step] for t in flat)
+
+
+def value(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """act(x)."""
+    if activation == "relu":
+        return torch.relu(x)
+    if activation == "silu":
+        return functional.silu(x)
+    if _by_sigmoid(x, activation):
+        return _gate(x).mul_(x)
+    return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def value_and_gradient(grad: torch.Tensor, x: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(act(x), gradient of x where that of act(x) is `grad`)."""
+    if _by_sigmoid(x, activation):
+        gate, slope = _gate(x), x.square().mul_(3 * _BEND).add_(_SLOPE)
+        of_x = torch.ops.aten.sigmoid_backward(grad * x, gate).mul_(slope).addcmul_(grad, gate)
+        return gate.mul_(x), of_x
+    if activation == "relu":
+        of_x = torch.ops.aten.threshold_backward(grad, x, 0)
+    elif activation == "silu":
+        of_x = torch.ops.aten.silu_backward(grad, x)
+    else:
+        of_x = torch.ops.aten.gelu_backward(grad, x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return value(x, activation), of_x
+
+
+def _by_sigmoid(x: torch.Tensor, activation: str) -> bool:
+    wide = x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+    return activation == "gelu_tanh" and wide and not torch.is_grad_enabled()
+
+
+def _gate(x: torch.Tensor) -> torch.Tensor:
+    """sigmoid(_SLOPE * x + _BEND * x**3)."""
+    return x.square().mul_(_BEND).add_(_SLOPE).mul_(x).sigmoid_()

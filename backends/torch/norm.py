@@ -1,0 +1,45 @@
+"""RMS norm with a gradient in few passes where PyTorch has no kernel for it: on the CPU it is a dozen ops, each kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .products import by_hand
+
+
+def rms_norm(x: torch.Tensor, w: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x**2) + eps) * w over the last axis; keeps x and a number for each row."""
+    if x.device.type == "cpu" and x.dtype == w.dtype in (torch.float32, torch.float64) and by_hand(x, w):
+        return _RMSNorm.apply(x, w, eps)
+    return functional.rms_norm(x, w.shape, w, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, w, scale)
+        ctx.eps = eps
+        return (x * scale).mul_(w)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """With y = x s w and s the scale: dx = s (w g) - x s**3 mean(x w g), dw = sum over rows of x s g."""
+        (g,), (x, w, scale) = grads, ctx.saved_tensors
+        wants_x, wants_w, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # The backward pass is itself differentiated.
+            learning = [t for t, wants in ((x, wants_x), (w, wants_w)) if wants]
+            y = functional.rms_norm(x, w.shape, w, ctx.eps)
+            found = iter(torch.autograd.grad(y, learning, g, create_graph=True))
+            return next(found) if wants_x else None, next(found) if wants_w else None, None
+        products = (g * x).reshape(-1, x.shape[-1])
+        of_w = scale.reshape(1, -1).mm(products).squeeze(0) if wants_w else None
+        if not wants_x:
+            return None, of_w, None
+        pull = products.mv(w).reshape(scale.shape).mul_(scale.pow(3)).div_(-x.shape[-1])
+        of_x = torch.mul(g, w, out=products.view(x.shape)).mul_(scale).addcmul_(x, pull)
+        return of_x, of_w, None

@@ -1,0 +1,42 @@
+"""The embedding whose table is also the head: its gradient is added to that of the head in place.
+
+By itself PyTorch makes a second gradient as large as the table, of zeros but for a batch's few rows, and sums both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .products import by_hand
+
+
+def tied_embedding(ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows of `table` [V,C] for ids [...], the table as the head must take it)."""
+    if table.device.type != "cpu" or not by_hand(table):
+        return functional.embedding(ids, table), table
+    return _Tied.apply(ids, table)
+
+
+class _Tied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(ids)
+        ctx.set_materialize_grads(False)
+        ctx.shape = table.shape
+        return functional.embedding(ids, table), table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[None, torch.Tensor | None]:
+        of_rows, of_table = grads
+        (ids,) = ctx.saved_tensors
+        if of_rows is None:
+            return None, of_table
+        if of_table is None:
+            of_table = of_rows.new_zeros(ctx.shape)
+        rows = of_rows.reshape(-1, ctx.shape[1]).to(of_table.dtype)
+        if torch.is_grad_enabled():  # The backward pass is itself differentiated.
+            return None, of_table.index_add(0, ids.reshape(-1), rows)
+        return None, of_table.index_add_(0, ids.reshape(-1), rows)
