@@ -1,4 +1,4 @@
-"""RMS norm with a gradient in few passes where PyTorch has no kernel for it: on the CPU it is a dozen ops, each kept."""
+"""RMS norm with a gradient in few passes on the CPU, where PyTorch has no kernel and makes and keeps a dozen tensors."""
 
 from __future__ import annotations
 

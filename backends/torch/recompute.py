@@ -278,12 +278,15 @@ def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
     """
     inner = getattr(module, "module", module)  # What DistributedDataParallel wraps.
     forward, plan = torch.compile(module, **options), getattr(inner, "plan", None)
-    if plan is None or not plan.recomputed:
-        return forward
-    share = plan.bytes_after / plan.bytes_before
+    settings: dict[str, Any] = {}
+    if plan is not None and plan.recomputed:
+        settings["activation_memory_budget"] = plan.bytes_after / plan.bytes_before
+    elif all(p.device.type == "cpu" for p in inner.parameters()):
+        # An activation is made again also where a product reads it, as the uncompiled module does.
+        settings["ban_recompute_materialized_backward"] = False
 
     def within(*args: Any, **kwargs: Any) -> Any:
-        with torch._functorch.config.patch(activation_memory_budget=share):
+        with torch._functorch.config.patch(**settings):
             return forward(*args, **kwargs)
 
-    return within
+    return within if settings else forward

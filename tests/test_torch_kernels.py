@@ -1,0 +1,176 @@
+"""Steps with gradients of our own: activation with linear layer, RMS norm, tied embedding; against PyTorch's parts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from monograph.backends.torch import to_torch
+from monograph.backends.torch.feed_forward import activated_linear
+from monograph.backends.torch.norm import rms_norm
+from monograph.backends.torch.tied import tied_embedding
+from monograph.ir.ops.feed_forward import ACTIVATIONS
+from recompute_models import batch, training_graph
+from torch.nn import functional
+
+pytestmark = pytest.mark.slow
+
+PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "relu": torch.relu,
+}
+
+
+def operands(up: bool, b: bool, transposed: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor | None]:
+    """x [3,5,8], w, up or None, b or None, all with gradients."""
+    torch.manual_seed(1)
+    shapes = [(3, 5, 8), (8, 6) if transposed else (6, 8), (3, 5, 8) if up else None, (6,) if b else None]
+    return [None if s is None else (2 * torch.randn(s, dtype=dtype)).requires_grad_() for s in shapes]
+
+
+def gradients(y: torch.Tensor, leaves: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return list(torch.autograd.grad((y * weights).sum(), [t for t in leaves if t is not None]))
+
+
+def by_parts(
+    x: torch.Tensor, w: torch.Tensor, up: torch.Tensor | None, b: torch.Tensor | None, activation: str, transposed: bool
+) -> torch.Tensor:
+    y = PLAIN[activation](x)
+    return functional.linear(y if up is None else y * up, w.t() if transposed else w, b)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("up", "b", "transposed", "static"), list(itertools.product([False, True], repeat=4)))
+def test_activated_linear(activation: str, up: bool, b: bool, transposed: bool, static: bool) -> None:
+    given = operands(up, b, transposed)
+    found = activated_linear(*given, activation=activation, transposed=transposed, static=static)
+    expected = by_parts(*given, activation, transposed)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for ours, right in zip(gradients(found, given), gradients(expected, given), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("up", [False, True])
+def test_gradients_of_gradients(activation: str, up: bool) -> None:
+    given = operands(up, True, False)
+    present = [t for t in given if t is not None]
+
+    def function(*leaves: torch.Tensor) -> torch.Tensor:
+        x, w, *rest = leaves
+        return activated_linear(x, w, rest[0] if up else None, rest[-1], activation=activation)
+
+    assert torch.autograd.gradgradcheck(function, present)
+
+
+def test_chunks_of_any_size_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last chunk that is not full, and an input that does not lie together."""
+    x, w, up, _ = operands(True, False, False)
+    turned = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    expected = by_parts(x, w, up, None, "gelu_tanh", False)
+    right = gradients(expected, [x, w, up])
+    monkeypatch.setattr("monograph.backends.torch.feed_forward.CHUNK_ELEMENTS", 7)
+    for given in ([x, w, up], [turned, w, up]):
+        found = activated_linear(*given, activation="gelu_tanh")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        for ours, theirs in zip(gradients(found, given), right, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_only_the_gradients_that_are_wanted() -> None:
+    x, w, up, b = operands(True, True, False)
+    right = gradients(by_parts(x, w, up, b, "silu", False), [x, w, up, b])
+    for wanted in itertools.product([False, True], repeat=4):
+        if not any(wanted):
+            continue
+        given = [t.detach().requires_grad_(wants) for t, wants in zip((x, w, up, b), wanted, strict=True)]
+        found = gradients(activated_linear(*given, activation="silu"), [t for t in given if t.requires_grad])
+        for ours, expected in zip(found, itertools.compress(right, wanted), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_far_from_zero() -> None:
+    x = torch.tensor([-1e4, -30.0, -9.0, 0.0, 9.0, 30.0, 1e4], requires_grad=True)
+    y = activated_linear(x[None], torch.eye(7), activation="gelu_tanh")
+    y.sum().backward()
+    torch.testing.assert_close(y[0], functional.gelu(x.detach(), approximate="tanh"), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 0, 0, 0.5, 1, 1, 1]), rtol=1e-5, atol=1e-5)
+
+
+def test_keeps_only_what_goes_in() -> None:
+    x, w, up, _ = operands(True, False, False)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        activated_linear(x, w, up, activation="silu")
+    assert {t.data_ptr() for t in kept} == {x.data_ptr(), w.data_ptr(), up.data_ptr()}
+
+
+def test_autocast_computes_in_its_dtype() -> None:
+    given = operands(False, True, False, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = activated_linear(*given, activation="silu"), by_parts(*given, "silu", False)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    for leaf, ours in zip([t for t in given if t is not None], gradients(found, given), strict=True):
+        assert ours.dtype == leaf.dtype == torch.float32
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
+def test_compiled(activation: str) -> None:
+    given = operands(activation == "silu", True, False, torch.float32)
+    compiled = torch.compile(lambda *t: activated_linear(*t, activation=activation, static=True), fullgraph=True)
+    found, expected = compiled(*given), by_parts(*given, activation, False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for ours, right in zip(gradients(found, given), gradients(expected, given), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_rms_norm(wanted: tuple[bool, bool]) -> None:
+    torch.manual_seed(2)
+    x, w = torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    leaves = [t.requires_grad_(wants) for t, wants in zip((x, w), wanted, strict=True)]
+    learning = [t for t in leaves if t.requires_grad]
+    found, expected = rms_norm(x, w, eps=1e-3), functional.rms_norm(x, (8,), w, 1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    for ours, right in zip(gradients(found, learning), gradients(expected, learning), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(lambda *_: rms_norm(x, w, eps=1e-3), learning)
+
+
+@pytest.mark.parametrize("learning", [(True, True), (True, False), (False, True), (False, False)])
+def test_tied_embedding(learning: tuple[bool, bool]) -> None:
+    """The gradient is the sum of both uses, whichever of them the loss reads, and accumulates."""
+    table, ids = torch.randn(7, 4, dtype=torch.float64).requires_grad_(), torch.tensor([[1, 3, 3], [0, 6, 1]])
+    weights = torch.linspace(-1, 1, 42, dtype=torch.float64).reshape(2, 3, 7)
+
+    def loss(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        logits = torch.tanh(x if learning[0] else x.detach()) @ (head if learning[1] else head.detach()).t()
+        return (logits * weights).sum() + 0 * table.sum()
+
+    found = loss(*tied_embedding(ids, table))
+    expected = loss(functional.embedding(ids, table), table)
+    torch.testing.assert_close(found, expected)
+    (right,) = torch.autograd.grad(expected, table)
+    found.backward()
+    loss(*tied_embedding(ids, table)).backward()
+    torch.testing.assert_close(table.grad, 2 * right, rtol=1e-12, atol=1e-12)
+
+
+def test_the_module_ties_only_where_the_loss_is_all_there_is() -> None:
+    graph = training_graph("llama", tied=True)
+    inputs, alone = batch(graph), to_torch(graph, static=True)
+    plain = to_torch(graph)
+    assert "tied_embedding" in alone.code and "tied_embedding" not in plain.code
+    for module in (alone, plain):
+        for _ in range(2):
+            module(**inputs)["loss"].backward()
+    for (name, ours), right in zip(alone.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, right.grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    graph.output("hidden", next(n for n in graph if n.op.name == "embedding").output)
+    assert "tied_embedding" not in to_torch(graph, static=True).code
