@@ -24,7 +24,7 @@ from monograph.machine import cores, measure
 from monograph.training.corpus import Corpus, python_topics
 from monograph.training.loss import with_loss
 from report import WORK, Row, parser, publish
-from training_worker import BATCH, CORPUS, LENGTH, SIZES, model_of
+from training_worker import CORPUS, LOADS, WARMUP, model_of
 
 CONTENDERS = {"gpt2": ("plain PyTorch", "transformers", "Monograph"), "llama": ("transformers", "Monograph")}
 LOSSES = 100
@@ -62,11 +62,11 @@ class Contender:
 
 
 @contextlib.contextmanager
-def started(family: str, size: str, mode: str, threads: int) -> Iterator[list[Contender]]:
+def started(family: str, load: str, mode: str, threads: int) -> Iterator[list[Contender]]:
     found: list[Contender] = []
     try:
         for name in CONTENDERS[family]:
-            command = [sys.executable, str(WORKER), name, family, size, mode, str(threads)]
+            command = [sys.executable, str(WORKER), name, family, load, mode, str(threads)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             found.append(Contender(name, process))
             found[-1].before = found[-1].answer()["before"]
@@ -78,8 +78,8 @@ def started(family: str, size: str, mode: str, threads: int) -> Iterator[list[Co
             contender.process.wait()
 
 
-def compare(family: str, size: str, mode: str, threads: int, rounds: int) -> list[Contender]:
-    with started(family, size, mode, threads) as contenders:
+def compare(family: str, load: str, mode: str, threads: int, rounds: int) -> list[Contender]:
+    with started(family, load, mode, threads) as contenders:
         for number in range(rounds):
             # The order turns, so that none always follows the same one.
             for i in range(len(contenders)):
@@ -87,20 +87,21 @@ def compare(family: str, size: str, mode: str, threads: int, rounds: int) -> lis
     return contenders
 
 
-def table(family: str, size: str, mode: str, part: dict[str, Any], peak: float) -> list[Row]:
+def table(family: str, name: str, mode: str, part: dict[str, Any], peak: float) -> list[Row]:
     """One row a contender; ratios are against the best of the others."""
-    graph = with_loss(model_of(family, size).graph())
-    flops = 3 * at(flops_of(graph), {"B": BATCH[size], "S": LENGTH[size]})
+    load = LOADS[name]
+    graph = with_loss(model_of(family, load.size).graph())
+    flops = 3 * at(flops_of(graph), {"B": load.batch, "S": load.length})
     found: dict[str, dict[str, Any]] = part["contenders"]
     times = {name: statistics.median(c["seconds"]) for name, c in found.items()}
     needs = {name: c["peak"] - c["before"] for name, c in found.items()}
     others = [name for name in found if name != "Monograph"]
     return [
         {
-            "model": f"{family} {size}",
+            "model": f"{family} {load}",
             "mode": mode,
             "trained by": name,
-            "tokens/s": BATCH[size] * LENGTH[size] / times[name],
+            "tokens/s": load.batch * load.length / times[name],
             "times the best other": min(times[o] for o in others) / times[name],
             "of fp32 limit (%)": 100 * flops / times[name] / peak,
             "peak (MB)": c["peak"] / 1e6,
@@ -119,12 +120,12 @@ def largest_difference(losses: list[float], others: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(losses[:LOSSES], others[:LOSSES], strict=False))
 
 
-def measured(family: str, size: str, mode: str, threads: int, rounds: int, again: bool) -> dict[str, Any]:
+def measured(family: str, load: str, mode: str, threads: int, rounds: int, again: bool) -> dict[str, Any]:
     """What the contenders of one part did, from its file if it is there."""
-    path = PARTS / f"{family}-{size}-{mode}.json"
+    path = PARTS / f"{family}-{load}-{mode}.json"
     if again or not path.exists():
         limit = measure(threads)
-        found = compare(family, size, mode, threads, rounds)
+        found = compare(family, load, mode, threads, rounds)
         keep = ("seconds", "losses", "peak", "before")
         part = {
             "threads": threads,
@@ -138,30 +139,29 @@ def measured(family: str, size: str, mode: str, threads: int, rounds: int, again
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    options.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
     options.add_argument("--families", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     options.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
-    options.add_argument("--rounds", type=int, default=LOSSES - 2, help="steps of each contender (compiled: a fifth)")
+    options.add_argument("--rounds", type=int, help="steps of each contender, instead of what its load says")
     options.add_argument("--threads", type=int, default=cores())
     options.add_argument("--again", action="store_true", help="measure also what has been measured")
     given = options.parse_args()
     if not (CORPUS / "corpus.json").exists():
         Corpus.of(python_topics(), vocab=8192, folder=CORPUS)
     parts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for key in itertools.product(given.sizes, given.modes, given.families):
-        size, mode, family = key
-        rounds = given.rounds if mode == "eager" else max(given.rounds // 5, 5)
-        with working(f"{family} {size} {mode}: {rounds} rounds"):
-            parts[key] = measured(family, size, mode, given.threads, rounds, given.again)
+    for key in itertools.product(given.loads, given.modes, given.families):
+        load, mode, family = key
+        rounds = given.rounds or LOADS[load].rounds[mode == "compiled"]
+        with working(f"{family} {LOADS[load]} {mode}: {rounds} rounds"):
+            parts[key] = measured(family, load, mode, given.threads, rounds, given.again)
     limit = max(part["limit"] for part in parts.values())
-    rows = [row for (size, mode, family), part in parts.items() for row in table(family, size, mode, part, limit)]
+    rows = [row for (load, mode, family), part in parts.items() for row in table(family, load, mode, part, limit)]
     threads = ", ".join(sorted({str(part["threads"]) for part in parts.values()}))
     note = (
-        f"float32, threads: {threads}; {BATCH['10M']} x {LENGTH['10M']} tokens (10M) and "
-        f"{BATCH['135M']} x {LENGTH['135M']} (135M) a step, medians of interleaved steps. "
-        f"Limit: {limit / 1e9:.0f} GFLOP/s, the best product of two matrices. Peak: of resident memory; of the run: "
-        "without what was resident once the libraries were imported. "
-        f"Losses: largest difference over {LOSSES} steps (or as many as there were)."
+        f"float32, threads: {threads}; medians of interleaved steps. Limit: {limit / 1e9:.0f} GFLOP/s, the best "
+        "product of two matrices. Peak: of resident memory; of the run: without what was resident once the libraries "
+        f"were imported. Losses: largest difference over {LOSSES} steps (or as many as there were), while the learning "
+        f"rate rises over {WARMUP}."
     )
     details = {" ".join(key): part for key, part in parts.items()}
     publish("training_speed", rows, note=note, only_print=given.no_publish, details=details)

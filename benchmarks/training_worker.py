@@ -1,4 +1,4 @@
-"""One contender of training_speed.py in a process of its own: training_worker.py WHO FAMILY SIZE MODE THREADS.
+"""One contender of training_speed.py in a process of its own: training_worker.py WHO FAMILY LOAD MODE THREADS.
 
 MODE is eager or compiled. Reads lines from stdin: `steps N` does N steps and answers with a line of JSON: their losses
 and seconds, and the peak of resident memory meanwhile. All contenders start from the same weights and read the same
@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,43 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Settings of the families; 135M: GPT-2's width with 14 layers, and the shape of SmolLM2."""
-BATCH, LENGTH = {"10M": 8, "135M": 1}, {"10M": 256, "135M": 128}
-RATE, STEPS = 3e-4, 1000
+
+
+@dataclass(frozen=True)
+class Load:
+    """A size and the tokens of a step. rounds: steps that are measured, eager and compiled."""
+
+    size: str
+    batch: int
+    length: int
+    rounds: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.batch} x {self.length}"
+
+
+LOADS = {
+    "10M": Load("10M", 8, 256, (98, 19)),
+    "135M-short": Load("135M", 1, 128, (98, 19)),
+    "135M": Load("135M", 8, 256, (4, 3)),
+}
+"""What is measured: the larger models once with the same batch, and for losses over many steps with a short one."""
+RATE, STEPS, WARMUP = 3e-4, 1000, 100
 CORPUS = WORK / "training-corpus"
 
 Step = Callable[[dict[str, torch.Tensor]], float]
 
 
-def settings(size: str, compiled: bool) -> Settings:
+def settings(load: Load, compiled: bool) -> Settings:
     return Settings(
-        steps=STEPS, batch=BATCH[size], length=LENGTH[size], learning_rate=RATE, schedule="constant", warmup=0,
+        steps=STEPS, batch=load.batch, length=load.length, learning_rate=RATE, schedule="constant", warmup=WARMUP,
         compile=compiled, device="cpu",
     )  # fmt: skip
+
+
+def rate(step: int) -> float:
+    """It rises in a straight line over the first steps, as in nanoGPT; step counts from 0."""
+    return RATE * min(1.0, (step + 1) / WARMUP)
 
 
 def model_of(family: str, size: str) -> Model:
@@ -58,31 +84,31 @@ def model_of(family: str, size: str) -> Model:
     return made
 
 
-def monograph(family: str, size: str, compiled: bool) -> Callable[[dict[str, Any]], float]:
+def monograph(family: str, load: Load, compiled: bool) -> Callable[[dict[str, Any]], float]:
     """The training loop's own step."""
-    run = Run(model_of(family, size), Corpus.open(CORPUS), settings(size, compiled), None)
+    run = Run(model_of(family, load.size), Corpus.open(CORPUS), settings(load, compiled), None)
 
     def step(batch: dict[str, Any]) -> float:
-        loss, _ = run.step(batch, RATE)
+        loss, _ = run.step(batch, rate(run.done))
         run.done += 1
         return loss
 
     return step
 
 
-def plain(family: str, size: str, compiled: bool) -> Callable[[dict[str, Any]], float]:
+def plain(family: str, load: Load, compiled: bool) -> Callable[[dict[str, Any]], float]:
     from plain_gpt2 import PlainGPT2
 
-    c = SIZES[size][family]
+    c = SIZES[load.size][family]
     module = PlainGPT2(c["vocab"], c["dim"], c["heads"], c["layers"], c["max_positions"])
-    module.load(tensors(model_of(family, size)))
-    return by_hand(module, compiled, lambda forward, given: forward(given["input_ids"], given["labels"]))
+    module.load(tensors(model_of(family, load.size)))
+    return by_hand(module, load, compiled, lambda forward, given: forward(given["input_ids"], given["labels"]))
 
 
-def transformers(family: str, size: str, compiled: bool) -> Callable[[dict[str, Any]], float]:
+def transformers(family: str, load: Load, compiled: bool) -> Callable[[dict[str, Any]], float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = model_of(family, size)
+    model = model_of(family, load.size)
     config = AutoConfig.for_model(family, **{**model.config.to_dict(), "attn_pdrop": 0.0})
     module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     missing, unexpected = module.load_state_dict(tensors(model), strict=False)
@@ -94,7 +120,7 @@ def transformers(family: str, size: str, compiled: bool) -> Callable[[dict[str, 
         labels = given["labels"]
         return forward(input_ids=given["input_ids"], labels=labels, shift_labels=labels, use_cache=False).loss
 
-    return by_hand(module, compiled, loss)
+    return by_hand(module, load, compiled, loss)
 
 
 def tensors(model: Model) -> dict[str, torch.Tensor]:
@@ -102,9 +128,11 @@ def tensors(model: Model) -> dict[str, torch.Tensor]:
     return {k: torch.from_numpy(t.numpy().copy()) for k, t in model.weights.items()}
 
 
-def by_hand(module: Any, compiled: bool, loss_of: Callable[..., torch.Tensor]) -> Callable[[dict[str, Any]], float]:
+def by_hand(
+    module: Any, load: Load, compiled: bool, loss_of: Callable[..., torch.Tensor]
+) -> Callable[[dict[str, Any]], float]:
     """A step as people write it: AdamW (fused), decay on matrices, gradients clipped to norm 1."""
-    s = settings("10M", compiled)
+    s, done = settings(load, compiled), itertools.count()
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     rest = [p for p in module.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -113,6 +141,9 @@ def by_hand(module: Any, compiled: bool, loss_of: Callable[..., torch.Tensor]) -
     module.train()
 
     def step(batch: dict[str, Any]) -> float:
+        now = rate(next(done))
+        for group in optimizer.param_groups:
+            group["lr"] = now
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(forward, to_inputs({k: batch[k] for k in ("input_ids", "labels")}))
         loss.backward()
@@ -147,13 +178,14 @@ def load_libraries(who: str) -> None:
 
 
 def main() -> None:
-    who, family, size, mode = sys.argv[1:5]
+    who, family, name, mode = sys.argv[1:5]
+    load = LOADS[name]
     torch.set_num_threads(int(sys.argv[5]))
     load_libraries(who)
     maker = MAKERS[who]
     before = resident_memory()
-    step = maker(family, size, mode == "compiled")
-    batches = Corpus.open(CORPUS).batches(BATCH[size], LENGTH[size])
+    step = maker(family, load, mode == "compiled")
+    batches = Corpus.open(CORPUS).batches(load.batch, load.length)
     print(json.dumps({"before": before}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measured(step, batches, int(line.split()[1]))), flush=True)

@@ -1,4 +1,4 @@
-"""RMS norm with a gradient in few passes on the CPU, where PyTorch has no kernel and makes and keeps a dozen tensors."""
+"""RMS norm with a gradient in few passes on the CPU, where PyTorch has no kernel and keeps what each part needs."""
 
 from __future__ import annotations
 
