@@ -182,7 +182,8 @@ def value(x: torch.Tensor, activation: str) -> torch.Tensor:
         return functional.silu(x)
     if _by_sigmoid(x, activation):
         return _gate(x).mul_(x)
-    if activation == "gelu_tanh" and torch.compiler.is_compiling() and x.device.type == "cpu":
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if activation == "gelu_tanh" and compiling and _wide_on_cpu(x):
         return x * torch.sigmoid(x * (_BEND * x * x + _SLOPE))  # Here too, and the compiler fuses it.
     return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
@@ -203,8 +204,11 @@ def value_and_gradient(grad: torch.Tensor, x: torch.Tensor, activation: str) -> 
 
 
 def _by_sigmoid(x: torch.Tensor, activation: str) -> bool:
-    wide = x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
-    return activation == "gelu_tanh" and wide and not torch.is_grad_enabled()
+    return activation == "gelu_tanh" and _wide_on_cpu(x) and not torch.is_grad_enabled()
+
+
+def _wide_on_cpu(x: torch.Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
 
 
 def _gate(x: torch.Tensor) -> torch.Tensor:
