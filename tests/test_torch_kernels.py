@@ -130,6 +130,14 @@ def test_compiled(activation: str) -> None:
         torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("learning", [False, True])
+def test_an_exported_module_keeps_its_gelu(learning: bool) -> None:
+    graph = training_graph("gpt2", dropout=0.0, embedding_dropout=0.0)
+    with torch.set_grad_enabled(learning):
+        exported = torch.export.export(to_torch(graph), (), kwargs=batch(graph))
+    assert [str(n.target) for n in exported.graph.nodes].count("aten.gelu.default") == 3
+
+
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 def test_rms_norm(wanted: tuple[bool, bool]) -> None:
     torch.manual_seed(2)

@@ -182,8 +182,7 @@ def value(x: torch.Tensor, activation: str) -> torch.Tensor:
         return functional.silu(x)
     if _by_sigmoid(x, activation):
         return _gate(x).mul_(x)
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if activation == "gelu_tanh" and compiling and _wide_on_cpu(x):
+    if activation == "gelu_tanh" and _wide_on_cpu(x) and torch.compiler.is_compiling():
         return x * torch.sigmoid(x * (_BEND * x * x + _SLOPE))  # Here too, and the compiler fuses it.
     return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
@@ -208,7 +207,8 @@ def _by_sigmoid(x: torch.Tensor, activation: str) -> bool:
 
 
 def _wide_on_cpu(x: torch.Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+    wide = x.dtype in (torch.float32, torch.float64)
+    return wide and x.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def _gate(x: torch.Tensor) -> torch.Tensor:
