@@ -22,6 +22,7 @@ from ..passes.separate import separate_documents
 from .average import Average
 from .evaluate import Evaluation
 from .keeping import Keeping
+from .lock import held
 from .log import Log
 from .loss import with_loss
 from .memory import budget
@@ -63,8 +64,9 @@ def train(
 
     Several processes (of `torchrun`, or of a process group that is there) all call it alike and get the same model;
     the first one logs and writes. SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings
-    that cannot be, and TrainingError when loss or gradient stop being finite, the disk is full, a signal came or
-    another process was lost; the last good weights are in `folder`, and in the error's `model`.
+    that cannot be and for a folder that another run is in, and TrainingError when loss or gradient stop being finite,
+    the disk is full, a signal came or another process was lost; the last good weights are in `folder`, and in the
+    error's `model`.
     """
     run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe)
@@ -83,6 +85,7 @@ def drive(
     with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
         note = display.note if run.world.first else _silent
         stack.callback(run.world.close)
+        _lock(run, stack, note)
         stack.enter_context(_heard(run))
         run.begin(resume, note)
         if shown:
@@ -98,6 +101,14 @@ def drive(
 
 def _silent(text: str) -> None:
     pass
+
+
+def _lock(run: Run, stack: contextlib.ExitStack, note: Callable[[str], None]) -> None:
+    """The first process holds the folder for all until the stack ends, after what an error still writes there."""
+    folder = run.folder
+    if folder is not None:
+        with _heard(run):
+            run.world.told(lambda: stack.enter_context(held(folder, note)))
 
 
 @contextlib.contextmanager
