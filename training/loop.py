@@ -34,7 +34,7 @@ from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
 from .speed import Arithmetic
 from .spread import Spread, unread
 from .state import fingerprint, seeded
-from .world import World, is_lost
+from .world import World, is_lost, left_on_error
 
 _LEAST_SCALE = 2.0**-14
 """Of the loss in f16: below, something other than its range is wrong."""
@@ -68,7 +68,8 @@ def train(
     the disk is full, a signal came or another process was lost; the last good weights are in `folder`, and in the
     error's `model`.
     """
-    run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
+    with left_on_error():
+        run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe)
 
 
