@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,3 +50,10 @@ def test_a_folder_that_another_run_is_in_is_refused_by_all(ranks: Ranks, tmp_pat
     assert list(tmp_path.iterdir()) == []
     ranks.run(2, run, folder=tmp_path, steps=2)
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("settings", [{"strategy": "fsdp"}, {"tensor": 2}])
+def test_a_memory_budget_needs_whole_layers(ranks: Ranks, settings: dict[str, Any]) -> None:
+    for found in ranks.each(2, run, steps=1, memory=100, **settings):
+        assert isinstance(found, Failure) and found.kind == "ConfigError"
+        assert found.text == "memory goes with one process or with strategy ddp, whose processes hold whole layers"

@@ -359,6 +359,7 @@ def test_a_run_with_less_memory_has_the_same_losses(
     corpus = Corpus.of(TEXT, vocab=300)
     expected = losses(corpus, "gpt2", steps=5)
     assert losses(corpus, "gpt2", steps=5, memory=1) == expected
+    assert losses(corpus, "gpt2", steps=5, memory=1, strategy="fsdp") == expected, "alone nothing is shared"
     halves = []
     for steps, resume in ((5, False), (5, True)):
         stop = StopAfter(3 if not resume else 99)

@@ -171,7 +171,8 @@ class Run(Keeping):
         s = self.settings
         frozen = [name for name in graph.params if not self.trains(name)]
         rows = self.rows * s.batch // (s.accumulate * self.world.data)
-        module = self.spread.build(graph, self.weights, static=self.static, **budget(graph, s, rows, frozen))
+        kept = budget(graph, s, rows, frozen, shared=self.world.sharded or self.world.tensor > 1)
+        module = self.spread.build(graph, self.weights, static=self.static, **kept)
         idle = unread(module)
         for name, p in module.named_parameters():
             p.requires_grad_(self.trains(name) and name not in idle)
