@@ -267,7 +267,9 @@ def test_nothing_stays_after_the_backward_pass() -> None:
         gradient = [p.grad for p in module.parameters() if p.grad is not None]
         assert held.bytes(*module.parameters(), *gradient, *module.buffers(), *inputs.values()) <= SLACK
     twice = copy.deepcopy(module)
-    assert gradients(twice, inputs)[0] == gradients(module, inputs)[0]
+    expected, found = gradients(module, inputs), gradients(twice, inputs)
+    assert found[0] == expected[0] and all(torch.equal(found[1][k], g) for k, g in expected[1].items())
+    assert module.plan is not None and twice.plan == module.plan
 
 
 def test_without_gradients_and_in_evaluation_mode_values_are_the_same() -> None:
