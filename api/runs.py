@@ -207,9 +207,9 @@ def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: st
 
     masked = {"share": data.mask, "whole_word": data.whole_word}
     if data.kind == "shards" and task == "masked-lm":
-        return Masked.open(_only(paths), **masked)
+        return Masked.open(_only(paths), given, **masked)
     if data.kind == "shards":
-        return Dataset.open(_only(paths), documents=data.documents)
+        return Dataset.open(_only(paths), given, documents=data.documents)
     texts = [python_topics() if p == PYTHON else read_text(p) for p in data.paths]
     if task == "masked-lm":
         with placed(data.paths):

@@ -25,7 +25,7 @@ from .distill import distillation_loss
 from .dpo import Preferences, dpo_loss, log_probabilities
 from .loop import Metrics, Run, drive
 from .settings import Settings
-from .source import Batch, check_fit, split_rows
+from .source import Batch, check_fit, check_tokenizer, split_rows
 from .world import left_on_error
 
 RATES = {"full": 2e-5, "lora": 2e-4, "dpo": 1e-6, "dpo lora": 2e-5}
@@ -295,6 +295,7 @@ class Distill(FineTune):
     ) -> None:
         _check_pair(model, teacher)
         check_fit(teacher, data, settings.length)
+        check_tokenizer(teacher.tokenizer, data.tokenizer, whose="the teacher's")
         self.temperature, self.hard = temperature, hard
         super().__init__(model, data, settings, folder, lora, metrics=metrics)
         self.teacher = self.frozen(teacher)
