@@ -33,7 +33,7 @@ from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
 from .speed import Arithmetic
 from .spread import Spread, unread
-from .state import fingerprint, seeded
+from .state import digest_of, fingerprint, seeded
 from .world import World, is_lost, left_on_error
 
 _LEAST_SCALE = 2.0**-14
@@ -157,7 +157,7 @@ class Run(Keeping):
         self.evaluation = Evaluation(self, metrics)
         self.done = self.updates = self.kept = 0
         self.good, self.safe = self.trained(self.weights), ""
-        self.data = fingerprint(source, settings)
+        self.data, self.digest = fingerprint(source, settings), "" if folder is None else digest_of(source)
         self.log: Log | None = None
         self.stop = Stop()
 
