@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from .training import finetune as tuning
 from .training.adapters import Lora
 from .training.checkpoint import CHECKPOINTS
 from .training.finetune import Tuned
+from .training.lock import held
 from .training.loop import train
 from .training.progress import Step
 from .training.recipe import MOST_ENTRIES, PYTHON, DataRecipe, Recipe, targets_of
@@ -69,6 +71,14 @@ def follow(
     observe: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
     """Train as a recipe says into `folder`, which also gets the recipe with every default. Raises as `train` does."""
+    # Before hours of reading data; of several processes the first one learns it where it can tell the others.
+    with held(folder) if size_here() == 1 else contextlib.nullcontext():
+        return _follow(recipe, folder, resume, progress, tensorboard, observe)
+
+
+def _follow(
+    recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard: bool, observe: Callable[[Step], None]
+) -> Trained:
     begin = time.perf_counter()
     if resume:
         recipe.check_same(folder)
@@ -197,9 +207,9 @@ def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: st
 
     masked = {"share": data.mask, "whole_word": data.whole_word}
     if data.kind == "shards" and task == "masked-lm":
-        return Masked.open(_only(paths), **masked)
+        return Masked.open(_only(paths), given, **masked)
     if data.kind == "shards":
-        return Dataset.open(_only(paths), documents=data.documents)
+        return Dataset.open(_only(paths), given, documents=data.documents)
     texts = [python_topics() if p == PYTHON else read_text(p) for p in data.paths]
     if task == "masked-lm":
         with placed(data.paths):

@@ -90,6 +90,18 @@ class Tokenizer:
         """Ids run from 0 to size - 1, added tokens included."""
         return self.core.get_vocab_size(with_added_tokens=True)
 
+    def difference(self, other: Tokenizer) -> str:
+        """Why a text gets other ids from the other one; empty if it does not. What is put around texts is not asked."""
+        mine, theirs = (t.core.get_vocab(with_added_tokens=True) for t in (self, other))
+        moved = sorted(t for t in mine.keys() | theirs.keys() if mine.get(t) != theirs.get(t))
+        if moved:
+            ids = " and ".join("none" if i is None else str(i) for i in (mine.get(moved[0]), theirs.get(moved[0])))
+            return f"{len(moved)} tokens have other ids, such as {moved[0]!r}: {ids}"
+        # The library does not read the last digit of a score back as it wrote it.
+        parts = [json.loads(t.core.to_str(), parse_float=lambda x: f"{float(x):.9g}") for t in (self, other)]
+        wrong = [k for k in ("normalizer", "pre_tokenizer", "model") if parts[0][k] != parts[1][k]]
+        return f"the ids are the same, but not how a text is cut ({', '.join(wrong)})" if wrong else ""
+
     def encode(self, text: str, pair: str | None = None, *, add_special: bool = True) -> list[int]:
         """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants.
 

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from monograph.backends.torch import to_inputs
 from monograph.frontends.dsl import Model, load_family
+from monograph.ir.errors import MonographError
 from monograph.ir.weights import Weights
 from monograph.training import sharded
 from monograph.training.adapters import Lora
 from monograph.training.corpus import Corpus
 from monograph.training.data import Dataset
+from monograph.training.dpo import Preferences
 from monograph.training.errors import TrainingError
-from monograph.training.finetune import distill, finetune
+from monograph.training.finetune import distill, dpo, finetune
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
@@ -210,6 +212,33 @@ def broken(**settings: Any) -> Any:
     corpus = Corpus.of(TEXT, vocab=300)
     source = Broken(**{f.name: getattr(corpus, f.name) for f in dataclasses.fields(corpus)})
     return train(tiny(), source, steps=20, **{**SETTINGS, "checkpoint_every": 2, **settings})
+
+
+def grouped(ports: list[int]) -> list[Any]:
+    """Runs that make their process group themselves, as under torchrun: what came of each, and whether it is left."""
+    torch.distributed.destroy_process_group()
+    model, corpus = tiny(), Corpus.of(TEXT, vocab=300)
+    model.weights = Weights.initialize(model.graph(), 5)
+    rows = [{"prompt": "Line 1: the cat", "chosen": " sat on mat 1", "rejected": " lay on mat 2"}] * 8
+    starts = [
+        lambda: train_once(tensor=2, config={"heads": 4, "kv_heads": 1}),
+        lambda: dpo(model, Preferences.of(corpus.tokenizer, rows), lora=LORA, strategy="fsdp", steps=1, **SETTINGS),
+        lambda: distill(tiny(), tiny(), corpus, steps=1, **SETTINGS),
+        lambda: run()["losses"],
+    ]
+    found: list[Any] = []
+    given = {"RANK": os.environ["RANK_OF_JOB"], "WORLD_SIZE": os.environ["SIZE_OF_JOB"], "MASTER_ADDR": "127.0.0.1"}
+    for start, port in zip(starts, ports, strict=True):
+        os.environ |= {**given, "MASTER_PORT": str(port)}
+        try:
+            found.append(start())
+        except MonographError as e:
+            found.append(f"{type(e).__name__}: {e}")
+        finally:
+            for name in (*given, "MASTER_PORT"):
+                del os.environ[name]
+        found.append(torch.distributed.is_initialized())
+    return found
 
 
 def adapted(stop: int = 0, lora: Lora = LORA, **settings: Any) -> dict[str, Any] | str:

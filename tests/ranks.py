@@ -110,5 +110,6 @@ def alone(store: str, rank: int, size: int, function: Callable[..., Any], args: 
     try:
         return function(*args, **kwargs)
     finally:
-        if not isinstance(sys.exc_info()[1], Die):
+        # A job may have left the group itself, to make another.
+        if not isinstance(sys.exc_info()[1], Die) and distributed.is_initialized():
             distributed.destroy_process_group()

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from click.testing import Result
-from monograph.cli import app
+from command_line import call
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import save_pretrained, with_head
 from monograph.frontends.load import load
@@ -29,7 +28,6 @@ from monograph.training.progress import Step
 from monograph.training.recipe import Recipe
 from monograph.training.settings import Settings
 from monograph.training.source import check_fit
-from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 
@@ -297,12 +295,6 @@ def test_parity_of_rows_counts_every_label() -> None:
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------
-
-
-def call(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result
 
 
 RECIPE = """

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from click.testing import Result
+from command_line import call
 from monograph.backends.torch import loss as chunked
 from monograph.backends.torch import to_inputs, to_torch
-from monograph.cli import app
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.load import load
 from monograph.inference.engine import Engine
@@ -30,7 +29,6 @@ from monograph.training.errors import CorpusError
 from monograph.training.loop import train
 from monograph.training.loss import with_loss
 from monograph.training.masked import Masked, choose, hide
-from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 
@@ -303,12 +301,6 @@ def test_transformers_reads_what_was_trained(data: Masked, tmp_path: Path) -> No
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------
-
-
-def call(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result
 
 
 RECIPE = """

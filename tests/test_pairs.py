@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
+from command_line import call
 from monograph.backends.torch import to_inputs, to_torch
-from monograph.cli import app
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, MonographError
@@ -27,7 +26,6 @@ from monograph.training.pairs import Pairs, hold_out
 from monograph.training.recipe import Recipe
 from monograph.training.rows import once, order
 from monograph.training.source import split_rows
-from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 
@@ -204,12 +202,6 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_computed_by_hand(name: str, smo
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result
 
 
 RECIPE = """

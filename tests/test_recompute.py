@@ -267,7 +267,9 @@ def test_nothing_stays_after_the_backward_pass() -> None:
         gradient = [p.grad for p in module.parameters() if p.grad is not None]
         assert held.bytes(*module.parameters(), *gradient, *module.buffers(), *inputs.values()) <= SLACK
     twice = copy.deepcopy(module)
-    assert gradients(twice, inputs)[0] == gradients(module, inputs)[0]
+    expected, found = gradients(module, inputs), gradients(twice, inputs)
+    assert found[0] == expected[0] and all(torch.equal(found[1][k], g) for k, g in expected[1].items())
+    assert module.plan is not None and twice.plan == module.plan
 
 
 def test_without_gradients_and_in_evaluation_mode_values_are_the_same() -> None:
@@ -359,6 +361,7 @@ def test_a_run_with_less_memory_has_the_same_losses(
     corpus = Corpus.of(TEXT, vocab=300)
     expected = losses(corpus, "gpt2", steps=5)
     assert losses(corpus, "gpt2", steps=5, memory=1) == expected
+    assert losses(corpus, "gpt2", steps=5, memory=1, strategy="fsdp") == expected, "alone nothing is shared"
     halves = []
     for steps, resume in ((5, False), (5, True)):
         stop = StopAfter(3 if not resume else 99)

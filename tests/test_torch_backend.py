@@ -11,7 +11,7 @@ from monograph.backends.torch import to_inputs, to_torch
 from monograph.backends.torch.attention import SDPA, AttentionToSDPA
 from monograph.backends.torch.lower import prepare
 from monograph.ir import OPS, Graph, Init, building, interpret, ops, parse, print_graph, tensor, verify
-from monograph.ir.errors import LoweringError
+from monograph.ir.errors import LoweringError, RuntimeInputError
 from monograph.ir.types import Dim, bf16, f32, f64
 from monograph.passes.pattern import apply_rewrites
 from op_cases import CASES, Case
@@ -190,8 +190,11 @@ def test_every_op_stays_on_the_device_of_its_inputs(case: Case) -> None:
 
 def test_a_deep_copy_computes_the_same_on_its_own_parameters() -> None:
     module, inputs = to_torch(small()), batch(2, 5)
-    other = copy.deepcopy(module)
+    other = copy.deepcopy(copy.deepcopy(module.eval()))
     assert torch.equal(other(**inputs)["logits"], module(**inputs)["logits"])
+    assert (other.training, other.plan) == (False, None)
+    with pytest.raises(RuntimeInputError, match="is missing"):
+        other(**{k: inputs[k] for k in list(inputs)[1:]})
     assert list(other.state_dict()) == list(module.state_dict())
     with torch.no_grad():
         module.get_parameter("model.embed.weight").zero_()

@@ -25,7 +25,8 @@ from .distill import distillation_loss
 from .dpo import Preferences, dpo_loss, log_probabilities
 from .loop import Metrics, Run, drive
 from .settings import Settings
-from .source import Batch, check_fit, split_rows
+from .source import Batch, check_fit, check_tokenizer, split_rows
+from .world import left_on_error
 
 RATES = {"full": 2e-5, "lora": 2e-4, "dpo": 1e-6, "dpo lora": 2e-5}
 """Learning rates at their peak where none is given."""
@@ -105,7 +106,8 @@ def _run(
     shown = {k: settings.pop(k) for k in ("resume", "progress", "tensorboard", "observe") if k in settings}
     name = rate if lora is None else "dpo lora" if rate == "dpo" else "lora"
     folder = None if folder is None else Path(folder)
-    run = kind(model, data, plan(name, **settings), folder, lora, metrics=metrics, **objective)
+    with left_on_error():
+        run = kind(model, data, plan(name, **settings), folder, lora, metrics=metrics, **objective)
     return Tuned(drive(run, **shown), run.adapter)
 
 
@@ -293,6 +295,7 @@ class Distill(FineTune):
     ) -> None:
         _check_pair(model, teacher)
         check_fit(teacher, data, settings.length)
+        check_tokenizer(teacher.tokenizer, data.tokenizer, whose="the teacher's")
         self.temperature, self.hard = temperature, hard
         super().__init__(model, data, settings, folder, lora, metrics=metrics)
         self.teacher = self.frozen(teacher)

@@ -56,6 +56,7 @@ class Keeping:
     kept: int
     safe: str
     data: str
+    digest: str
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
@@ -126,6 +127,7 @@ class Keeping:
             "updates": self.updates,
             "kept": self.kept,
             "data": self.data,
+            "digest": self.digest,
             "settings": self.settings.course(),
             "evaluation": self.evaluation.state(),
             **({"scaler": scaler} if scaler else {}),
@@ -220,7 +222,7 @@ class Keeping:
         assert self.folder is not None
         folder = self.folder
         found = self.world.told(lambda: checkpoints.latest(folder, note))
-        check_course(found, self.settings, self.data)
+        check_course(found, self.settings, self.data, self.digest)
         if self.world.alone:
             load_state(self.module, self.weights | self.read_weights(found))
             load_optimizer(found, self.module, self.optimizer, self.average)

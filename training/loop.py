@@ -22,6 +22,7 @@ from ..passes.separate import separate_documents
 from .average import Average
 from .evaluate import Evaluation
 from .keeping import Keeping
+from .lock import held
 from .log import Log
 from .loss import with_loss
 from .memory import budget
@@ -32,8 +33,8 @@ from .signals import Stop, stoppable
 from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
 from .speed import Arithmetic
 from .spread import Spread, unread
-from .state import fingerprint, seeded
-from .world import World, is_lost
+from .state import digest_of, fingerprint, seeded
+from .world import World, is_lost, left_on_error
 
 _LEAST_SCALE = 2.0**-14
 """Of the loss in f16: below, something other than its range is wrong."""
@@ -63,10 +64,12 @@ def train(
 
     Several processes (of `torchrun`, or of a process group that is there) all call it alike and get the same model;
     the first one logs and writes. SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings
-    that cannot be, and TrainingError when loss or gradient stop being finite, the disk is full, a signal came or
-    another process was lost; the last good weights are in `folder`, and in the error's `model`.
+    that cannot be and for a folder that another run is in, and TrainingError when loss or gradient stop being finite,
+    the disk is full, a signal came or another process was lost; the last good weights are in `folder`, and in the
+    error's `model`.
     """
-    run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
+    with left_on_error():
+        run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe)
 
 
@@ -83,6 +86,7 @@ def drive(
     with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
         note = display.note if run.world.first else _silent
         stack.callback(run.world.close)
+        _lock(run, stack, note)
         stack.enter_context(_heard(run))
         run.begin(resume, note)
         if shown:
@@ -98,6 +102,14 @@ def drive(
 
 def _silent(text: str) -> None:
     pass
+
+
+def _lock(run: Run, stack: contextlib.ExitStack, note: Callable[[str], None]) -> None:
+    """The first process holds the folder for all until the stack ends, after what an error still writes there."""
+    folder = run.folder
+    if folder is not None:
+        with _heard(run):
+            run.world.told(lambda: stack.enter_context(held(folder, note)))
 
 
 @contextlib.contextmanager
@@ -145,7 +157,7 @@ class Run(Keeping):
         self.evaluation = Evaluation(self, metrics)
         self.done = self.updates = self.kept = 0
         self.good, self.safe = self.trained(self.weights), ""
-        self.data = fingerprint(source, settings)
+        self.data, self.digest = fingerprint(source, settings), "" if folder is None else digest_of(source)
         self.log: Log | None = None
         self.stop = Stop()
 
@@ -159,7 +171,8 @@ class Run(Keeping):
         s = self.settings
         frozen = [name for name in graph.params if not self.trains(name)]
         rows = self.rows * s.batch // (s.accumulate * self.world.data)
-        module = self.spread.build(graph, self.weights, static=self.static, **budget(graph, s, rows, frozen))
+        kept = budget(graph, s, rows, frozen, shared=self.world.sharded or self.world.tensor > 1)
+        module = self.spread.build(graph, self.weights, static=self.static, **kept)
         idle = unread(module)
         for name, p in module.named_parameters():
             p.requires_grad_(self.trains(name) and name not in idle)

@@ -19,7 +19,7 @@ from .data.tokenizers import document_end
 from .data.tokenizers import train as train_tokenizer
 from .errors import CorpusError
 from .loss import IGNORED
-from .source import Batch
+from .source import Batch, check_tokenizer
 
 MASKED, RANDOM = 0.8, 0.1
 """Of the chosen tokens: share that becomes the mask token, share that becomes any token. The rest stays."""
@@ -136,13 +136,20 @@ class Masked:
             return Masked.of(texts, tokenizer, **settings)
 
     @staticmethod
-    def open(folder: str | Path, *, share: float = 0.15, whole_word: bool = False) -> Masked:
-        """From a run of `monograph data` whose tokenizer was made for masked-lm. Raises ShardError naming the file."""
+    def open(
+        folder: str | Path, tokenizer: Tokenizer | None = None, *, share: float = 0.15, whole_word: bool = False
+    ) -> Masked:
+        """From a run of `monograph data` whose tokenizer was made for masked-lm.
+
+        tokenizer: that of the model, if it has one. Raises ConfigError if the shards were made with another one, and
+        ShardError naming the file.
+        """
         if whole_word:
             raise ConfigError("shards do not say where words begin: whole words are masked in text files only")
         train = Shards(folder, "train")
-        tokenizer = Tokenizer.open(train.folder / "tokenizer")
-        return Masked(tokenizer, Sharded(train), Sharded(Shards(folder, "held_out")), share)
+        own = Tokenizer.open(train.folder / "tokenizer")
+        check_tokenizer(tokenizer, own, str(folder))
+        return Masked(own, Sharded(train), Sharded(Shards(folder, "held_out")), share)
 
     @property
     def vocab(self) -> int:

@@ -12,14 +12,16 @@ from .settings import Settings
 MEGABYTE = 1_000_000
 
 
-def budget(graph: Graph, settings: Settings, rows: int, frozen: Sequence[str]) -> dict[str, Any]:
+def budget(
+    graph: Graph, settings: Settings, rows: int, frozen: Sequence[str], *, shared: bool = False
+) -> dict[str, Any]:
     """Arguments of `to_torch` under `settings.memory`; none without it. rows: computed at a time by a process.
 
-    Raises ConfigError where layers are shared between processes.
+    shared: processes share layers. Raises ConfigError where they do.
     """
     if settings.memory is None:
         return {}
-    if settings.strategy == "fsdp" or settings.tensor > 1:
+    if shared:
         raise ConfigError("memory goes with one process or with strategy ddp, whose processes hold whole layers")
     sizes = part_sizes(graph, rows, settings.length)
     return {"memory": settings.memory * MEGABYTE, "sizes": sizes, "frozen": frozen}

@@ -68,6 +68,13 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
         raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
 
 
+def check_tokenizer(model: Tokenizer | None, data: Tokenizer, place: str = "", whose: str = "the model's") -> None:
+    """Raises ConfigError if the ids of the data mean other texts to the model. None: it came without a tokenizer."""
+    difference = "" if model is None else model.difference(data)
+    if difference:
+        raise ConfigError(f"the data has another tokenizer than {whose}: {difference}", place=place)
+
+
 def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
     given = graph.inputs.get("position_ids")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..backends.torch.tensors import to_array
+from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.tensors import ArrayTensor, Tensor
 from ..ir.weights import Weights
@@ -24,6 +28,9 @@ from .sharded import Blocks
 from .source import Source
 from .spread import Spread
 from .world import World
+
+_PLAIN = (str, int, float, type(None))
+"""What JSON writes at once, as whole lists too."""
 
 
 def optimizer_state(
@@ -126,10 +133,44 @@ def fingerprint(source: Source, settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def check_course(found: Checkpoint, settings: Settings, data: str) -> None:
-    """A run goes on to the same numbers only with the settings and the data (see `fingerprint`) it was begun with.
+def digest_of(source: Source) -> str:
+    """SHA-256 of all the data of a source but its tokenizer, also of what later batches take; empty if it does not say.
 
-    Raises ConfigError.
+    Arrays and rows of its fields are read; what has a `digest` of its own, such as shards, is not read again.
+    """
+    digest = hashlib.sha256()
+    try:
+        _read_into(digest, source)
+    except TypeError:  # Something that only its own class can read.
+        return ""
+    return digest.hexdigest()
+
+
+def _read_into(digest: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    elif isinstance(getattr(value, "digest", None), str):
+        digest.update(value.digest.encode())
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            field = getattr(value, f.name)
+            # The ids tell of it; written out, a tokenizer is not the same text before and after a stay on the disk.
+            if not isinstance(field, Tokenizer):
+                digest.update(f.name.encode())
+                _read_into(digest, field)
+    elif isinstance(value, (tuple, list)) and not isinstance(next(iter(value), None), _PLAIN):
+        digest.update(f"{len(value)}".encode())
+        for part in value:
+            _read_into(digest, part)
+    else:
+        digest.update(json.dumps(value).encode())
+
+
+def check_course(found: Checkpoint, settings: Settings, data: str, digest: str) -> None:
+    """A run goes on to the same numbers only with the settings and the data it was begun with.
+
+    data: of the first batch (see `fingerprint`); digest: of all the data (see `digest_of`). Raises ConfigError.
     """
     before, now = found.state["settings"], settings.course()
     changed = [
@@ -140,6 +181,9 @@ def check_course(found: Checkpoint, settings: Settings, data: str) -> None:
         raise ConfigError(changed[0], place=str(found.folder), details=changed[1:], hint=hint)
     if found.state["data"] != data:
         raise ConfigError("the first batch of the data is not the one the run was begun with", place=str(found.folder))
+    if found.state.get("digest", digest) != digest:
+        what = "the data is not the one the run was begun with: its first batch is the same, what comes later is not"
+        raise ConfigError(what, place=str(found.folder))
 
 
 def _like(stored: Weights, name: str, like: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,18 @@ def is_lost(e: RuntimeError) -> bool:
     return isinstance(e, distributed.DistError) or "gloo" in str(e)
 
 
+@contextlib.contextmanager
+def left_on_error() -> Iterator[None]:
+    """Where the block ends in an error, a process group that was made in it is left: others wait for no one in vain."""
+    there = distributed.is_available() and distributed.is_initialized()
+    try:
+        yield
+    except BaseException:
+        if not there and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        raise
+
+
 @dataclass(frozen=True)
 class World:
     """`size` processes in `size // tensor` groups of `tensor`: a group shares its layers, the groups share the rows.

@@ -52,12 +52,7 @@ def finetune(
     from ..training.dpo import Preferences
     from ..training.instruct import Instructions
 
-    if quantized and (dpo or teacher or not lora):
-        raise ConfigError("--quantized goes with --lora on instructions")
-    if dpo and teacher:
-        raise ConfigError("--dpo and --teacher are two kinds of training: give one")
-    if not lora and (target or merged):
-        raise ConfigError(f"{'--target' if target else '--merged'} is about an adapter: give --lora")
+    _check(lora=lora, quantized=quantized, target=target, merged=merged, dpo=dpo, teacher=teacher)
     loaded = resolve(model)
     rows = (Preferences if dpo else Instructions).read(tokenizer_of(loaded, model), data, held_out=held_out)
     adapter = Lora(rank, alpha, tuple(target) if target else ALL, dropout) if lora else None
@@ -75,6 +70,22 @@ def finetune(
         tuned = tuning.finetune(loaded, rows, quantized=quantized, **settings)
     if merged is not None:
         save_pretrained(tuned.model, merged)
+    _report(tuned, history, folder, merged, json_output=json_output)
+
+
+def _check(
+    *, lora: bool, quantized: bool, target: list[str] | None, merged: Path | None, dpo: bool, teacher: str | None
+) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if quantized and (dpo or teacher or not lora):
+        raise ConfigError("--quantized goes with --lora on instructions")
+    if dpo and teacher:
+        raise ConfigError("--dpo and --teacher are two kinds of training: give one")
+    if not lora and (target or merged):
+        raise ConfigError(f"{'--target' if target else '--merged'} is about an adapter: give --lora")
+
+
+def _report(tuned: Any, history: list[Any], folder: Path, merged: Path | None, *, json_output: bool) -> None:
     measured = [s for s in history if s.held_out is not None]
     if json_output:
         trained = None if tuned.adapter is None else sum(t.bytes // 4 for t in tuned.adapter.weights.values())

@@ -15,7 +15,7 @@ from ...ir.interpret import bind_dims
 from ...ir.tensors import Array, Tensor, convert
 from ...ir.types import TensorType
 from ...ir.weights import Weights
-from ...passes.recompute import recompute
+from ...passes.recompute import Plan, recompute
 from . import collectives as collectives
 from .blocks import into_blocks
 from .lower import CONSTANTS, Lowering
@@ -66,12 +66,28 @@ def to_torch(
         root.add_module(CONSTANTS, Constants(lowering.constants))
     if lowering.plan is not None:
         root.add_module(RECOMPUTE, lowering.recomputation)
-    module = fx.GraphModule(root, code, class_name="Monograph")
+    module = Trainable(root, code, class_name="Monograph")
     if blocks:
         into_blocks(module)
-    module.register_forward_pre_hook(InputCheck(graph), with_kwargs=True)
-    module.plan = lowering.plan  # type: ignore[assignment]
-    return module
+    return module.completed(InputCheck(graph), lowering.plan)
+
+
+class Trainable(fx.GraphModule):
+    """A copy of it, made by `copy.deepcopy`, has what the copy of another GraphModule loses: input checks and `plan`.
+
+    plan: of what is computed again, or None.
+    """
+
+    check: InputCheck
+    plan: Plan | None
+
+    def completed(self, check: InputCheck, plan: Plan | None) -> Trainable:
+        self.check, self.plan = check, plan
+        self.register_forward_pre_hook(check, with_kwargs=True)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trainable:
+        return super().__deepcopy__(memo).completed(self.check, self.plan)  # type: ignore[attr-defined]
 
 
 def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...frontends.tokenizer import Tokenizer
-from ..source import Batch
+from ..source import Batch, check_tokenizer
 from .errors import DataError
 from .shards import Shards
 
@@ -73,14 +73,16 @@ class Dataset:
     static: ClassVar[bool] = True
 
     @staticmethod
-    def open(folder: str | Path, *, documents: bool = True) -> Dataset:
+    def open(folder: str | Path, tokenizer: Tokenizer | None = None, *, documents: bool = True) -> Dataset:
         """A run of data preparation, or its `shards` folder. documents: a token sees its own document only.
 
-        Raises ShardError or DataError naming the file.
+        tokenizer: that of the model, if it has one. Raises ConfigError if the shards were made with another one, and
+        ShardError or DataError naming the file.
         """
         train = Shards(folder, "train")
-        tokenizer = Tokenizer.open(train.folder / "tokenizer")
-        return Dataset(tokenizer, train, Shards(folder, "held_out"), documents)
+        own = Tokenizer.open(train.folder / "tokenizer")
+        check_tokenizer(tokenizer, own, str(folder))
+        return Dataset(own, train, Shards(folder, "held_out"), documents)
 
     @property
     def vocab(self) -> int:

@@ -7,6 +7,7 @@ are documents: document i is tokens[offsets[i]:offsets[i + 1]]) and NAME.json, t
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -157,6 +158,12 @@ class Shards(Sequence[Array]):
     def tokens(self) -> int:
         """Tokens in all documents together."""
         return int(self.first_token[-1])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the headers, which hold those of the files."""
+        headers = [shard.header for shard in self.shards]
+        return hashlib.sha256(json.dumps(headers, sort_keys=True).encode()).hexdigest()
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -161,8 +161,8 @@ def _unigram(texts: Iterable[str], vocab: int, specials: list[str]) -> tokenizer
     """
     must = [*specials, "<unk>", *_BYTES]
     _room("unigram", vocab, len(must) + len(_ASCII), "256 bytes, ASCII, <unk>", specials)
-    core = tokenizers.Tokenizer(models.Unigram())
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    learner = tokenizers.Tokenizer(models.Unigram())
+    learner.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab - len(must) + 1,
         special_tokens=["<unk>"],
@@ -170,11 +170,13 @@ def _unigram(texts: Iterable[str], vocab: int, specials: list[str]) -> tokenizer
         initial_alphabet=_ASCII,
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
-    learned = [(piece, score) for piece, score in _pieces(core) if piece not in set(must)]
+    learner.train_from_iterator(texts, trainer)
+    learned = [(piece, score) for piece, score in _pieces(learner) if piece not in set(must)]
     learned = learned[: vocab - len(must)]
     entries = [(name, 0.0) for name in [*specials, "<unk>"]] + [(b, _NEVER) for b in _BYTES] + learned
-    core.model = models.Unigram(entries, unk_id=len(specials), byte_fallback=True)
+    # Not the one that learned: it would go on giving <unk> the id it had while learning, that of another token here.
+    core = tokenizers.Tokenizer(models.Unigram(entries, unk_id=len(specials), byte_fallback=True))
+    core.pre_tokenizer = learner.pre_tokenizer
     core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in [*specials, "<unk>"]])
     return core
