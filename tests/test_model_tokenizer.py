@@ -20,6 +20,7 @@ from monograph.training.data import Recipe as DataRecipe
 from monograph.training.data import prepare as prepare_data
 from monograph.training.data import train_tokenizer as learn
 from monograph.training.finetune import distill
+from monograph.training.masked import Masked
 from monograph.training.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -141,9 +142,10 @@ def test_what_is_different_is_named() -> None:
     assert longer.difference(first) == "2 tokens have other ids, such as 'd': 6 and none"
 
 
-def test_a_dataset_is_opened_for_a_tokenizer(made: tuple[str, Path]) -> None:
+def test_shards_are_opened_for_a_tokenizer(made: tuple[str, Path]) -> None:
     family, folder = made
-    if family == "gpt2":
-        with pytest.raises(ConfigError, match="the data has another tokenizer than the model's"):
-            Dataset.open(folder / "shards", Tokenizer.open(folder / "other"))
-        assert Dataset.open(folder / "shards", Tokenizer.open(folder / "same")).vocab == 300
+    source = {"gpt2": Dataset, "bert": Masked}[family]
+    with pytest.raises(ConfigError, match="the data has another tokenizer than the model's"):
+        source.open(folder / "shards", Tokenizer.open(folder / "other"))
+    same = Tokenizer.open(folder / "same")
+    assert source.open(folder / "shards", same).vocab == same.size
