@@ -275,13 +275,13 @@ def test_a_repository_that_cannot_be_fetched_or_has_only_pickles_is_a_clear_erro
 
 
 MEASURE = """
-import resource, sys
+import sys
 from monograph.frontends.huggingface import save_pretrained
 from monograph.frontends.load import load
+from monograph.machine import peak_memory
 model = load(sys.argv[1])
 save_pretrained(model, sys.argv[2])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(peak, max(t.bytes for t in model.weights.values()), model.weights.bytes)
+print(peak_memory(), max(t.bytes for t in model.weights.values()), model.weights.bytes)
 """
 
 
