@@ -121,20 +121,23 @@ def largest_difference(losses: list[float], others: list[float]) -> float:
 
 
 def measured(family: str, load: str, mode: str, threads: int, rounds: int, again: bool) -> dict[str, Any]:
-    """What the contenders of one part did, from its file if it is there."""
-    path = PARTS / f"{family}-{load}-{mode}.json"
-    if again or not path.exists():
-        limit = measure(threads)
-        found = compare(family, load, mode, threads, rounds)
-        keep = ("seconds", "losses", "peak", "before")
-        part = {
-            "threads": threads,
-            "limit": limit.best(measure(threads)).flops,
-            "contenders": {c.name: {k: getattr(c, k) for k in keep} for c in found},
-        }
-        PARTS.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(part))
-    return json.loads(path.read_text())
+    """What the contenders of one part did, from its file if it is of the same measurement."""
+    path, case = PARTS / f"{family}-{load}-{mode}.json", LOADS[load]
+    kind = {"threads": threads, "rounds": rounds, "batch": case.batch, "length": case.length, "warmup": WARMUP}
+    part: dict[str, Any] = {} if again or not path.exists() else json.loads(path.read_text())
+    if part.get("kind") == kind:
+        return part
+    limit = measure(threads)
+    found = compare(family, load, mode, threads, rounds)
+    keep = ("seconds", "losses", "peak", "before")
+    part = {
+        "kind": kind,
+        "limit": limit.best(measure(threads)).flops,
+        "contenders": {c.name: {k: getattr(c, k) for k in keep} for c in found},
+    }
+    PARTS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(part))
+    return part
 
 
 def main() -> None:
@@ -156,12 +159,13 @@ def main() -> None:
             parts[key] = measured(family, load, mode, given.threads, rounds, given.again)
     limit = max(part["limit"] for part in parts.values())
     rows = [row for (load, mode, family), part in parts.items() for row in table(family, load, mode, part, limit)]
-    threads = ", ".join(sorted({str(part["threads"]) for part in parts.values()}))
+    threads = ", ".join(sorted({str(part["kind"]["threads"]) for part in parts.values()}))
+    steps = ", ".join(f"{LOADS[k[0]]} {k[1]}: {part['kind']['rounds']}" for k, part in parts.items() if k[2] == "gpt2")
     note = (
-        f"float32, threads: {threads}; medians of interleaved steps. Limit: {limit / 1e9:.0f} GFLOP/s, the best "
-        "product of two matrices. Peak: of resident memory; of the run: without what was resident once the libraries "
-        f"were imported. Losses: largest difference over {LOSSES} steps (or as many as there were), while the learning "
-        f"rate rises over {WARMUP}."
+        f"float32, threads: {threads}; medians of interleaved steps ({steps}). Limit: {limit / 1e9:.0f} GFLOP/s, the "
+        "best product of two matrices. Peak: of resident memory; of the run: without what was resident once the "
+        f"libraries were imported. Losses: largest difference over {LOSSES} steps (or as many as there were), while "
+        f"the learning rate rises over {WARMUP}."
     )
     details = {" ".join(key): part for key, part in parts.items()}
     publish("training_speed", rows, note=note, only_print=given.no_publish, details=details)

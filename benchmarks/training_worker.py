@@ -168,10 +168,10 @@ def measured(step: Callable[[dict[str, Any]], float], batches: Iterator[dict[str
 MAKERS = {"plain PyTorch": plain, "transformers": transformers, "Monograph": monograph}
 
 
-def load_libraries(who: str) -> None:
+def load_libraries(who: str, family: str) -> None:
     """What every contender imports sooner or later, so that it does not count as memory of the run."""
     if who == "transformers":
-        importlib.import_module("transformers.models.auto.modeling_auto")
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     tiny = torch.nn.Linear(2, 2)
     tiny(torch.zeros(1, 2)).sum().backward()
     torch.optim.AdamW(tiny.parameters(), fused=True).step()
@@ -181,7 +181,7 @@ def main() -> None:
     who, family, name, mode = sys.argv[1:5]
     load = LOADS[name]
     torch.set_num_threads(int(sys.argv[5]))
-    load_libraries(who)
+    load_libraries(who, family)
     maker = MAKERS[who]
     before = resident_memory()
     step = maker(family, load, mode == "compiled")

@@ -224,12 +224,15 @@ def _rows(layout: Layout, x: Value) -> int:
 
 
 def _rms_norm(layout: Layout, node: Node) -> Saved:
-    """x and a number for each row; in narrow types, without a fused kernel, also x in float32 and what w multiplies."""
+    """x and a number for each row. In narrow types, without a kernel, x and its square in float32 and two of the
+    numbers; for the gradient of w also x scaled, in both widths.
+    """
     x, w = node.arguments[:2]
     rows = _rows(layout, x) * _width(x)
     if x.dtype.bits >= 32:
         return Saved((x,), rows)
-    return Saved((x,), 2 * rows + (layout.bytes(x.type) if w in layout.learns else 0))
+    wide = layout.size(x.type.elements) * _width(x)
+    return Saved((), 2 * rows + wide + (wide if w in layout.learns else 0))
 
 
 def _layer_norm(layout: Layout, node: Node) -> Saved:

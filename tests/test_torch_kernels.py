@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from monograph.backends.torch import to_torch
@@ -12,7 +14,10 @@ from monograph.backends.torch.feed_forward import activated_linear
 from monograph.backends.torch.norm import rms_norm
 from monograph.backends.torch.tied import tied_embedding
 from monograph.ir.ops.feed_forward import ACTIVATIONS
-from recompute_models import batch, training_graph
+from monograph.ir.tensors import ArrayTensor
+from monograph.ir.text import parse
+from recompute_models import batch, sizes_of, training_graph
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 pytestmark = pytest.mark.slow
@@ -66,6 +71,70 @@ def test_gradients_of_gradients(activation: str, up: bool) -> None:
         return activated_linear(x, w, rest[0] if up else None, rest[-1], activation=activation)
 
     assert torch.autograd.gradgradcheck(function, present)
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "relu"])
+def test_operands_made_from_each_other(activation: str) -> None:
+    """First and second derivatives where `up` is made from x, and where it is x itself."""
+    x, w, *_ = operands(False, False, False)
+    for make in (torch.tanh, lambda t: t):
+        found = activated_linear(x, w, make(x), activation=activation)
+        expected = by_parts(x, w, make(x), None, activation, False)
+        pairs = []
+        for y in (found, expected):
+            first = torch.autograd.grad(y.square().sum(), [x, w], create_graph=True)
+            pairs.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, w])])
+        for ours, right in zip(*pairs, strict=True):
+            torch.testing.assert_close(ours, right, rtol=0, atol=1e-11 * right.abs().max().item())
+
+
+def test_batched_and_forward_derivatives() -> None:
+    x, w, up, _ = operands(True, False, False)
+    y, expected = activated_linear(x, w, up, activation="silu"), by_parts(x, w, up, None, "silu", False)
+    several = torch.randn(4, *y.shape, dtype=y.dtype)
+    ours = torch.autograd.grad(y, [x, w, up], several, is_grads_batched=True)
+    for mine, right in zip(
+        ours, torch.autograd.grad(expected, [x, w, up], several, is_grads_batched=True), strict=True
+    ):
+        torch.testing.assert_close(mine, right, rtol=1e-11, atol=1e-11)
+    normed = torch.autograd.grad(rms_norm(x, w[0], eps=1e-3), [x], several[..., :1] * x, is_grads_batched=True)
+    assert normed[0].shape == (4, *x.shape)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        tangents = [
+            forward_ad.unpack_dual(f(dual)).tangent
+            for f in (
+                lambda t: activated_linear(t, w.detach(), activation="silu"),
+                lambda t: by_parts(t, w.detach(), None, None, "silu", False),
+            )
+        ]
+    torch.testing.assert_close(*tangents)
+
+
+@pytest.mark.parametrize("up", ["8", "3,1", "1"])
+def test_a_factor_of_another_shape_is_left_to_mul(up: str) -> None:
+    """Scales of channels or rows (Liu et al. 2022, (IA)3) are no second projection."""
+    graph = parse(f"""
+        graph scaled(%x: f32[B,3,8], %s: f32[{up}]) {{
+          param @w: f32[6,8]
+          %0 = silu(%x) : f32[B,3,8]
+          %1 = mul(%0, %s) : f32[B,3,8]
+          %2 = linear(%1, @w) : f32[B,3,6]
+          return y=%2
+        }}
+    """)
+    module = to_torch(graph, {"w": ArrayTensor(np.linspace(-1, 1, 48, dtype=np.float32).reshape(6, 8))})
+    x, s = torch.randn(2, 3, 8), torch.randn([int(n) for n in up.split(",")])
+    expected = functional.linear(functional.silu(x) * s, module.w)
+    torch.testing.assert_close(module(x=x, s=s)["y"], expected)
+
+
+def test_a_copy_through_pickle_computes_the_same() -> None:
+    graph = training_graph("llama", tied=True)
+    module, inputs = to_torch(graph, static=True), batch(graph)
+    again = pickle.loads(pickle.dumps(module))
+    assert "activated_linear" in again.code and "rms_norm" in again.code
+    assert torch.equal(again(**inputs)["loss"], module(**inputs)["loss"])
 
 
 def test_chunks_of_any_size_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +237,20 @@ def test_tied_embedding(learning: tuple[bool, bool]) -> None:
     found.backward()
     loss(*tied_embedding(ids, table)).backward()
     torch.testing.assert_close(table.grad, 2 * right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "transformer2017"])
+def test_a_tied_table_has_the_same_bits(family: str) -> None:
+    """Where it is tied in place, and where a plan of what is computed again forbids that."""
+    changes = {"llama": {"tied": True}, "gpt2": {"dropout": 0.0, "embedding_dropout": 0.0}}
+    graph = training_graph(family, **changes.get(family, {}))
+    inputs, sizes = batch(graph), sizes_of(graph)
+    alone, planned = to_torch(graph, static=True), to_torch(graph, static=True, memory=10**12, sizes=sizes)
+    assert "tied_embedding" in alone.code and "tied_embedding" not in planned.code
+    for module in (alone, planned):
+        module.eval()(**inputs)["loss"].backward()
+    for ours, right in zip(alone.parameters(), planned.parameters(), strict=True):
+        assert (ours.grad is None and right.grad is None) or torch.equal(ours.grad, right.grad)
 
 
 def test_the_module_ties_only_where_the_loss_is_all_there_is() -> None:

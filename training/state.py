@@ -159,7 +159,11 @@ def _read_into(digest: Any, value: Any) -> None:
             if not isinstance(field, Tokenizer):
                 digest.update(f.name.encode())
                 _read_into(digest, field)
-    elif isinstance(value, (tuple, list)) and not isinstance(next(iter(value), None), _PLAIN):
+    elif isinstance(value, np.generic):
+        _read_into(digest, np.asarray(value))
+    elif isinstance(value, dict):
+        _read_into(digest, sorted(value.items()))
+    elif isinstance(value, (tuple, list)) and not all(isinstance(part, _PLAIN) for part in value):
         digest.update(f"{len(value)}".encode())
         for part in value:
             _read_into(digest, part)

@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..backends.torch.collectives import use_group
 from ..ir.errors import ConfigError, MonographError
 from .errors import TrainingError
 from .settings import Settings
@@ -49,6 +50,7 @@ def left_on_error() -> Iterator[None]:
     except BaseException:
         if not there and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
+            use_group(None)
         raise
 
 

@@ -6,7 +6,8 @@ make again, and needed at the same moment as the slope, so both are made togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ...ir.op import Op
 from ...ir.ops.feed_forward import ACTIVATIONS, activate
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
-from .products import by_hand, linear, plain_product, product
+from .products import by_hand, linear, plain_product, product, transformed
 from .tensors import autocast_dtype
 
 CHUNK_ELEMENTS = 1 << 17
@@ -68,6 +69,10 @@ class LinearAfterActivation(Rewrite):
 
     choices = {"activation": ACTIVATIONS}
     before = ACTIVATED.body
+
+    def when(self, **bound: Any) -> bool | str:
+        x, up = bound["x"], bound["up"]
+        return up is None or up.type == x.type or f"{up.type} is multiplied to {x.type}, expected its shape"
 
     def after(self, x: Value, w: Value, up: Value | None = None, b: Value | None = None, **attributes: Any) -> Value:
         return x.graph.add(ACTIVATED, (x, w, up, b), attributes)[0]
@@ -121,12 +126,13 @@ class _ActivatedLinear(torch.autograd.Function):
 
 def activated(x: torch.Tensor, up: torch.Tensor | None, activation: str) -> torch.Tensor:
     """act(x) * up."""
-    if up is None and not _by_sigmoid(x, activation):
-        return value(x, activation)
+    if transformed():
+        return value(x, activation) if up is None else value(x, activation) * up
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for x_, up_, y_ in _chunks(x, up, y):
-        a = value(x_, activation)
-        y_.copy_(a) if up_ is None else torch.mul(a, up_, out=y_)
+        _activate(x_, activation, y_)
+        if up_ is not None:
+            y_.mul_(up_)
     return y
 
 
@@ -138,33 +144,55 @@ def gradients(
         return activated(x, up, activation), None, None
     if torch.is_grad_enabled():
         return _differentiable(of_y, x, up, activation)
+    if transformed(of_y):
+        return _in_ops(of_y, x, up, activation)
     y = torch.empty_like(of_y)
     of_up = None if up is None else torch.empty_like(of_y)
     for grad, x_, up_, y_, of_up_ in _chunks(of_y, x, up, y, of_up):
-        if up_ is None or of_up_ is None:
-            a, of_x = value_and_gradient(grad, x_, activation)
-            y_.copy_(a)
-        else:
-            a, of_x = value_and_gradient(grad * up_, x_, activation)
-            torch.mul(grad, a, out=of_up_)
-            torch.mul(a, up_, out=y_)
-        grad.copy_(of_x)
+        gate = _activate(x_, activation, y_)
+        if up_ is not None:
+            torch.mul(grad, y_, out=of_up_)
+            y_.mul_(up_)
+            grad.mul_(up_)
+        _slope(grad, x_, activation, gate)
     return y, of_y, of_up
 
 
 def _differentiable(
     of_y: torch.Tensor, x: torch.Tensor, up: torch.Tensor | None, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    # Views of their own: one operand may have been made from the other, and that way is not of this step.
+    x, up = x.view_as(x), None if up is None else up.view_as(up)
     y = value(x, activation) if up is None else value(x, activation) * up
     learning = [t for t in (x, up) if t is not None and t.requires_grad]
     found = dict(zip(map(id, learning), torch.autograd.grad(y, learning, of_y, create_graph=True), strict=True))
     return y, found.get(id(x)), found.get(id(up))
 
 
+def _in_ops(
+    of_y: torch.Tensor, x: torch.Tensor, up: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The same by ops that torch.func knows, none of which writes into what it is given."""
+    a = value(x, activation)
+    if up is None:
+        return a, _BACKWARD[activation](of_y, x), None
+    return a * up, _BACKWARD[activation](of_y * up, x), of_y * a
+
+
+_BACKWARD: dict[str, Callable[..., torch.Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "silu": torch.ops.aten.silu_backward,
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+}
+
+
 def _chunks(*tensors: torch.Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Flat parts of contiguous tensors of one shape, at the same places in each; on other devices the tensors whole."""
-    first = tensors[-1] if tensors[-1] is not None else tensors[0]
-    assert first is not None
+    """Flat parts of tensors of one shape, at the same places in each; on other devices than the CPU they stay whole.
+
+    Those that are written must be contiguous.
+    """
+    first = next(t for t in tensors if t is not None)
     if first.device.type != "cpu":
         yield tensors
         return
@@ -175,42 +203,49 @@ def _chunks(*tensors: torch.Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 
 def value(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """act(x)."""
+    """act(x), as PyTorch differentiates and compiles it."""
     if activation == "relu":
         return torch.relu(x)
     if activation == "silu":
         return functional.silu(x)
-    if _by_sigmoid(x, activation):
-        return _gate(x).mul_(x)
-    if activation == "gelu_tanh" and _wide_on_cpu(x) and torch.compiler.is_compiling():
+    if activation == "gelu_tanh" and torch.compiler.is_compiling() and _wide_on_cpu(x):
         return x * torch.sigmoid(x * (_BEND * x * x + _SLOPE))  # Here too, and the compiler fuses it.
-    return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return functional.gelu(x, approximate=_APPROXIMATE[activation])
 
 
-def value_and_gradient(grad: torch.Tensor, x: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(act(x), gradient of x where that of act(x) is `grad`)."""
-    if _by_sigmoid(x, activation):
-        gate, slope = _gate(x), x.square().mul_(3 * _BEND).add_(_SLOPE)
-        of_x = torch.ops.aten.sigmoid_backward(grad * x, gate).mul_(slope).addcmul_(grad, gate)
-        return gate.mul_(x), of_x
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def _activate(x: torch.Tensor, activation: str, y: torch.Tensor) -> torch.Tensor | None:
+    """act(x) into y; gives the sigmoid that gelu_tanh was made from, if it was."""
+    if activation == "gelu_tanh" and _wide_on_cpu(x):
+        gate = torch.addcmul(x.new_tensor(_SLOPE), x, x, value=_BEND).mul_(x).sigmoid_()
+        torch.mul(gate, x, out=y)
+        return gate
     if activation == "relu":
-        of_x = torch.ops.aten.threshold_backward(grad, x, 0)
+        torch.clamp_min(x, 0, out=y)
     elif activation == "silu":
-        of_x = torch.ops.aten.silu_backward(grad, x)
+        torch.ops.aten.silu.out(x, out=y)
     else:
-        of_x = torch.ops.aten.gelu_backward(grad, x, approximate="tanh" if activation == "gelu_tanh" else "none")
-    return value(x, activation), of_x
+        torch.ops.aten.gelu.out(x, approximate=_APPROXIMATE[activation], out=y)
+    return None
 
 
-def _by_sigmoid(x: torch.Tensor, activation: str) -> bool:
-    return activation == "gelu_tanh" and _wide_on_cpu(x) and not torch.is_grad_enabled()
+def _slope(grad: torch.Tensor, x: torch.Tensor, activation: str, gate: torch.Tensor | None) -> None:
+    """Gradient of act(x) to that of x, in place. gate: what `_activate` gave."""
+    aten = torch.ops.aten
+    if gate is not None:
+        bend = torch.addcmul(x.new_tensor(_SLOPE), x, x, value=3 * _BEND)
+        inner = aten.sigmoid_backward(grad * x, gate).mul_(bend)
+        torch.addcmul(inner, grad, gate, out=grad)
+    elif activation == "relu":
+        aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+    elif activation == "silu":
+        aten.silu_backward.grad_input(grad, x, grad_input=grad)
+    else:
+        aten.gelu_backward.grad_input(grad, x, approximate=_APPROXIMATE[activation], grad_input=grad)
 
 
 def _wide_on_cpu(x: torch.Tensor) -> bool:
     wide = x.dtype in (torch.float32, torch.float64)
     return wide and x.device.type == "cpu" and not torch.compiler.is_exporting()
-
-
-def _gate(x: torch.Tensor) -> torch.Tensor:
-    """sigmoid(_SLOPE * x + _BEND * x**3)."""
-    return x.square().mul_(_BEND).add_(_SLOPE).mul_(x).sigmoid_()

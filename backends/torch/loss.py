@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...ir import ops
-from ...ir.errors import check
+from ...ir.errors import RuntimeInputError, check
 from ...ir.graph import Value
 from ...ir.op import Op
 from ...ir.types import TensorType
@@ -161,10 +161,16 @@ def _softmax_loss(
     """
     top, hit = logits.amax(1, keepdim=True), logits.gather(1, label)
     even = logits.mean(1, keepdim=True) if smoothing else hit
-    weights = logits.sub_(top).exp_()
-    norm = weights.sum(1, keepdim=True)
+    if logits.device.type == "cpu":
+        weights = torch.softmax(logits, 1, out=logits)
+        norm = weights.amax(1, keepdim=True).reciprocal_()  # The largest is exp(0) / norm.
+        weights.mul_(1 / count)
+    else:
+        weights = logits.sub_(top).exp_()
+        norm = weights.sum(1, keepdim=True)
+        weights.mul_((norm * count).reciprocal_())
     loss = (norm.log() + top - (1 - smoothing) * hit - smoothing * even).sum()
-    grad = weights.mul_((norm * count).reciprocal_())
+    grad = weights
     if smoothing:
         grad.sub_(smoothing / (grad.shape[1] * count))
     return loss, grad.scatter_add_(1, label, torch.full_like(hit, (smoothing - 1) / count))
@@ -212,7 +218,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 8
-    # In place: a copy would be as large as the weight. PyTorch refuses a second pass over tensors that were changed.
+    if torch.is_grad_enabled() and type(grad) is torch.Tensor:
+        raise RuntimeInputError("the loss in chunks has no gradients of gradients: take them of logits")
+    # In place: a copy would be as large as the weight. PyTorch refuses a second pass over tensors that were changed,
+    # also by whoever holds the gradients, except through `.data`.
     one = type(grad) is torch.Tensor and grad.device.type == "cpu" and grad.item() == 1
     grad_x, grad_w, grad_b = (t.detach() if one else t.detach().mul_(grad) for t in ctx.saved_tensors)
     of_w, of_b = (grad_w, grad_b if ctx.has_bias else None) if ctx.learns else (None, None)

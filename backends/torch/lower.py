@@ -21,9 +21,9 @@ from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
-from .feed_forward import ACTIVATED, LinearAfterActivation
+from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
 from .frozen import LinearOverCodes
-from .loss import FUSED, LossOverVocabulary
+from .loss import FUSED, LossOverVocabulary, linear_cross_entropy
 from .norm import rms_norm
 from .products import linear
 from .recompute import NARROW, NOT_AGAIN, RECOMPUTE, Recomputation, Step
@@ -57,6 +57,13 @@ def prepare(graph: Graph) -> Graph:
     return ready
 
 
+class Tracer(fx.Tracer):
+    """Traces a module again, as pickle does, without looking into the functions of this backend."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(activated_linear, linear, linear_cross_entropy, rms_norm, tied_embedding))
+
+
 class Lowering:
     """One translation. `constants` holds the arrays that the module must hold, by name.
 
@@ -68,7 +75,7 @@ class Lowering:
     static: bool = False
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.fx = prepare(graph), fx.Graph()
+        self.graph, self.fx = prepare(graph), fx.Graph(tracer_cls=Tracer)
         self.params = list(graph.params)
         self.tracer = fx.proxy.GraphAppendingTracer(self.fx)
         self.namespace = Recorder(self, torch)
@@ -249,13 +256,14 @@ class Lowering:
     def is_tied(self, node: Node) -> bool:
         """Whether a node is an embedding of the table that the loss takes as head, in a graph that gives only the loss.
 
-        Then both gradients are there whenever one is. Not with a plan, which knows calls of one result only.
+        Then both gradients are there whenever one is. Not with a plan, which knows calls of one result only; `static`
+        is said of modules that train with one loss, again and again.
         """
-        losses = [n for n in self.graph if n.op is FUSED]
-        if self.plan is not None or not self.static or node.op.name != "embedding" or len(losses) != 1:
+        if self.plan is not None or not self.static or node.op.name != "embedding":
             return False
-        same = losses[0].arguments[1] is node.arguments[1] and node.arguments[1].is_param
-        return same and set(self.graph.outputs.values()) == {losses[0].output}
+        table, outputs = node.arguments[1], list(self.graph.outputs.values())
+        loss = outputs[0].producer if len(outputs) == 1 else None
+        return loss is not None and loss.op is FUSED and loss.arguments[1] is table and table.is_param
 
     def tied(self, node: Node) -> Any:
         ids, table = node.arguments

@@ -12,7 +12,7 @@ from .products import by_hand
 
 def rms_norm(x: torch.Tensor, w: torch.Tensor, *, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x**2) + eps) * w over the last axis; keeps x and a number for each row."""
-    if x.device.type == "cpu" and x.dtype == w.dtype in (torch.float32, torch.float64) and by_hand(x, w):
+    if by_hand(x, w) and x.device.type == "cpu" and x.dtype == w.dtype in (torch.float32, torch.float64):
         return _RMSNorm.apply(x, w, eps)
     return functional.rms_norm(x, w.shape, w, eps)
 
@@ -32,14 +32,16 @@ class _RMSNorm(torch.autograd.Function):
         (g,), (x, w, scale) = grads, ctx.saved_tensors
         wants_x, wants_w, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # The backward pass is itself differentiated.
+            x, w = x.view_as(x), w.view_as(w)  # One may have been made from the other.
             learning = [t for t, wants in ((x, wants_x), (w, wants_w)) if wants]
             y = functional.rms_norm(x, w.shape, w, ctx.eps)
             found = iter(torch.autograd.grad(y, learning, g, create_graph=True))
             return next(found) if wants_x else None, next(found) if wants_w else None, None
-        products = (g * x).reshape(-1, x.shape[-1])
-        of_w = scale.reshape(1, -1).mm(products).squeeze(0) if wants_w else None
-        if not wants_x:
-            return None, of_w, None
-        pull = products.mv(w).reshape(scale.shape).mul_(scale.pow(3)).div_(-x.shape[-1])
-        of_x = torch.mul(g, w, out=products.view(x.shape)).mul_(scale).addcmul_(x, pull)
+        products, of_x, of_w = (g * x).reshape(-1, x.shape[-1]), None, None
+        with torch.autocast("cpu", enabled=False):
+            if wants_w:
+                of_w = scale.reshape(1, -1).mm(products).squeeze(0)
+            if wants_x:
+                pull = products.mv(w).reshape(scale.shape).mul_(scale.pow(3)).div_(-x.shape[-1])
+                of_x = (g * w).mul_(scale).addcmul_(x, pull)
         return of_x, of_w, None

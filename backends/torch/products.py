@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -34,7 +35,7 @@ ONEDNN = _onednn_is_faster()
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
     """x [..., in] @ w.T + b -> [..., out], w [out, in]; `transposed`: w is [in, out]."""
-    if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu") and not transformed():
+    if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu"):
         return _Linear.apply(x, w, b, transposed)
     return torch.nn.functional.linear(x, w.t() if transposed else w, b)
 
@@ -50,19 +51,26 @@ def plain_product(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = Non
 
 
 def by_hand(*tensors: torch.Tensor) -> bool:
-    """Whether a step may have an autograd function of ours: a compiler and torch.func want to see what it does, and
-    tensors of other classes (sharded, functional) have rules of their own.
+    """Whether a step may have an autograd function of ours: who compiles, traces or transforms wants to see what it
+    does, forward derivatives too, and tensors of other classes (sharded, functional) have rules of their own.
     """
-    return not torch.compiler.is_compiling() and not transformed() and all(type(t) in _PLAIN for t in tensors)
+    plain = all(type(t) in _PLAIN for t in tensors) and not torch.compiler.is_compiling() and not transformed()
+    return plain and not torch.jit.is_tracing() and forward_ad._current_level < 0
 
 
 def _suits(x: torch.Tensor) -> bool:
-    return ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in _PLAIN
+    ours = ONEDNN and type(x) in _PLAIN and not transformed(x)
+    return ours and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def transformed() -> bool:
-    """Inside torch.func (grad, vmap, jvp), which has no rules for an op of oneDNN."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+def transformed(*tensors: torch.Tensor) -> bool:
+    """Inside torch.func (grad, vmap, jvp), or for a batch of gradients: there are no rules for an op of oneDNN, nor for
+    one that writes into what it is given.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    of_func = torch._C._functorch
+    return torch._C._are_functorch_transforms_active() or any(map(of_func.is_legacy_batchedtensor, tensors))
 
 
 def _onednn(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:

@@ -40,10 +40,11 @@ def dtype_of(dtype: torch.dtype) -> DType:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """What autocast makes of operands of a product on the device of x; None where there is no autocast."""
+    """What autocast makes of operands of a product like x; None without autocast, and for float64, which it leaves."""
     kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def to_tensor(array: Array) -> torch.Tensor:
