@@ -149,6 +149,7 @@ def _chunked(
                 _add_product(grad_w, grad, part, start == 0)
             if learns and b is not None:
                 grad_b += grad.sum(0)
+        del logits, grad  # Else they stay while the next chunk is made.
     return (total / count).to(w.dtype), _spread(grad_rows, x, places, every), grad_w, grad_b
 
 
