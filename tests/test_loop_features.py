@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -254,7 +253,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(corpus: Corpus, tmp_path: Path, 
 
     def send(step: Step) -> None:
         if step.step == 5:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     folder = tmp_path / "b"
     settings = {**SETTINGS, "folder": folder, "evaluate_every": 4}
@@ -286,7 +285,7 @@ def test_a_signal_in_the_last_step_comes_too_late(corpus: Corpus, monkeypatch: p
 
     def signalled(self: Run, batch: Batch, rate: float) -> tuple[float, float]:
         if self.done == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return step(self, batch, rate)
 
     monkeypatch.setattr(Run, "step", signalled)
