@@ -267,7 +267,15 @@ def test_a_signal_ends_a_run_after_a_checkpoint(corpus: Corpus, tmp_path: Path, 
     assert [x["step"] for x in read_log(folder)] == list(range(1, 10))
 
 
-def test_a_second_signal_does_not_wait(corpus: Corpus, tmp_path: Path) -> None:
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT as at a terminal: a shell starts what runs in the background with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_does_not_wait(corpus: Corpus, tmp_path: Path, interrupts: None) -> None:
     def send(step: Step) -> None:
         if step.step == 5:
             # os.kill may reach another thread, and then two of the same signal can be seen as one.
