@@ -12,6 +12,7 @@ import torch
 from monograph.backends.torch import to_torch
 from monograph.backends.torch.feed_forward import activated_linear
 from monograph.backends.torch.norm import rms_norm
+from monograph.backends.torch.products import linear
 from monograph.backends.torch.tied import tied_embedding
 from monograph.ir.ops.feed_forward import ACTIVATIONS
 from monograph.ir.tensors import ArrayTensor
@@ -187,6 +188,25 @@ def test_autocast_computes_in_its_dtype() -> None:
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
     for leaf, ours in zip([t for t in given if t is not None], gradients(found, given), strict=True):
         assert ours.dtype == leaf.dtype == torch.float32
+
+
+def test_a_backward_pass_inside_autocast_has_the_widths_of_its_forward_pass() -> None:
+    x, w, up, b = operands(True, True, False, torch.float32)
+    steps = [
+        activated_linear(x, w, up, b, activation="gelu_tanh"),
+        rms_norm(x, w[0], eps=1e-3),
+        linear(x, w, b, transposed=False),
+    ]
+    expected = [
+        by_parts(x, w, up, b, "gelu_tanh", False),
+        functional.rms_norm(x, (8,), w[0], 1e-3),
+        functional.linear(x, w, b),
+    ]
+    for found, right, leaves in zip(steps, expected, ([x, w, up, b], [x, w], [x, w, b]), strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = gradients(found, leaves)
+        for mine, theirs in zip(ours, gradients(right, leaves), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])

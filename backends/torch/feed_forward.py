@@ -20,7 +20,7 @@ from ...ir.ops.feed_forward import ACTIVATIONS, activate
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
 from .products import by_hand, linear, plain_product, product, transformed
-from .tensors import autocast_dtype
+from .tensors import as_given, autocast_dtype
 
 CHUNK_ELEMENTS = 1 << 17
 """Elements that one thread works on at a time on a CPU: what lies between the steps of a formula stays in its cache."""
@@ -112,22 +112,22 @@ class _ActivatedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,), (x, w, up), (activation, transposed, multiply) = grads, ctx.saved_tensors, ctx.rest
         wants_x, wants_w, wants_up, wants_b = ctx.needs_input_grad[:4]
-        rows, of_w = grad.reshape(-1, grad.shape[-1]), None
+        rows, of_y, of_w = grad.reshape(-1, grad.shape[-1]), None, None
         if torch.is_grad_enabled():  # The backward pass is itself differentiated.
             multiply = plain_product
-        of_y = multiply(rows, w if transposed else w.t()).reshape(x.shape) if wants_x or wants_up else None
-        y, of_x, of_up = gradients(of_y, x, up, activation)
-        if wants_w:
-            y = y.reshape(-1, y.shape[-1])
-            of_w = y.t() @ rows if transposed else rows.t() @ y
+        with as_given(x):
+            if wants_x or wants_up:
+                of_y = multiply(rows, w if transposed else w.t()).reshape(x.shape)
+            y, of_x, of_up = gradients(of_y, x, up, activation)
+            if wants_w:
+                y = y.reshape(-1, y.shape[-1])
+                of_w = y.t() @ rows if transposed else rows.t() @ y
         of_x, of_up = of_x if wants_x else None, of_up if wants_up else None
         return of_x, of_w, of_up, rows.sum(0) if wants_b else None, None, None, None
 
 
 def activated(x: torch.Tensor, up: torch.Tensor | None, activation: str) -> torch.Tensor:
     """act(x) * up."""
-    if transformed():
-        return value(x, activation) if up is None else value(x, activation) * up
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for x_, up_, y_ in _chunks(x, up, y):
         _activate(x_, activation, y_)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from .products import by_hand
+from .tensors import as_given
 
 
 def rms_norm(x: torch.Tensor, w: torch.Tensor, *, eps: float) -> torch.Tensor:
@@ -38,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
             found = iter(torch.autograd.grad(y, learning, g, create_graph=True))
             return next(found) if wants_x else None, next(found) if wants_w else None, None
         products, of_x, of_w = (g * x).reshape(-1, x.shape[-1]), None, None
-        with torch.autocast("cpu", enabled=False):
+        with as_given(x):
             if wants_w:
                 of_w = scale.reshape(1, -1).mm(products).squeeze(0)
             if wants_x:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from .tensors import as_given
+
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -110,9 +112,10 @@ class _Linear(torch.autograd.Function):
         (grad,), (x, w) = grads, ctx.saved_tensors
         wants_x, wants_w, wants_b, _ = ctx.needs_input_grad
         rows, of_x, of_w = grad.reshape(-1, grad.shape[-1]), None, None
-        if wants_x:
-            of_x = _differentiable_product(rows, w if ctx.transposed else w.t()).reshape(ctx.shape)
-        if wants_w:
-            inputs = x.reshape(-1, x.shape[-1])
-            of_w = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
+        with as_given(grad):
+            if wants_x:
+                of_x = _differentiable_product(rows, w if ctx.transposed else w.t()).reshape(ctx.shape)
+            if wants_w:
+                inputs = x.reshape(-1, x.shape[-1])
+                of_w = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
         return of_x, of_w, rows.sum(0) if wants_b else None, None
