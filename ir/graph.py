@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .clone import clone
 from .errors import MonographError, OpError, did_you_mean
 from .types import DType, TensorType
 from .value import NOWHERE as NOWHERE
@@ -77,9 +78,14 @@ class Graph:
 
     # -- building --------------------------------------------------------------------------------------------
 
-    def add(self, op: Op, operands: Sequence[Value | None], attributes: Attributes) -> tuple[Value, ...]:
-        """Append (or insert at the current point) a node; its types come from the op's shape rule."""
-        location = self._location or _caller(self.scope)
+    def add(
+        self, op: Op, operands: Sequence[Value | None], attributes: Attributes, location: Location | None = None
+    ) -> tuple[Value, ...]:
+        """Insert a node at the current point; its types come from the op's shape rule.
+
+        location: place in the user's source, if it is not that of the current point or of the caller.
+        """
+        location = location or self._location or _caller(self.scope)
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
                 what = f"{op.name}: {v!r} is not a value of a graph"
@@ -90,8 +96,12 @@ class Graph:
         attributes, types = op.typed(operands, attributes, location)
         node = Node(op, operands, attributes, location)
         node.outputs = [Value(self, t, producer=node, index=i) for i, t in enumerate(types)]
-        self.insert(node, self._before)
+        self.place(node)
         return tuple(node.outputs)
+
+    def place(self, node: Node) -> None:
+        """Insert a finished node at the current point."""
+        self.insert(node, self._before)
 
     def apply(self, name: str, operands: Sequence[Value | float | int | None], attributes: Attributes) -> Any:
         """Add the op called `name`; plain numbers become constants of the first operand's dtype."""
@@ -223,27 +233,14 @@ class Graph:
         new = Graph(name or self.name)
         mapping: dict[Value, Value] = {v: new.input(k, v.type) for k, v in self.inputs.items()}
         mapping |= {v: new.param(k, v.type, v.init) for k, v in self.params.items()}
-        for node in self:
-            clone = Node(
-                node.op,
-                [mapping[v] if v is not None else None for v in node.operands],
-                dict(node.attributes),
-                node.location,
-            )
-            clone.outputs = [Value(new, v.type, v.name, clone, i) for i, v in enumerate(node.outputs)]
-            new.insert(clone)
-            mapping.update(zip(node.outputs, clone.outputs, strict=True))
+        clone(self, new, mapping)
         new.outputs = {k: mapping[v] for k, v in self.outputs.items()}
         return new
 
     def inline(self, body: Graph, operands: Mapping[str, Value]) -> list[Value]:
         """Insert the nodes of `body` at the current point, its inputs bound to `operands`; gives its outputs."""
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
-        for node in body:
-            outputs = self.add(
-                node.op, [mapping[v] if v is not None else None for v in node.operands], dict(node.attributes)
-            )
-            mapping.update(zip(node.outputs, outputs, strict=True))
+        clone(body, self, mapping, location=self._location or _caller(self.scope))
         return [mapping[v] for v in body.outputs.values()]
 
     def __str__(self) -> str:
