@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from monograph.ir import ops
 from monograph.ir.clone import bring, clone
 from monograph.ir.errors import MonographError
@@ -56,3 +55,27 @@ def test_a_copy_on_other_types_is_inferred_again() -> None:
     x = into.input("x", TensorType(f32, (2, 8)))
     assert y.producer is not None
     assert bring(y, into, {y.producer.value("x"): x}).shape == (2, 4)
+
+
+def test_an_insertion_point_holds_inside_its_block_only() -> None:
+    graph, y = layer()
+    before = y.producer
+    with graph.at(before):
+        outer = ops.silu(graph.inputs["x"])
+        with graph.at(None):
+            last = ops.silu(y)
+        inner = ops.silu(outer)
+    assert [n.op.name for n in graph] == ["silu", "silu", "linear", "silu"]
+    assert inner.producer is not None
+    assert inner.producer.next is before
+    assert last.producer is not None
+    assert last.producer.next is None
+
+
+def test_two_graphs_have_insertion_points_of_their_own() -> None:
+    graph, y = layer()
+    other, z = layer()
+    with graph.at(y.producer), other.at(z.producer):
+        ops.silu(graph.inputs["x"])
+        ops.silu(other.inputs["x"])
+    assert [n.op.name for n in graph] == [n.op.name for n in other] == ["silu", "linear"]
