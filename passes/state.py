@@ -146,7 +146,8 @@ class _Versions:
                 continue
             inner = label
             if node in self.index:
-                inner = (self.index[node], {"k": "key", "v": "value"}.get(names[i], names[i]))
+                part = {"k": "key", "v": "value"}.get(names[i])
+                inner = None if part is None else (self.index[node], part)
             elif label is not None and isinstance(node.op, Concat):
                 inner = (label[0], f"{label[1]}.{i}")
             self.need(given, version, inner)
@@ -188,16 +189,12 @@ class _Versions:
             return False
         return not any(link.to == axis and link.shift != 0 for link in self.flow.links[node])
 
-    def remember(self, v: Value, version: Version, axis: int) -> _Recipe:
-        past = version[axis]
+    def remember(self, v: Value, version: Version, axis: int) -> _Remember:
         others = [p for i, p in enumerate(version[:-1]) if i != axis and p is not None]
         if others or extra(v.shape[axis], self.flow.symbol) != 0:
             place = str(v.producer.location) if v.producer else ""
             raise PassError(f"{v!r} cannot be remembered: it has several axes over tokens", place=place)
         self.flow.check(v, f"{v!r} is remembered")
-        everything = _with(version, axis, ALL)
-        if past != ALL and everything in self.needed.get(v, {}):
-            return _Tail(everything, axis)
         return _Remember(_with(version, axis, 0), axis)
 
     def lifted(self, v: Value, node: Node, version: Version) -> _Recipe | None:
@@ -205,12 +202,12 @@ class _Versions:
         for axis, past in enumerate(version[:-1]):
             if past is None or isinstance(node.op, Attention):
                 continue
-            links = [k for k in self.flow.links[node] if k.to == axis and node.outputs[k.output] is v]
-            whole = {(k.operand, k.axis) for k in self.flow.links[node] if k.to is None}
+            own = [k for k in self.flow.links[node] if node.outputs[k.output] is v]
+            links, whole = [k for k in own if k.to == axis], {(k.operand, k.axis) for k in own if k.to is None}
             if any(k.upto or (k.operand, k.axis) in whole for k in links):
                 needed: DimLike = ALL
-            elif any(k.shift != 0 for k in links):
-                needed = ALL if past != 0 else Dim.symbol(past_of(1 + self.lookback(v)))
+            elif past == 0 and any(k.shift != 0 for k in links):
+                needed = Dim.symbol(past_of(1 + self.lookback(v)))
             else:
                 continue
             if past != needed:
@@ -221,25 +218,27 @@ class _Versions:
     def check_length(self, v: Value, node: Node, axis: int) -> None:
         if extra(v.shape[axis], self.flow.symbol) != 0:
             what = (
-                f"{node.op.name} gives {v.shape[axis]} columns for {self.flow.symbol} tokens, and which are new is open"
+                f"{node.op.name} gives {v.shape[axis]} columns for {self.flow.symbol} tokens: which are new is open"
             )
             raise PassError(what, place=str(node.location))
 
     def lookback(self, v: Value) -> int:
         """Most columns that one column reads back through nodes that shift tokens, up to what is remembered."""
         node = v.producer
-        if node is None:
-            return 0
         most = 0
-        for link in self.flow.links[node]:
-            given = node.operands[link.operand]
-            if given is None or link.to is None or not isinstance(link.shift, int):
-                continue
-            axis = link.axis
-            inner = given.producer
-            ends = inner is None or (given not in self.flow.structural and self.stored(given, inner, axis))
-            most = max(most, max(link.shift, 0) + (0 if ends else self.lookback(given)))
+        for link in self.flow.links[node] if node is not None else ():
+            given = node.operands[link.operand] if node is not None else None
+            if given is not None and link.to is not None and isinstance(link.shift, int):
+                most = max(most, max(link.shift, 0) + self.lookback_of_all(given))
         return most
+
+    def lookback_of_all(self, v: Value) -> int:
+        """The same for a value of which the past is needed, too: nothing where that is remembered."""
+        axes = self.flow.axes(v)
+        ends = v.producer is None or not axes
+        if not ends and v not in self.flow.structural and v.producer is not None:
+            ends = self.stored(v, v.producer, axes[0])
+        return 0 if ends else self.lookback(v)
 
     def emit(self, v: Value, node: Node, version: Version) -> _Emit:
         output = node.outputs.index(v)
@@ -259,12 +258,19 @@ class _Versions:
     def past_of(self, link: Link, node: Node, version: Version) -> DimLike | None:
         """How much of the past an operand needs along the axis of a link."""
         if isinstance(node.op, Attention) and (link.upto or link.to is None):
-            window: int | None = node.attributes["window"]
-            same = extra(node.value("k").shape[1], self.flow.symbol) == 0
-            return Dim.symbol(past_of(window)) if window is not None and same and link.upto else ALL
+            return self.past_of_keys(node)
         if link.to is None or version[link.to] is None:
             return version[-1]
         return version[link.to]
+
+    def past_of_keys(self, node: Node) -> DimLike:
+        """What an attention reads: the tokens of its window and what those look back to, or all."""
+        window: int | None = node.attributes["window"]
+        # What stands before the first token belongs to every window, so that its columns are no distances.
+        if window is None or extra(node.value("k").shape[1], self.flow.symbol) != 0:
+            return ALL
+        back = max(self.lookback_of_all(v) for v in node.arguments[1:])
+        return Dim.symbol(past_of(window + back))
 
     def state_operand(self, node: Node, i: int) -> Version | None:
         v = node.operands[i]
@@ -357,13 +363,17 @@ class _Serving:
         past = version[recipe.axis]
         assert isinstance(past, Dim) and past.name is not None
         label = self.versions.needed[v][version]
-        if label is not None:
+        if v.producer is None:
+            name, output = f"past_{v.name}", f"present_{v.name}"
+        elif label is not None:
             name, output = key_value(*label)
         else:
             name, output = remembered(self.plain)
             self.plain += 1
         window = int(past.name.removeprefix(PAST) or 0)
         growth = Growth.window if window else Growth.append
+        if name in self.out.inputs:  # The same, read by one layer whole and by another in a window.
+            name, output = f"{name}.window{window}", f"{output}.window{window}"
         if v.rank == 4 and recipe.axis == 1:
             batch, _, heads, width = v.shape
             before = self.out.input(name, TensorType(v.dtype, (batch, heads, past, width)))

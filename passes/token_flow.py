@@ -48,6 +48,11 @@ def extra(d: DimLike, symbol: str) -> int | None:
     return rest if isinstance(rest, int) else None
 
 
+def _is_first_column(link: Link, v: Value) -> bool:
+    """Whether the link reads the first token alone, which every other one comes after."""
+    return link.to is not None and link.shift == 0 and v.shape[link.to] == 1
+
+
 @dataclass
 class Reach:
     """What one value has read of the tokens.
@@ -111,6 +116,8 @@ class TokenFlow:
             if link.output != output or given is None or names[link.operand] in node.op.counts:
                 continue
             step = self.step(link, given, v)
+            if _is_first_column(link, v):
+                continue
             if step is None:
                 found.late = found.late or node
             else:
