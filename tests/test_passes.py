@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from monograph.ir import Graph, interpret, parse, verify
 from monograph.passes import fuse, pack
-from monograph.passes.adapt import add_lora, merge_lora
 from monograph.passes.cache import add_cache, emit_cache
 from monograph.passes.canonicalize import canonicalize, remove_dropout
 from monograph.passes.cse import cse
@@ -21,6 +20,7 @@ from monograph.passes.dce import dce
 from monograph.passes.decompose import decompose
 from monograph.passes.differential import random_params
 from monograph.passes.fold import fold
+from monograph.passes.lora import add_lora, merge_lora
 from monograph.passes.manager import FunctionPass, RewritePass
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "passes").glob("*.txt"))

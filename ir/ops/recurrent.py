@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
 from ..graph import Value
-from ..op import Op, op
+from ..op import Op, op, unmoved
 from ..types import DimLike, TensorType, bool_, i32, i64
 from .checks import floating, rank, same_dtype, typed
 from .reduce import accumulator
@@ -30,8 +32,11 @@ class Recurrent(Op):
     y is 0 there. Outputs: y [B,S,H], then the last states [B,H].
     """
 
+    heavy = True
+    backward_reads = reads.everything
+    shard = shard_rules.needs_all
     gates: ClassVar[int]
-    elementwise: ClassVar[int]
+    channel_flops: ClassVar[int]
     """Floating-point operations per step and channel besides the two products, with biases."""
 
     def results(
@@ -59,8 +64,11 @@ class Recurrent(Op):
         return TensorType(x.dtype, (batch, steps, hidden)), state
 
     def flops(self, x: Value, weight_ih: Value, weight_hh: Value, *_: Value | None, **attributes: Any) -> DimLike:
-        tokens, hidden = x.shape[0] * x.shape[1], weight_hh.shape[1]
-        return 2 * tokens * self.gates * hidden * (x.shape[2] + hidden) + self.elementwise * tokens * hidden
+        return self.step_flops(x.shape[0] * x.shape[1], x.shape[2], weight_hh.shape[1])
+
+    def step_flops(self, tokens: DimLike, width: DimLike, hidden: DimLike) -> DimLike:
+        """Of all steps: both products and what is done to each channel."""
+        return 2 * tokens * self.gates * hidden * (width + hidden) + self.channel_flops * tokens * hidden
 
     def scan(
         self, cell: Callable[..., Arrays], x: Any, weights: Sequence[Any], states: Sequence[Any], lengths: Any
@@ -115,7 +123,7 @@ def _sigmoid(x: Any) -> Any:
 class RNN(Recurrent):
     """h = act(w_ih x + b_ih + w_hh h + b_hh), act tanh or relu. (Elman 1990)"""
 
-    gates, elementwise = 1, 4
+    gates, channel_flops = 1, 4
     choices = {"activation": ("tanh", "relu")}
 
     def infer(
@@ -151,7 +159,7 @@ class LSTM(Recurrent):
     (Hochreiter & Schmidhuber 1997; the forget gate is that of Gers et al. 2000)
     """
 
-    gates, elementwise = 4, 21
+    gates, channel_flops = 4, 21
 
     def infer(
         self,
@@ -186,7 +194,7 @@ class GRU(Recurrent):
     (Cho et al. 2014, in the form of PyTorch and cuDNN: the reset gate is applied after the product.)
     """
 
-    gates, elementwise = 3, 17
+    gates, channel_flops = 3, 17
 
     def infer(
         self,
@@ -219,6 +227,10 @@ class Compact(Op):
     for another, where the last kept one before it went, or 0. lengths i32 [B]: kept positions of each row.
     So a recurrence that knows lengths only passes over any position a mask hides, wherever it is.
     """
+
+    backward_reads = reads.nothing
+    shard = shard_rules.needs_all
+    flops = unmoved
 
     def infer(self, mask: Value) -> tuple[TensorType, TensorType, TensorType]:
         check(mask.dtype == bool_ and mask.rank == 2, f"mask is {mask.type}, expected bool [B,S]")
