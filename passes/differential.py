@@ -9,6 +9,8 @@ import numpy as np
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.interpret import Array, interpret, resolve
+from ..ir.ops.linear import Embedding
+from ..ir.ops.shape import Gather
 from ..ir.slots import TARGETS, TOKENS, Growth, Slot
 from ..ir.types import Dim, TensorType
 
@@ -162,7 +164,7 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
 
 def _rows(ids: Value) -> int:
     """Number of rows of the smallest table that integer ids index."""
-    tables = [node.operands[1 - i] for node, i in ids.uses if node.op.name in ("embedding", "gather")]
+    tables = [node.operands[1 - i] for node, i in ids.uses if isinstance(node.op, (Embedding, Gather))]
     return min((t.shape[0] for t in tables if t is not None and isinstance(t.shape[0], int)), default=10)
 
 

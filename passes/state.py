@@ -217,9 +217,7 @@ class _Versions:
 
     def check_length(self, v: Value, node: Node, axis: int) -> None:
         if extra(v.shape[axis], self.flow.symbol) != 0:
-            what = (
-                f"{node.op.name} gives {v.shape[axis]} columns for {self.flow.symbol} tokens: which are new is open"
-            )
+            what = f"{node.op.name} gives {v.shape[axis]} columns for {self.flow.symbol} tokens: which are new is open"
             raise PassError(what, place=str(node.location))
 
     def lookback(self, v: Value) -> int:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from monograph.ir import Graph, interpret, parse, verify
 from monograph.passes import fuse, pack
-from monograph.passes.adapt import add_lora, merge_lora
 from monograph.passes.canonicalize import canonicalize, remove_dropout
 from monograph.passes.cse import cse
 from monograph.passes.dce import dce
 from monograph.passes.decompose import decompose
 from monograph.passes.differential import random_params
 from monograph.passes.fold import fold
+from monograph.passes.lora import add_lora, merge_lora
 from monograph.passes.manager import FunctionPass, RewritePass
 from monograph.passes.state import add_state
 
