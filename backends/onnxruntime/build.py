@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ...frontends.pooling import Pooling
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
+from ...ir.slots import TARGETS, TOKENS, Growth, Slot
 from ...ir.weights import Tensor
 from ...passes.cache import self_attentions
 from ...passes.manager import Pipeline, PipelineReport, Step
@@ -28,8 +29,8 @@ from ..onnx.lower import lower
 from ..onnx.save import layout
 from ..target import Target
 from .attention import past_layers, windows
-from .cache import STATE
 from .contract import FILE, VERSION, Contract
+from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
 from .logits import ROWS
 from .rewrites import DISABLED_OPTIMIZERS, common, lengths_variant, mask_variant
@@ -123,6 +124,7 @@ def build(
     positions = positions_of(model) if max_positions is None else max_positions
     variants = variants_of(graph, positions)
     report = _report(variants, Path(folder), _contract(model, graph, target, variants, positions))
+    check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
@@ -173,7 +175,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
     layers = past_layers(last)
     return Contract(
         version=VERSION,
-        kind="decoder" if layers or any(k.startswith(STATE) for k in last.inputs) else "encoder",
+        kind="decoder" if layers or any(k.startswith("past_state.") for k in last.inputs) else "encoder",
         family=model.family.name if is_model else graph.name,
         task=model.task if is_model else "",
         provider=target.provider,
@@ -182,12 +184,25 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
-        layers=tuple(layers),
+        slots=tuple(_slots(last)),
+        stream=TARGETS if TARGETS.ids in last.inputs else TOKENS,
+        inputs={file: {k: v.type for k, v in g.inputs.items()} for file, g in variants.graphs.items()},
+        bounds=bounds_of(last),
         positions=positions if layers or any(k.endswith("position_ids") for k in last.inputs) else 0,
-        windowed=variants.windowed,
         rows=ROWS in last.inputs,
         disabled_optimizers=DISABLED_OPTIMIZERS,
     )
+
+
+def _slots(graph: Graph) -> Iterator[Slot]:
+    for name, v in graph.inputs.items():
+        if name.startswith("past_key_values."):
+            yield Slot(name, name.replace("past_key_values.", "present."), Growth.append, v.type, 2)
+        elif name.startswith("past_state."):
+            yield Slot(name, name.replace("past_", "present_"), Growth.replace, v.type, None, 0,
+                       name.replace("past_", "initial_") if TARGETS.ids in graph.inputs else "")  # fmt: skip
+        elif name.startswith("encoder."):
+            yield Slot(name, "", Growth.once, v.type)
 
 
 def _report(variants: _Variants, folder: Path, contract: Contract) -> BuildReport:
