@@ -23,6 +23,7 @@ _INTERNAL = (
     str(_PACKAGE / "passes") + os.sep,
     str(_PACKAGE / "backends") + os.sep,
     str(_PACKAGE / "frontends" / "dsl.py"),
+    str(_PACKAGE / "frontends" / "layers.py"),
     contextlib.__file__,
 )
 
