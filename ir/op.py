@@ -31,6 +31,12 @@ class Op:
     choices: ClassVar[Attributes] = {}
     """Values that a fusion pattern tries for an attribute on which `body` branches; `...` captures any value."""
 
+    reads_encoded: ClassVar[bool] = False
+    """Takes encoded weights; every other op reads them through `dequantize`."""
+
+    folds: ClassVar[bool] = True
+    """What depends on parameters only may be evaluated before it is stored."""
+
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
 
@@ -81,6 +87,7 @@ class Op:
         """Check a use of the op; gives complete attributes and output types. Raises OpError with the place."""
         try:
             self.signature.check(operands)
+            self._check_encoded(operands)
             full = self.complete(*operands, **self.signature.attributes_of(attributes))
             full = {k: full[k] for k in self.signature.attributes}
             return full, _types(self.infer(*operands, **full))
@@ -91,6 +98,12 @@ class Op:
             hint = e.hint if isinstance(e, MonographError) else ""
             place = str(location) if location.file or location.scope else ""
             raise OpError(f"{self.name}: {what}", place=place, details=shown, hint=hint) from None
+
+    def _check_encoded(self, operands: Sequence[Value | None]) -> None:
+        for name, v in zip(self.signature.operand_names(len(operands)), operands, strict=False):
+            if v is not None and v.type.encoding is not None and not self.reads_encoded:
+                hint = f"read it through dequantize({name})"
+                raise OpError(f"{name} is {v.type}, an encoded weight, which only dequantize reads", hint=hint)
 
     def __repr__(self) -> str:
         return self.name
