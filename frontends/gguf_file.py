@@ -51,7 +51,7 @@ class BlockTensor(Tensor):
     source_format: the GGML name, such as Q4_K.
     """
 
-    def __init__(self, lines: Tensor, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
+    def __init__(self, lines: StoredTensor, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
         self.lines, self.kind, self.source_format = lines, kind, kind.name
         self.type = TensorType(f32, shape)
 
@@ -60,7 +60,8 @@ class BlockTensor(Tensor):
         try:
             return dequantize(stored.reshape(-1, stored.shape[-1]), self.kind).reshape(self.shape)
         except NotImplementedError:
-            raise WeightsError(f"{self.kind.name} cannot be dequantized", place=repr(self.lines)) from None
+            place = f"{self.lines.span.file}: tensor {self.lines.name}"
+            raise WeightsError(f"{self.kind.name} cannot be dequantized", place=place) from None
 
 
 def permute_rows(tensor: Tensor, order: Array) -> Tensor:

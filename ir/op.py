@@ -35,7 +35,7 @@ class Op:
     """Takes encoded weights; every other op reads them through `dequantize`."""
 
     folds: ClassVar[bool] = True
-    """What depends on parameters only may be evaluated before it is stored."""
+    """What it makes of parameters may be stored evaluated; not where that would undo an encoding."""
 
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""

@@ -47,8 +47,37 @@ def stored_weight(v: Value | None) -> Value | None:
     return v if v is not None and v.is_param else None
 
 
+def plain_again(graph: Graph) -> int:
+    """Encoded parameters that are read through `dequantize` only become plain ones, whose values are the numbers.
+
+    Gives how many. What reads them is stored and multiplied as floats; `through_float` names them.
+    """
+    changed = 0
+    for path, v in list(graph.params.items()):
+        nodes = v.users
+        if v.type.encoding is None or not all(isinstance(n.op, Dequantize) for n in nodes):
+            continue
+        plain = graph.params[path] = Value(graph, v.type.decoded, path)
+        for node in nodes:
+            graph.replace(node.output, plain)
+            graph.erase(node)
+        changed += bool(nodes)
+    return changed
+
+
+def through_float(graph: Graph, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Block format by name of each weight that is stored in blocks but that the graph reads as plain numbers."""
+    found: dict[str, str] = {}
+    for path, v in graph.params.items():
+        tensor = weights.get(path)
+        if tensor is not None and v.type.encoding is None:
+            kind = tensor.source_format or (str(tensor.type.encoding) if tensor.type.encoding is not None else "")
+            found |= {path: kind} if kind else {}
+    return found
+
+
 def open_encodings(graph: Graph) -> int:
-    """What no target op took is dequantized by arithmetic over the stored parts. Gives how many."""
+    """Every `dequantize` becomes arithmetic over the stored parts, which targets evaluate and store. Gives how many."""
     left = [node for node in graph if isinstance(node.op, Dequantize)]
     for node in left:
         inline_body(graph, node)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-
+from monograph.backends.onnx.lower import lower
+from monograph.backends.onnxruntime.quantized import quantized_layers
+from monograph.backends.target import Target, kernel_table
 from monograph.ir import Graph, building, parse, verify
 from monograph.ir.encoded import Encoded
 from monograph.ir.encodings import LAYOUTS, Encoding, EncodingError, int8, q4_0, q4_1, q8_0
 from monograph.ir.errors import MonographError, OpError, VerifyError, WeightsError
 from monograph.ir.interpret import interpret
 from monograph.ir.ops import dequantize, embedding, linear
+from monograph.ir.ops.quant import Dequantize
 from monograph.ir.tensors import ArrayTensor, Tensor
-from monograph.ir.types import TensorType, bf16, f16, f32, parse_type, tensor
+from monograph.ir.types import TensorType, bf16, f16, f32, i64, parse_type, tensor
 from monograph.ir.weights import Weights
-from monograph.ir.types import i64
+from monograph.passes.manager import Pipeline
 
 GGUF = {"q4_0": q4_0, "q4_1": q4_1, "q8_0": q8_0}
 
@@ -47,7 +49,9 @@ def test_numbers_are_those_of_gguf(layout: str) -> None:
     assert np.array_equal(e.joined(*parts), w.stored())
 
 
-@pytest.mark.parametrize("text", ["q4_0", "q4_1", "q8_0", "int8", "int8(axis=0)", "int8(axis=0,scale=bf16)", "q8_0(scale=f32)"])
+@pytest.mark.parametrize(
+    "text", ["q4_0", "q4_1", "q8_0", "int8", "int8(axis=0)", "int8(axis=0,scale=bf16)", "q8_0(scale=f32)"]
+)
 def test_text_of_a_type_comes_back(text: str) -> None:
     t = parse_type(f"f32[64,96]<{text}>")
     assert parse_type(str(t)) == t
@@ -158,3 +162,73 @@ def test_rows_move_with_their_blocks() -> None:
     assert w.rows(order).type == w.type
     with pytest.raises(WeightsError, match="cannot be ordered by 3 numbers"):
         w.rows(order[:3])
+
+
+# -- ONNX ---------------------------------------------------------------------------------------------------------
+
+
+def session(model: Any) -> Any:
+    import onnx_ir
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def ops(model: Any) -> dict[str, int]:
+    kinds = [node.op_type for node in model.graph]
+    return {k: kinds.count(k) for k in set(kinds)}
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("layout", GGUF)
+def test_portable_onnx_keeps_the_codes(layout: str, opset: int) -> None:
+    w = weights(layout)
+    model = lower(layers(layout), w, opset)
+    got = session(model).run(None, {"ids": IDS})[0]
+    want = expected(w, IDS)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    large = max(v.const_value.nbytes for v in model.graph.initializers.values())
+    if opset < 21:  # Without blocks in DequantizeLinear: numbers.
+        assert large == 4 * 64 * 64
+    else:
+        assert ops(model)["DequantizeLinear"] == 2
+        assert large == 64 * 64 // (1 if layout == "q8_0" else 2)
+
+
+def reference(layout: str, provider: str, ids: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """(the ONNX model for ONNX Runtime, what the reference says about its graph)"""
+    graph, w = layers(layout), weights(layout)
+    target = Target(provider)
+    model = lower(graph, w, 23, pipeline=Pipeline("ort", [quantized_layers(target)]))
+    quantized_layers(target).run(graph)
+    assert verify(graph)
+    assert not any(isinstance(n.op, Dequantize) for n in graph)
+    return model, interpret(graph, {"ids": ids}, {k: t.stored() for k, t in w.items()})["logits"]
+
+
+@pytest.mark.parametrize("layout", GGUF)
+def test_onnx_runtime_multiplies_blocks(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = expected(weights(layout), IDS)
+    model, computed = reference(layout, "cpu", IDS)
+    np.testing.assert_allclose(computed, want, atol=1e-5 * np.abs(want).max())
+    assert ops(model)["MatMulNBits"] == 2
+    assert ops(model)["GatherBlockQuantized"] == 1
+    levels = {
+        n.attributes["bits"].as_int(): n.attributes["accuracy_level"].as_int()
+        for n in model.graph
+        if n.op_type == "MatMulNBits"
+    }
+    assert levels == {8: 4, 4: 4} if layout != "q8_0" else {8: 4}
+    kernel_table("cpu").check(model)
+    got = session(model).run(None, {"ids": IDS})[0]
+    np.testing.assert_allclose(got, want, atol=0.03 * np.abs(want).max())
+    monkeypatch.setattr("monograph.backends.target.ACCURACY_LEVELS", {})
+    exact = session(reference(layout, "cpu", IDS)[0]).run(None, {"ids": IDS})[0]
+    np.testing.assert_allclose(exact, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_tied_table_is_stored_once() -> None:
+    model, _ = reference("q4_0", "cpu", IDS)
+    sizes = sorted(v.const_value.nbytes for v in model.graph.initializers.values())
+    assert sizes.count(11 * 64) == 1
+    assert sum(sizes) < 11 * 64 + 64 * 32 + 4 * (11 * 2 + 64 * 2 + 64) + 200

@@ -52,10 +52,7 @@ class EncodedPart(Op):
 
     def torch(self, torch: Any, w: Any, *, part: str, encoding: str) -> Any:
         e = Encoding.parse(encoding)
-        if e.block:
-            blocks = torch.unflatten(w, -1, (-1, e.header + e.block * e.bits // 8))
-        else:
-            blocks = torch.unsqueeze(w, -2)
+        blocks = torch.unflatten(w, -1, (-1, e.header + e.block * e.bits // 8)) if e.block else torch.unsqueeze(w, -2)
         if part == "codes":
             packed = blocks[..., e.header :]
             if e.bits == 8:
@@ -103,7 +100,7 @@ def along_axis(lines: Value, axis: int) -> Value:
     """Lines [..., length] with their length as axis `axis`."""
     if axis == -1:
         return lines
-    order = [i for i in range(lines.rank - 1)]
+    order = list(range(lines.rank - 1))
     order.insert(axis, lines.rank - 1)
     return transpose(lines, permutation=tuple(order))
 
