@@ -51,6 +51,12 @@ class Op:
     constant: ClassVar[bool] = False
     """The attribute `value` is the output."""
 
+    reads_encoded: ClassVar[bool] = False
+    """Takes encoded weights; every other op reads them through `dequantize`."""
+
+    folds: ClassVar[bool] = True
+    """What it makes of parameters may be stored evaluated; not where that would undo an encoding."""
+
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
 
@@ -175,6 +181,7 @@ class Op:
         try:
             given = self.signature.attributes_of(attributes)
             self.signature.check(operands, given)
+            self._check_encoded(operands)
             full = self.complete(*operands, **given)
             full = {k: full[k] for k in self.signature.attributes}
             return full, _types(self.infer(*operands, **full))
@@ -183,6 +190,12 @@ class Op:
             shown = [f"{n} = {v!r}" for n, v in zip(names, operands, strict=False) if v is not None]
             place = str(location) if location.file or location.scope else ""
             raise OpError(f"{self.name}: {e.what}", place=place, details=shown, hint=e.hint) from None
+
+    def _check_encoded(self, operands: Sequence[Value | None]) -> None:
+        for name, v in zip(self.signature.operand_names(len(operands)), operands, strict=False):
+            if v is not None and v.type.encoding is not None and not self.reads_encoded:
+                hint = f"read it through dequantize({name})"
+                raise OpError(f"{name} is {v.type}, an encoded weight, which only dequantize reads", hint=hint)
 
     def __repr__(self) -> str:
         return self.name

@@ -18,6 +18,7 @@ from ...passes.dce import dce
 from ...passes.manager import FunctionPass, Pipeline, RewritePass
 from ...passes.pattern import NearMiss, Report, Rewrite
 from .ops import onnx_attention, onnx_cached_attention, onnx_rotary
+from .quantized import QuantizedLayers, StandardLayers
 from .recurrent import RecurrentToOnnx
 
 
@@ -194,6 +195,7 @@ def heads_first(k: Value, v: Value) -> tuple[Value, Value]:
 PORTABLE = Pipeline(
     "onnx",
     [
+        QuantizedLayers(StandardLayers(), "onnx_quantized_layers"),
         AttentionToOnnx(),
         RewritePass("onnx_rotary", [RotaryToOnnx()]),
         RecurrentToOnnx(),

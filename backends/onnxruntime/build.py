@@ -20,6 +20,7 @@ from ...ir.graph import Graph
 from ...ir.slots import TARGETS, TOKENS, Growth, Slot
 from ...ir.weights import Tensor
 from ...passes.cache import self_attentions
+from ...passes.encode import keep_encodings
 from ...passes.manager import Pipeline, PipelineReport, Step
 from ...passes.pattern import NearMiss
 from ...passes.pipelines import PIPELINES
@@ -33,6 +34,7 @@ from .contract import FILE, VERSION, Contract
 from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
 from .logits import ROWS
+from .quantized import quantized_layers
 from .rewrites import DISABLED_OPTIMIZERS, common, lengths_variant, mask_variant
 
 OPSET = 23
@@ -40,7 +42,6 @@ MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
 DEFAULT_POSITIONS = 4096
 FUSED = ("ort_group_query_attention", "ort_multi_head_attention")
 _BASE, _FACTOR = 300_000_000, 3
-_NOTHING = Pipeline("lowered", [])
 
 
 @dataclass
@@ -121,6 +122,8 @@ def build(
     missing = [f"missing: {k}: {v.type}" for k, v in graph.params.items() if k not in found]
     if missing:
         raise WeightsError(f"{len(missing)} weights of {graph.name} are missing", details=missing)
+    graph = graph.copy()
+    keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
     variants = variants_of(graph, positions)
     report = _report(variants, Path(folder), _contract(model, graph, target, variants, positions))
@@ -236,7 +239,7 @@ def _lowered(
     report.kernels = table.source
     largest = 0
     for name, graph in variants.graphs.items():
-        models[name] = lower(graph, weights, OPSET, pipeline=_NOTHING)
+        models[name] = lower(graph, weights, OPSET, pipeline=Pipeline("lowered", [quantized_layers(target)]))
         table.check(models[name])
         report.nodes[name] = _count(models[name])
         stored = [p.tensor.nbytes for p in layout(models[name])]
