@@ -172,6 +172,13 @@ def _named_power(node: Node) -> Value | None:
     return rsqrt(x) if exponent == -0.5 else None
 
 
+class Minimum(Binary):
+    """min(x, y), broadcast."""
+
+    commutative = True
+    torch_name, onnx_name = "minimum", "Min"
+
+
 class Pow(Binary):
     """x ** y, broadcast; floating point only."""
 
@@ -255,6 +262,12 @@ class Cos(Unary):
 
     torch_name, onnx_name = "cos", "Cos"
     backward_reads = reads.first
+
+
+class Floor(Unary):
+    """The largest integer that is at most x."""
+
+    torch_name, onnx_name = "floor", "Floor"
 
 
 class Rsqrt(Unary):
@@ -453,9 +466,9 @@ class Constant(Op):
         return op.constant(np.asarray(value, dtype=dtype.numpy))
 
 
-add, sub, mul, div, maximum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Pow)
+add, sub, mul, div, maximum, minimum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Minimum), op(Pow)
 neg, abs, exp, log, sqrt, rsqrt = op(Neg), op(Abs), op(Exp), op(Log), op(Sqrt), op(Rsqrt)
-tanh, sin, cos, erf, sigmoid = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid)
+tanh, sin, cos, erf, sigmoid, floor = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid), op(Floor)
 equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
 logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
 where, cast, constant = op(Where), op(Cast), op(Constant)
