@@ -28,6 +28,7 @@ _INTERNAL = (
     str(Path(__file__).parent.parent / "passes") + os.sep,
     str(Path(__file__).parent.parent / "backends") + os.sep,
     str(Path(__file__).parent.parent / "frontends" / "dsl.py"),
+    str(Path(__file__).parent.parent / "frontends" / "layers.py"),
     contextlib.__file__,
 )
 _GAP = 1 << 20
