@@ -9,9 +9,11 @@ import numpy as np
 from ..errors import OpError, check
 from ..graph import Value
 from ..op import Op, op
-from ..types import Dim, DimLike, TensorType
+from ..types import Dim, DimLike, TensorType, product
 from .checks import floating, rank, same_dtype, typed
 from .reduce import accumulator
+
+_windows: Any = np.lib.stride_tricks.sliding_window_view
 
 PerAxis = int | tuple[int, ...]
 """One number for all axes that are slid over, or one for each."""
@@ -58,7 +60,7 @@ class Convolution(Op):
         return {"groups": groups, **full}
 
     def flops(self, x: Value, w: Value, b: Value | None = None, **attributes: Any) -> DimLike:
-        y, taps = self.infer(x, w, b, **attributes), w.type.elements // w.shape[0]
+        y, taps = self.infer(x, w, b, **attributes), product(w.shape[1:])
         return 2 * y.elements * taps + (0 if b is None else y.elements)
 
     def numpy(
@@ -66,7 +68,7 @@ class Convolution(Op):
     ) -> Any:
         padded = np.pad(accumulator(x), [(0, 0), (0, 0), *((p, p) for p in each(padding))])
         spans = [d * (k - 1) + 1 for k, d in zip(w.shape[2:], each(dilation), strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=range(2, x.ndim))  # type: ignore[call-overload]
+        windows: Any = _windows(padded, spans, axis=tuple(range(2, x.ndim)))
         windows = windows[(..., *(slice(None, None, n) for n in (*each(stride), *each(dilation))))]
         windows = windows.reshape(x.shape[0], groups, -1, *windows.shape[2:])
         at, taps = "ij"[: self.axes], "kl"[: self.axes]
