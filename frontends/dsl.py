@@ -165,7 +165,7 @@ class Checkpoint:
     checkpoints of a model with a head write before the names of the model inside it. heads: parameters that belong
     to one task: models for another leave them, or begin them anew. unused: tensors that may be there and are not
     needed, because they follow from the config. from_weights: keys of config.json that say whether there is a tensor
-    of that pattern.
+    of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
     """
 
     architecture: str = ""
@@ -174,6 +174,7 @@ class Checkpoint:
     heads: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    layout: Callable[[Weights], Weights] | None = None
 
 
 @dataclass(frozen=True)

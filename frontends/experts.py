@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir import DType, Value, ops
+from ..ir import Value, ops
 from ..ir.tensors import Array
 from ..ir.types import TensorType, f32
 from ..ir.weights import Mapped, Tensor, Weights
@@ -32,9 +32,7 @@ def routed(
     channels = channels_of(x)
     shapes = ((width, channels), (width, channels), (channels, width))
     experts = [
-        (m / i / name).param("weight", *shape)
-        for i in range(count)
-        for name, shape in zip(names, shapes, strict=True)
+        (m / i / name).param("weight", *shape) for i in range(count) for name, shape in zip(names, shapes, strict=True)
     ]
     return ops.moe(x, weights, indices, *experts, activation=op_name(activation))
 

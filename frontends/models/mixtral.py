@@ -33,7 +33,8 @@ class Mixtral(Config):
     activation: str = key("hidden_act", "silu")
 
     ignored = frozenset(
-        "attention_dropout max_position_embeddings output_router_logits router_aux_loss_coef router_jitter_noise".split()
+        "attention_dropout max_position_embeddings output_router_logits router_aux_loss_coef "
+        "router_jitter_noise".split()
     )
 
 
