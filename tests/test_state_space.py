@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from monograph.backends.torch import to_inputs, to_torch
 from monograph.ir import Graph, building, interpret, ops
 from monograph.ir.types import f64, parse_type
 
@@ -111,3 +113,30 @@ def test_equal_scores_are_taken_in_order() -> None:
     graph.output("indices", indices)
     found = interpret(graph, {"x": np.array([[1, 2, 2, 1, 2]])})
     assert (found["values"].tolist(), found["indices"].tolist()) == ([[2, 2, 2]], [[1, 2, 4]])
+
+
+def test_chunks_in_pytorch_give_what_the_whole_gives() -> None:
+    graph = space()
+    rng = np.random.default_rng(5)
+    inputs = {k: rng.normal(size=v.type.substitute({"B": 2, "S": 150}).shape) for k, v in graph.inputs.items()}
+    inputs |= {"decay": -np.abs(inputs["decay"]) * 0.1, "mask": rng.random((2, 150)) < 0.9}
+    wanted = interpret(graph, inputs)
+    found = to_torch(graph)(**to_inputs(inputs))
+    for name, want in wanted.items():
+        np.testing.assert_allclose(found[name].numpy(), want, rtol=0, atol=1e-11)
+
+
+def test_a_compiler_sees_no_break_in_experts_and_states() -> None:
+    graph = space()
+    with building(graph):
+        x = graph.input("tokens", parse_type("f64[B,S,4]"))
+        weights, indices = ops.topk(x, k=2)
+        shapes = ("f64[5,4]", "f64[5,4]", "f64[4,5]") * 4
+        experts = [graph.input(f"w{i}", parse_type(t)) for i, t in enumerate(shapes)]
+        graph.output("mixed", ops.moe(x, weights, indices, *experts))
+    inputs = to_inputs(given(graph, MASKS["holes"]))
+    module = to_torch(graph)
+    torch._dynamo.reset()
+    found = torch.compile(module, backend="eager", fullgraph=True)(**inputs)
+    for name, want in module(**inputs).items():
+        np.testing.assert_allclose(found[name].numpy(), want.numpy(), rtol=0, atol=1e-12)

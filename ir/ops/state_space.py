@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import check
 from ..graph import Value
@@ -15,6 +15,9 @@ from .linear import matmul
 from .recurrent import compact
 from .reduce import cumsum
 from .shape import concat, expand, iota, reshape, slice_, take_along_axis, transpose
+
+CHUNK = 64
+"""Steps that PyTorch reads at once in the quadratic form."""
 
 
 class CausalConv(Op):
@@ -138,6 +141,33 @@ class StateSpace(Op):
         y = transpose(reshape(y, shape=(batch, heads, steps, width)), permutation=(0, 2, 1, 3))
         return y, reshape(last, shape=(batch, heads, width, size))
 
+    def torch(self, torch: Any, x: Any, decay: Any, b: Any, c: Any, state: Any = None) -> tuple[Any, Any]:
+        """The dual form in each chunk, and between chunks the same form over their last states."""
+        batch, steps, heads, groups = x.size(0), x.size(1), x.size(2), b.size(2)
+        missing = -steps % CHUNK
+        pad = torch.nn.functional.pad
+        x, b, c = (pad(y, (0, 0, 0, 0, 0, missing)) for y in (x, b, c))
+        # [B,H,chunks,CHUNK,...]; one row of b and c serves the heads of a group.
+        x = x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4)
+        b, c = (y.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4) for y in (b, c))
+        decay = pad(decay, (0, 0, 0, missing)).unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2)
+        scores = torch.matmul(c, b.transpose(-1, -2)).repeat_interleave(heads // groups, 1)
+        b, c = (y.repeat_interleave(heads // groups, 1) for y in (b, c))
+        sums, since = _segment_sums(torch, decay, CHUNK), torch.cumsum(decay, -1)
+        y = torch.matmul(scores * sums.exp().tril(), x)
+        to_end = (sums[..., -1, :]).exp().unsqueeze(-1)
+        made = torch.matmul((x * to_end).transpose(-1, -2), b)
+        if state is None:
+            state = x.new_zeros((batch, heads, x.size(-1), b.size(-1)))
+        states = torch.cat([state.unsqueeze(2), made], 2)
+        whole = pad(since[..., -1], (1, 0))
+        kept = _segment_sums(torch, whole, whole.size(-1)).exp().tril()
+        states = torch.einsum("bhzc,bhcpn->bhzpn", kept, states)
+        before = torch.narrow(states, 2, 0, states.size(2) - 1)
+        y = y + torch.matmul(c, before.transpose(-1, -2)) * since.exp().unsqueeze(-1)
+        y = torch.narrow(y.permute(0, 2, 3, 1, 4).flatten(1, 2), 1, 0, steps)
+        return y, states.select(2, -1)
+
     @staticmethod
     def sums(decay: Value) -> Value:
         """[B,H,S,S] of decay [B,H,S]: at (t, s) the sum of those after s and up to t; 0 for s >= t."""
@@ -150,6 +180,12 @@ class StateSpace(Op):
     def flops(self, x: Value, decay: Value, b: Value, c: Value, state: Value | None = None) -> DimLike:
         """Of the recurrence: each step scales the state, adds to it and reads it."""
         return 5 * x.type.elements * b.shape[3]
+
+
+def _segment_sums(torch: Any, decay: Any, steps: Any) -> Any:
+    """[..., S, S] of decay [..., S]: at (t, s) the sum of those after s and up to t; 0 for s >= t."""
+    after = torch.ones((steps, steps), dtype=torch.bool, device=decay.device).tril(-1)
+    return torch.cumsum(torch.where(after, decay.unsqueeze(-1), 0.0), -2)
 
 
 causal_conv, state_space = op(CausalConv), op(StateSpace)
