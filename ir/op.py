@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, ParamSpec, Protocol, cast, overload
 
 import numpy as np
 
 from .errors import MonographError, OpError, did_you_mean
+from .flow import Links, links_of_body
 from .graph import Attributes, Graph, Location, Value, building, current_graph
 from .types import DimLike, TensorType
 
@@ -65,6 +67,30 @@ class Op:
 
     flops: Callable[..., DimLike] = _flops_of_body
     """Floating-point operations of one use; a composite counts its body, a primitive without a rule has none."""
+
+    def _links_of_body(self, *operands: Value | None, **attributes: Any) -> Links:
+        """Links through the body. Raises OpError for a primitive that does not say what it reads."""
+        if self.body is None:
+            raise OpError(f"{self.name} does not say which elements it reads", hint="a primitive needs `links`")
+        types = tuple(None if v is None else v.type for v in operands)
+        present = [i for i, v in enumerate(operands) if v is not None]
+        links = _body_links(self, types, _freeze(attributes))
+        return tuple(replace(link, operand=present[link.operand]) for link in links)
+
+    links: Callable[..., Links] = _links_of_body
+    """Where each axis of each operand goes; a composite's follow from its body."""
+
+    states: ClassVar[Mapping[str, int]] = {}
+    """State of its own: optional operand that brings it (None: zeros) => output that is its next value."""
+
+    state_names: ClassVar[Mapping[str, str]] = {}
+    """What each state is called outside: operand => name such as `h`."""
+
+    compacts: ClassVar[bool] = False
+    """Its outputs are places that tokens move to without changing their order."""
+
+    counts: ClassVar[frozenset[str]] = frozenset()
+    """Operands i32 [B] that say how many of the first columns of a row count; the others change nothing."""
 
     def cost(self, *operands: Value | None, **attributes: Any) -> tuple[DimLike, DimLike]:
         """(flops, bytes moved when operands are read and outputs written once), as symbolic expressions."""
@@ -194,6 +220,11 @@ def _freeze(attributes: Attributes) -> tuple[tuple[str, Any], ...]:
 def body_of(op: Op, types: Sequence[TensorType | None], attributes: Attributes) -> Graph:
     """The body of a composite as a graph whose inputs carry the operand names. Shared: never change it."""
     return expand(op, tuple(types), _freeze(attributes))
+
+
+@lru_cache(maxsize=4096)
+def _body_links(op: Op, types: tuple[TensorType | None, ...], attributes: tuple[tuple[str, Any], ...]) -> Links:
+    return links_of_body(expand(op, types, attributes))
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir.clone import clone_node
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import TensorType, exact_div
@@ -48,11 +49,9 @@ class _Share:
         if is_row_parallel(node, self.cuts):
             made = (self.row_parallel(node),)
         elif any(v in self.cuts for v in node.outputs):
-            operands = [None if v is None else self.inside(v) for v in node.operands]
-            made = self.share(node, operands)
+            made = self.share(node, {v: self.inside(v) for v in node.arguments})
         else:
-            operands = [None if v is None else self.local[v] for v in node.operands]
-            made = self.graph.add(node.op, operands, dict(node.attributes))
+            made = clone_node(node, self.graph, self.local)
         for old, new in zip(node.outputs, made, strict=True):
             if new.type != self.type(old):
                 what = f"{node.op.name} is {new.type} on rank {self.rank}, expected {self.type(old)} of {old.type}"
@@ -67,16 +66,16 @@ class _Share:
             self.copies[v] = collectives.add(collectives.COPY, self.local[v])
         return self.copies[v]
 
-    def share(self, node: Node, operands: list[Value | None]) -> tuple[Value, ...]:
+    def share(self, node: Node, operands: dict[Value, Value]) -> tuple[Value, ...]:
         cut, attributes = self.cuts[node.outputs[0]], dict(node.attributes)
-        if node.op.name == "dropout" and operands[0] is not None:
+        if node.op.name == "dropout":
             where: Attributes = {"axis": cut.axis, "rank": self.rank, "size": self.plan.size}
-            return (collectives.add(collectives.DROPOUT, operands[0], {**attributes, **where}),)
+            return (collectives.add(collectives.DROPOUT, operands[node.value("x")], {**attributes, **where}),)
         if node.op.name == "reshape":
             attributes["shape"] = self.type(node.output).shape
         elif node.op.name == "slice" and cut.axis == attributes["axis"]:
             attributes |= self.slice(node)
-        return self.graph.add(node.op, operands, attributes)
+        return clone_node(node, self.graph, operands, attributes=attributes)
 
     def slice(self, node: Node) -> Attributes:
         """Start and length within the sections as this rank has them."""

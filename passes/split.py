@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir.clone import bring, clone
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
 from ..ir.value import leaves
@@ -22,17 +23,17 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
     frontier = _frontier(graph, late)
     encoder, decoder = Graph(f"{graph.name}_encoder"), Graph(f"{graph.name}_decoder")
     early = [n for n in graph if n not in late]
-    inner = _transfer(encoder, graph, early, {})
+    inner = clone(early, encoder, {})
     for v in graph.outputs.values():
         if v.producer is None:
-            _bring(encoder, v, inner)
+            bring(v, encoder, inner)
     for name, v in graph.outputs.items():
         if v in inner:
             encoder.output(name, inner[v])
     for v, name in frontier.items():
         encoder.output(name, inner[v])
     given = {v: decoder.input(name, v.type) for v, name in frontier.items()}
-    outer = _transfer(decoder, graph, list(late), given)
+    outer = clone(late, decoder, given)
     for name, v in graph.outputs.items():
         if v not in inner:
             decoder.output(name, outer[v])
@@ -68,31 +69,3 @@ def _frontier(graph: Graph, late: dict[Node, None]) -> dict[Value, str]:
 def _depends_on_input(v: Value) -> bool:
     """False for constants and parameter expressions: the decoder has them too."""
     return not all(leaf.is_param for leaf in leaves(v))
-
-
-def _transfer(into: Graph, graph: Graph, nodes: list[Node], mapping: dict[Value, Value]) -> dict[Value, Value]:
-    """Copy nodes and what they need into another graph; gives where each value went."""
-    chosen = set(nodes)
-    for node in graph:
-        if node in chosen:
-            for v in node.arguments:
-                _bring(into, v, mapping)
-            with into.at(None, node.location):
-                outputs = into.add(node.op, [v and mapping[v] for v in node.operands], node.attributes)
-            mapping.update(zip(node.outputs, outputs, strict=True))
-    return mapping
-
-
-def _bring(into: Graph, v: Value, mapping: dict[Value, Value]) -> None:
-    if v in mapping:
-        return
-    if v.producer is not None:
-        for operand in v.producer.arguments:
-            _bring(into, operand, mapping)
-        with into.at(None, v.producer.location):
-            outputs = into.add(v.producer.op, [o and mapping[o] for o in v.producer.operands], v.producer.attributes)
-        mapping.update(zip(v.producer.outputs, outputs, strict=True))
-    elif v.is_param:
-        mapping[v] = into.param(v.name, v.type, v.init)
-    else:
-        mapping[v] = into.inputs.get(v.name) or into.input(v.name, v.type)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
-from ..ir.graph import NOWHERE, Attributes, Graph, Node, Value, building
+from ..ir.graph import NOWHERE, Attributes, Graph, Location, Node, Value, building
 from ..ir.op import OPS, Op
 from ..ir.types import TensorType
 
@@ -53,9 +53,11 @@ class PatternGraph(Graph):
     def __init__(self) -> None:
         super().__init__("pattern")
 
-    def add(self, op: Op, operands: Sequence[Value | None], attributes: Attributes) -> tuple[Value, ...]:
+    def add(
+        self, op: Op, operands: Sequence[Value | None], attributes: Attributes, location: Location | None = None
+    ) -> tuple[Value, ...]:
         full = op.signature.attributes_of(attributes)
-        node = Node(op, operands, full, NOWHERE)
+        node = Node(op, operands, full, location or NOWHERE)
         node.outputs = [Value(self, _ANY, producer=node, index=i) for i in range(op.signature.outputs)]
         self.insert(node)
         return tuple(node.outputs)

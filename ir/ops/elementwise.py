@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import OpError, check
+from ..flow import Links, aligned
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
@@ -15,6 +17,11 @@ from .checks import floating, number, same_dtype
 
 _where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def elementwise_links(*operands: Value) -> Links:
+    """Links of operands that broadcast against each other."""
+    return aligned([v.shape for v in operands], builtins.max(v.rank for v in operands))
 
 
 class Elementwise(Op):
@@ -25,6 +32,9 @@ class Elementwise(Op):
 
     def flops(self, *operands: Value | None, **attributes: Any) -> DimLike:
         return product(broadcast(*(v.shape for v in operands if v is not None)) or ())
+
+    def links(self, *operands: Value, **attributes: Any) -> Links:
+        return elementwise_links(*operands)
 
     def torch(self, torch: Any, *xs: Any) -> Any:
         return getattr(torch, self.torch_name)(*xs)
@@ -287,6 +297,9 @@ class Where(Op):
     def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
         return product(broadcast(condition.shape, x.shape, y.shape) or ())
 
+    def links(self, condition: Value, x: Value, y: Value) -> Links:
+        return elementwise_links(condition, x, y)
+
     def numpy(self, condition: Any, x: Any, y: Any) -> Any:
         return _where(condition, x, y)
 
@@ -302,6 +315,9 @@ class Cast(Op):
 
     def infer(self, x: Value, *, dtype: DType) -> TensorType:
         return x.type.with_dtype(dtype)
+
+    def links(self, x: Value, *, dtype: DType) -> Links:
+        return elementwise_links(x)
 
     def numpy(self, x: Any, *, dtype: DType) -> Any:
         return x.astype(dtype.numpy)
@@ -331,6 +347,9 @@ class Constant(Op):
             fits = fits and bool((kept.astype(np.float64) == given).all())
         check(fits, f"value {value!r} cannot be written as {dtype}")
         return TensorType(dtype, given.shape)
+
+    def links(self, *, value: Any, dtype: DType) -> Links:
+        return ()
 
     def numpy(self, *, value: Any, dtype: DType) -> Any:
         return np.asarray(value, dtype=dtype.numpy)

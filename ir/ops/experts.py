@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import check
+from ..flow import Link, Links, along
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, i64, product
@@ -30,6 +31,10 @@ class Topk(Op):
         check(not isinstance(width, int) or k <= width, f"k is {k} but the last axis of x has {width} elements")
         values = TensorType(x.dtype, (*x.shape[:-1], k))
         return values, values.with_dtype(i64)
+
+    def links(self, x: Value, *, k: int) -> Links:
+        last = x.rank - 1
+        return tuple(link for i in (0, 1) for link in along(x.shape, last, (Link(0, last, None, i),), output=i))
 
     def flops(self, x: Value, *, k: int) -> DimLike:
         return x.type.elements
@@ -87,6 +92,12 @@ class Moe(Op):
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def links(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> Links:
+        found: list[Link] = []
+        for i, v in enumerate((x, weights, indices)):
+            found += along(v.shape, v.rank - 1, (Link(i, v.rank - 1, None),), operand=i)
+        return (*found, *(Link(3 + i, axis, None) for i in range(len(experts)) for axis in (0, 1)))
 
     def flops(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> DimLike:
         """Of the experts that are chosen: k for each token."""

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import check, did_you_mean
+from ..flow import Links
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType
 from .checks import floating, not_scalar, rank, same_dtype, typed
-from .elementwise import abs, constant, erf, exp, log, maximum, neg, sigmoid, tanh
+from .elementwise import abs, constant, elementwise_links, erf, exp, log, maximum, neg, sigmoid, tanh
 from .linear import linear
 
 
@@ -202,6 +203,9 @@ class Dropout(Op):
         floating(x=x)
         check(0.0 <= p < 1.0, f"p is {p}, expected 0 <= p < 1")
         return x.type
+
+    def links(self, x: Value, *, p: float) -> Links:
+        return elementwise_links(x)
 
     def flops(self, x: Value, *, p: float) -> DimLike:
         return 2 * x.type.elements

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import check
+from ..flow import Link, Links
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, bool_, i32, i64
@@ -33,6 +34,14 @@ class Recurrent(Op):
     gates: ClassVar[int]
     elementwise: ClassVar[int]
     """Floating-point operations per step and channel besides the two products, with biases."""
+
+    states = {"h0": 1}
+    state_names = {"h0": "h"}
+    counts = frozenset({"lengths"})
+
+    def links(self, x: Value, *operands: Value | None, **attributes: Any) -> Links:
+        last = ((Link(0, 0, 0, output), Link(0, 1, None, output)) for output in self.states.values())
+        return (Link(0, 0, 0), Link(0, 1, 1, upto=True), *(link for pair in last for link in pair))
 
     def results(
         self, x: Value, weights: Sequence[Value | None], lengths: Value | None, **states: Value | None
@@ -152,6 +161,8 @@ class LSTM(Recurrent):
     """
 
     gates, elementwise = 4, 21
+    states = {"h0": 1, "c0": 2}
+    state_names = {"h0": "h", "c0": "c"}
 
     def infer(
         self,
@@ -219,6 +230,12 @@ class Compact(Op):
     for another, where the last kept one before it went, or 0. lengths i32 [B]: kept positions of each row.
     So a recurrence that knows lengths only passes over any position a mask hides, wherever it is.
     """
+
+    compacts = True
+
+    def links(self, mask: Value) -> Links:
+        kept = (Link(0, axis, axis, output) for output in (0, 1) for axis in (0, 1))
+        return (*kept, Link(0, 0, 0, 2), Link(0, 1, None, 2))
 
     def infer(self, mask: Value) -> tuple[TensorType, TensorType, TensorType]:
         check(mask.dtype == bool_ and mask.rank == 2, f"mask is {mask.type}, expected bool [B,S]")

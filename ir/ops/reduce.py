@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import OpError, check
+from ..flow import Link, Links, along
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, DType, TensorType, bool_, i64
@@ -35,9 +36,19 @@ def reduced(x: Value, axis: int, keepdims: bool) -> TensorType:
     return TensorType(x.dtype, x.shape[:at] + ((1,) if keepdims else ()) + x.shape[at + 1 :])
 
 
+def reduced_links(x: Value, axis: int, keepdims: bool) -> Links:
+    """All of one axis is read; those behind it move up unless it stays."""
+    at = axis % x.rank
+    others = (Link(0, i, i - (i > at and not keepdims)) for i in range(x.rank) if i != at)
+    return (Link(0, at, None), *others)
+
+
 class Reduce(AlongAxis):
     torch_name: ClassVar[str]
     onnx_name: ClassVar[str]
+
+    def links(self, x: Value, *, axis: int, keepdims: bool) -> Links:
+        return reduced_links(x, axis, keepdims)
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         floating(x=x)
@@ -105,6 +116,9 @@ class Argmax(AlongAxis):
         number(x=x)
         return reduced(x, axis, keepdims).with_dtype(i64)
 
+    def links(self, x: Value, *, axis: int, keepdims: bool) -> Links:
+        return reduced_links(x, axis, keepdims)
+
     def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
         return x.type.elements
 
@@ -124,6 +138,10 @@ class Softmax(AlongAxis):
     def infer(self, x: Value, *, axis: int = -1) -> TensorType:
         floating(x=x)
         return x.type
+
+    def links(self, x: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at), Link(0, at, None)))
 
     def flops(self, x: Value, *, axis: int) -> DimLike:
         return 5 * x.type.elements

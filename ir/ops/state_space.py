@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import check
+from ..flow import Link, Links
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, bool_, exact_div, i64
@@ -20,6 +20,13 @@ CHUNK = 64
 """Steps that PyTorch reads at once in the quadratic form."""
 
 
+def _links_of_tokens(*numbers: int) -> Links:
+    """Links of operands [B,S,...]: y [B,S,...] reads the steps up to each, the state after them all steps."""
+    rows = (Link(i, 0, 0, output) for i in numbers for output in (0, 1))
+    steps = (link for i in numbers for link in (Link(i, 1, 1, upto=True), Link(i, 1, None, 1)))
+    return (*rows, *steps)
+
+
 class CausalConv(Op):
     """y[t] = b + sum over i of w[:, i] x[t - k + 1 + i], each channel by itself. (LeCun 1989; Poli et al. 2023)
 
@@ -28,8 +35,11 @@ class CausalConv(Op):
     for what comes after.
     """
 
-    states: ClassVar[Mapping[str, int]] = {"tail": 1}
-    state_names: ClassVar[Mapping[str, str]] = {"tail": "conv"}
+    states = {"tail": 1}
+    state_names = {"tail": "conv"}
+
+    def links(self, x: Value, *operands: Value | None) -> Links:
+        return _links_of_tokens(0, 4)
 
     def infer(
         self, x: Value, w: Value, b: Value | None = None, tail: Value | None = None, mask: Value | None = None
@@ -97,8 +107,11 @@ class StateSpace(Op):
     all steps between two keep. Its logarithm is a sum of decays, never a difference of two sums.
     """
 
-    states: ClassVar[Mapping[str, int]] = {"state": 1}
-    state_names: ClassVar[Mapping[str, str]] = {"state": "ssm"}
+    states = {"state": 1}
+    state_names = {"state": "ssm"}
+
+    def links(self, x: Value, *operands: Value | None) -> Links:
+        return _links_of_tokens(0, 1, 2, 3)
 
     def infer(
         self, x: Value, decay: Value, b: Value, c: Value, state: Value | None = None
