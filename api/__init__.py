@@ -60,7 +60,7 @@ _LATER = {
 """Names that bring in a heavy library, and the module each is taken from."""
 
 __all__ = [
-    "Checkpoint", "Config", "Corpus", "DType", "Family", "GGUF", "Graph", "Labelled", "Masked", "Model",
+    "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
     "MonographError", "Pairs", "Program", "Scope", "Stream", "Task", "Value", "bench", "build", "export", "key",
     "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
