@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 from ...ir import Init, Value, ops
-from ...ir.weights import Weights
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
 from ..experts import by_expert, routed, router, widened
-from ..layers import Rotate, gated_feed_forward, rotary
+from ..layers import Rotate, gated_feed_forward, rope_settings, rotary
 
 _LATENT_EPS = 1e-6
 """Of the norms over latents, whatever `rms_norm_eps` is."""
@@ -38,6 +37,7 @@ class DeepseekV3(Config):
     values: int = key("v_head_dim", 128)
     interleaved: bool = key("rope_interleave", True)
     eps: float = key("rms_norm_eps", 1e-6)
+    max_positions: int = key("max_position_embeddings", 4096)
     theta: float = key("rope_theta", 10000.0)
     rope_scaling: dict[str, Any] | None = key("rope_scaling", None)
     rope_parameters: dict[str, Any] | None = key("rope_parameters", None)
@@ -46,25 +46,18 @@ class DeepseekV3(Config):
     activation: str = key("hidden_act", "silu")
 
     ignored = frozenset(
-        "attention_dropout max_position_embeddings output_router_logits num_nextn_predict_layers num_key_value_heads "
-        "head_dim qk_head_dim auto_map aux_loss_alpha ep_size moe_layer_freq scoring_func seq_aux topk_method".split()
+        "attention_dropout output_router_logits num_nextn_predict_layers num_key_value_heads "
+        "head_dim qk_head_dim aux_loss_alpha ep_size moe_layer_freq scoring_func seq_aux topk_method".split()
     )
-
-    @property
-    def rope(self) -> dict[str, Any]:
-        return self.rope_parameters or self.rope_scaling or {}
 
     @property
     def scale(self) -> float:
         """Of attention scores: YaRN's temperature is in it, twice, as in both of q and k."""
-        kind = self.rope.get("rope_type", self.rope.get("type", "default"))
-        weight, factor = self.rope.get("mscale_all_dim"), self.rope.get("factor", 1.0)
+        scaling = rope_settings(self)["scaling"]
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        weight, factor = scaling.get("mscale_all_dim"), scaling.get("factor", 1.0)
         raised = kind != "default" and weight and factor > 1
         return (self.plain + self.turned) ** -0.5 * ((0.1 * weight * math.log(factor) + 1.0) ** 2 if raised else 1.0)
-
-
-def stored(weights: Weights) -> Weights:
-    return by_expert(weights)
 
 
 def latent_attention(m: Scope, c: DeepseekV3, x: Value, mask: Value, rotate: Rotate) -> Value:
@@ -123,12 +116,15 @@ def chosen(m: Scope, c: DeepseekV3, x: Value) -> tuple[Value, Value]:
 
 
 @model(
-    name="deepseek_v3",
-    checkpoint=Checkpoint(architecture="DeepseekV3ForCausalLM", layout=stored, unused=("model.layers.61.*",)),
+    checkpoint=Checkpoint(
+        "DeepseekV3ForCausalLM",
+        unused=("model.layers.61.*",),
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
+        layout=by_expert,
+    ),
 )
 def deepseek_v3(m: Scope, c: DeepseekV3, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
-    theta = c.rope.get("rope_theta", c.theta)
-    rotate = rotary(m, position_ids, c.turned, theta=theta, scaling=c.rope, interleaved=c.interleaved)
+    rotate = rotary(m, position_ids, c.turned, **rope_settings(c), interleaved=c.interleaved)
     mask = key_mask(attention_mask)
 
     def experts(m: Scope, x: Value) -> Value:

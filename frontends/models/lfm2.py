@@ -6,7 +6,7 @@ from typing import Any
 
 from ...ir import DType, Value, ops
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
-from ..layers import attention, gated_feed_forward, rotary
+from ..layers import attention, gated_feed_forward, rope_settings, rotary
 
 _ATTENTION = "full_attention"
 
@@ -28,12 +28,14 @@ class Lfm2(Config):
     conv_bias: bool = key("conv_bias", False)
     eps: float = key("norm_eps", 1e-5)
     theta: float = key("rope_theta", 1e6)
+    max_positions: int = key("max_position_embeddings", 128000)
+    rope_scaling: dict[str, Any] | None = key("rope_scaling", None)
     rope_parameters: dict[str, Any] | None = key("rope_parameters", None)
     tied: bool = key("tie_word_embeddings", True)
     tie_embedding: bool | None = key("tie_embedding", None)
 
     ignored = frozenset(
-        "max_position_embeddings block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu "
+        "block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu "
         "block_use_xavier_init conv_dim conv_dim_out conv_use_xavier_init num_heads use_pos_enc theta".split()
     )
 
@@ -64,11 +66,9 @@ def short_convolution(m: Scope, c: Lfm2, x: Value, counts: Value) -> Value:
     return m.linear("out_proj", gate * y, c.dim, bias=c.conv_bias)
 
 
-@model(checkpoint=Checkpoint(architecture="Lfm2ForCausalLM"))
+@model(checkpoint=Checkpoint("Lfm2ForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}))
 def lfm2(m: Scope, c: Lfm2, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
-    settings = c.rope_parameters or {}
-    theta = settings.get("rope_theta", c.theta)
-    rotate = rotary(m, position_ids, c.dim // c.heads, theta=theta, scaling=settings)
+    rotate = rotary(m, position_ids, c.dim // c.heads, **rope_settings(c))
     counts, mask = attention_mask.cast(DType.bool_), key_mask(attention_mask)
     projections = ("q_proj", "k_proj", "v_proj", "out_proj")
 

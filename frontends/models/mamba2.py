@@ -93,7 +93,10 @@ def parts(x: Value, *widths: int) -> list[Value]:
     return [ops.slice_(x, axis=-1, start=at, length=n) for at, n in zip(starts, widths, strict=True)]
 
 
-@model(checkpoint=Checkpoint(architecture="Mamba2ForCausalLM", layout=stored))
+TIED = {"lm_head.weight": "backbone.embeddings.weight"}
+
+
+@model(checkpoint=Checkpoint("Mamba2ForCausalLM", tied=TIED, layout=stored))
 def mamba2(m: Scope, c: Mamba2, input_ids: Value, attention_mask: Value) -> Value:
     counts = attention_mask.cast(DType.bool_)
     x = m.embed("backbone.embeddings", input_ids, c.vocab, c.dim)

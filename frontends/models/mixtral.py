@@ -8,7 +8,7 @@ from ...ir import ops
 from ...ir.weights import Weights
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..experts import by_expert, routed, router
-from ..layers import attention, rotary
+from ..layers import attention, rope_settings, rotary
 
 PROJECTIONS = ("w1", "w3", "w2")
 """Gate, up and down of an expert."""
@@ -26,16 +26,14 @@ class Mixtral(Config):
     chosen: int = key("num_experts_per_tok", 2)
     window: int | None = key("sliding_window", None)
     eps: float = key("rms_norm_eps", 1e-5)
+    max_positions: int = key("max_position_embeddings", 131072)
     theta: float = key("rope_theta", 1e6)
     rope_scaling: dict[str, Any] | None = key("rope_scaling", None)
     rope_parameters: dict[str, Any] | None = key("rope_parameters", None)
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "silu")
 
-    ignored = frozenset(
-        "attention_dropout max_position_embeddings output_router_logits router_aux_loss_coef "
-        "router_jitter_noise".split()
-    )
+    ignored = frozenset("attention_dropout output_router_logits router_aux_loss_coef router_jitter_noise".split())
 
 
 def stored(weights: Weights) -> Weights:
@@ -43,11 +41,10 @@ def stored(weights: Weights) -> Weights:
     return by_expert(weights.renamed(lambda k: k.replace(".mlp.", ".block_sparse_moe.")), PROJECTIONS)
 
 
-@model(checkpoint=Checkpoint(architecture="MixtralForCausalLM", layout=stored))
+@model(checkpoint=Checkpoint("MixtralForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}, layout=stored))
 def mixtral(m: Scope, c: Mixtral, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
-    settings = c.rope_parameters or c.rope_scaling or {}
     width = c.head_dim or c.dim // c.heads
-    rotate = rotary(m, position_ids, width, theta=settings.get("rope_theta", c.theta), scaling=settings)
+    rotate = rotary(m, position_ids, width, **rope_settings(c))
     heads = {"heads": c.heads, "kv_heads": c.kv_heads, "width": width, "window": c.window}
     mask = key_mask(attention_mask)
 

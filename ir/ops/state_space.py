@@ -38,8 +38,10 @@ class CausalConv(Op):
     states = {"tail": 1}
     state_names = {"tail": "conv"}
 
-    def links(self, x: Value, *operands: Value | None) -> Links:
-        return _links_of_tokens(0, 4)
+    def links(
+        self, x: Value, w: Value, b: Value | None = None, tail: Value | None = None, mask: Value | None = None
+    ) -> Links:
+        return _links_of_tokens(0) if mask is None else _links_of_tokens(0, 4)
 
     def infer(
         self, x: Value, w: Value, b: Value | None = None, tail: Value | None = None, mask: Value | None = None
