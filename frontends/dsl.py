@@ -101,7 +101,7 @@ class Checkpoint:
     to one task: models for another leave them, or begin them anew. unused: tensors that may be there and are not
     needed, because they follow from the config. tied: tensors of the output layer, which are not stored where it is
     tied, and the tensors that they equal. from_weights: keys of config.json that say whether there is a tensor of
-    that pattern.
+    that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
     """
 
     architecture: str = ""
@@ -111,6 +111,7 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    layout: Callable[[Weights], Weights] | None = None
 
 
 @dataclass(frozen=True)

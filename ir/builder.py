@@ -24,6 +24,7 @@ _INTERNAL = (
     str(_PACKAGE / "backends") + os.sep,
     str(_PACKAGE / "frontends" / "dsl.py"),
     str(_PACKAGE / "frontends" / "layers.py"),
+    str(_PACKAGE / "frontends" / "experts.py"),
     contextlib.__file__,
 )
 
