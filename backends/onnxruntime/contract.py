@@ -16,6 +16,9 @@ from ...ir.types import TensorType, parse_type
 FILE = "monograph.json"
 VERSION = 2
 
+TOKEN_TYPES = "token_type_ids"
+"""Which part of a pair each token belongs to."""
+
 Types = Mapping[str, TensorType]
 
 
@@ -30,6 +33,7 @@ class Contract:
     alone: why rows of different lengths are not run together by the masked graph ("": they are).
     inputs: names and types by file. output: the one that `prefill` and `step` give.
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
+    zeros: inputs along the tokens that are 0 where they are left out.
     bounds: for an integer input that is an index, how many rows its table has.
     """
 
@@ -50,6 +54,7 @@ class Contract:
     output: str = "logits"
     positions: int = 0
     rows: bool = False
+    zeros: tuple[str, ...] = (TOKEN_TYPES,)
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
 
@@ -124,11 +129,12 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"the bound of {name!r} is {n!r}, expected a number of at least 1")
-        optimizers = tuple(given["disabled_optimizers"])
-        if not all(isinstance(o, str) for o in optimizers):
-            self.problems.append(f"'disabled_optimizers' is {list(optimizers)!r}, expected names")
+        names = {k: tuple(given[k]) for k in ("zeros", "disabled_optimizers")}
+        for k, found in names.items():
+            if not all(isinstance(n, str) for n in found):
+                self.problems.append(f"{k!r} is {list(found)!r}, expected names")
         whole = tuple(s for s in slots if s is not None)
-        parts = {"slots": whole, "stream": stream, "inputs": inputs, "disabled_optimizers": optimizers}
+        parts = {"slots": whole, "stream": stream, "inputs": inputs, **names}
         return Contract(**{**given, **parts})
 
     def fits(self, given: Any, of: type, lead: str) -> bool:

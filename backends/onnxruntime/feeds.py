@@ -17,9 +17,6 @@ from .contract import Contract, Types
 from .logits import ROWS
 from .options import Loaded
 
-TYPES = "token_type_ids"
-"""The one input beside ids, mask and positions that has a default: zeros."""
-
 _MOVES = (Reshape, Transpose, Expand, Slice, TakeAlongAxis, Cast)
 """Ops that give elements of their first operand as they are."""
 

@@ -12,7 +12,7 @@ from ...ir.interpret import bind_dims
 from ...ir.slots import TOKENS, Growth
 from ...ir.types import TensorType
 from .contract import Contract, Types
-from .feeds import TYPES, along, counts_of, others, own_inputs
+from .feeds import along, counts_of, others, own_inputs
 from .guard import Array, check_bound, check_names, checked, default_positions, lengths_allowed, token_ids, typed
 from .held import shape_of
 from .logits import ROWS
@@ -43,13 +43,15 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
     """
     types = contract.inputs[file]
     stream = contract.stream if contract.stream is not None and file != contract.encoder else TOKENS
-    check_names(inputs, types)
-    feeds = {k: typed(k, v, types[k]) for k, v in inputs.items()}
+    check_names(inputs, {*types, stream.mask})
+    feeds = {k: typed(k, v, types[k]) for k, v in inputs.items() if k in types}
+    if stream.mask not in types and not np.all(inputs.get(stream.mask, 1)):
+        raise RuntimeInputError(f"{stream.mask} hides tokens, but the model has no such input")
     ids = feeds.get(stream.ids)
     for name, type in types.items():
         if name in feeds:
             continue
-        defaults = {stream.mask: np.ones, stream.positions: _columns, TYPES: np.zeros}
+        defaults = {stream.mask: np.ones, stream.positions: _columns, **dict.fromkeys(contract.zeros, np.zeros)}
         if ids is None or name not in defaults or type.rank != 2:
             raise RuntimeInputError(f"input {name} {type} is missing")
         feeds[name] = np.asarray(defaults[name](ids.shape), type.dtype.numpy)
@@ -66,7 +68,7 @@ def check_index(contract: Contract, name: str, array: Array) -> None:
     """Raises RuntimeInputError for numbers outside the table that an input chooses from."""
     stream = contract.stream or TOKENS
     positions = {stream.positions, TOKENS.positions}
-    if name in {stream.ids, TOKENS.ids, TYPES, *positions} or name in contract.bounds:
+    if name in {stream.ids, TOKENS.ids, *contract.zeros, *positions} or name in contract.bounds:
         limits = [contract.bounds.get(name), contract.positions or None if name in positions else None]
         check_bound(name, array, min((n for n in limits if n is not None), default=None))
 
@@ -122,7 +124,7 @@ def beside(contract: Contract, types: Types, inputs: Mapping[str, Any], shape: t
     for name, type in types.items():
         if name in inputs:
             feeds[name] = typed(name, inputs[name], type)
-        elif name == TYPES and type.rank == 2:
+        elif name in contract.zeros and type.rank == 2:
             feeds[name] = np.zeros(shape, type.dtype.numpy)
         else:
             raise RuntimeInputError(f"input {name} {type} is missing")
