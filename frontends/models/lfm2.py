@@ -39,6 +39,11 @@ class Lfm2(Config):
         "block_use_xavier_init conv_dim conv_dim_out conv_use_xavier_init num_heads use_pos_enc theta".split()
     )
 
+    def __post_init__(self) -> None:
+        if self.tie_embedding is not None:  # The older key; where it is, it is the one that counts.
+            object.__setattr__(self, "tied", self.tie_embedding)
+            object.__setattr__(self, "tie_embedding", None)
+
     @property
     def ffn(self) -> int:
         """Two thirds of what the config says, times a factor, up to a multiple."""
@@ -87,5 +92,4 @@ def lfm2(m: Scope, c: Lfm2, input_ids: Value, attention_mask: Value, position_id
         y = b.rms_norm("ffn_norm", x, c.eps)
         x = x + gated_feed_forward(b / "feed_forward", y, c.ffn, "silu", names=("w1", "w3", "w2"))
     x = m.rms_norm("model.embedding_norm", x, c.eps)
-    tied = c.tied if c.tie_embedding is None else c.tie_embedding
-    return m.linear("lm_head", x, c.vocab, tie="model.embed_tokens" if tied else None)
+    return m.linear("lm_head", x, c.vocab, tie="model.embed_tokens" if c.tied else None)
