@@ -87,7 +87,7 @@ def _check_symbols(graph: Graph, stream: Stream) -> None:
     ids = graph.inputs[stream.ids]
     if ids.rank < 2 or ids.shape[1] != Dim.symbol(stream.length):
         what = (
-            f"{stream.ids} is {ids.type}: its length is not the symbol {stream.length}, which a past could be told from"
+            f"{stream.ids} is {ids.type}: its length is not {stream.length}, which a past could be told from"
         )
         raise PassError(what, place=graph.name)
     mask = graph.inputs.get(stream.mask)
