@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from ..ir.errors import ConfigError, did_you_mean
 
 _NOTES = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version _name_or_path tokenizer_class _commit_hash name_or_path "
-    "auto_map transformers.js_config unsloth_version unsloth_fixed is_llama_config quantization_source "
+    "architectures model_type torch_dtype dtype transformers_version _name_or_path tokenizer_class _commit_hash "
+    "name_or_path auto_map transformers.js_config unsloth_version unsloth_fixed is_llama_config quantization_source "
     "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id "
     "decoder_start_token_id forced_bos_token_id forced_eos_token_id id2label label2id num_labels problem_type "
     "task_specific_params finetuning_task is_decoder is_encoder_decoder".split()

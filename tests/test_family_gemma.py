@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
-from family_parity import Case, check
+import torch
+from family_parity import Case, check, reference_model
+from monograph import to_torch
 from monograph.frontends.dsl import load_family
+from monograph.frontends.load import load
 from monograph.frontends.models.gemma3_text import Gemma3Text, unsaid
 from monograph.ir.errors import ConfigError
 
@@ -74,3 +79,40 @@ def test_gguf_leaves_the_scale_to_the_reader() -> None:
     assert unsaid(small) == {"query_pre_attn_scalar": 256}
     large = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}
     assert unsaid(large) == {"query_pre_attn_scalar": 168}
+
+
+def test_gguf_gives_the_same_model(tmp_path: Path) -> None:
+    """The names and the +1 on norms are those of llama.cpp's converter."""
+    case = Case("Gemma3ForCausalLM", {**SIZES, "num_hidden_layers": 6, "query_pre_attn_scalar": 8})
+    reference = reference_model(case)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, 6)
+    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "gemma3")
+    writer.add_context_length(64)
+    writer.add_embedding_length(24)
+    writer.add_block_count(6)
+    writer.add_feed_forward_length(40)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(8)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_sliding_window(4)
+    writer.add_rope_freq_base(1e6)
+    for name, tensor in reference.state_dict().items():
+        if name != "lm_head.weight":
+            stored = names.get_name(name, try_suffixes=(".weight",))
+            writer.add_tensor(stored, tensor.numpy() + float(name.endswith("norm.weight")))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = load(tmp_path / "tiny.gguf")
+    assert model.weights is not None
+    for name, tensor in reference.state_dict().items():
+        if name != "lm_head.weight":
+            np.testing.assert_allclose(model.weights.numpy(name), tensor.numpy(), atol=1e-6)
+    ids = np.arange(11)[None] + 20
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(11)[None]}
+    with torch.no_grad():
+        want = reference(input_ids=torch.from_numpy(ids)).logits.numpy()
+    got = to_torch(model)(**{k: torch.from_numpy(v) for k, v in given.items()})["logits"].detach().numpy()
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
