@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ir import Graph
 from ..ir.errors import ConfigError, WeightsError
+from ..ir.slots import TOKENS
 from ..ir.weights import Weights
 from .dsl import Config
 
@@ -33,8 +34,7 @@ def check_plausible(config: Config, weights: Weights) -> None:
 
 def learned_positions(graph: Graph) -> int | None:
     """Rows of the table of learned positions, the smallest if there are several; None without such a table."""
-    stream = graph.stream
-    given = graph.inputs.get(stream.positions) if stream is not None else None
+    given = graph.inputs.get((graph.stream or TOKENS).positions)
     tables = [v for node in (given.users if given is not None else ()) for v in node.arguments if v.is_param]
     return min((rows for v in tables if v.rank == 2 and isinstance(rows := v.shape[0], int)), default=None)
 

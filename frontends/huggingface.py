@@ -129,11 +129,12 @@ def _modern(weights: Weights, family: Family) -> Weights:
 
 
 def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
-    """Weights under the names of the graph, where they are in it.
+    """Weights in the layout and under the names of the graph, where they are in it.
 
     A checkpoint of a model with a head has `prefix.` before the names of the model inside it, or the reverse.
     """
-    prefix = family.checkpoint.prefix
+    prefix, layout = family.checkpoint.prefix, family.checkpoint.layout
+    weights = weights if layout is None else layout(weights)
 
     def name(k: str) -> str:
         choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
