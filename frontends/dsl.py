@@ -2,86 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, dataclass_transform
+from typing import Any, Protocol
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
+from .config import Config as Config
+from .config import key as key
 from .task import Task, task_of
-
-_GENERIC_KEYS = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id pad_token_id "
-    "sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id initializer_range initializer_factor "
-    "_name_or_path output_attentions output_hidden_states return_dict is_decoder is_encoder_decoder id2label label2id "
-    "num_labels problem_type task_specific_params keys_to_ignore_at_inference gradient_checkpointing finetuning_task "
-    "chunk_size_feed_forward _attn_implementation attn_implementation torchscript pretraining_tp".split()
-)
-"""Keys of a Hugging Face config.json that do not change what the model computes."""
-
-
-def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None) -> Any:
-    """A config field read from `hf` in config.json, or from `<architecture>.<gguf>` in a GGUF file."""
-    return field(default=default, metadata={"hf": hf, "gguf": gguf})
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(key, field))
-class Config:
-    """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields."""
-
-    ignored: ClassVar[frozenset[str]] = frozenset()
-    """Keys of config.json that this family does not need because they only matter in training."""
-
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], place: str = "") -> Self:
-        """Read config.json. Raises ConfigError listing every unknown key, missing key and wrong type."""
-        fields = {f.metadata.get("hf", f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        known = {*fields, *_GENERIC_KEYS, *cls.ignored}
-        problems = [
-            f"unknown key {k!r} = {v!r}{did_you_mean(k, fields)}"
-            for k, v in settings.items()
-            if k not in known and v not in (None, False)
-        ]
-        problems += [
-            f"key {k!r} is missing"
-            for k, f in fields.items()
-            if k not in settings and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        ]
-        values = {f.name: settings[k] for k, f in fields.items() if k in settings}
-        hints = typing.get_type_hints(cls)
-        problems += [
-            f"{k!r} is {settings[k]!r}, expected {f.type}"
-            for k, f in fields.items()
-            if k in settings and not _fits(settings[k], hints[f.name])
-        ]
-        if problems:
-            raise ConfigError(f"config of {cls.__name__.lower()} is not understood", place=place, details=problems)
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields under their config.json keys."""
-        return {f.metadata.get("hf", f.name): getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    options = typing.get_args(hint) or (hint,)
-    for option in options:
-        plain = typing.get_origin(option) or option
-        if plain is float and isinstance(value, int) and not isinstance(value, bool):
-            return True
-        if isinstance(plain, type) and isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
-            return True
-    return hint is Any
 
 
 class Scope:
@@ -164,8 +99,9 @@ class Checkpoint:
     architecture: the name in `architectures` of config.json. also: other names that are read as this one. prefix: what
     checkpoints of a model with a head write before the names of the model inside it. heads: parameters that belong
     to one task: models for another leave them, or begin them anew. unused: tensors that may be there and are not
-    needed, because they follow from the config. from_weights: keys of config.json that say whether there is a tensor
-    of that pattern.
+    needed, because they follow from the config. tied: tensors of the output layer, which are not stored where it is
+    tied, and the tensors that they equal. from_weights: keys of config.json that say whether there is a tensor of
+    that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
     """
 
     architecture: str = ""
@@ -173,7 +109,9 @@ class Checkpoint:
     prefix: str = ""
     heads: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    layout: Callable[[Weights], Weights] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..ir import DType, Graph
 from ..ir.errors import ConfigError, WeightsError, did_you_mean
 from ..ir.files import staged
+from ..ir.tensors import Tensor
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Family, Model, families_of, load_family
 from .fit import check_plausible
@@ -61,6 +64,7 @@ def load_folder(
     settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
     model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
     check_plausible(model.config, weights)
+    model, weights = _untied(model, weights, family)
     model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / "generation_config.json")
     if tokenizer and (folder / "tokenizer.json").exists():
@@ -125,11 +129,12 @@ def _modern(weights: Weights) -> Weights:
 
 
 def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
-    """Weights under the names of the graph, where they are in it.
+    """Weights in the layout and under the names of the graph, where they are in it.
 
     A checkpoint of a model with a head has `prefix.` before the names of the model inside it, or the reverse.
     """
-    prefix = family.checkpoint.prefix
+    prefix, layout = family.checkpoint.prefix, family.checkpoint.layout
+    weights = weights if layout is None else layout(weights)
 
     def name(k: str) -> str:
         choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
@@ -138,13 +143,36 @@ def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
     return weights.renamed(name)
 
 
+def _untied(model: Model, weights: Weights, family: Family) -> tuple[Model, Weights]:
+    """The model with an output layer of its own, if the file has one that is not the tensor it is said to equal.
+
+    As the reference implementation: config.json may say that they are tied, the file knows better.
+    """
+    if not getattr(model.config, "tied", False):
+        return model, weights
+    names = family.checkpoint.tied
+    weights = _named(weights, model.graph(), family)
+    stored = {own: twin for own, twin in names.items() if own in weights}
+    alone = {own: twin for own, twin in stored.items() if twin not in weights}
+    if alone:
+        weights = weights.renamed(lambda k: alone.get(k, k))
+    if all(own in alone or _equal(weights[own], weights[twin]) for own, twin in stored.items()):
+        return model, weights
+    untied = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
+    return untied, weights | {own: weights[own if own in weights else twin] for own, twin in names.items()}
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.type == b.type and np.array_equal(a.numpy(), b.numpy())
+
+
 def _fitted(weights: Weights, model: Model, family: Family) -> Weights:
     """Weights under the names of the graph, and nothing else. Raises WeightsError listing all differences."""
     graph = model.graph()
     weights = _named(weights, graph, family)
     unused = (*_UNUSED, *family.checkpoint.unused, *family.checkpoint.heads)
-    tied = getattr(model.config, "tied", False)
-    weights.check(graph, ignore=(*unused, "lm_head.weight") if tied else unused)
+    tied = family.checkpoint.tied if getattr(model.config, "tied", False) else ()
+    weights.check(graph, ignore=(*unused, *tied))
     return Weights({k: weights[k] for k in graph.params}, weights.place, weights.metadata)
 
 

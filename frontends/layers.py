@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..ir import Init, Value, ops
 from ..ir.errors import ConfigError
@@ -146,6 +146,39 @@ def channels_of(x: Value) -> int:
     return width
 
 
+class RotaryConfig(Protocol):
+    """What configs of models with rotary positions have."""
+
+    @property
+    def theta(self) -> float: ...
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None: ...
+    @property
+    def rope_parameters(self) -> dict[str, Any] | None: ...
+    @property
+    def max_positions(self) -> int: ...
+
+
+_UNREAD = ("finetuned", "attn_factor")
+"""Keys of rope_scaling that the reference implementation never reads."""
+
+
+def rope_settings(c: RotaryConfig, *, partial: float | None = None, kind: str = "") -> dict[str, Any]:
+    """The arguments theta, scaling and partial of `rotary`, with the precedence of the reference implementation.
+
+    rope_scaling, the old name, wins over rope_parameters; what stands in either wins over keys beside it. kind: the
+    layer type, where rope_parameters has settings by layer type. partial: the factor beside them.
+    """
+    given: Mapping[str, Any] = c.rope_scaling or c.rope_parameters or {}
+    given = given.get(kind) or {} if kind and kind in given else given
+    found = {k: v for k, v in given.items() if v is not None and k not in _UNREAD}
+    found = {k: v for k, v in found.items() if v or not k.startswith("mscale")}
+    theta, part = found.pop("rope_theta", c.theta), found.pop("partial_rotary_factor", partial)
+    if found.get("rope_type", found.get("type")) in ("llama3", "yarn"):
+        found.setdefault("original_max_position_embeddings", c.max_positions)
+    return {"theta": theta, "scaling": found, "partial": 1.0 if part is None else part}
+
+
 def rotary(
     m: Scope,
     positions: Value,
@@ -162,5 +195,6 @@ def rotary(
     interleaved: pairs are neighbours, not halves. Raises ConfigError for settings that are not understood.
     """
     turned = int(width * partial)
+    turned += turned % 2
     settings: dict[str, Any] = {"theta": theta, "dim": turned, "scaling": scaling, "interleaved": interleaved}
     return lambda x: m.rope(x, positions, **settings)

@@ -268,8 +268,6 @@ def test_heads_of_a_family() -> None:
         ("BertModel", "feature-extraction"),
         ("BertForMaskedLM", "masked-lm"),
         ("BertForSequenceClassification", "sequence-classification"),
-        ("BertForTokenClassification", "token-classification"),
-        ("BertForQuestionAnswering", "question-answering"),
     ],
 )
 def test_config_json_says_which_head(name: str, task: str, tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from ...ir.ops.feed_forward import activate
 from ..activations import activation
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..layers import attention, drop
-from ..task import ENDS, HIDDEN, POOLED, STARTS
+from ..task import HIDDEN, POOLED
+
+POOLER = tuple(f"pooler_{k}" for k in ("type", "fc_size", "num_attention_heads", "num_fc_layers", "size_per_head"))
+"""Settings of another pooler, which old files have and nobody reads."""
 
 
 class Bert(Config):
@@ -30,7 +33,7 @@ class Bert(Config):
     labels: dict[str, str] | None = key("id2label", None)
     head_dropout: float | None = key("classifier_dropout", None)
 
-    ignored = frozenset({"attention_probs_dropout_prob"})
+    ignored = frozenset({"attention_probs_dropout_prob", "directionality", *POOLER})
 
     def __post_init__(self) -> None:
         if self.positions != "absolute":
@@ -68,7 +71,11 @@ HEADS = ("cls.*", "classifier.*", "qa_outputs.*", "pooler.*", "bert.pooler.*")
 def stored(architecture: str) -> Checkpoint:
     """config.json does not say whether a checkpoint has a pooler: the tensors do."""
     pooler = {"add_pooling_layer": "*pooler.dense.weight"}
-    return Checkpoint(architecture, prefix="bert", heads=HEADS, from_weights=pooler)
+    tied = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+    return Checkpoint(architecture, prefix="bert", heads=HEADS, tied=tied, from_weights=pooler)
 
 
 def pooled(m: Scope, c: Bert, x: Value) -> Value:
@@ -99,32 +106,10 @@ def masked_lm(
     return linear(x, table, head.param("bias", c.vocab, init=Init("zeros")))
 
 
-def labelled(m: Scope, c: Bert, x: Value) -> Value:
-    """One logit a label for each vector of x."""
-    p = c.dropout if c.head_dropout is None else c.head_dropout
-    return m.linear("classifier", drop(x, p), 2 if c.labels is None else len(c.labels), bias=True)
-
-
 @model(task="sequence-classification", name="bert", checkpoint=stored("BertForSequenceClassification"))
 def classifier(
     m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
 ) -> Value:
-    x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
-    return labelled(m, c, pooled(m / "bert", c, x))
-
-
-@model(task="token-classification", name="bert", checkpoint=stored("BertForTokenClassification"))
-def tagger(
-    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
-) -> Value:
-    return labelled(m, c, encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids))
-
-
-@model(task="question-answering", name="bert", checkpoint=stored("BertForQuestionAnswering"))
-def reader(
-    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
-) -> dict[str, Value]:
-    x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
-    y = m.linear("qa_outputs", x, 2, bias=True)
-    parts = (slice_(y, axis=-1, start=i, length=1).reshape(*x.shape[:2]) for i in range(2))
-    return dict(zip((STARTS, ENDS), parts, strict=True))
+    x = pooled(m / "bert", c, encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids))
+    p = c.dropout if c.head_dropout is None else c.head_dropout
+    return m.linear("classifier", drop(x, p), 2 if c.labels is None else len(c.labels), bias=True)

@@ -44,6 +44,7 @@ class GPT2(Config):
         architecture="GPT2LMHeadModel",
         also=("GPT2Model",),  # The original checkpoint was saved from the model without its head, which is tied.
         prefix="transformer",
+        tied={"lm_head.weight": "transformer.wte.weight"},
         unused=("*.attn.bias", "*.attn.masked_bias"),  # The causal mask, which old checkpoints store as a buffer.
     )
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import GGUF, Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..layers import attention, gated_feed_forward, rotary
+from ..layers import attention, gated_feed_forward, rope_settings, rotary
 
 
 class Llama(Config):
@@ -27,6 +27,7 @@ class Llama(Config):
     activation: str = key("hidden_act", "silu")
 
     ignored = frozenset({"attention_dropout"})
+    only = {"partial_rotary_factor": (1.0,), "rope_interleaved": (False,)}
 
     @property
     def width(self) -> int:
@@ -55,12 +56,11 @@ GGUF_NAMES = {
 
 
 @model(
-    checkpoint=Checkpoint(architecture="LlamaForCausalLM"),
+    checkpoint=Checkpoint("LlamaForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}),
     gguf=GGUF(GGUF_NAMES, permuted={"q_proj": "heads", "k_proj": "groups"}),
 )
 def llama(m: Scope, c: Llama, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
-    settings = c.rope_parameters or c.rope_scaling or {}
-    rotate = rotary(m, position_ids, c.width, theta=settings.get("rope_theta", c.theta), scaling=settings)
+    rotate = rotary(m, position_ids, c.width, **rope_settings(c))
     heads = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "biases": c.attention_bias}
     mask = key_mask(attention_mask)
     x = m.embed("model.embed_tokens", input_ids, c.vocab, c.dim)
