@@ -624,7 +624,7 @@ WRONG: dict[str, tuple[Callable[[Session], Any], str]] = {
         "axis 0 of encoder.0 is 3, expected 2",
     ),
     "state": (
-        lambda s: s.run({"decoder_input_ids": IDS, "frames": FRAMES, **GIVEN} | {"past_state.0.h": np.ones((2, 16), "f4")}),
+        lambda s: s.run(GIVEN | {"decoder_input_ids": IDS, "frames": FRAMES, "past_state.0.h": np.ones((2, 16), "f4")}),
         "input past_key_values.0.key .* is missing, but other pasts are given",
     ),
 }  # fmt: skip
