@@ -20,6 +20,7 @@ from monograph.backends.onnxruntime.guard import default_positions
 from monograph.backends.onnxruntime.memory_cpu import CpuMemory
 from monograph.backends.onnxruntime.ops import group_query_attention
 from monograph.backends.onnxruntime.rewrites import mask_variant
+from monograph.backends.target import Target
 from monograph.frontends.dsl import Scope, Value
 from monograph.ir import Graph, interpret, ops
 from monograph.ir.errors import LoweringError, RuntimeInputError
@@ -201,7 +202,7 @@ class Made:
 
 def served(graph: Graph) -> Graph:
     graph = graph.copy()
-    mask_variant().run(graph)
+    mask_variant(Target.of("cpu")).run(graph)
     return graph
 
 
