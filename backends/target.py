@@ -18,6 +18,10 @@ from ..ir.errors import LoweringError, MonographError, did_you_mean
 from ..ir.types import DType
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ACCURACY_LEVELS = {"cpu": {4: 4, 8: 4}}
+"""`accuracy_level` of MatMulNBits by provider and bits; 4 multiplies by activations in 8 bits. Measured on AVX-512 VNNI
+with 1.31.1: for 8 bits every other level is 13 to 58 times slower; for 4 bits it halves the time of one token, and
+takes 1.8 times as long for a prompt in blocks of 32."""
 _FOLDER = Path(__file__).parent
 _ANY = 2**31 - 1
 _SHOWN = 10
@@ -212,6 +216,10 @@ class Target:
     def execution_provider(self) -> str:
         """ONNX Runtime's name for the provider."""
         return PROVIDERS[self.provider]
+
+    def accuracy_level(self, bits: int) -> int:
+        """`accuracy_level` of MatMulNBits for codes of so many bits; 0: the type of the activations."""
+        return ACCURACY_LEVELS.get(self.provider, {}).get(bits, 0)
 
     @property
     def table(self) -> KernelTable:

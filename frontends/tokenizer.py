@@ -102,13 +102,21 @@ class Tokenizer:
         wrong = [k for k in ("normalizer", "pre_tokenizer", "model") if parts[0][k] != parts[1][k]]
         return f"the ids are the same, but not how a text is cut ({', '.join(wrong)})" if wrong else ""
 
-    def encode(self, text: str, pair: str | None = None, *, add_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, pair: str | None = None, *, add_special: bool = True, max_length: int | None = None
+    ) -> list[int]:
         """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants.
+        max_length: a single text that has more ids loses its end, but not the special ids after it.
 
         Raises RuntimeInputError for what is not a text of Unicode characters.
         """
         try:
-            return list(self.core.encode(text, pair, add_special_tokens=add_special).ids)
+            ids = list(self.core.encode(text, pair, add_special_tokens=add_special).ids)
+            if max_length is None or len(ids) <= max_length:
+                return ids
+            bare = self.core.encode(text, add_special_tokens=False)
+            bare.truncate(max(0, max_length - (len(ids) - len(bare.ids))))
+            return list(self.core.post_process(bare, None, add_special).ids)
         except (TypeError, UnicodeEncodeError):
             given = [t for t in (text, pair) if t is not None]
             shown = ", ".join(ascii(t)[:60] for t in given)

@@ -73,6 +73,16 @@ class Value:
         return self.producer is None and self.graph.params.get(self.name) is self
 
     @property
+    def is_constant(self) -> bool:
+        return self.producer is not None and self.producer.op.constant
+
+    @property
+    def number(self) -> Any:
+        """The number of a scalar constant; None for any other value."""
+        value = self.producer.attributes["value"] if self.producer is not None and self.producer.op.constant else None
+        return None if isinstance(value, tuple) else value
+
+    @property
     def users(self) -> list[Node]:
         """Nodes that read this value, without repetition."""
         return list(dict.fromkeys(node for node, _ in self.uses))

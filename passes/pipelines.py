@@ -19,9 +19,9 @@ from .canonicalize import canonicalize, remove_dropout
 from .cse import cse
 from .dce import dce
 from .decompose import decompose as _decompose
+from .encoder_decoder import separate
 from .fold import fold
 from .manager import Check, FunctionPass, Pass, Pipeline, PipelineReport
-from .split import split
 from .state import add_state
 
 CLEAN: tuple[Pass, ...] = (
@@ -77,4 +77,4 @@ def decompose(graph: Graph) -> Graph:
 
 def seq2seq(graph: Graph) -> tuple[Graph, Graph]:
     """(encoder, decoder) for generation: the encoder also gives the cross-attention keys and values, once."""
-    return split(decode(graph))
+    return separate(decode(graph))

@@ -217,9 +217,7 @@ class _Versions:
 
     def check_length(self, v: Value, node: Node, axis: int) -> None:
         if extra(v.shape[axis], self.flow.symbol) != 0:
-            what = (
-                f"{node.op.name} gives {v.shape[axis]} columns for {self.flow.symbol} tokens: which are new is open"
-            )
+            what = f"{node.op.name} gives {v.shape[axis]} columns for {self.flow.symbol} tokens: which are new is open"
             raise PassError(what, place=str(node.location))
 
     def lookback(self, v: Value) -> int:
@@ -284,6 +282,11 @@ def _with(version: Version, axis: int, past: DimLike) -> Version:
     return (*version[:axis], past, *version[axis + 1 :])
 
 
+def _natural(slot: Slot) -> list[tuple[int, str]]:
+    """A key that sorts past.2 before past.10."""
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in slot.input.split(".")]
+
+
 class _Serving:
     """Builds the graph over new tokens from the versions that are needed."""
 
@@ -313,8 +316,18 @@ class _Serving:
             number += stateful
         for name, v in source.outputs.items():
             self.out.output(name, self.value(v, self.versions.new(v)))
-        self.out.stream, self.out.slots = self.flow.stream, tuple(self.slots)
+        self.out.stream, self.out.slots = self.flow.stream, tuple(sorted(self.slots, key=_natural))
+        self.in_order()
         return self.out
+
+    def in_order(self) -> None:
+        """What the model has itself before what is remembered, and that by number."""
+        out = self.out
+        inputs, outputs = [s.input for s in out.slots], [s.output for s in out.slots]
+        own = [k for k in out.inputs if k not in inputs]
+        out.inputs = {k: out.inputs[k] for k in (*own, *inputs)}
+        own = [k for k in out.outputs if k not in outputs]
+        out.outputs = {k: out.outputs[k] for k in (*own, *outputs)}
 
     def everything(self, v: Value) -> Version:
         return tuple(ALL if p == 0 else p for p in self.versions.new(v))

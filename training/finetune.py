@@ -17,8 +17,8 @@ from ..ir.errors import ConfigError
 from ..ir.graph import Graph, Init
 from ..ir.weights import Weights
 from ..passes import pipelines
-from ..passes.adapt import UP, lora_params
 from ..passes.freeze import codes_of, quantize_frozen
+from ..passes.lora import UP, lora_params
 from .adapters import Adapter, Lora, base_weights
 from .checkpoint import Checkpoint
 from .distill import distillation_loss

@@ -17,8 +17,8 @@ from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from ..ir.weights import Weights
-from ..passes.documents import drop_padding_mask
-from ..passes.separate import separate_documents
+from ..passes.document_mask import separate_documents
+from ..passes.padding_mask import drop_padding_mask
 from .average import Average
 from .evaluate import Evaluation
 from .keeping import Keeping

@@ -11,6 +11,7 @@ from ..frontends.dsl import Model
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
+from ..ir.ops.linear import Embedding
 from ..ir.tensors import Array
 from .loss import IGNORED
 
@@ -79,7 +80,7 @@ def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
     given = graph.inputs.get("position_ids")
     uses = () if given is None else given.uses
-    found = [node.arguments[1].shape[0] for node, i in uses if node.op.name == "embedding" and i == 0]
+    found = [node.arguments[1].shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
     return next((rows for rows in found if isinstance(rows, int)), None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from ...frontends.pooling import Pooling
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
+from ...ir.slots import TARGETS, TOKENS, Growth, Slot
 from ...ir.weights import Tensor
 from ...passes.cache import self_attentions
+from ...passes.encode import keep_encodings
 from ...passes.manager import Pipeline, PipelineReport, Step
 from ...passes.pattern import NearMiss
 from ...passes.pipelines import PIPELINES
@@ -28,10 +30,11 @@ from ..onnx.lower import lower
 from ..onnx.save import layout
 from ..target import Target
 from .attention import past_layers, windows
-from .cache import STATE
 from .contract import FILE, VERSION, Contract
+from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
 from .logits import ROWS
+from .quantized import quantized_layers
 from .rewrites import DISABLED_OPTIMIZERS, common, lengths_variant, mask_variant
 
 OPSET = 23
@@ -39,7 +42,6 @@ MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
 DEFAULT_POSITIONS = 4096
 FUSED = ("ort_group_query_attention", "ort_multi_head_attention")
 _BASE, _FACTOR = 300_000_000, 3
-_NOTHING = Pipeline("lowered", [])
 
 
 @dataclass
@@ -120,9 +122,12 @@ def build(
     missing = [f"missing: {k}: {v.type}" for k, v in graph.params.items() if k not in found]
     if missing:
         raise WeightsError(f"{len(missing)} weights of {graph.name} are missing", details=missing)
+    graph = graph.copy()
+    keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
     variants = variants_of(graph, positions)
     report = _report(variants, Path(folder), _contract(model, graph, target, variants, positions))
+    check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
@@ -182,12 +187,25 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
-        layers=tuple(layers),
+        slots=tuple(_slots(last)),
+        stream=TARGETS if TARGETS.ids in last.inputs else TOKENS,
+        inputs={file: {k: v.type for k, v in g.inputs.items()} for file, g in variants.graphs.items()},
+        bounds=bounds_of(last),
         positions=positions if layers or any(k.endswith("position_ids") for k in last.inputs) else 0,
-        windowed=variants.windowed,
         rows=ROWS in last.inputs,
         disabled_optimizers=DISABLED_OPTIMIZERS,
     )
+
+
+def _slots(graph: Graph) -> Iterator[Slot]:
+    for name, v in graph.inputs.items():
+        if name.startswith("past_key_values."):
+            yield Slot(name, name.replace("past_key_values.", "present."), Growth.append, v.type, 2)
+        elif name.startswith("past_state."):
+            yield Slot(name, name.replace("past_", "present_"), Growth.replace, v.type, None, 0,
+                       name.replace("past_", "initial_") if TARGETS.ids in graph.inputs else "")  # fmt: skip
+        elif name.startswith("encoder."):
+            yield Slot(name, "", Growth.once, v.type)
 
 
 def _report(variants: _Variants, folder: Path, contract: Contract) -> BuildReport:
@@ -221,7 +239,7 @@ def _lowered(
     report.kernels = table.source
     largest = 0
     for name, graph in variants.graphs.items():
-        models[name] = lower(graph, weights, OPSET, pipeline=_NOTHING)
+        models[name] = lower(graph, weights, OPSET, pipeline=Pipeline("lowered", [quantized_layers(target)]))
         table.check(models[name])
         report.nodes[name] = _count(models[name])
         stored = [p.tensor.nbytes for p in layout(models[name])]

@@ -6,6 +6,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops.shape import gather, reshape
 from ...ir.types import Dim, TensorType, i64
 from ...passes.dce import dce
+from ...passes.encode import stored_weight
 
 ROWS = "logits_rows"
 """Input i64 [R]: which of the B*S positions, counted row by row, get logits; the output is then [R,V]."""
@@ -60,5 +61,5 @@ def _head(logits: Value) -> list[Node] | None:
 
 def _same_everywhere(v: Value) -> bool:
     """A parameter or a constant along the last axis only."""
-    fixed = v.is_param or (v.producer is not None and v.producer.op.name == "constant")
+    fixed = stored_weight(v) is not None or (v.producer is not None and v.producer.op.name == "constant")
     return fixed and v.rank <= 2 and not v.type.symbols

@@ -53,6 +53,8 @@ from .norm import rms_norm as rms_norm
 from .position import rope as rope
 from .position import rope_frequencies as rope_frequencies
 from .position import sinusoidal_positions as sinusoidal_positions
+from .quant import dequantize as dequantize
+from .quant import encoded_part as encoded_part
 from .recurrent import compact as compact
 from .recurrent import gru as gru
 from .recurrent import lstm as lstm

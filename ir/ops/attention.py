@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import check
 from ..flow import Link, Links
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
+from ..shard_rules import Cut, Cuts, Indivisible, Stop, first_cut, whole
 from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
 from .checks import floating, typed
 from .elementwise import cast, constant, less, less_equal, tanh, where
@@ -139,6 +140,21 @@ class Attention(Op):
         weights = reshape(weights, shape=(*stacked, keys))
         y = matmul(weights, transpose(v, permutation=(0, 2, 1, 3)))
         return transpose(reshape(y, shape=(batch, heads, rows, value_width)), permutation=(0, 2, 1, 3))
+
+    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+        """By heads: queries, keys, values and what is added or masked per head."""
+        _, cut = first_cut(node, known)
+        q, k, v = node.value("q"), node.value("k"), node.value("v")
+        if cut.axis not in (-2, -3) or len(cut.sections) > 1:
+            raise Stop(f"{node} is cut by heads only")
+        if 1 in (q.shape[-2], k.shape[-2]):
+            raise Indivisible(f"{k.shape[-2]} key/value heads for {q.shape[-2]} query heads at {node}")
+        found = {x: whole(x, -2) for x in (q, k, v, node.output)}
+        for x in (node["bias"], node["mask"]):
+            if x is not None and x.rank >= 3 and x.shape[-3] != 1:
+                found[x] = whole(x, -3)
+        sinks = node["sinks"]
+        return found if sinks is None else {**found, sinks: whole(sinks, -1)}
 
     @staticmethod
     def keep(

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import OpError, check
 from ..flow import Link, Links, along
 from ..graph import Value
@@ -44,6 +46,7 @@ def reduced_links(x: Value, axis: int, keepdims: bool) -> Links:
 
 
 class Reduce(AlongAxis):
+    shard = shard_rules.needs_all
     torch_name: ClassVar[str]
     onnx_name: ClassVar[str]
 
@@ -71,6 +74,7 @@ class Sum(Reduce):
     """Sum over one axis, of floats or i64 (narrower integers would be widened by some backends only)."""
 
     torch_name, onnx_name = "sum", "ReduceSum"
+    backward_reads = reads.nothing
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
@@ -81,12 +85,14 @@ class Mean(Reduce):
     """Arithmetic mean over one axis."""
 
     torch_name, onnx_name = "mean", "ReduceMean"
+    backward_reads = reads.nothing
 
 
 class Max(Reduce):
     """Largest element over one axis."""
 
     torch_name, onnx_name = "amax", "ReduceMax"
+    backward_reads = reads.both_ends
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         number(x=x)
@@ -98,6 +104,7 @@ class Any_(Reduce):
 
     torch_name, onnx_name = "any", "ReduceMax"
     name = "any"  # type: ignore[assignment]
+    backward_reads = reads.nothing
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
@@ -111,6 +118,9 @@ class Any_(Reduce):
 
 class Argmax(AlongAxis):
     """Index of the first largest element along an axis, i64."""
+
+    backward_reads = reads.nothing
+    shard = shard_rules.needs_all
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = False) -> TensorType:
         number(x=x)
@@ -134,6 +144,10 @@ class Argmax(AlongAxis):
 
 class Softmax(AlongAxis):
     """e**x / sum(e**x) over one axis, computed after subtracting the largest element."""
+
+    keeps_layout = True
+    backward_reads = reads.output
+    shard = shard_rules.along_axis
 
     def infer(self, x: Value, *, axis: int = -1) -> TensorType:
         floating(x=x)
