@@ -5,8 +5,6 @@ It reads a token and four sensor readings at each step and forecasts both. pytho
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import monograph as mg

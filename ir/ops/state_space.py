@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
 from ..flow import Link, Links
 from ..graph import Value
@@ -35,6 +37,7 @@ class CausalConv(Op):
     for what comes after.
     """
 
+    shard = shard_rules.needs_all
     states = {"tail": 1}
     state_names = {"tail": "conv"}
 
@@ -109,6 +112,8 @@ class StateSpace(Op):
     all steps between two keep. Its logarithm is a sum of decays, never a difference of two sums.
     """
 
+    backward_reads = reads.everything
+    shard = shard_rules.needs_all
     states = {"state": 1}
     state_names = {"state": "ssm"}
 
