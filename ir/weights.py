@@ -15,7 +15,7 @@ from .safetensors import read_file, read_index, write_file
 from .tensors import Array as Array
 from .tensors import ArrayTensor as ArrayTensor
 from .tensors import Mapped as Mapped
-from .tensors import Random, held
+from .tensors import Random, convert, held
 from .tensors import StoredTensor as StoredTensor
 from .tensors import Tensor as Tensor
 from .types import Dim, DType, TensorType
