@@ -61,7 +61,7 @@ def chosen_experts(
     x: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor, *experts: torch.Tensor, activation: str
 ) -> torch.Tensor:
     """x [..., C], weights and indices [..., k], three matrices an expert -> [..., C]."""
-    triples = [experts[i : i + 3] for i in range(0, len(experts), 3)]
+    triples = [(experts[i], experts[i + 1], experts[i + 2]) for i in range(0, len(experts), 3)]
     rows, weights = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
     indices = indices.reshape(weights.shape)
     y = torch.zeros_like(rows)
