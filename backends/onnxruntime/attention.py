@@ -14,18 +14,17 @@ from ...ir.ops.linear import Linear
 from ...ir.ops.position import Rope
 from ...ir.ops.shape import Concat, Expand, Reshape, Slice, reshape
 from ...ir.slots import TOKENS
-from ...ir.types import Dim, DimLike, DType, TensorType, i32, i64
+from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ...passes.dce import dce
 from ...passes.pack import pack_linears
 from ...passes.pattern import NearMiss, Report
 from ..onnx.rewrites import Appended, appended
+from ..target import Target
+from .choices import choices_of
 from .ops import group_query_attention, multi_head_attention, rotary_table
 
 LENGTHS, TOTAL = "lengths", "total_length"
 """Inputs of the graph that trusts its prompts to be padded on the right: i32 [B] valid tokens a row, i32 [] most."""
-
-_LARGEST_TABLE = 4 << 20
-"""Numbers of a rotary table (16 MB of f32) beyond which rotating outside the kernel is cheaper."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ class Cached:
         return heads
 
     @property
-    def heads_width(self) -> int:
+    def width(self) -> int:
         width = self.node.value("q").shape[3]
         assert isinstance(width, int)
         return width
 
 
-def cached(node: Node) -> Cached | str:
-    """How GroupQueryAttention computes this attention, or why it cannot."""
+def cached(node: Node, target: Target) -> Cached | str:
+    """How GroupQueryAttention of the target computes this attention, or why it cannot."""
     q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
     if node["bias"] is not None:
         return "it has a bias over keys, which GroupQueryAttention does not place by row in a ragged batch"
@@ -73,8 +72,8 @@ def cached(node: Node) -> Cached | str:
         return f"values are {v.shape[3]} wide but keys {k.shape[3]}"
     if not isinstance(k.shape[3], int) or k.shape[3] % 8:
         return f"heads are {k.shape[3]} wide, not a multiple of 8"
-    if q.dtype not in (DType.f32, DType.f16):
-        return f"there is no GroupQueryAttention in {q.dtype}"
+    if not target.has("GroupQueryAttention", q.dtype):
+        return f"there is no GroupQueryAttention in {q.dtype} on {target.provider}"
     if mask is not None and not is_key_mask(mask, k.shape[1]):
         return "its mask is not the key padding mask of the inputs"
     window = window_of(keys.past)
@@ -182,10 +181,13 @@ class PackProjections:
 
     name = "pack_projections"
 
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
     def run(self, graph: Graph) -> Report:
         count = 0
         for node in cached_attentions(graph):
-            found = cached(node)
+            found = cached(node, self.target)
             if isinstance(found, str) or found.packed is not None:
                 continue
             linears = [x.producer for x in (found.q, found.k, found.v)]
@@ -205,12 +207,12 @@ class GroupQuery:
 
     name = "ort_group_query_attention"
 
-    def __init__(self, positions: int) -> None:
-        self.positions = positions
+    def __init__(self, target: Target, positions: int) -> None:
+        self.target, self.positions = target, positions
 
     def run(self, graph: Graph) -> Report:
         nodes = cached_attentions(graph)
-        found = [cached(node) for node in nodes]
+        found = [cached(node, self.target) for node in nodes]
         misses = [
             NearMiss(self.name, n.location, f, 1, 1, frozenset(), True)
             for n, f in zip(nodes, found, strict=True)
@@ -227,7 +229,7 @@ class GroupQuery:
 
     def affordable(self, f: Cached) -> Cached:
         """Without the rotation in the kernel where its table would cost more than what it saves."""
-        if f.rope is None or self.positions * f.heads_width <= _LARGEST_TABLE:
+        if f.rope is None or self.positions * f.width <= choices_of(self.target.provider).rotary_table:
             return f
         q, k = (_flat(x) for x in (f.node.value("q"), f.keys.new))
         return replace(f, q=q, k=k, rope=None, packed=None)
@@ -329,6 +331,9 @@ class MultiHead:
 
     name = "ort_multi_head_attention"
 
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
         for node in graph:
@@ -353,8 +358,8 @@ class MultiHead:
         extra = [name for name, x in given.items() if x is not None]
         if extra:
             return f"it has {' and '.join(extra)}"
-        if q.dtype != DType.f32:
-            return f"there is no MultiHeadAttention in {q.dtype} on every provider"
+        if not self.target.has("MultiHeadAttention", q.dtype):
+            return f"there is no MultiHeadAttention in {q.dtype} on {self.target.provider}"
         batch, keys = k.shape[:2]
         if mask is not None and mask.shape != (batch, 1, 1, keys):
             return f"its mask {mask.type} is not one over keys, [{batch},1,1,{keys}]"
