@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from monograph.backends.torch import to_inputs
+from monograph.data import Dataset
+from monograph.data.batch import Batch
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir.errors import MonographError
 from monograph.ir.weights import Weights
 from monograph.training import sharded
 from monograph.training.adapters import Lora
 from monograph.training.corpus import Corpus
-from monograph.training.data import Dataset
 from monograph.training.dpo import Preferences
 from monograph.training.errors import TrainingError
 from monograph.training.finetune import distill, dpo, finetune
+from monograph.training.layout import Spread, local
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
 from monograph.training.settings import Settings
-from monograph.training.source import Batch
-from monograph.training.spread import Spread, local
 from monograph.training.world import World
 from ranks import Die
 

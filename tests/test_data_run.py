@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasketch import MinHash
+from monograph.data import DataError, Dataset, Engine, Local, RayData, Recipe, Shards, prepare
+from monograph.data.files import read_json
+from monograph.data.passages import passage_key, passages
+from monograph.data.tokenizers import decode_bytes, train
 from monograph.ir.errors import ConfigError
-from monograph.training.corpus import passage_key, passages, python_topics
-from monograph.training.data import DataError, Dataset, Engine, Local, RayData, Recipe, Shards, prepare
-from monograph.training.data.files import read_json
-from monograph.training.data.tokenizers import decode_bytes, train
+from monograph.training.corpus import python_topics
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +193,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     path, run = tmp_path / "r.json", tmp_path / "run"
     path.write_text(json.dumps(recipe(corpus[0]).to_dict()))
     code = (
-        "import json, sys; from monograph.training.data import Recipe, prepare; "
+        "import json, sys; from monograph.data import Recipe, prepare; "
         f"prepare(Recipe.of(json.load(open({str(path)!r}))), {str(run)!r}, "
         "show=lambda stage, done, of: print(stage, done, flush=True))"
     )

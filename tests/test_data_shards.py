@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monograph.training.data.errors import DataError, ShardError
-from monograph.training.data.packing import all_batches, batches, permuted, rows
-from monograph.training.data.shards import Shards, ShardWriter, shard_name, token_type
+from monograph.data.errors import DataError, ShardError
+from monograph.data.packing import all_batches, batches, permuted, rows
+from monograph.data.shards import Shards, ShardWriter, shard_name, token_type
 
 
 def write(folder: Path, docs: list[list[int]], per_shard: int = 7, vocab: int = 500, split: str = "train") -> Path:

@@ -13,6 +13,9 @@ import pytest
 import torch
 from monograph.backends.torch import to_inputs, to_torch
 from monograph.cli import app
+from monograph.data.batch import Batch
+from monograph.data.byte_level import train_tokenizer
+from monograph.data.errors import CorpusError
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import load_folder, save_pretrained
 from monograph.frontends.tokenizer import Tokenizer
@@ -21,15 +24,13 @@ from monograph.ir.errors import ConfigError, PassError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
 from monograph.training.adapters import Adapter, Lora
-from monograph.training.corpus import Batch, Corpus
+from monograph.training.corpus import Corpus
 from monograph.training.distill import distillation_loss
 from monograph.training.dpo import Preferences, accuracy, dpo_loss, encode_pair, log_probabilities, rewards
-from monograph.training.errors import CorpusError
 from monograph.training.finetune import Dpo, FineTune, distill, dpo, finetune, plan
 from monograph.training.instruct import Instructions, Row, encode_chat, encode_row, pad, read_jsonl, shuffled
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
-from monograph.training.tokenizer import train_tokenizer
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow

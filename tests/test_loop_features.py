@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from monograph.backends.torch.tensors import to_array
+from monograph.data.batch import Batch
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir import interpret
 from monograph.training.checkpoint import open_checkpoint
@@ -25,7 +26,6 @@ from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
 from monograph.training.settings import Settings
-from monograph.training.source import Batch
 from monograph.training.speed import Arithmetic
 from training_runs import (
     SETTINGS,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from monograph.data import Dataset, Recipe, prepare
+from monograph.data import train_tokenizer as learn
 from monograph.ir.errors import ConfigError
 from monograph.training.corpus import Corpus
-from monograph.training.data import Dataset, Recipe, prepare
-from monograph.training.data import train_tokenizer as learn
 from monograph.training.dpo import Preferences
 from monograph.training.instruct import Instructions
 from monograph.training.labelled import Labelled

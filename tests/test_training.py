@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monograph.backends.torch import to_inputs, to_torch
+from monograph.data.batch import Batch
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import load_folder
 from monograph.frontends.load import load
@@ -20,7 +21,7 @@ from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, MonographError, RuntimeInputError
 from monograph.ir.weights import Weights
-from monograph.training.corpus import Batch, Corpus
+from monograph.training.corpus import Corpus
 from monograph.training.errors import TrainingError
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss

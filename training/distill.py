@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .loss import IGNORED
+from ..data.batch import IGNORED
 
 
 def distillation_loss(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backends.torch import to_inputs
+from ..data.batch import IGNORED, Batch
+from .layout import Spread, local
 from .log import perplexity
-from .loss import IGNORED, with_loss
-from .source import Batch
-from .spread import Spread, local
+from .loss import with_loss
 
 if TYPE_CHECKING:
     from .loop import Metrics, Run

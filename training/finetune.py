@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..backends.torch import to_inputs, to_torch
+from ..data.batch import Batch, check_tokenizer, split_rows
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph, Init
@@ -25,7 +26,7 @@ from .distill import distillation_loss
 from .dpo import Preferences, dpo_loss, log_probabilities
 from .loop import Metrics, Run, drive
 from .settings import Settings
-from .source import Batch, check_fit, check_tokenizer, split_rows
+from .source import check_fit
 from .world import left_on_error
 
 RATES = {"full": 2e-5, "lora": 2e-4, "dpo": 1e-6, "dpo lora": 2e-5}

@@ -23,12 +23,12 @@ from .average import Average
 from .checkpoint import BEST, OPTIMIZER, Checkpoint, write_tensors
 from .errors import TrainingError
 from .evaluate import Evaluation
+from .layout import Spread
 from .log import PLOT, Log, plot_losses
 from .progress import Step
 from .settings import Settings
 from .signals import Stop
 from .source import Source
-from .spread import Spread
 from .state import blocks_of, check_course, load_blocks, load_optimizer, means_of, optimizer_state
 from .world import World
 

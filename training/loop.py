@@ -13,6 +13,7 @@ import torch
 
 from ..backends.torch import compiled, to_inputs
 from ..backends.torch.allocator import keep_pages
+from ..data.batch import Batch, labels_of, split_rows, tokens_of
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
@@ -22,6 +23,7 @@ from ..passes.separate import separate_documents
 from .average import Average
 from .evaluate import Evaluation
 from .keeping import Keeping
+from .layout import Spread, unread
 from .lock import held
 from .log import Log
 from .loss import with_loss
@@ -30,9 +32,8 @@ from .progress import Display, Step
 from .schedule import parameter_groups, rate_at
 from .settings import PRECISIONS, Settings
 from .signals import Stop, stoppable
-from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
+from .source import Source, check_fit
 from .speed import Arithmetic
-from .spread import Spread, unread
 from .state import digest_of, fingerprint, seeded
 from .world import World, is_lost, left_on_error
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import tomli_w
 
+from ..data.tables import between, merged, one_of, read_toml, some, tables
+from ..data.tokenizers import KINDS as TOKENIZERS
 from ..ir.errors import ConfigError
 from ..ir.files import staged
 from .adapters import ALL
-from .data.tokenizers import KINDS as TOKENIZERS
 from .finetune import plan
 from .settings import Settings
-from .tables import between, merged, one_of, read_toml, some, tables
 
 KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
 METHODS = ("train", "lora", "dpo", "distill")

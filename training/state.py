@@ -23,10 +23,10 @@ from .checkpoint import MEANS as _MEANS
 from .checkpoint import MOMENTS as _MOMENTS
 from .checkpoint import OPTIMIZER, Checkpoint
 from .errors import TrainingError
+from .layout import Spread
 from .settings import Settings
 from .sharded import Blocks
 from .source import Source
-from .spread import Spread
 from .world import World
 
 _PLAIN = (str, int, float, type(None))

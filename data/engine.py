@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
-from ...ir.errors import MonographError
+from ..ir.errors import MonographError
 from .errors import DataError, need
 from .tasks import run_task
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ...ir.tensors import Array
+from ..ir.tensors import Array
 from .errors import ShardError
 from .files import read_json, write_json
 
