@@ -321,14 +321,14 @@ def test_a_model_of_your_own_is_trained_saved_and_loaded(corpus: Corpus, tmp_pat
 def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(self: Run, batch: Batch) -> torch.Tensor:
+    def spoiled(self: Run, batch: Batch) -> float:
         if self.done == 6:
             with torch.no_grad():
-                self.module.get_parameter("model.norm.weight").fill_(math.nan)
-        return loss(self, batch)
+                self.learner.module.get_parameter("model.norm.weight").fill_(math.nan)
+        return backward(self, batch)
 
-    loss = Run.loss
-    monkeypatch.setattr(Run, "loss", spoiled)
+    backward = Run.backward
+    monkeypatch.setattr(Run, "backward", spoiled)
     history: list[Step] = []
     with pytest.raises(TrainingError) as e:
         train(tiny(), corpus, steps=20, evaluate_every=4, folder=tmp_path, observe=history.append, **SETTINGS)

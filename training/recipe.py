@@ -15,7 +15,7 @@ from ..data.tokenizers import KINDS as TOKENIZERS
 from ..ir.errors import ConfigError
 from ..ir.files import staged
 from .adapters import ALL
-from .finetune import plan
+from .finetune import tuning_settings
 from .settings import Settings
 
 KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
@@ -230,7 +230,7 @@ def _settings(given: dict[str, Any], parts: Mapping[str, Any]) -> Settings:
     if not tuned and "distill" not in parts:
         return Settings.of(given)
     kind = "dpo" if "dpo" in parts else "lora" if "lora" in parts else "full"
-    return plan("dpo lora" if kind == "dpo" and "lora" in parts else kind, **given)
+    return tuning_settings("dpo lora" if kind == "dpo" and "lora" in parts else kind, **given)
 
 
 def targets_of(recipe: LoraRecipe) -> str | tuple[str, ...]:

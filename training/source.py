@@ -10,6 +10,8 @@ from ..frontends.dsl import Model
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
+from ..passes.documents import drop_padding_mask
+from ..passes.separate import separate_documents
 
 
 class Source(Protocol):
@@ -57,6 +59,17 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
     vocab = getattr(model.config, "vocab", None) if source.task == "sequence-classification" else logits
     if isinstance(vocab, int) and vocab < source.vocab:
         raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
+
+
+def plain_graph(model: Model, source: Source) -> Graph:
+    """A model's graph for this data: documents apart, and no mask where nothing can see what it hides."""
+    graph = model.graph()
+    if source.task == "causal-lm":
+        # Rows are padded on the right only: no token that counts sees the padding.
+        drop_padding_mask(graph)
+    if getattr(source, "documents", False):
+        separate_documents(graph)
+    return graph
 
 
 def _positions(graph: Graph) -> int | None:
