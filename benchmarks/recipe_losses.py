@@ -74,6 +74,7 @@ def recipes(work: Path) -> dict[str, dict[str, Any]]:
         paths = [work / p if p == "preferences.jsonl" else DATA / Path(p).name for p in tables["data"]["paths"]]
         tables["data"]["paths"] = [str(p) for p in paths]
     found["classify"]["model"]["path"] = str(work / "bert")
+    found["bert"]["tokenizer"] = {"path": str(wordpiece(found["bert"]))}
     return found
 
 
@@ -83,6 +84,14 @@ def write_preferences(path: Path) -> None:
     chats = [json.loads(line)["messages"] for line in lines]
     rows = [{"prompt": a[:1], "chosen": a[1:], "rejected": b[1:]} for a, b in itertools.pairwise(chats)]
     path.write_text("\n".join(map(json.dumps, rows)))
+
+
+def wordpiece(tables: Mapping[str, Any]) -> Path:
+    """The tokenizer of bert.toml, beside the data and trained once: its trainer does not give the same one twice."""
+    folder = DATA / "bert-tokenizer"
+    if not folder.exists():
+        prepare(Recipe.of(tables))[1].tokenizer.save(folder)
+    return folder
 
 
 def write_bert(tables: Mapping[str, Any], folder: Path) -> None:

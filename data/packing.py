@@ -78,10 +78,12 @@ class Dataset:
         tokenizer: that of the model, if it has one. Raises ConfigError if the shards were made with another one, and
         ShardError or DataError naming the file.
         """
-        train = Shards(folder, "train")
+        train, held_out = Shards(folder, "train"), Shards(folder, "held_out")
         own = Tokenizer.open(train.folder / "tokenizer")
         check_tokenizer(tokenizer, own, str(folder))
-        return Dataset(own, train, Shards(folder, "held_out"), documents)
+        for shards in (train, held_out):
+            shards.verify_once()
+        return Dataset(own, train, held_out, documents)
 
     @property
     def vocab(self) -> int:

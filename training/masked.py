@@ -142,10 +142,12 @@ class Masked:
         """
         if whole_word:
             raise ConfigError("shards do not say where words begin: whole words are masked in text files only")
-        train = Shards(folder, "train")
+        train, held_out = Shards(folder, "train"), Shards(folder, "held_out")
         own = Tokenizer.open(train.folder / "tokenizer")
         check_tokenizer(tokenizer, own, str(folder))
-        return Masked(own, Sharded(train), Sharded(Shards(folder, "held_out")), share)
+        for shards in (train, held_out):
+            shards.verify_once()
+        return Masked(own, Sharded(train), Sharded(held_out), share)
 
     @property
     def vocab(self) -> int:
