@@ -151,7 +151,7 @@ def test_files_are_compared_with_their_digests_once(tmp_path: Path, monkeypatch:
         tokens[1].write_bytes(change(contents[1]))
         with pytest.raises(ShardError, match=r"train-00001\.tokens: has SHA-256"):
             Shards(folder).verify_once()
-        tokens[1].write_bytes(whole)
+        tokens[1].write_bytes(contents[1])
     del compared[:]
     (folder / VERIFIED).write_text("[")
     Shards(folder).verify_once()
