@@ -15,6 +15,8 @@ from .building import export, weights_of
 from .frontends.dsl import Model
 from .ir import Graph, MonographError
 from .ir.cost import at
+from .ir.ops.attention import Attention
+from .ir.ops.linear import Embedding
 from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
@@ -71,7 +73,7 @@ def bench(
     for all three. Raises MonographError for a model that does not generate.
     """
     if model.task != "causal-lm":
-        raise MonographError(f"{model.family.name} is a {model.task} model; only causal-lm models are measured")
+        raise MonographError(f"{model.name} is a {model.task} model; only causal-lm models are measured")
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)
@@ -197,7 +199,7 @@ def work(graph: Graph, prompt: int, total: int) -> tuple[int, int]:
     logits = graph.outputs["logits"].producer
     if logits is not None:
         flops -= at(logits.op.flops(*logits.operands, **logits.attributes), {"B": 1, "S": prompt - 1})
-    weights = {v for v in graph.params.values() if any(n.op.name != "embedding" for n in v.users)}
+    weights = {v for v in graph.params.values() if not all(isinstance(n.op, Embedding) for n in v.users)}
     read = sum(at(v.type.with_dtype(f32).bytes, {}) for v in weights)
-    caches = [v for n in graph if n.op.name == "attention" for v in n.operands[1:3] if v is not None]
+    caches = [n.value(name) for n in graph if isinstance(n.op, Attention) for name in ("k", "v")]
     return flops, read + sum(at(v.type.bytes, {"B": 1, "S": total}) for v in caches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,13 +120,11 @@ def _llama3_scaling(file: GGUFFile, width: int, theta: float) -> dict[str, Any]:
 
 def _renamed(file: GGUFFile, family: Family, config: Any) -> dict[str, Tensor]:
     """Tensors under checkpoint names, rotary rows back in order. A tensor that has no name there keeps its own."""
-    module = sys.modules[family.function.__module__]
-    table: dict[str, str] | None = getattr(module, "GGUF_NAMES", None)
-    if table is None:
+    if family.gguf is None:
         raise ConfigError(
             f"{family.name} has no table of GGUF names, so it is not read from GGUF", place=str(file.path)
         )
-    permuted: dict[str, str] = getattr(module, "GGUF_PERMUTED", {})
+    table, permuted = family.gguf.names, family.gguf.permuted
     found: dict[str, Tensor] = {}
     for name, tensor in file.tensors.items():
         if name == _ROPE_FACTORS:

@@ -104,16 +104,28 @@ class Tokenizer:
         return f"the ids are the same, but not how a text is cut ({', '.join(wrong)})" if wrong else ""
 
     def encode(
-        self, text: str, pair: str | None = None, *, add_special: bool = True, literal: bool = False
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        add_special: bool = True,
+        literal: bool = False,
+        max_length: int | None = None,
     ) -> list[int]:
         """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants.
-
         literal: the name of a special token in the text is read letter by letter, like any word.
+        max_length: a single text that has more ids loses its end, but not the special ids after it.
+
         Raises RuntimeInputError for what is not a text of Unicode characters.
         """
         try:
             core = self.literal if literal else self.core
-            return list(core.encode(text, pair, add_special_tokens=add_special).ids)
+            ids = list(core.encode(text, pair, add_special_tokens=add_special).ids)
+            if max_length is None or len(ids) <= max_length:
+                return ids
+            bare = core.encode(text, add_special_tokens=False)
+            bare.truncate(max(0, max_length - (len(ids) - len(bare.ids))))
+            return list(core.post_process(bare, None, add_special).ids)
         except (TypeError, UnicodeEncodeError):
             given = [t for t in (text, pair) if t is not None]
             shown = ", ".join(ascii(t)[:60] for t in given)

@@ -11,7 +11,7 @@ from ..ir.graph import Graph, Value
 from ..ir.ops import cast
 from ..ir.tensors import Array, Mapped, Tensor
 from ..ir.types import TensorType, i8
-from .adapt import ALL, select
+from .lora import ALL, select
 
 CODES, SCALES = "weight_codes", "weight_scales"
 _LARGEST = 127
@@ -26,14 +26,14 @@ def quantize_frozen(graph: Graph) -> dict[str, int]:
     axes: dict[str, int] = {}
     chosen = {m: nodes for m, nodes in select(graph, ALL).items() if not m.endswith((".lora_A", ".lora_B"))}
     for module, nodes in chosen.items():
-        w = nodes[0].arguments[1]
+        w = nodes[0].value("w")
         axis = axes[module] = 0 if nodes[0].attributes["transposed"] else 1
         codes = graph.param(f"{module}.{CODES}", w.type.with_dtype(i8))
         shape = tuple(1 if i == axis else d for i, d in enumerate(w.shape))
         scales = graph.param(f"{module}.{SCALES}", TensorType(w.dtype, shape))
         for node in nodes:
             with graph.at(node):
-                graph.set_operand(node, 1, multiplied_out(codes, scales))
+                graph.set_operand(node, node.place_of("w"), multiplied_out(codes, scales))
         del graph.params[w.name]
     return axes
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from ..ir.errors import MonographError
 from ..ir.graph import Attributes, Graph, Location, Node, Value, building
-from ..ir.op import OPS, Op
+from ..ir.op import Op, OpFunction
 from ..ir.text import names_of
 from .match import Match, Mismatch, compare, describe, index_only, likeness
 from .trace import Capture, Pattern, trace
@@ -38,8 +38,8 @@ class Rewrite:
 class Fuse(Rewrite):
     """The body of a composite op => the op: its definition is its own fusion pattern."""
 
-    def __init__(self, op: str, when: Callable[..., bool | str] | None = None) -> None:
-        self.op: Op = OPS[op]
+    def __init__(self, op: OpFunction[..., Any], when: Callable[..., bool | str] | None = None) -> None:
+        self.op = op.op
         assert self.op.body is not None, f"{op} is a primitive"
         self.before = self.op.body
         self.choices = self.op.choices

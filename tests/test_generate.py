@@ -33,13 +33,14 @@ class ReferenceSession:
         self.graph, self.params = graph, {k: 8 * weights.numpy(k) for k in graph.params}
         self.rows: list[list[int]] = []
         self.steps = 0
+        self.owner: object = None
 
     @property
     def lengths(self) -> Array:
         return np.array([len(r) for r in self.rows], np.int64)
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        self.rows = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
+        self.rows, self.owner = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)], object()
         return self.forward()
 
     def step(self, tokens: Array) -> Array:
@@ -68,9 +69,10 @@ class ScriptedSession:
     def __init__(self, *scripts: list[int], vocab: int = 600) -> None:
         self.scripts, self.vocab, self.at, self.fed = scripts, vocab, 0, []
         self.lengths = np.zeros(0, np.int64)
+        self.owner: object = None
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        self.at, self.fed, self.lengths = 0, [], lengths
+        self.at, self.fed, self.lengths, self.owner = 0, [], lengths, object()
         return self.say()
 
     def step(self, tokens: Array) -> Array:

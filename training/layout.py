@@ -19,9 +19,9 @@ from ..backends.torch.tensors import to_array
 from ..ir.graph import Graph
 from ..ir.tensors import Array
 from ..ir.weights import Weights
-from ..passes.local import local_graph
 from ..passes.pipelines import train as train_pipeline
 from ..passes.shard import Plan, plan
+from ..passes.shard_apply import local_graph
 from .world import World
 
 

@@ -11,8 +11,8 @@ from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Init
 from ..ir.weights import Weights
-from ..passes.adapt import UP, lora_params
 from ..passes.freeze import codes_of, quantize_frozen
+from ..passes.lora import UP, lora_params
 from .adapters import Adapter, Lora, base_weights
 from .checkpoint import Checkpoint
 from .source import Source, plain_graph

@@ -10,8 +10,9 @@ from ..frontends.dsl import Model
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
-from ..passes.documents import drop_padding_mask
-from ..passes.separate import separate_documents
+from ..ir.ops.linear import Embedding
+from ..passes.document_mask import separate_documents
+from ..passes.padding_mask import drop_padding_mask
 
 
 class Source(Protocol):
@@ -48,7 +49,7 @@ class Source(Protocol):
 def check_fit(model: Model, source: Source, length: int = 0) -> None:
     """Raises ConfigError if the batches of `source`, with rows of `length` tokens, cannot train `model`."""
     if model.task != source.task:
-        raise ConfigError(f"{model.family.name} is a {model.task} model; this data trains {source.task} models")
+        raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     graph = model.graph()
     logits, positions = graph.outputs["logits"].shape[-1], _positions(graph)
     if positions is not None and length > positions:
@@ -76,5 +77,5 @@ def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
     given = graph.inputs.get("position_ids")
     uses = () if given is None else given.uses
-    found = [node.arguments[1].shape[0] for node, i in uses if node.op.name == "embedding" and i == 0]
+    found = [node.arguments[1].shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
     return next((rows for rows in found if isinstance(rows, int)), None)

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from ...ir import backward_reads as reads
 from ...ir import ops
 from ...ir.graph import Value
 from ...ir.op import Op
+from ...ir.shard_rules import needs_all
 from ...ir.types import TensorType, i8
 from ...passes.freeze import multiplied_out
 from ...passes.pattern import Rewrite
@@ -17,6 +19,9 @@ from .tensors import autocast_dtype
 
 class FrozenLinear(Op):
     """linear(x, cast(codes) * scales, b)."""
+
+    backward_reads = reads.nothing
+    shard = needs_all
 
     def infer(
         self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, transposed: bool = False

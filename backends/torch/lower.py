@@ -14,6 +14,10 @@ from torch import fx
 
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
+from ...ir.op import Op
+from ...ir.ops.elementwise import Where
+from ...ir.ops.linear import Embedding, Linear
+from ...ir.ops.norm import RMSNorm
 from ...ir.types import Dim, DType
 from ...passes.cse import cse
 from ...passes.dce import dce
@@ -21,26 +25,20 @@ from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
+from .experts import choose_experts, chosen_experts
 from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
 from .frozen import LinearOverCodes
 from .loss import FUSED, LossOverVocabulary, linear_cross_entropy
 from .norm import rms_norm
 from .products import linear
-from .recompute import NARROW, NOT_AGAIN, RECOMPUTE, Recomputation, Step
+from .recompute import NOT_AGAIN, RECOMPUTE, Recomputation, Step
 from .tensors import torch_dtype
 from .tied import tied_embedding
 
-_WITH_NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": operator.pow,
-    "equal": operator.eq,
-    "less": operator.lt,
-    "less_equal": operator.le,
-}
-"""Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
+_KERNELS: dict[type[Op], Callable[..., Any]] = {RMSNorm: rms_norm}
+"""Functions of this backend that take the place of an op's `torch` method."""
+_STATIC_KERNELS: dict[type[Op], Callable[..., Any]] = {Linear: linear}
+"""The same where shapes do not change."""
 
 CONSTANTS = "monograph_constants"
 """Name of the submodule that gives constant tensors by name."""
@@ -50,6 +48,7 @@ def prepare(graph: Graph) -> Graph:
     """A copy in which every node has a `torch` method: attention on SDPA, the loss in chunks, the rest in parts."""
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
+    choose_experts(ready)
     decompose(ready, keep=lambda node: node.op.torch is not None)
     apply_rewrites(ready, [LinearOverCodes(), LinearAfterActivation()])
     cse(ready)
@@ -61,7 +60,8 @@ class Tracer(fx.Tracer):
     """Traces a module again, as pickle does, without looking into the functions of this backend."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(activated_linear, linear, linear_cross_entropy, rms_norm, tied_embedding))
+        ours = activated_linear, chosen_experts, linear, linear_cross_entropy, rms_norm, tied_embedding
+        super().__init__(autowrap_functions=ours)
 
 
 class Lowering:
@@ -186,7 +186,7 @@ class Lowering:
 
     def node(self, node: Node) -> list[fx.Node]:
         """Translate one node; gives its calls. Raises LoweringError naming one PyTorch has no way to express."""
-        if node.op.name == "constant":
+        if node.op.constant:
             self.values[node.output] = self.constant(node)
             return []
         before = next(iter(reversed(self.fx.nodes)), None)
@@ -210,7 +210,7 @@ class Lowering:
             if call.op not in ("call_function", "call_method") or call.target in NOT_AGAIN:
                 continue
             function = getattr(torch.Tensor, call.target) if isinstance(call.target, str) else call.target
-            step = Step(function, position in plan.recomputed, call in kept, node.op.random, node.op.name in NARROW)
+            step = Step(function, position in plan.recomputed, call in kept, node.op.random, node.op.autocast)
             call.args = (self.recomputation.add(step), *call.args)
             call.op, call.target = "call_module", RECOMPUTE
 
@@ -224,9 +224,9 @@ class Lowering:
 
     def with_numbers(self, node: Node) -> Any:
         """The node with its scalar constants as plain numbers, or None where PyTorch wants tensors."""
-        function, data = _WITH_NUMBERS.get(node.op.name), node.arguments
-        if node.op.name == "where":
-            function, data = torch.where, node.arguments[1:]
+        function, data = node.op.operator, node.arguments
+        if isinstance(node.op, Where):
+            function, data = torch.where, [node.value("x"), node.value("y")]
         given = [self.value(v) for v in data]
         if function is None or all(isinstance(x, fx.Proxy) for x in given):
             return None
@@ -245,12 +245,12 @@ class Lowering:
             attributes["device"] = self.device
         if node.op.random:
             attributes["training"] = self.training
-        if self.static and node.op.name == "linear":
-            return self.call(linear, *operands, **attributes)
         if self.static and node.op is ACTIVATED:
             attributes["static"] = True
-        if node.op.name == "rms_norm":
-            return self.call(rms_norm, *operands, **attributes)
+        kernel = _STATIC_KERNELS.get(type(node.op)) if self.static else None
+        kernel = kernel or _KERNELS.get(type(node.op))
+        if kernel is not None:
+            return self.call(kernel, *operands, **attributes)
         return node.op.torch(self.namespace, *operands, **attributes)
 
     def is_tied(self, node: Node) -> bool:
@@ -259,14 +259,14 @@ class Lowering:
         Then both gradients are there whenever one is. Not with a plan, which knows calls of one result only; `static`
         is said of modules that train with one loss, again and again.
         """
-        if self.plan is not None or not self.static or node.op.name != "embedding":
+        if self.plan is not None or not self.static or not isinstance(node.op, Embedding):
             return False
-        table, outputs = node.arguments[1], list(self.graph.outputs.values())
+        table, outputs = node.value("table"), list(self.graph.outputs.values())
         loss = outputs[0].producer if len(outputs) == 1 else None
-        return loss is not None and loss.op is FUSED and loss.arguments[1] is table and table.is_param
+        return loss is not None and loss.op is FUSED and loss["w"] is table and table.is_param
 
     def tied(self, node: Node) -> Any:
-        ids, table = node.arguments
+        ids, table = node.value("ids"), node.value("table")
         found = self.call(tied_embedding, self.tensor(ids), self.tensor(table))
         self.values[table] = found[1]
         return found[0]

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import shard_rules
 from ..errors import ConfigError, check, did_you_mean
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
+from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import Dim, TensorType
 from .checks import floating, indices, rank
 from .elementwise import cast, constant, cos, sin
@@ -81,9 +83,17 @@ class Rope(Op):
             return y
         return concat(y, slice_(x, axis=-1, start=rotary_dim, length=width - rotary_dim), axis=-1)
 
+    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+        _, cut = first_cut(node, known)
+        if cut.axis != -2:
+            raise Stop(f"{node} turns whole heads")
+        return dict.fromkeys((node.value("x"), node.output), cut)
+
 
 class SinusoidalPositions(Op):
     """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine: [B,S] -> [B,S,dim]. (Vaswani et al. 2017)"""
+
+    shard = shard_rules.needs_all
 
     def infer(self, positions: Value, *, dim: int, dtype: Any) -> TensorType:
         check(dim % 2 == 0, f"dim is {dim}, expected an even number")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...backends.torch import to_inputs, to_torch
+from ...corpus import Corpus, make_batch
 from ...data.batch import IGNORED
 from ...frontends.dsl import Model, load_family
 from ...ir.cost import at, flops_of
@@ -20,10 +21,9 @@ from ...ir.errors import ConfigError, did_you_mean
 from ...ir.files import staged
 from ...ir.graph import Graph
 from ...ir.types import Dim, DimLike
+from ...loop import train
 from ...passes import pipelines
-from ..corpus import Corpus, make_batch
-from ..loop import train
-from ..progress import Step
+from ...progress import Step
 from .ngram import NGram
 
 NGRAM = "ngram"

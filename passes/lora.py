@@ -11,6 +11,7 @@ from ..ir import ops
 from ..ir.errors import PassError, did_you_mean
 from ..ir.graph import Graph, Init, Node, Value
 from ..ir.ops import linear, matmul, transpose
+from ..ir.ops.linear import Linear
 from ..ir.types import TensorType
 from .pattern import Rewrite, apply_rewrites
 
@@ -41,14 +42,14 @@ def add_lora(graph: Graph, rank: int, alpha: float, targets: str | Sequence[str]
 
 
 def _adapt(graph: Graph, node: Node, module: str, rank: int, scale: float, dropout: float) -> None:
-    x, w = node.arguments[:2]
+    x, w = node.value("x"), node.value("w")
     transposed: bool = node.attributes["transposed"]
     rows, columns = w.shape if transposed else (w.shape[1], w.shape[0])
     assert isinstance(rows, int), f"{w!r} has no fixed width"
     down = graph.param(f"{module}.{DOWN}", TensorType(w.dtype, (rank, rows)), Init("uniform", (3 * rows) ** -0.5))
     up = graph.param(f"{module}.{UP}", TensorType(w.dtype, (columns, rank)), Init("zeros"))
     with graph.at(node):
-        y = linear(x, w, node.operands[2], transposed=transposed)
+        y = linear(x, w, node["b"], transposed=transposed)
         h = ops.dropout(x, p=dropout) if dropout else x
         y = y + linear(linear(h, down), up) * scale
     graph.replace(node.output, y)
@@ -59,7 +60,7 @@ def modules(graph: Graph) -> dict[str, list[Node]]:
     """Linear layers by module path (that of their weight, a parameter that nothing but linear layers reads)."""
     found: dict[str, list[Node]] = {}
     for node in graph:
-        w = node.operands[1] if node.op.name == "linear" else None
+        w = node.value("w") if isinstance(node.op, Linear) else None
         if w is not None and w.is_param and w.name.endswith(".weight") and all(n.op is node.op for n in w.users):
             found.setdefault(w.name.removesuffix(".weight"), []).append(node)
     return found
@@ -161,9 +162,9 @@ def merge_lora(graph: Graph) -> int:
     So a merged graph exports like any other. Gives the number of layers. Raises PassError naming what stays.
     """
     report = apply_rewrites(graph, [MergeLora(), MergeLoraDropout()])
-    left = [n for path in lora_params(graph) for n in graph.params[path].users if n.op.name == "linear"]
+    left = [n for path in lora_params(graph) for n in graph.params[path].users if isinstance(n.op, Linear)]
     if left:
-        lines = [f"{n!r} reads {n.arguments[1]!r}" for n in left] + [str(m) for m in report.misses]
+        lines = [f"{n!r} reads {n.value('w')!r}" for n in left] + [str(m) for m in report.misses]
         what = f"{len(left)} adapter layers are not in the form that add_lora gives"
         raise PassError(what, place=graph.name, details=lines, hint="merge before other passes change the graph")
     return sum(report.counts.values())

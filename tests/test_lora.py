@@ -13,9 +13,9 @@ from monograph.ir.tensors import Random
 from monograph.ir.types import DType, bf16, f32
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
-from monograph.passes.adapt import add_lora, lora_params, merge_lora, modules
 from monograph.passes.differential import CASES, difference, random_params, sample_inputs
 from monograph.passes.freeze import CODES, SCALES, codes_of, quantize_frozen
+from monograph.passes.lora import add_lora, lora_params, merge_lora, modules
 
 LLAMA = {"vocab": 50, "dim": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2, "tied": True}
 GPT2 = {"vocab": 50, "dim": 32, "layers": 2, "heads": 4, "max_positions": 32, "dropout": 0.0, "embedding_dropout": 0.0}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..ir.graph import Graph
+from ..ir.ops.attention import Attention
+from ..ir.ops.elementwise import Cast
+from ..ir.ops.shape import Expand, Reshape
 from ..ir.value import Value
 from .dce import dce
 
 MASK = "attention_mask"
-_MASK = 4
-_SHAPES = ("cast", "reshape", "expand")
 
 
 def drop_padding_mask(graph: Graph) -> int:
@@ -19,11 +20,11 @@ def drop_padding_mask(graph: Graph) -> int:
     """
     count = 0
     for node in graph:
-        if node.op.name != "attention" or not node.attributes["causal"]:
+        if not isinstance(node.op, Attention) or not node.attributes["causal"]:
             continue
-        q, k, mask = node.arguments[0], node.arguments[1], node.operands[_MASK]
+        q, k, mask = node.value("q"), node.value("k"), node["mask"]
         if mask is not None and q.shape[1] == k.shape[1] and _is_padding(mask):
-            graph.set_operand(node, _MASK, None)
+            graph.set_operand(node, node.place_of("mask"), None)
             count += 1
     if count:
         dce(graph)
@@ -33,6 +34,6 @@ def drop_padding_mask(graph: Graph) -> int:
 
 
 def _is_padding(mask: Value) -> bool:
-    while mask.producer is not None and mask.producer.op.name in _SHAPES:
-        mask = mask.producer.arguments[0]
+    while mask.producer is not None and isinstance(mask.producer.op, (Cast, Reshape, Expand)):
+        mask = mask.producer.value("x")
     return mask.producer is None and mask.name == MASK

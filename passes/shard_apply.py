@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ..ir.clone import clone_node
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import TensorType, exact_div
+from ..ir.ops.feed_forward import Dropout
+from ..ir.ops.linear import is_row_parallel
+from ..ir.types import TensorType
 from ..ir.value import Attributes
 from . import collectives
-from .cuts import is_row_parallel, sections_of_slice
 from .shard import Plan
 
 
@@ -48,11 +50,9 @@ class _Share:
         if is_row_parallel(node, self.cuts):
             made = (self.row_parallel(node),)
         elif any(v in self.cuts for v in node.outputs):
-            operands = [None if v is None else self.inside(v) for v in node.operands]
-            made = self.share(node, operands)
+            made = self.share(node, {v: self.inside(v) for v in node.arguments})
         else:
-            operands = [None if v is None else self.local[v] for v in node.operands]
-            made = self.graph.add(node.op, operands, dict(node.attributes))
+            made = clone_node(node, self.graph, self.local)
         for old, new in zip(node.outputs, made, strict=True):
             if new.type != self.type(old):
                 what = f"{node.op.name} is {new.type} on rank {self.rank}, expected {self.type(old)} of {old.type}"
@@ -67,26 +67,15 @@ class _Share:
             self.copies[v] = collectives.add(collectives.COPY, self.local[v])
         return self.copies[v]
 
-    def share(self, node: Node, operands: list[Value | None]) -> tuple[Value, ...]:
-        cut, attributes = self.cuts[node.outputs[0]], dict(node.attributes)
-        if node.op.name == "dropout" and operands[0] is not None:
-            where: Attributes = {"axis": cut.axis, "rank": self.rank, "size": self.plan.size}
-            return (collectives.add(collectives.DROPOUT, operands[0], {**attributes, **where}),)
-        if node.op.name == "reshape":
-            attributes["shape"] = self.type(node.output).shape
-        elif node.op.name == "slice" and cut.axis == attributes["axis"]:
-            attributes |= self.slice(node)
-        return self.graph.add(node.op, operands, attributes)
-
-    def slice(self, node: Node) -> Attributes:
-        """Start and length within the sections as this rank has them."""
-        sections = self.cuts[node.arguments[0]].sections
-        first, _ = sections_of_slice(node, self.cuts[node.arguments[0]])
-        start = sum((exact_div(s, self.plan.size) for s in sections[:first]), start=0)
-        return {"start": start, "length": exact_div(node.attributes["length"], self.plan.size)}
+    def share(self, node: Node, operands: dict[Value, Value]) -> tuple[Value, ...]:
+        if isinstance(node.op, Dropout):
+            part: Attributes = {"axis": self.cuts[node.output].axis, "rank": self.rank, "size": self.plan.size}
+            return (collectives.add(collectives.DROPOUT, operands[node.value("x")], {**node.attributes, **part}),)
+        attributes = node.op.shard_attributes(node, self.cuts, self.plan.size)
+        return clone_node(node, self.graph, operands, attributes=attributes)
 
     def row_parallel(self, node: Node) -> Value:
         """The bias comes after the sum: it would be added once by every rank."""
-        x, w, b = (None if v is None else self.local[v] for v in node.operands)
-        y = collectives.add(collectives.SUM, self.graph.add(node.op, (x, w, None), dict(node.attributes))[0])
-        return y if b is None else y + b
+        x, w, b = self.local[node.value("x")], self.local[node.value("w")], node["b"]
+        y = collectives.add(collectives.SUM, self.graph.add(node.op, (x, w), dict(node.attributes))[0])
+        return y if b is None else y + self.local[b]
