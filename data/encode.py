@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...frontends.tokenizer import Tokenizer
-from ...ir.errors import ConfigError
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import ConfigError
 from .duplicates import EXACT, KEPT, NEAR
 from .errors import DataError
 from .files import read_json, whole_folder, write_json
@@ -105,13 +105,8 @@ def tokenize_part(run: Path, recipe: Recipe, part: int, target: Path) -> dict[st
 
 def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Ids of each text, in which nothing is special; very long texts are encoded in pieces cut after line ends."""
-    core = tokenizer.core
     pieces = [(i, piece) for i, text in enumerate(texts) for piece in _cut(text)]
-    saved, core.encode_special_tokens = core.encode_special_tokens, True
-    try:
-        encoded = core.encode_batch_fast([p for _, p in pieces], add_special_tokens=False)
-    finally:
-        core.encode_special_tokens = saved
+    encoded = tokenizer.literal.encode_batch_fast([p for _, p in pieces], add_special_tokens=False)
     ids: list[list[int]] = [[] for _ in texts]
     for (i, _), found in zip(pieces, encoded, strict=True):
         ids[i] += found.ids

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...ir.errors import ConfigError, did_you_mean
+from ..ir.errors import ConfigError, did_you_mean
 from . import repetition
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..frontends.tokenizer import Tokenizer, read_json
-from ..ir.errors import ConfigError, RuntimeInputError, WeightsError
-from ..ir.files import staged
-from ..ir.safetensors import write_file
-from ..ir.tensors import Array
-from ..ir.weights import SINGLE, Weights
-from .errors import CorpusError
+from ...data.errors import CorpusError
+from ...frontends.tokenizer import Tokenizer, read_json
+from ...ir.errors import ConfigError, RuntimeInputError, WeightsError
+from ...ir.files import staged
+from ...ir.safetensors import write_file
+from ...ir.tensors import Array
+from ...ir.weights import SINGLE, Weights
 
 KIND = "ngram"
 

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends.torch import to_inputs, to_torch
-from ..frontends.dsl import Model, load_family
-from ..ir.cost import at, flops_of
-from ..ir.errors import ConfigError, did_you_mean
-from ..ir.files import staged
-from ..ir.graph import Graph
-from ..ir.types import Dim, DimLike
-from ..passes import pipelines
-from .corpus import Corpus, make_batch
-from .loop import train
-from .loss import IGNORED
+from ...backends.torch import to_inputs, to_torch
+from ...corpus import Corpus, make_batch
+from ...data.batch import IGNORED
+from ...frontends.dsl import Model, load_family
+from ...ir.cost import at, flops_of
+from ...ir.errors import ConfigError, did_you_mean
+from ...ir.files import staged
+from ...ir.graph import Graph
+from ...ir.types import Dim, DimLike
+from ...loop import train
+from ...passes import pipelines
+from ...progress import Step
 from .ngram import NGram
-from .progress import Step
 
 NGRAM = "ngram"
 FAMILIES: dict[str, tuple[str, dict[str, Any], float]] = {

@@ -8,9 +8,9 @@ from typing import TextIO
 
 import numpy as np
 
-from ..ir.errors import ConfigError
-from ..ir.files import staged
-from ..ir.tensors import Array
+from ...ir.errors import ConfigError
+from ...ir.files import staged
+from ...ir.tensors import Array
 from .ngram import NGram
 
 MARKERS = ("<unk>", "<s>", "</s>")

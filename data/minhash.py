@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.tensors import Array
+from ..ir.tensors import Array
 from .errors import need
 from .recipe import Duplicates
 

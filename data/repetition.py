@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...ir.tensors import Array
+from ..ir.tensors import Array
 
 _BLANK = re.compile(r"\n\s*\n")
 _MIX = np.uint64(0x9E3779B97F4A7C15)

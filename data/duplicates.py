@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.tensors import Array
+from ..ir.tensors import Array
 from .files import whole_folder, write_json
 from .parts import Parts
 

@@ -38,7 +38,7 @@ def local(t: torch.Tensor) -> torch.Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
 
 
-class Spread:
+class Layout:
     """The parameters of `graph` over the processes of `world`: cut by tensor parallelism, then sharded by FSDP."""
 
     def __init__(self, world: World, graph: Graph) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...ir.errors import did_you_mean
+from ..ir.errors import did_you_mean
 from .errors import DataError, need
 from .recipe import Input
 

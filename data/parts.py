@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.tensors import Array
-from ..corpus import passage_key
+from ..ir.tensors import Array
 from .clean import Cleaner, Counts
 from .errors import DataError, need
 from .files import read_json, whole_folder, write_json
 from .minhash import Signer
+from .passages import passage_key
 from .readers import Seen, Span, documents
 from .recipe import Recipe
 

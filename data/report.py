@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.tensors import Array
+from ..ir.tensors import Array
 from .clean import Counts
 from .files import read_json, write_json
 from .filters import FILTERS

@@ -11,12 +11,14 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, Protocol
 
-from ...ir.errors import MonographError
+from ..ir.errors import MonographError
 from .errors import DataError, need
 from .tasks import run_task
 
@@ -54,8 +56,7 @@ class Local:
                 yield i, run_task(task)
             return
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_one_thread)
+            self._pool = worker_pool(self.workers)
         try:
             yield from _pooled(self._pool, tasks, self.workers)
         except BrokenProcessPool:
@@ -155,6 +156,28 @@ def _outcome(value: dict[str, Any]) -> Any:
         what, place, details, hint = value["error"]
         raise DataError(what, place=place, details=details, hint=hint)
     return value["result"]
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread each, which end when this process does."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    _one_thread()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """End this process when its parent does, however that ends: by SIGKILL it tells nobody.
+
+    sentinel: the end of a pipe whose other end only the parent holds.
+    """
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _one_thread() -> None:

@@ -38,11 +38,7 @@ def train_tokenizer(texts: str | Iterable[str], vocab: int = 2048) -> Tokenizer:
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text in which nothing is special: END written in it is encoded letter by letter, like any word."""
-    saved, tokenizer.core.encode_special_tokens = tokenizer.core.encode_special_tokens, True
-    try:
-        return tokenizer.encode(text, add_special=False)
-    finally:
-        tokenizer.core.encode_special_tokens = saved
+    return tokenizer.encode(text, add_special=False, literal=True)
 
 
 def encode_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:

@@ -21,10 +21,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from ...frontends.tokenizer import Tokenizer
-from ...ir.errors import ConfigError, did_you_mean
-from .. import tokenizer as byte_level
-from ..tokenizer import END, encode_plain
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import ConfigError, did_you_mean
+from . import byte_level
+from .byte_level import END, encode_plain
 from .errors import DataError
 
 _ASCII = ["\t", "\n", *map(chr, range(0x20, 0x7F))]

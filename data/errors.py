@@ -1,11 +1,15 @@
-"""Errors of data preparation, and how a missing optional package is reported."""
+"""Errors of text and of data preparation, and how a missing optional package is reported."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-from ..errors import CorpusError
+from ..ir.errors import MonographError
+
+
+class CorpusError(MonographError):
+    """A text is damaged, empty, or too short for what was asked."""
 
 
 class DataError(CorpusError):

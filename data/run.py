@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...frontends.tokenizer import Tokenizer
+from ..frontends.tokenizer import Tokenizer
 from . import report, tokenizers
 from .duplicates import clusters, merge_exact, ranges
 from .encode import open_tokenizer, plan_shards, tokenizer_texts

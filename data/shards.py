@@ -6,6 +6,7 @@ are documents: document i is tokens[offsets[i]:offsets[i + 1]]) and NAME.json, t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from ...ir.tensors import Array
-from .errors import ShardError
+from ..ir.tensors import Array
+from .errors import DataError, ShardError
 from .files import read_json, write_json
 
 FORMAT = "monograph-shard-1"
 SPLITS = ("train", "held_out")
+KINDS = ("tokens", "offsets")
+VERIFIED = ".verified.json"
 _FIELDS = {"format": str, "split": str, "documents": int, "tokens": int, "dtype": str, "vocab": int, "tokenizer": str}
 _OFFSET = np.dtype("<i8")
 _CHECK = 1 << 22
@@ -42,7 +45,7 @@ class ShardWriter:
         self.folder, self.name, self.type = folder, name, token_type(vocab)
         self.header: dict[str, Any] = {"format": FORMAT, "name": name, "split": split, "documents": 0, "tokens": 0}
         self.header |= {"dtype": self.type.name, "vocab": vocab, "tokenizer": tokenizer}
-        self.digests = {kind: hashlib.sha256() for kind in ("tokens", "offsets")}
+        self.digests = {kind: hashlib.sha256() for kind in KINDS}
 
     def __enter__(self) -> Self:
         self.files = {kind: (self.folder / f"{self.name}.{kind}").open("wb") for kind in self.digests}
@@ -107,13 +110,8 @@ class Shard:
 
     def verify(self) -> None:
         """Read everything: digests, order of the offsets, ids below the vocabulary. Raises ShardError."""
+        self.verify_digests()
         stem = self.path.with_suffix("")
-        for kind, expected in self.header["sha256"].items():
-            file = stem.with_name(f"{stem.name}.{kind}")
-            with file.open("rb") as f:
-                found = hashlib.file_digest(f, "sha256").hexdigest()
-            if found != expected:
-                raise ShardError(f"has SHA-256 {found[:16]}..., expected {expected[:16]}...", place=str(file))
         for i in range(0, len(self.offsets) - 1, _CHECK):
             if (np.diff(self.offsets[i : i + _CHECK + 1]) < 0).any():
                 raise ShardError("has offsets that go back", place=str(stem.with_name(f"{stem.name}.offsets")))
@@ -123,6 +121,24 @@ class Shard:
                 raise ShardError(
                     f"holds id {most}, but the vocabulary has {self.header['vocab']}", place=str(self.path)
                 )
+
+    def verify_digests(self) -> None:
+        """Compare both files with their SHA-256 in the header. Raises ShardError."""
+        for kind, expected in self.header["sha256"].items():
+            file = self._file(kind)
+            with file.open("rb") as f:
+                found = hashlib.file_digest(f, "sha256").hexdigest()
+            if found != expected:
+                raise ShardError(f"has SHA-256 {found[:16]}..., expected {expected[:16]}...", place=str(file))
+
+    def state(self) -> list[Any]:
+        """Digests, sizes and times of both files: as long as it is the same, they hold what they held."""
+        stats = [self._file(kind).stat() for kind in KINDS]
+        return [self.header["sha256"], *((s.st_size, s.st_mtime_ns) for s in stats)]
+
+    def _file(self, kind: str) -> Path:
+        stem = self.path.with_suffix("")
+        return stem.with_name(f"{stem.name}.{kind}")
 
 
 class Shards(Sequence[Array]):
@@ -201,6 +217,25 @@ class Shards(Sequence[Array]):
         """Check every byte against the headers. Raises ShardError."""
         for shard in self.shards:
             shard.verify()
+
+    def verify_once(self) -> None:
+        """Compare files with their digests unless that was done since they changed. Raises ShardError.
+
+        What was compared is noted in VERIFIED, if the folder can be written.
+        """
+        path = self.folder / VERIFIED
+        try:
+            noted = read_json(path) if path.exists() else {}
+        except DataError:
+            noted = {}
+        noted = noted if isinstance(noted, dict) else {}
+        now = {shard.path.name: json.loads(json.dumps(shard.state())) for shard in self.shards}
+        changed = [shard for shard in self.shards if noted.get(shard.path.name) != now[shard.path.name]]
+        for shard in changed:
+            shard.verify_digests()
+        if changed:
+            with contextlib.suppress(OSError):
+                write_json(path, {**noted, **now})
 
     def _check_belongs(self, shard: Shard) -> None:
         for key, value in (("split", self.split), ("tokenizer", self.tokenizer), ("vocab", self.vocab)):

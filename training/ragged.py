@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..data.errors import CorpusError
 from ..frontends.tokenizer import Tokenizer
 from ..ir.tensors import Array
 from .corpus import placed as placed
 from .corpus import read_text
-from .errors import CorpusError
 
 T = TypeVar("T")
 WINDOW = 100
@@ -50,14 +50,9 @@ class Ragged:
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str], *, add_special: bool) -> Iterator[list[int]]:
     """Ids of each text; the name of a special token written in a text is read letter by letter."""
-    core = tokenizer.core
-    saved, core.encode_special_tokens = core.encode_special_tokens, True
-    try:
-        for i in range(0, len(texts), _PORTION):
-            for found in core.encode_batch_fast(texts[i : i + _PORTION], add_special_tokens=add_special):
-                yield found.ids
-    finally:
-        core.encode_special_tokens = saved
+    for i in range(0, len(texts), _PORTION):
+        for found in tokenizer.literal.encode_batch_fast(texts[i : i + _PORTION], add_special_tokens=add_special):
+            yield found.ids
 
 
 def read_fields(path: str | Path, names: tuple[str, str], *, numbers: bool = False) -> list[tuple[str, str]]:

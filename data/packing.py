@@ -14,12 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...frontends.tokenizer import Tokenizer
-from ..source import Batch, check_tokenizer
+from ..frontends.tokenizer import Tokenizer
+from .batch import IGNORED, Batch, check_tokenizer
 from .errors import DataError
 from .shards import Shards
 
-_IGNORED = -100
 _ROUNDS = 6
 
 
@@ -79,10 +78,12 @@ class Dataset:
         tokenizer: that of the model, if it has one. Raises ConfigError if the shards were made with another one, and
         ShardError or DataError naming the file.
         """
-        train = Shards(folder, "train")
+        train, held_out = Shards(folder, "train"), Shards(folder, "held_out")
         own = Tokenizer.open(train.folder / "tokenizer")
         check_tokenizer(tokenizer, own, str(folder))
-        return Dataset(own, train, Shards(folder, "held_out"), documents)
+        for shards in (train, held_out):
+            shards.verify_once()
+        return Dataset(own, train, held_out, documents)
 
     @property
     def vocab(self) -> int:
@@ -107,9 +108,9 @@ def _stack(found: list[Batch]) -> Batch:
 def _row(shards: Shards, start: int, length: int) -> Batch:
     ids, numbers = shards.window(start, start + length + 1)
     here = min(length, max(min(start + length, shards.tokens) - start, 0))
-    labels = np.full(length, _IGNORED, np.int64)
+    labels = np.full(length, IGNORED, np.int64)
     same = numbers[1:] == numbers[:-1]
-    labels[: len(same)] = np.where(same, ids[1:], _IGNORED)
+    labels[: len(same)] = np.where(same, ids[1:], IGNORED)
     inputs, documents, positions = np.zeros(length, np.int64), np.full(length, -1), np.zeros(length, np.int64)
     inputs[:here] = ids[:here]
     documents[:here] = np.cumsum(np.concatenate([[False], ~same]))[:here]

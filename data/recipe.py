@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ...ir.errors import ConfigError, did_you_mean
-from ..tables import between, one_of, read_toml, some, tables
+from ..ir.errors import ConfigError, did_you_mean
 from .filters import DEFAULT, FILTERS, expand
+from .tables import between, one_of, read_toml, some, tables
 from .tokenizers import KINDS, TASKS
 
 FORMATS = ("auto", "text", "jsonl", "parquet")
