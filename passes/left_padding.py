@@ -44,17 +44,17 @@ def _reason(node: Node, mask: Value, length: str) -> str:
         if x is not mask and _over(x, axis, length) and not _ends_with(node, x, axis) and not _masked(x, mask):
             return "reads columns where padding may stand"
     elif node.op.states:
-        known = _passes_over(node) or _masked(node.arguments[0], mask)
+        known = passes_over(node, mask) or _masked(node.arguments[0], mask)
         return "" if known or not _over_tokens(node.arguments[0], length) else "would read padding"
     elif _mixes(node, length) and not _masked(node.arguments[0], mask):
         return "reads tokens where padding may stand"
     return ""
 
 
-def _passes_over(node: Node) -> bool:
-    """Whether a layer with a state is told which tokens count."""
-    told = (*node.op.counts, "mask")
-    return any(node[name] is not None for name in node.op.signature.operands if name in told)
+def passes_over(node: Node, mask: Value) -> bool:
+    """Whether a layer with a state is told by the mask which tokens count."""
+    told = [node[name] for name in node.op.signature.operands if name in node.op.counts or name == "mask"]
+    return any(v is not None and mask in leaves(v) for v in told)
 
 
 def _over(v: Value, axis: int, length: str) -> bool:
@@ -93,7 +93,7 @@ def _masked(v: Value, mask: Value) -> bool:
     if isinstance(node.op, Mul):
         return any(_masked(x, mask) for x in node.arguments)
     if node.op.states:
-        return v.index == 0 and _passes_over(node)
+        return v.index == 0 and passes_over(node, mask)
     return isinstance(node.op, (*_MOVES, Slice, Silu, Relu)) and _masked(node.arguments[0], mask)
 
 
