@@ -18,6 +18,10 @@ from ..ir.errors import LoweringError, MonographError, did_you_mean
 from ..ir.types import DType
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ACCURACY_LEVELS = {"cpu": {4: 4, 8: 4}}
+"""`accuracy_level` of MatMulNBits by provider and bits; 4 multiplies by activations in 8 bits. Measured on AVX-512 VNNI
+with 1.31.1: for 8 bits every other level is 13 to 58 times slower; for 4 bits it halves the time of one token, and
+takes 1.8 times as long for a prompt in blocks of 32."""
 _FOLDER = Path(__file__).parent
 _ANY = 2**31 - 1
 _SHOWN = 10
@@ -121,6 +125,9 @@ def _types(node: onnx_ir.Node, schema: dict[str, Any] | None) -> dict[str, str]:
     return given
 
 
+ELEMENT_NAMES = {DType.f64: "double", DType.f32: "float", DType.f16: "float16", DType.bf16: "bfloat16"}
+"""What kernel tables call the float types."""
+
 _ELEMENT = {"DOUBLE": "double", "FLOAT": "float", "STRING": "string"}
 
 
@@ -213,9 +220,18 @@ class Target:
         """ONNX Runtime's name for the provider."""
         return PROVIDERS[self.provider]
 
+    def accuracy_level(self, bits: int) -> int:
+        """`accuracy_level` of MatMulNBits for codes of so many bits; 0: the type of the activations."""
+        return ACCURACY_LEVELS.get(self.provider, {}).get(bits, 0)
+
     @property
     def table(self) -> KernelTable:
         return kernel_table(self.provider)
+
+    def has(self, op: str, dtype: DType, domain: str = "com.microsoft") -> bool:
+        """Whether the provider has a kernel of the op whose main type parameter, T, may be `dtype`."""
+        name = ELEMENT_NAMES[dtype]
+        return any(name in k.types.get("T", ()) for k in self.table.kernels.get((domain, op), ()))
 
     def __str__(self) -> str:
         return f"{self.provider} {self.dtype}"

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
+from ..ir.encoded import Encoded
+from ..ir.encodings import LAYOUTS
 from ..ir.errors import WeightsError
 from ..ir.tensors import Array, Mapped, Span, StoredTensor, Tensor, stamp_of
-from ..ir.types import DType, TensorType, f32
+from ..ir.types import DType, TensorType, f32, u8
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -44,46 +46,28 @@ class GGUFFile:
 
 
 class BlockTensor(Tensor):
-    """A block-quantized tensor: `numpy()` dequantizes it to f32, `blocks` gives what is stored.
+    """A tensor in a block format that no encoding of the IR has: `numpy()` dequantizes it to f32.
 
-    quant_type: the GGML name, such as Q4_1. order: which stored row each row is (None: as stored).
+    source_format: the GGML name, such as Q4_K.
     """
 
-    def __init__(
-        self, name: str, shape: tuple[int, ...], quant_type: str, span: Span, order: Array | None = None
-    ) -> None:
-        self.name, self.type, self.quant_type, self.span, self.order = (
-            name,
-            TensorType(f32, shape),
-            quant_type,
-            span,
-            order,
-        )
-        self.block_size, self.block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[quant_type]]
-
-    @property
-    def blocks(self) -> Array:
-        """Raw blocks, u8 [rows, blocks per row, bytes per block], read-only or a copy."""
-        per_row = self.shape[-1] // self.block_size
-        raw = self.span.read(f"tensor {self.name}").reshape(-1, per_row, self.block_bytes)
-        return raw if self.order is None else raw[self.order]
+    def __init__(self, lines: StoredTensor, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
+        self.lines, self.kind, self.source_format = lines, kind, kind.name
+        self.type = TensorType(f32, shape)
 
     def numpy(self) -> Array:
-        blocks = self.blocks
+        stored = self.lines.numpy()
         try:
-            y = dequantize(blocks.reshape(len(blocks), -1), GGMLQuantizationType[self.quant_type])
+            return dequantize(stored.reshape(-1, stored.shape[-1]), self.kind).reshape(self.shape)
         except NotImplementedError:
-            raise WeightsError(
-                f"{self.quant_type} cannot be dequantized", place=f"{self.span.file}: tensor {self.name}"
-            ) from None
-        return y.reshape(self.shape)
+            place = f"{self.lines.span.file}: tensor {self.lines.name}"
+            raise WeightsError(f"{self.kind.name} cannot be dequantized", place=place) from None
 
 
 def permute_rows(tensor: Tensor, order: Array) -> Tensor:
-    """The rows of a tensor in another order; a block-quantized one stays block-quantized."""
-    if isinstance(tensor, BlockTensor):
-        both = order if tensor.order is None else tensor.order[order]
-        return BlockTensor(tensor.name, tensor.shape, tensor.quant_type, tensor.span, both)
+    """The rows of a tensor in another order; what is stored in blocks stays in blocks."""
+    if isinstance(tensor, Encoded):
+        return tensor.rows(order)
     return Mapped(tensor, tensor.type, lambda x: x[order])
 
 
@@ -226,4 +210,9 @@ def _tensor(c: _Cursor, e: _Entry, span: Span) -> Tensor:
         return StoredTensor(e.name, TensorType(_PLAIN[e.kind.name], e.shape), span)
     if GGML_QUANT_SIZES[e.kind][0] == 1:
         raise c.error(f"tensor {e.name} is {e.kind.name}, which has no counterpart in the IR")
-    return BlockTensor(e.name, e.shape, e.kind.name, span)
+    block, size = GGML_QUANT_SIZES[e.kind]
+    lines = StoredTensor(e.name, TensorType(u8, (*e.shape[:-1], e.shape[-1] // block * size)), span)
+    encoding = LAYOUTS.get(e.kind.name.lower())
+    if encoding is not None:
+        return Encoded(lines, TensorType(f32, e.shape, encoding))
+    return BlockTensor(lines, e.shape, e.kind)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
+from ..ir.slots import TOKENS
 from .embed import Encoder
 from .prompts import pad
 from .sampling import Array
@@ -98,7 +99,7 @@ def outputs(
         rows = order[start : start + batch]
         tokens, lengths = pad([ids[i] for i in rows], tokenizer.pad_id or 0)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        yield rows, session.run({"input_ids": tokens, "attention_mask": mask})["logits"], tokens
+        yield rows, session.run({TOKENS.ids: tokens, TOKENS.mask: mask})["logits"], tokens
 
 
 def softmax(logits: Array) -> Array:

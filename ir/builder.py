@@ -23,6 +23,8 @@ _INTERNAL = (
     str(_PACKAGE / "passes") + os.sep,
     str(_PACKAGE / "backends") + os.sep,
     str(_PACKAGE / "frontends" / "dsl.py"),
+    str(_PACKAGE / "frontends" / "layers.py"),
+    str(_PACKAGE / "frontends" / "experts.py"),
     contextlib.__file__,
 )
 

@@ -223,6 +223,14 @@ class Graph:
         new.outputs = {k: mapping[v] for k, v in self.outputs.items()}
         return new
 
+    def become(self, other: Graph) -> None:
+        """Take over all content of another graph, which must not be used any more."""
+        self.inputs, self.params, self.outputs = other.inputs, other.params, other.outputs
+        self.stream, self.slots = other.stream, other.slots
+        self._first, self._last = other._first, other._last
+        for v in (*self.inputs.values(), *self.params.values(), *(v for node in self for v in node.outputs)):
+            v.graph = self
+
     def inline(self, body: Graph, operands: Mapping[str, Value]) -> list[Value]:
         """Insert the nodes of `body` at the current point, its inputs bound to `operands`; gives its outputs."""
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}

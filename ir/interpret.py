@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -43,16 +44,16 @@ def interpret(
     for name, v in graph.inputs.items():
         if name not in inputs:
             raise RuntimeInputError(f"input {name}: {v.type} is missing")
-        if inputs[name].dtype != v.dtype.numpy:
+        if inputs[name].dtype != v.type.stored.dtype.numpy:
             raise RuntimeInputError(f"input {name} is {DType.of(inputs[name].dtype)}, expected {v.type}")
-    dims = bind_dims({k: v.type for k, v in graph.inputs.items()}, {k: inputs[k].shape for k in graph.inputs})
+    dims = bind_dims({k: v.type.stored for k, v in graph.inputs.items()}, {k: inputs[k].shape for k in graph.inputs})
     values: dict[Value, Array] = {v: inputs[k] for k, v in graph.inputs.items()}
     values |= {v: _param(v, params) for v in graph.params.values() if v.uses or graph.is_output(v)}
     remaining = {v: len(v.uses) for node in graph for v in node.outputs}
     kept = set(graph.outputs.values())
     for node in graph:
         operands = [None if v is None else values[v] for v in node.operands]
-        results = evaluate(node.op, operands, node.attributes, dims)
+        results = evaluate(node.op, operands, node.attributes, dims, [v and v.type for v in node.operands])
         _check_results(node, results, dims)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None:
@@ -69,9 +70,11 @@ def _param(v: Value, params: Mapping[str, Array] | Callable[[str], Array]) -> Ar
     if not callable(params) and v.name not in params:
         raise RuntimeInputError(f"parameter {v.name}: {v.type} is missing{did_you_mean(v.name, params)}")
     x = np.asarray(params(v.name) if callable(params) else params[v.name])
-    if x.shape != v.shape:
-        raise RuntimeInputError(f"parameter {v.name} has shape {list(x.shape)}, expected {v.type}")
-    return x.astype(v.dtype.numpy, copy=False)
+    held = v.type.stored
+    if x.shape != held.shape or (v.type.encoding is not None and x.dtype != np.uint8):
+        stored = "" if v.type.encoding is None else f", stored as {held}"
+        raise RuntimeInputError(f"parameter {v.name} is {x.dtype}{list(x.shape)}, expected {v.type}{stored}")
+    return x.astype(held.dtype.numpy, copy=False)
 
 
 def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, int]) -> None:
@@ -83,9 +86,16 @@ def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, in
 
 
 def evaluate(
-    op: Op, operands: list[Array | None], attributes: Mapping[str, Any], dims: Mapping[str, int]
+    op: Op,
+    operands: list[Array | None],
+    attributes: Mapping[str, Any],
+    dims: Mapping[str, int],
+    given: Sequence[TensorType | None] = (),
 ) -> tuple[Array, ...]:
-    """Results of one op on arrays: a primitive by its `numpy`, a composite by interpreting its body."""
+    """Results of one op on arrays: a primitive by its `numpy`, a composite by interpreting its body.
+
+    given: the types of the operands in the graph, which tell what the bytes of encoded ones mean.
+    """
     attributes = {k: resolve(v, dims) for k, v in attributes.items()}
     if op.numpy is not None:
         try:
@@ -95,6 +105,7 @@ def evaluate(
             raise RuntimeInputError(f"{op.name}: {e}") from e
         return tuple(map(np.asarray, results)) if isinstance(results, tuple) else (np.asarray(results),)
     types = [None if a is None else TensorType(DType.of(a.dtype), a.shape) for a in operands]
+    types = [g if g is not None and g.encoding is not None else t for t, g in zip_longest(types, given)]
     body = body_of(op, types, attributes)
     names = op.signature.operand_names(len(operands))
     named = {n: a for n, a in zip(names, operands, strict=True) if a is not None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -12,6 +13,7 @@ import numpy as np
 from .backward_reads import Saved, Strides, everything
 from .canonical import Form
 from .errors import MonographError, OpError
+from .flow import Links, links_of_body
 from .graph import Attributes, Graph, Location, Node, Value, building, current_graph
 from .shard_rules import Cut, Cuts, elementwise, needs_all
 from .signature import Signature
@@ -48,6 +50,12 @@ class Op:
 
     constant: ClassVar[bool] = False
     """The attribute `value` is the output."""
+
+    reads_encoded: ClassVar[bool] = False
+    """Takes encoded weights; every other op reads them through `dequantize`."""
+
+    folds: ClassVar[bool] = True
+    """What it makes of parameters may be stored evaluated; not where that would undo an encoding."""
 
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
@@ -98,6 +106,30 @@ class Op:
 
     flops: Callable[..., DimLike] = _flops_of_body
     """Floating-point operations of one use; a composite counts its body, a primitive without a rule has none."""
+
+    def _links_of_body(self, *operands: Value | None, **attributes: Any) -> Links:
+        """Links through the body. Raises OpError for a primitive that does not say what it reads."""
+        if self.body is None:
+            raise OpError(f"{self.name} does not say which elements it reads", hint="a primitive needs `links`")
+        types = tuple(None if v is None else v.type for v in operands)
+        present = [i for i, v in enumerate(operands) if v is not None]
+        links = _body_links(self, types, _freeze(attributes))
+        return tuple(replace(link, operand=present[link.operand]) for link in links)
+
+    links: Callable[..., Links] = _links_of_body
+    """Where each axis of each operand goes; a composite's follow from its body."""
+
+    states: ClassVar[Mapping[str, int]] = {}
+    """State of its own: optional operand that brings it (None: zeros) => output that is its next value."""
+
+    state_names: ClassVar[Mapping[str, str]] = {}
+    """What each state is called outside: operand => name such as `h`."""
+
+    compacts: ClassVar[bool] = False
+    """Its outputs are places that tokens move to without changing their order."""
+
+    counts: ClassVar[frozenset[str]] = frozenset()
+    """Operands i32 [B] that say how many of the first columns of a row count; the others change nothing."""
 
     def cost(self, *operands: Value | None, **attributes: Any) -> tuple[DimLike, DimLike]:
         """(flops, bytes moved when operands are read and outputs written once), as symbolic expressions."""
@@ -150,6 +182,7 @@ class Op:
         try:
             given = self.signature.attributes_of(attributes)
             self.signature.check(operands, given)
+            self._check_encoded(operands)
             full = self.complete(*operands, **given)
             full = {k: full[k] for k in self.signature.attributes}
             return full, _types(self.infer(*operands, **full))
@@ -158,6 +191,12 @@ class Op:
             shown = [f"{n} = {v!r}" for n, v in zip(names, operands, strict=False) if v is not None]
             place = str(location) if location.file or location.scope else ""
             raise OpError(f"{self.name}: {e.what}", place=place, details=shown, hint=e.hint) from None
+
+    def _check_encoded(self, operands: Sequence[Value | None]) -> None:
+        for name, v in zip(self.signature.operand_names(len(operands)), operands, strict=False):
+            if v is not None and v.type.encoding is not None and not self.reads_encoded:
+                hint = f"read it through dequantize({name})"
+                raise OpError(f"{name} is {v.type}, an encoded weight, which only dequantize reads", hint=hint)
 
     def __repr__(self) -> str:
         return self.name
@@ -213,6 +252,11 @@ def _freeze(attributes: Attributes) -> tuple[tuple[str, Any], ...]:
 def body_of(op: Op, types: Sequence[TensorType | None], attributes: Attributes) -> Graph:
     """The body of a composite as a graph whose inputs carry the operand names. Shared: never change it."""
     return expand(op, tuple(types), _freeze(attributes))
+
+
+@lru_cache(maxsize=4096)
+def _body_links(op: Op, types: tuple[TensorType | None, ...], attributes: tuple[tuple[str, Any], ...]) -> Links:
+    return links_of_body(expand(op, types, attributes))
 
 
 @lru_cache(maxsize=4096)

@@ -85,6 +85,11 @@ def key_value(index: int, part: str) -> tuple[str, str]:
     return f"past_key_values.{index}.{part}", f"present.{index}.{part}"
 
 
+def remembered(index: int) -> tuple[str, str]:
+    """(input, output) for what is remembered outside attention, number `index`."""
+    return f"past_value.{index}", f"present_value.{index}"
+
+
 def state(index: int, part: str) -> tuple[str, str, str]:
     """(input, output, first) for `part` (h, c, ...) of the stateful layer number `index`."""
     return f"past_state.{index}.{part}", f"present_state.{index}.{part}", f"initial_state.{index}.{part}"

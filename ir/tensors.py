@@ -25,10 +25,16 @@ class Tensor(ABC):
     """A tensor of fixed integer shape whose bytes are produced by `numpy()`, anew on each call and never kept."""
 
     type: TensorType
+    source_format: str = ""
+    """The block format of the file that the values come from, where it is read as plain numbers (Q4_K); else empty."""
 
     @abstractmethod
     def numpy(self) -> Array:
         """The values, of `type`'s dtype and shape; possibly read-only. Raises WeightsError."""
+
+    def stored(self) -> Array:
+        """What a parameter of `type` holds: the values, or for an encoded type the bytes of its lines."""
+        return self.numpy()
 
     @property
     def dtype(self) -> DType:
@@ -70,6 +76,17 @@ def convert(x: Array, dtype: DType) -> Array:
         return x.astype(dtype.numpy)
 
 
+def held(tensor: Tensor, type: TensorType, name: str) -> Array:
+    """The array that a parameter of `type` holds when its values are this tensor.
+
+    An encoded parameter takes the stored bytes as they are, any other the values in its own width. Raises
+    WeightsError if the shapes or the encodings differ.
+    """
+    if tensor.type.shape != type.shape or (type.encoding is not None and tensor.type.encoding != type.encoding):
+        raise WeightsError(f"{name} is {tensor.type}, expected {type}")
+    return tensor.stored() if type.encoding is not None else convert(tensor.numpy(), type.dtype)
+
+
 class ArrayTensor(Tensor):
     """A tensor that is in memory already."""
 
@@ -85,7 +102,8 @@ class Mapped(Tensor):
     """`function` of another tensor, applied when read."""
 
     def __init__(self, source: Tensor, type: TensorType, function: Callable[[Array], Array]) -> None:
-        self.source, self.type, self.function = source, type, function
+        self.source, self.type, self.function = source, type.decoded, function
+        self.source_format = source.source_format
 
     def numpy(self) -> Array:
         y = self.function(self.source.numpy())

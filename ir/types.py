@@ -2,86 +2,24 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
-import ml_dtypes
-import numpy as np
-
+from .dtypes import DType as DType
+from .dtypes import bf16 as bf16
+from .dtypes import bool_ as bool_
+from .dtypes import f16 as f16
+from .dtypes import f32 as f32
+from .dtypes import f64 as f64
+from .dtypes import i8 as i8
+from .dtypes import i32 as i32
+from .dtypes import i64 as i64
+from .dtypes import u8 as u8
+from .encodings import Encoding as Encoding
 from .errors import MonographError
-
-
-class DType(enum.Enum):
-    """Element type; the value is the name used in text and in error messages."""
-
-    f64 = "f64"
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    i64 = "i64"
-    i32 = "i32"
-    i8 = "i8"
-    u8 = "u8"
-    i4 = "i4"
-    u4 = "u4"
-    bool_ = "bool"
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        return _NUMPY[self]
-
-    @property
-    def bits(self) -> int:
-        """Bits of one element in memory (4-bit types are packed two to a byte)."""
-        return 4 if self in (DType.i4, DType.u4) else self.numpy.itemsize * 8
-
-    @property
-    def lowest(self) -> float:
-        """The most negative finite number of a floating-point type."""
-        return float(np.nextafter(self.numpy.type("-inf"), self.numpy.type(0)))
-
-    def is_normal(self, number: float) -> bool:
-        """Whether a floating-point type holds a number to its full precision: not zero, and of a size it has."""
-        info = ml_dtypes.finfo(self.numpy)
-        return float(info.smallest_normal) <= abs(number) <= float(info.max)
-
-    @property
-    def is_float(self) -> bool:
-        return self in (DType.f64, DType.f32, DType.f16, DType.bf16)
-
-    @staticmethod
-    def of(dtype: Any) -> DType:
-        """The DType of a NumPy dtype. Raises MonographError if the IR has none."""
-        found = _FROM_NUMPY.get(np.dtype(dtype))
-        if found is None:
-            raise MonographError(f"element type {np.dtype(dtype)} has no counterpart in the IR")
-        return found
-
-    def __str__(self) -> str:
-        return self.value
-
-
-_NUMPY: dict[DType, np.dtype[Any]] = {
-    DType.f64: np.dtype(np.float64),
-    DType.f32: np.dtype(np.float32),
-    DType.f16: np.dtype(np.float16),
-    DType.bf16: np.dtype(ml_dtypes.bfloat16),
-    DType.i64: np.dtype(np.int64),
-    DType.i32: np.dtype(np.int32),
-    DType.i8: np.dtype(np.int8),
-    DType.u8: np.dtype(np.uint8),
-    DType.i4: np.dtype(ml_dtypes.int4),
-    DType.u4: np.dtype(ml_dtypes.uint4),
-    DType.bool_: np.dtype(np.bool_),
-}
-_FROM_NUMPY = {v: k for k, v in _NUMPY.items()}
-
-f64, f32, f16, bf16 = DType.f64, DType.f32, DType.f16, DType.bf16
-i64, i32, i8, u8, bool_ = DType.i64, DType.i32, DType.i8, DType.u8, DType.bool_
 
 Monomial = tuple[str, ...]
 DimLike = Union[int, "Dim"]
@@ -253,10 +191,19 @@ Shape = tuple[DimLike, ...]
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """dtype and shape of a tensor; a dimension is an int or a `Dim`."""
+    """dtype and shape of a tensor; a dimension is an int or a `Dim`.
+
+    encoding: how a stored weight is written in fewer bits; dtype and shape are those of the numbers it stands for.
+    Raises EncodingError where an encoding does not fit the shape.
+    """
 
     dtype: DType
     shape: Shape
+    encoding: Encoding | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoding is not None:
+            self.encoding.check(self.dtype, self.shape)
 
     @property
     def rank(self) -> int:
@@ -269,6 +216,8 @@ class TensorType:
     @property
     def bytes(self) -> DimLike:
         """Size in memory; two 4-bit elements to a byte, rounded up (term by term where symbolic)."""
+        if self.encoding is not None:
+            return self.stored.bytes
         n = self.elements
         if self.dtype.bits >= 8:
             return n * (self.dtype.bits // 8)
@@ -278,14 +227,29 @@ class TensorType:
     def symbols(self) -> frozenset[str]:
         return frozenset(s for d in self.shape if isinstance(d, Dim) for s in d.symbols)
 
+    @property
+    def stored(self) -> TensorType:
+        """The type of the array that is held: u8 [lines..., bytes of a line] for an encoded weight, else this type."""
+        return self if self.encoding is None else TensorType(u8, self.encoding.stored_shape(self.shape))
+
+    @property
+    def decoded(self) -> TensorType:
+        """The type of the numbers, without encoding."""
+        return self if self.encoding is None else TensorType(self.dtype, self.shape)
+
     def substitute(self, values: Mapping[str, DimLike]) -> TensorType:
-        return TensorType(self.dtype, substitute(self.shape, values))
+        return TensorType(self.dtype, substitute(self.shape, values), self.encoding)
 
     def with_dtype(self, dtype: DType) -> TensorType:
-        return TensorType(dtype, self.shape)
+        return TensorType(dtype, self.shape, self.encoding)
+
+    def encoded(self, encoding: Encoding) -> TensorType:
+        """This type as `encoding` stores it."""
+        return TensorType(self.dtype, self.shape, encoding)
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+        plain = f"{self.dtype}[{','.join(map(str, self.shape))}]"
+        return plain if self.encoding is None else f"{plain}<{self.encoding}>"
 
 
 _DTYPE_NAMES = frozenset(d.value for d in DType)
@@ -298,12 +262,12 @@ def tensor(dtype: DType, *dims: int | str | Dim) -> TensorType:
 
 
 def parse_type(text: str) -> TensorType:
-    """Read `f32[B,S,64]`. Raises MonographError."""
-    found = re.fullmatch(r"\s*(\w+)\[([^\]]*)\]\s*", text)
+    """Read `f32[B,S,64]`, or `f32[48,64]<q4_1>` for an encoded weight. Raises MonographError."""
+    found = re.fullmatch(r"\s*(\w+)\[([^\]]*)\](?:<(.*)>)?\s*", text)
     if not found or found[1] not in _DTYPE_NAMES:
         raise MonographError(f"{text.strip()!r} is not a tensor type such as f32[B,S,64]")
     dims = [parse_dim(d) for d in found[2].split(",")] if found[2].strip() else []
-    return TensorType(DType(found[1]), tuple(dims))
+    return TensorType(DType(found[1]), tuple(dims), Encoding.parse(found[3]) if found[3] is not None else None)
 
 
 def broadcast(*shapes: Shape) -> Shape | None:

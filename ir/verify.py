@@ -44,6 +44,11 @@ def errors_of(graph: Graph) -> dict[Node | None, list[str]]:
             notes[node] = found
         seen.update(node.outputs)
     head = [f"output {k} is not computed in this graph" for k, v in graph.outputs.items() if v not in seen]
+    head += [
+        f"output {k} is {v.type}, an encoded weight: only dequantize reads it"
+        for k, v in graph.outputs.items()
+        if v.type.encoding is not None
+    ]
     if head:
         notes[None] = head
     return notes

@@ -15,7 +15,7 @@ from .safetensors import read_file, read_index, write_file
 from .tensors import Array as Array
 from .tensors import ArrayTensor as ArrayTensor
 from .tensors import Mapped as Mapped
-from .tensors import Random, convert
+from .tensors import Random, convert, held
 from .tensors import StoredTensor as StoredTensor
 from .tensors import Tensor as Tensor
 from .types import Dim, DType, TensorType
@@ -228,13 +228,19 @@ def _checkpoint_files(folder: Path) -> set[Path]:
 
 
 def _fits(have: TensorType, want: TensorType) -> bool:
-    return have.shape == want.shape and have.dtype.is_float == want.dtype.is_float
+    same_bytes = want.encoding is None or want.encoding == have.encoding
+    return same_bytes and have.shape == want.shape and have.dtype.is_float == want.dtype.is_float
 
 
 def param_only(graph: Graph) -> set[Value]:
-    """Parameters and everything computed from nothing but parameters and constants of fixed size."""
+    """Parameters and everything computed from nothing but parameters and constants of fixed size.
+
+    Not what is dequantized, and what follows from it: encoded weights stay encoded.
+    """
     found: set[Value] = set(graph.params.values())
     for node in graph:
+        if not node.op.folds:
+            continue
         fixed = not any(v.type.symbols for v in node.outputs) and not any(map(_symbolic, node.attributes.values()))
         if fixed and not node.op.random and all(v in found for v in node.arguments):
             found.update(node.outputs)
@@ -248,7 +254,8 @@ def is_computed(value: Value) -> bool:
 
 
 def _open(node: Node) -> bool:
-    return node.op.random or any(map(_symbolic, node.attributes.values())) or any(v.type.symbols for v in node.outputs)
+    symbolic = any(map(_symbolic, node.attributes.values())) or any(v.type.symbols for v in node.outputs)
+    return node.op.random or not node.op.folds or symbolic
 
 
 def _symbolic(attribute: object) -> bool:
@@ -278,7 +285,7 @@ class Computed(Tensor):
         values: dict[Value, Array] = {}
         for node in nodes:
             operands = [None if v is None else self._read(v, values) for v in node.operands]
-            results = evaluate(node.op, operands, node.attributes, {})
+            results = evaluate(node.op, operands, node.attributes, {}, [v and v.type for v in node.operands])
             del operands
             values |= {v: x for v, x in zip(node.outputs, results, strict=True) if v in remaining}
             del results
@@ -290,8 +297,5 @@ class Computed(Tensor):
 
     def _read(self, value: Value, values: dict[Value, Array]) -> Array:
         if value not in values:
-            x = self.weights[value.name].numpy()
-            if x.shape != value.shape:
-                raise WeightsError(f"{value.name} is {list(x.shape)}, expected {value.type}")
-            values[value] = convert(x, value.dtype)
+            values[value] = held(self.weights[value.name], value.type, value.name)
         return values[value]

@@ -116,8 +116,8 @@ def rows_of(*positions: int) -> Make:
 
 X = "f32[B,S,8]"
 POSITIVE = {"low": {"x": 0.3}, "high": {"x": 2.0}}
-UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid"]
-BINARY = ["add", "sub", "mul", "maximum"]
+UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid", "floor"]
+BINARY = ["add", "sub", "mul", "maximum", "minimum"]
 COMPARISON = ["equal", "less", "less_equal"]
 
 ELEMENTWISE = [
@@ -154,6 +154,8 @@ REDUCE = [
     Case("sum", {"x": "i64[B,S]"}, note="integers"),
     Case("max", {"x": "i64[B,S]"}, note="integers"),
     Case("softmax", {"x": X}, low={"x": -200.0}, high={"x": 200.0}, note="large"),
+    *(Case("cumsum", {"x": X}, {"axis": axis}, note=f"axis {axis}") for axis in (0, 1, -1)),
+    Case("cumsum", {"x": "i64[B,S]"}, note="integers"),
     Case("any", {"x": "bool[B,S,4]"}, make={"x": keep_some}),
     Case("any", {"x": "bool[B,S,4]"}, {"axis": 1, "keepdims": False}, note="drop"),
 ]
@@ -189,6 +191,24 @@ LINEAR = [
     Case("linear", {"x": X, "w": "f32[8,5]", "b": "f32[5]"}, {"transposed": True}, note="transposed"),
     Case("embedding", {"ids": "i64[B,S]", "table": "f32[7,4]"}, high={"ids": 6}),
     Case("embedding", {"ids": "i32[S]", "table": "f32[7,4]"}, high={"ids": 6}, note="i32"),
+]
+
+_CONV1D = Case("conv1d", {"x": "f32[B,4,T]", "w": "f32[6,4,3]", "b": None})
+_CONV2D = Case("conv2d", {"x": "f32[B,2,6,S]", "w": "f32[4,2,3,2]", "b": None})
+
+CONVOLUTION = [
+    _CONV1D,
+    variant(_CONV1D, "bias, padding", b="f32[6]", padding=1),
+    variant(_CONV1D, "stride", x="f32[B,4,9]", stride=2),
+    variant(_CONV1D, "stride over a multiple", x="f32[B,4,2*S]", b="f32[6]", stride=2, padding=1),
+    variant(_CONV1D, "dilation", dilation=2),
+    variant(_CONV1D, "groups", w="f32[6,2,3]", groups=2),
+    variant(_CONV1D, "each channel alone", w="f32[4,1,2]", groups=4, padding=1),
+    _CONV2D,
+    variant(_CONV2D, "bias, padding", b="f32[4]", padding=(2, 1)),
+    variant(_CONV2D, "stride, dilation", x="f32[B,2,7,8]", stride=(2, 3), dilation=(1, 2)),
+    variant(_CONV2D, "groups", w="f32[4,1,3,2]", groups=2),
+    variant(_CONV2D, "patches", x="f32[B,3,8,6]", w="f32[5,3,2,2]", b="f32[5]", stride=2),
 ]
 
 NORM = [
@@ -295,7 +315,8 @@ _GATED = Case(
 )
 
 FEED_FORWARD = [
-    *(Case(op, {"x": X}) for op in ("gelu", "silu", "relu")),
+    *(Case(op, {"x": X}) for op in ("gelu", "silu", "relu", "softplus")),
+    Case("softplus", {"x": X}, low={"x": -200.0}, high={"x": 200.0}, note="large"),
     Case("gelu", {"x": X}, {"tanh": True}, note="tanh"),
     *(variant(_FEED_FORWARD, name, activation=name) for name in ("gelu", "gelu_tanh", "silu", "relu")),
     variant(_FEED_FORWARD, "bias", b_up="f32[6]", b_down="f32[8]"),
@@ -345,6 +366,7 @@ CASES: list[Case] = [
     *REDUCE,
     *SHAPE,
     *LINEAR,
+    *CONVOLUTION,
     *NORM,
     *ATTENTION,
     *POSITION,
@@ -391,3 +413,46 @@ RECURRENT = [
 ]
 
 CASES += RECURRENT
+
+# -- experts, and mixers with a state of fixed size --------------------------------------------------------------------
+
+
+def some_experts(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Numbers of 3 experts, none twice in a row."""
+    return rng.permuted(np.broadcast_to(np.arange(3), (*shape[:-1], 3)), axis=-1)[..., : shape[-1]]
+
+
+_EXPERTS = {f"w{i}": "f32[8,5]" if i % 3 == 2 else "f32[5,8]" for i in range(9)}
+_MOE = Case(
+    "moe",
+    {"x": X, "weights": "f32[B,S,2]", "indices": "i64[B,S,2]", **_EXPERTS},
+    {"activation": "silu"},
+    make={"indices": some_experts},
+)
+_CONV = Case("causal_conv", {"x": "f32[B,S,4]", "w": "f32[4,3]", "b": None, "tail": None, "mask": None})
+_MASKED_CONV = variant(_CONV, "mask", tail="f32[B,2,4]", mask="bool[B,S]", make={"mask": keep_some})
+_SPACE = Case(
+    "state_space",
+    {"x": "f32[B,S,4,3]", "decay": "f32[B,S,4]", "b": "f32[B,S,2,5]", "c": "f32[B,S,2,5]", "state": None},
+    low={"decay": -3.0},
+    high={"decay": -0.1},
+)
+
+CASES += [
+    Case("topk", {"x": X}, {"k": 3}),
+    Case("topk", {"x": X}, {"k": 8}, note="all"),
+    Case("topk", {"x": "i64[B,S,6]"}, {"k": 4}, high={"x": 2}, note="equals"),
+    _MOE,
+    variant(_MOE, "one of them", weights="f32[B,S,1]", indices="i64[B,S,1]"),
+    variant(_MOE, "rows", x="f32[S,8]", weights="f32[S,2]", indices="i64[S,2]", activation="gelu_tanh"),
+    _CONV,
+    variant(_CONV, "bias", b="f32[4]"),
+    variant(_CONV, "state", b="f32[4]", tail="f32[B,2,4]"),
+    variant(_CONV, "long tail", w="f32[4,6]", tail="f32[B,5,4]"),
+    variant(_CONV, "mask, no state", mask="bool[B,S]", make={"mask": keep_some}),
+    _MASKED_CONV,
+    variant(_MASKED_CONV, "holes", x="f32[B,T,4]", mask="bool[B,T]"),
+    _SPACE,
+    variant(_SPACE, "state", state="f32[B,4,3,5]"),
+    variant(_SPACE, "one group", b="f32[B,S,1,5]", c="f32[B,S,1,5]", state="f32[B,4,3,5]"),
+]

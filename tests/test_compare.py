@@ -13,7 +13,7 @@ from monograph.commands.compare import polynomial
 from monograph.frontends.load import load
 from monograph.ir.cost import flops_of
 from monograph.ir.errors import ConfigError
-from monograph.training.compare import (
+from monograph.training.baselines.compare import (
     FAMILIES,
     NAMES,
     Result,
@@ -25,8 +25,8 @@ from monograph.training.compare import (
     sized,
     table_loss,
 )
+from monograph.training.baselines.ngram import NGram
 from monograph.training.corpus import Corpus, python_topics
-from monograph.training.ngram import NGram
 from monograph.training.progress import Step
 from typer.testing import CliRunner
 
@@ -109,7 +109,7 @@ def test_saved_models_are_models_of_their_own(run: tuple, corpus: Corpus) -> Non
     assert abs(table_loss(table, corpus, 4, 16) - results[0].held_out) < 1e-12
     for r in results[1:]:
         model = load(folder / r.name)
-        assert model.family.name == FAMILIES[r.name][0] and parameters_of(model.graph()) == r.entries
+        assert model.name == FAMILIES[r.name][0] and parameters_of(model.graph()) == r.entries
         assert str(flops_of(model.graph(), B=1)) == r.cost
         assert model.tokenizer.size == corpus.vocab
 

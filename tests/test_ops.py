@@ -131,6 +131,7 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("any", ["f32[2]"], {}, "x is f32, expected bool"),
     ("argmax", ["bool[2]"], {}, "x is bool, expected numbers"),
     ("softmax", ["f32[]"], {}, "axis -1 is outside rank 0"),
+    ("cumsum", ["i32[2,3]"], {}, "x is i32, expected a floating-point type or i64"),
     ("reshape", ["f32[2,3]"], {"shape": (4, 2)}, r"f32\[2,3\] has 6 elements, not 8"),
     ("reshape", ["f32[2,3]"], {"shape": (-1, 4)}, "6 is not a multiple of 4"),
     ("reshape", ["f32[2,3]"], {"shape": (-1, -1)}, r"shape \[-1,-1\] has 2 dimensions that are -1"),
@@ -150,6 +151,13 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("linear", ["f32[2,3]", "f32[5,3]", "f32[4]"], {}, r"b is f32\[4\], expected f32\[5\], the channels of w"),
     ("linear", ["f32[2,3]", "f16[5,3]"], {}, "x is f32 but w is f16"),
     ("linear", ["f32[]", "f32[5,3]"], {}, "x is a scalar"),
+    ("conv1d", ["f32[2,4]", "f32[6,4,3]"], {}, "x has rank 2, expected 3"),
+    ("conv1d", ["f32[2,4,5]", "f32[6,3,3]"], {}, "x has 4 channels, w takes 3 in 1 groups"),
+    ("conv1d", ["f32[2,4,5]", "f32[5,2,3]"], {"groups": 2}, "w gives 5 channels, not a multiple of 2 groups"),
+    ("conv1d", ["f32[2,4,2]", "f32[6,4,3]"], {}, r"3 taps with dilation 1 do not fit into 2 \+ 2 \* 0 places"),
+    ("conv1d", ["f32[2,4,S]", "f32[6,4,3]"], {"stride": 2}, "stride is 2: the S places may not divide by it"),
+    ("conv2d", ["f32[2,4,5,5]", "f32[6,4,3,3]"], {"padding": (1,)}, r"padding is \(1,\), expected 2 of at least 0"),
+    ("conv2d", ["f32[2,4,5,5]", "f32[6,4,3,3]", "f32[4]"], {}, r"b is f32\[4\], expected f32\[6\]"),
     ("embedding", ["f32[2]", "f32[5,3]"], {}, "ids is f32, expected i64 or i32"),
     ("rms_norm", ["f32[2,3]", "f32[4]"], {}, r"w is f32\[4\], expected f32\[3\], the last axis of x"),
     ("rms_norm", ["f32[]", "f32[]"], {}, "x is a scalar"),
@@ -202,6 +210,17 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("lstm", ["f32[2,3,4]", "f32[12,4]", "f32[12,3]", None, None, "f32[2,3]"], {}, "h0 and c0 are given both or not"),
     ("gru", ["f32[2,3,4]", "f32[9,4]", "f32[9,3]", None, None, "f32[3]"], {}, r"h0 is f32\[3\], expected f32\[2,3\]"),
     ("gru", ["f32[2,3,4]", "f32[9,4]", "f32[9,3]", *[None] * 3, "i64[2]"], {}, r"lengths is i64\[2\], expected i32"),
+    ("topk", ["f32[2,3]"], {"k": 4}, "k is 4 but the last axis of x has 3 elements"),
+    ("topk", ["f32[2,3]"], {"k": 0}, "k is 0, expected at least 1"),
+    ("moe", ["f32[2,8]", "f32[2,1]", "i32[2,1]"], {}, "indices are i32, expected i64"),
+    ("moe", ["f32[2,8]", "f32[2,1]", "i64[2,1]"], {}, "0 weights of experts are given, expected 3 each"),
+    ("moe", ["f32[2,8]", "f32[3,1]", "i64[3,1]"], {}, r"weights are f32\[3,1\], expected a row for each token of x"),
+    ("moe", ["f32[2,8]", "f32[2,1]", "i64[2,1]", "f32[5,8]", "f32[5,8]", "f32[7,5]"], {}, "experts give 7 channels"),
+    ("causal_conv", ["f32[2,3,4]", "f32[5,3]"], {}, "w has 5 rows but x has 4 channels"),
+    ("causal_conv", ["f32[2,3,4]", "f32[4,1]"], {}, "w has 1 taps, expected at least 2"),
+    ("causal_conv", ["f32[2,3,4]", "f32[4,3]", None, "f32[2,3,4]"], {}, r"tail is f32\[2,3,4\], expected f32\[2,2,4\]"),
+    ("state_space", ["f32[2,3,4,5]", "f32[2,3,2]", *["f32[2,3,2,6]"] * 2], {}, r"decay is f32\[2,3,2\], expected"),
+    ("state_space", ["f32[2,3,4,5]", "f32[2,3,4]", *["f32[2,3,3,6]"] * 2], {}, "4 is not a multiple of 3"),
     ("compact", ["i64[2,3]"], {}, r"mask is i64\[2,3\], expected bool \[B,S\]"),
 ]
 
@@ -210,8 +229,8 @@ BAD_NAMES = [f"{op}-{i}" for i, (op, *_) in enumerate(BAD)]
 
 
 def test_every_op_refuses_something() -> None:
-    unary = {"abs", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "sigmoid", "silu", "relu"}
-    binary = {"sub", "maximum", "equal", "less_equal", "logical_or"}
+    unary = {"abs", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "sigmoid", "floor", "silu", "relu", "softplus"}
+    binary = {"sub", "maximum", "minimum", "equal", "less_equal", "logical_or"}
     assert OPS.keys() - {op for op, *_ in BAD} - unary - binary == {"max", "add_layer_norm"}
 
 

@@ -14,8 +14,10 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.op import body_of
 from ...ir.value import leaves
 from ...ir.weights import Computed, Tensor, param_only
+from ...passes.encode import plain_again
 from ...passes.manager import Pipeline
 from .builder import Builder, Handle, UnavailableError
+from .quantized import SINCE as BLOCKS_SINCE
 from .rewrites import PORTABLE
 from .tensors import dim_names, onnx_shape
 
@@ -37,6 +39,8 @@ def lower(
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise LoweringError(f"opset {opset} is outside the supported {OLDEST_OPSET} to {NEWEST_OPSET}")
     graph = graph.copy()
+    if opset < BLOCKS_SINCE:
+        plain_again(graph)
     pipeline.run(graph)
     return _Lowering(graph, weights, Builder(opset)).model()
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import RuntimeInputError, did_you_mean
+from ...ir.types import TensorType
 
 Array = np.ndarray[Any, Any]
 
@@ -68,12 +69,37 @@ def checked(name: str, array: Any, dtype: type, rank: int, least: int = 0) -> Ar
     return np.ascontiguousarray(x, dtype=dtype)
 
 
-def token_ids(name: str, array: Any, rank: int = 2) -> Array:
-    """Token ids i64 of a rank. Raises RuntimeInputError; a negative one would be read from the end of the table."""
+def token_ids(name: str, array: Any, rank: int = 2, bound: int | None = None) -> Array:
+    """Token ids i64 of a rank, below a bound. Raises RuntimeInputError for any that is not a token."""
     ids = checked(name, array, np.int64, rank, 1)
-    if int(ids.min()) < 0:
-        raise RuntimeInputError(f"{name} holds {int(ids.min())}, which is not a token")
+    check_bound(name, ids, bound)
     return ids
+
+
+def check_bound(name: str, array: Array, bound: int | None) -> None:
+    """Raises RuntimeInputError for a number that would be read from the end of a table, or from behind it."""
+    if array.size and int(array.min()) < 0:
+        raise RuntimeInputError(f"{name} holds {int(array.min())}, which is not a token, a position or a type")
+    if array.size and bound is not None and int(array.max()) >= bound:
+        raise RuntimeInputError(f"{name} holds {int(array.max())}, but the model has {bound}, from 0 to {bound - 1}")
+
+
+def typed(name: str, array: Any, type: TensorType) -> Array:
+    """An input as an array of its type's dtype and rank. Raises RuntimeInputError with what it is instead.
+
+    Integers and bools are converted to the integer type that is wanted, lists of numbers to any; arrays of floats
+    are taken in the type's own dtype only.
+    """
+    wanted = type.dtype.numpy
+    try:
+        x = np.asarray(array)
+    except ValueError:
+        raise RuntimeInputError(f"{name} has rows of different lengths, expected {type}") from None
+    listed = not isinstance(array, (np.ndarray, np.generic)) and x.dtype.kind in "iubf"
+    fits = x.dtype == wanted or (x.dtype.kind in "iub" and wanted.kind in "iu") or (listed and type.dtype.is_float)
+    if not fits or x.ndim != type.rank:
+        raise RuntimeInputError(f"{name} is {x.dtype}{list(x.shape)}, expected {type}")
+    return np.ascontiguousarray(x, dtype=wanted).reshape(x.shape)
 
 
 def check_names(given: Mapping[str, Any], known: Mapping[str, Any] | set[str]) -> None:

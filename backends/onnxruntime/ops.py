@@ -14,7 +14,7 @@ from ...ir.ops.attention import attention
 from ...ir.ops.elementwise import cast, constant, cos, less, less_equal, maximum, sin, sub, where
 from ...ir.ops.feed_forward import Activation, silu
 from ...ir.ops.linear import linear
-from ...ir.ops.norm import rms_norm
+from ...ir.ops.norm import layer_norm, rms_norm
 from ...ir.ops.position import rotate
 from ...ir.ops.shape import concat, expand, gather, iota, reshape, slice_, take_along_axis, transpose
 from ...ir.types import DimLike, DType, TensorType, bool_, f32, i32, i64
@@ -199,6 +199,26 @@ class OrtSkipRMSNorm(Op):
         return y, total
 
 
+class OrtSkipLayerNorm(Op):
+    """SkipLayerNormalization: (layer_norm(x + r, w, b), x + r)."""
+
+    def infer(
+        self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float
+    ) -> tuple[TensorType, TensorType]:
+        check(x.type == r.type, f"x is {x.type} but r is {r.type}: the kernel does not broadcast")
+        check(x.rank in (2, 3), f"x is {x.type}, expected rank 2 or 3")
+        return x.type, x.type
+
+    def body(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+        s = x + r
+        return layer_norm(s, w, b, eps=eps), s
+
+    def onnx(self, op: Any, x: Any, r: Any, w: Any, b: Any = None, *, eps: float) -> Any:
+        y, mean, deviation, total = op.SkipLayerNormalization(x, r, w, b, outputs=4, domain=MICROSOFT, epsilon=eps)
+        mean.value.name = deviation.value.name = ""  # Optional outputs that nobody asked for.
+        return y, total
+
+
 class OrtQuickGelu(Activation):
     """QuickGelu with alpha 1: x * sigmoid(x), in one pass over memory."""
 
@@ -259,5 +279,5 @@ class OrtMultiHeadAttention(Op):
 
 
 group_query_attention, multi_head_attention = op(OrtGroupQueryAttention), op(OrtMultiHeadAttention)
-rotary_table, skip_rms_norm = op(OrtRotaryTable), op(OrtSkipRMSNorm)
+rotary_table, skip_rms_norm, skip_layer_norm = op(OrtRotaryTable), op(OrtSkipRMSNorm), op(OrtSkipLayerNorm)
 quick_gelu, tied_linear = op(OrtQuickGelu), op(OrtTiedLinear)

@@ -121,11 +121,3 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = before
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Zeros whose first element lies on a cache line; pages are only taken when written."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)

@@ -26,6 +26,7 @@ from ...passes.decompose import decompose
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
+from .experts import choose_experts, chosen_experts
 from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
 from .frozen import LinearOverCodes
 from .loss import FUSED, LossOverVocabulary, linear_cross_entropy
@@ -48,6 +49,7 @@ def prepare(graph: Graph) -> Graph:
     """A copy in which every node has a `torch` method: attention on SDPA, the loss in chunks, the rest in parts."""
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
+    choose_experts(ready)
     decompose(ready, keep=lambda node: node.op.torch is not None)
     apply_rewrites(ready, [LinearOverCodes(), LinearAfterActivation()])
     cse(ready)
@@ -59,7 +61,8 @@ class Tracer(fx.Tracer):
     """Traces a module again, as pickle does, without looking into the functions of this backend."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(activated_linear, linear, linear_cross_entropy, rms_norm, tied_embedding))
+        ours = activated_linear, chosen_experts, linear, linear_cross_entropy, rms_norm, tied_embedding
+        super().__init__(autowrap_functions=ours)
 
 
 class Lowering:

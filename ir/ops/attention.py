@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..errors import check
+from ..flow import Link, Links
 from ..graph import Node, Value
 from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Indivisible, Stop, first_cut, whole
@@ -71,6 +73,32 @@ class Attention(Op):
         check(softcap is None or softcap > 0, f"softcap is {softcap}, expected a positive number")
         check(window is None or (causal and window > 0), f"window is {window}: it needs causal=True and at least 1 key")
         return TensorType(q.dtype, (batch, rows, heads, v.shape[3]))
+
+    counts = frozenset({"lengths"})
+
+    def links(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        bias: Value | None = None,
+        mask: Value | None = None,
+        lengths: Value | None = None,
+        sinks: Value | None = None,
+        *,
+        causal: bool,
+        **attributes: Any,
+    ) -> Links:
+        found = [Link(0, 0, 0), Link(0, 1, 1), Link(0, 2, 2), Link(0, 3, None)]
+        for i, x in ((1, k), (2, v)):
+            last = Link(i, 3, None if x is k else 3)
+            found += [Link(i, 0, 0), Link(i, 1, 1 if causal else None, upto=causal), Link(i, 2, 2), last]
+        # Axes of a mask [B,H,S,T] counted from the right: keys, queries, heads, batch.
+        ends = (Link(0, 0, 1 if causal else None, upto=causal), Link(0, 0, 1), Link(0, 0, 2), Link(0, 0, 0))
+        for i, x in ((3, bias), (4, mask)):
+            rank = 0 if x is None else x.rank
+            found += [replace(ends[rank - 1 - axis], operand=i, axis=axis) for axis in range(rank)]
+        return tuple(found)
 
     def body(
         self,

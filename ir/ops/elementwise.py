@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 import operator as of_python
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from .. import backward_reads as reads
 from .. import shard_rules
 from ..canonical import constant_right, made_by, neutral, same_type
 from ..errors import OpError, check
+from ..flow import Links, aligned
 from ..graph import Node, Value
 from ..op import Op, op, unmoved
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
@@ -24,6 +26,11 @@ _where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 
 
+def elementwise_links(*operands: Value) -> Links:
+    """Links of operands that broadcast against each other."""
+    return aligned([v.shape for v in operands], builtins.max(v.rank for v in operands))
+
+
 class Elementwise(Op):
     """One result per element; torch and ONNX call it by `torch_name` and `onnx_name`."""
 
@@ -33,6 +40,9 @@ class Elementwise(Op):
 
     def flops(self, *operands: Value | None, **attributes: Any) -> DimLike:
         return product(broadcast(*(v.shape for v in operands if v is not None)) or ())
+
+    def links(self, *operands: Value, **attributes: Any) -> Links:
+        return elementwise_links(*operands)
 
     def torch(self, torch: Any, *xs: Any) -> Any:
         return getattr(torch, self.torch_name)(*xs)
@@ -163,6 +173,13 @@ def _named_power(node: Node) -> Value | None:
     return rsqrt(x) if exponent == -0.5 else None
 
 
+class Minimum(Binary):
+    """min(x, y), broadcast."""
+
+    commutative = True
+    torch_name, onnx_name = "minimum", "Min"
+
+
 class Pow(Binary):
     """x ** y, broadcast; floating point only."""
 
@@ -246,6 +263,12 @@ class Cos(Unary):
 
     torch_name, onnx_name = "cos", "Cos"
     backward_reads = reads.first
+
+
+class Floor(Unary):
+    """The largest integer that is at most x."""
+
+    torch_name, onnx_name = "floor", "Floor"
 
 
 class Rsqrt(Unary):
@@ -366,6 +389,9 @@ class Where(Op):
     def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
         return product(broadcast(condition.shape, x.shape, y.shape) or ())
 
+    def links(self, condition: Value, x: Value, y: Value) -> Links:
+        return elementwise_links(condition, x, y)
+
     def numpy(self, condition: Any, x: Any, y: Any) -> Any:
         return _where(condition, x, y)
 
@@ -391,6 +417,9 @@ class Cast(Op):
 
     def infer(self, x: Value, *, dtype: DType) -> TensorType:
         return x.type.with_dtype(dtype)
+
+    def links(self, x: Value, *, dtype: DType) -> Links:
+        return elementwise_links(x)
 
     def numpy(self, x: Any, *, dtype: DType) -> Any:
         return x.astype(dtype.numpy)
@@ -426,6 +455,9 @@ class Constant(Op):
         check(fits, f"value {value!r} cannot be written as {dtype}")
         return TensorType(dtype, given.shape)
 
+    def links(self, *, value: Any, dtype: DType) -> Links:
+        return ()
+
     def numpy(self, *, value: Any, dtype: DType) -> Any:
         return np.asarray(value, dtype=dtype.numpy)
 
@@ -436,9 +468,9 @@ class Constant(Op):
         return op.constant(np.asarray(value, dtype=dtype.numpy))
 
 
-add, sub, mul, div, maximum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Pow)
+add, sub, mul, div, maximum, minimum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Minimum), op(Pow)
 neg, abs, exp, log, sqrt, rsqrt = op(Neg), op(Abs), op(Exp), op(Log), op(Sqrt), op(Rsqrt)
-tanh, sin, cos, erf, sigmoid = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid)
+tanh, sin, cos, erf, sigmoid, floor = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid), op(Floor)
 equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
 logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
 where, cast, constant = op(Where), op(Cast), op(Constant)

@@ -10,12 +10,13 @@ import numpy as np
 from .. import backward_reads as reads
 from .. import shard_rules
 from ..errors import check, did_you_mean
+from ..flow import Links
 from ..graph import Node, Value
 from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import DimLike, TensorType
 from .checks import floating, not_scalar, rank, same_dtype, typed
-from .elementwise import constant, erf, maximum, sigmoid, tanh
+from .elementwise import abs, constant, elementwise_links, erf, exp, log, maximum, neg, sigmoid, tanh
 from .linear import linear
 
 if TYPE_CHECKING:
@@ -87,7 +88,21 @@ class Relu(Activation):
         return op.Relu(x)
 
 
-gelu, silu, relu = op(Gelu), op(Silu), op(Relu)
+class Softplus(Activation):
+    """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|), which never overflows. (Dugas et al. 2000)"""
+
+    def body(self, x: Value) -> Value:
+        return maximum(x, constant(value=0.0, dtype=x.dtype)) + log(exp(neg(abs(x))) + 1.0)
+
+    def torch(self, torch: Any, x: Any) -> Any:
+        # Above its threshold PyTorch gives x: at 40 that is right to the last digit of f64.
+        return torch.nn.functional.softplus(x, threshold=40)
+
+    def onnx(self, op: Any, x: Any) -> Any:
+        return op.Softplus(x)
+
+
+gelu, silu, relu, softplus = op(Gelu), op(Silu), op(Relu), op(Softplus)
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
@@ -211,6 +226,9 @@ class Dropout(Op):
         floating(x=x)
         check(0.0 <= p < 1.0, f"p is {p}, expected 0 <= p < 1")
         return x.type
+
+    def links(self, x: Value, *, p: float) -> Links:
+        return elementwise_links(x)
 
     def flops(self, x: Value, *, p: float) -> DimLike:
         return 2 * x.type.elements

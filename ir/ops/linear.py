@@ -9,6 +9,7 @@ import numpy as np
 from .. import backward_reads as reads
 from .. import shard_rules
 from ..errors import check
+from ..flow import Link, Links, aligned
 from ..graph import Node, Value
 from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Stop, first_cut
@@ -36,6 +37,17 @@ class Matmul(Op):
         batch = broadcast(x.shape[:-2], y.shape[:-2])
         check(batch is not None, f"batch axes of {x.type} and {y.type} do not broadcast")
         return TensorType(x.dtype, (*(batch or ()), x.shape[-2], y.shape[-1]))
+
+    def links(self, x: Value, y: Value) -> Links:
+        rank = max(x.rank, y.rank)
+        rows, columns = x.shape[:-2], y.shape[:-2]
+        return (
+            *aligned([rows, columns], rank - 2),
+            Link(0, x.rank - 2, rank - 2),
+            Link(0, x.rank - 1, None),
+            Link(1, y.rank - 2, None),
+            Link(1, y.rank - 1, rank - 1),
+        )
 
     def flops(self, x: Value, y: Value) -> DimLike:
         return 2 * self.infer(x, y).elements * x.shape[-1]

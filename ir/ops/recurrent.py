@@ -13,6 +13,7 @@ import numpy as np
 from .. import backward_reads as reads
 from .. import shard_rules
 from ..errors import check
+from ..flow import Link, Links
 from ..graph import Value
 from ..op import Op, op, unmoved
 from ..types import DimLike, TensorType, bool_, i32, i64
@@ -38,6 +39,14 @@ class Recurrent(Op):
     gates: ClassVar[int]
     channel_flops: ClassVar[int]
     """Floating-point operations per step and channel besides the two products, with biases."""
+
+    states = {"h0": 1}
+    state_names = {"h0": "h"}
+    counts = frozenset({"lengths"})
+
+    def links(self, x: Value, *operands: Value | None, **attributes: Any) -> Links:
+        last = ((Link(0, 0, 0, output), Link(0, 1, None, output)) for output in self.states.values())
+        return (Link(0, 0, 0), Link(0, 1, 1, upto=True), *(link for pair in last for link in pair))
 
     def results(
         self, x: Value, weights: Sequence[Value | None], lengths: Value | None, **states: Value | None
@@ -159,6 +168,8 @@ class LSTM(Recurrent):
     (Hochreiter & Schmidhuber 1997; the forget gate is that of Gers et al. 2000)
     """
 
+    states = {"h0": 1, "c0": 2}
+    state_names = {"h0": "h", "c0": "c"}
     gates, channel_flops = 4, 21
 
     def infer(
@@ -227,6 +238,12 @@ class Compact(Op):
     for another, where the last kept one before it went, or 0. lengths i32 [B]: kept positions of each row.
     So a recurrence that knows lengths only passes over any position a mask hides, wherever it is.
     """
+
+    compacts = True
+
+    def links(self, mask: Value) -> Links:
+        kept = (Link(0, axis, axis, output) for output in (0, 1) for axis in (0, 1))
+        return (*kept, Link(0, 0, 0, 2), Link(0, 1, None, 2))
 
     backward_reads = reads.nothing
     shard = shard_rules.needs_all

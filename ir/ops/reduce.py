@@ -1,4 +1,4 @@
-"""Reductions over one axis, and softmax."""
+"""Reductions over one axis, softmax and running sums."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from .. import backward_reads as reads
 from .. import shard_rules
 from ..errors import OpError, check
+from ..flow import Link, Links, along
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, DType, TensorType, bool_, i64
@@ -37,10 +38,20 @@ def reduced(x: Value, axis: int, keepdims: bool) -> TensorType:
     return TensorType(x.dtype, x.shape[:at] + ((1,) if keepdims else ()) + x.shape[at + 1 :])
 
 
+def reduced_links(x: Value, axis: int, keepdims: bool) -> Links:
+    """All of one axis is read; those behind it move up unless it stays."""
+    at = axis % x.rank
+    others = (Link(0, i, i - (i > at and not keepdims)) for i in range(x.rank) if i != at)
+    return (Link(0, at, None), *others)
+
+
 class Reduce(AlongAxis):
     shard = shard_rules.needs_all
     torch_name: ClassVar[str]
     onnx_name: ClassVar[str]
+
+    def links(self, x: Value, *, axis: int, keepdims: bool) -> Links:
+        return reduced_links(x, axis, keepdims)
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         floating(x=x)
@@ -115,6 +126,9 @@ class Argmax(AlongAxis):
         number(x=x)
         return reduced(x, axis, keepdims).with_dtype(i64)
 
+    def links(self, x: Value, *, axis: int, keepdims: bool) -> Links:
+        return reduced_links(x, axis, keepdims)
+
     def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
         return x.type.elements
 
@@ -139,6 +153,10 @@ class Softmax(AlongAxis):
         floating(x=x)
         return x.type
 
+    def links(self, x: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at), Link(0, at, None)))
+
     def flops(self, x: Value, *, axis: int) -> DimLike:
         return 5 * x.type.elements
 
@@ -154,4 +172,30 @@ class Softmax(AlongAxis):
         return op.Softmax(x, axis=axis)
 
 
+class Cumsum(AlongAxis):
+    """y[i] = x[0] + ... + x[i] along an axis, of floats or i64."""
+
+    def infer(self, x: Value, *, axis: int = -1) -> TensorType:
+        check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
+        return x.type
+
+    def links(self, x: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at, upto=True),))
+
+    def flops(self, x: Value, *, axis: int) -> DimLike:
+        return x.type.elements
+
+    def numpy(self, x: Any, *, axis: int) -> Any:
+        return np.cumsum(accumulator(x), axis=axis).astype(x.dtype)
+
+    def torch(self, torch: Any, x: Any, *, axis: int) -> Any:
+        return torch.cumsum(x, dim=axis)
+
+    def onnx(self, op: Any, x: Any, *, axis: int) -> Any:
+        # Counted from the left: ONNX's own evaluator takes a negative axis for another one.
+        return op.CumSum(x, op.constant(np.array(axis % len(x.shape), np.int64)))
+
+
 sum, mean, max, any, argmax, softmax = op(Sum), op(Mean), op(Max), op(Any_), op(Argmax), op(Softmax)
+cumsum = op(Cumsum)

@@ -11,6 +11,7 @@ from .. import backward_reads as reads
 from .. import shard_rules
 from ..canonical import made_by, same_type
 from ..errors import check
+from ..flow import Link, Links, aligned, along, regrouped
 from ..graph import Attributes, Node, Value
 from ..op import Op, op, unmoved
 from ..shard_rules import Cut, Cuts, Stop, first_cut
@@ -42,6 +43,9 @@ class Reshape(Op):
         check(all(isinstance(d, Dim) or d >= 0 for d in shape), f"shape [{_show(shape)}] has a negative dimension")
         check(x.type.elements == product(shape), f"{x.type} has {x.type.elements} elements, not {product(shape)}")
         return TensorType(x.dtype, shape)
+
+    def links(self, x: Value, *, shape: Shape) -> Links:
+        return regrouped(x.shape, shape)
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.reshape(x, shape)
@@ -118,6 +122,9 @@ class Transpose(Op):
         check(sorted(permutation) == list(range(x.rank)), f"{list(permutation)} does not order the {x.rank} axes of x")
         return TensorType(x.dtype, tuple(x.shape[i] for i in permutation))
 
+    def links(self, x: Value, *, permutation: tuple[int, ...]) -> Links:
+        return tuple(Link(0, axis, to) for to, axis in enumerate(permutation))
+
     def numpy(self, x: Any, *, permutation: tuple[int, ...]) -> Any:
         return np.transpose(x, permutation)
 
@@ -154,6 +161,9 @@ class Expand(Op):
     def infer(self, x: Value, *, shape: Shape) -> TensorType:
         check(broadcast(x.shape, shape) == shape, f"{x.type} does not broadcast to [{_show(shape)}]")
         return TensorType(x.dtype, shape)
+
+    def links(self, x: Value, *, shape: Shape) -> Links:
+        return aligned([x.shape], len(shape))
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.broadcast_to(x, shape)
@@ -193,6 +203,15 @@ class Concat(AlongAxis):
             total = total + x.shape[at]
         return TensorType(first.dtype, (*first.shape[:at], total, *first.shape[at + 1 :]))
 
+    def links(self, *xs: Value, axis: int) -> Links:
+        found: list[Link] = []
+        before: DimLike = 0
+        for i, x in enumerate(xs):
+            at = axis % x.rank
+            found += along(x.shape, at, (Link(i, at, at, shift=before),), operand=i)
+            before = before + x.shape[at]
+        return tuple(found)
+
     def numpy(self, *xs: Any, axis: int) -> Any:
         return np.concatenate(xs, axis=axis)
 
@@ -222,6 +241,10 @@ class Slice(AlongAxis):
         inside = all(isinstance(d, Dim) or d >= 0 for d in (start, length, room))
         check(inside, f"[{start}:{start + length}] is outside the {size} elements")
         return TensorType(x.dtype, (*x.shape[:at], length, *x.shape[at + 1 :]))
+
+    def links(self, x: Value, *, axis: int, start: DimLike, length: DimLike) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at, shift=-1 * start),))
 
     def numpy(self, x: Any, *, axis: int, start: int, length: int) -> Any:
         return x[(..., slice(start, start + length), *(slice(None),) * (-axis - 1))]
@@ -277,6 +300,11 @@ class Gather(AlongAxis):
         at = axis % x.rank
         return TensorType(x.dtype, x.shape[:at] + indices.shape + x.shape[at + 1 :])
 
+    def links(self, x: Value, indices: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        rows = (Link(0, i, i + (indices.rank - 1) * (i > at)) for i in range(x.rank) if i != at)
+        return (*rows, Link(0, at, None), *(Link(1, i, at + i) for i in range(indices.rank)))
+
     def numpy(self, x: Any, indices: Any, *, axis: int) -> Any:
         return np.take(x, indices, axis=axis)
 
@@ -305,6 +333,11 @@ class TakeAlongAxis(AlongAxis):
         check(same, f"indices {indices.type} must match x {x.type} outside axis {axis}")
         return TensorType(x.dtype, indices.shape)
 
+    def links(self, x: Value, indices: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        taken = Link(0, at, at if _keeps_order(indices) else None)
+        return (*along(x.shape, at, (taken,)), *along(indices.shape, -1, operand=1))
+
     def numpy(self, x: Any, indices: Any, *, axis: int) -> Any:
         return np.take_along_axis(x, indices, axis=axis)
 
@@ -314,6 +347,14 @@ class TakeAlongAxis(AlongAxis):
     def onnx(self, op: Any, x: Any, indices: Any, *, axis: int) -> Any:
         # Counted from the left: ONNX's own evaluator takes a negative axis for another one.
         return op.GatherElements(x, indices, axis=axis % len(x.shape))
+
+
+def _keeps_order(indices: Value) -> bool:
+    """Whether indices say how `compact` moves tokens: the order of those that count stays, so column j is its token."""
+    v = indices
+    while v.producer is not None and isinstance(v.producer.op, (Reshape, Expand)):
+        (v,) = v.producer.arguments
+    return v.producer is not None and v.producer.op.compacts
 
 
 class Iota(Op):
@@ -327,6 +368,9 @@ class Iota(Op):
         check(isinstance(length, Dim) or length >= 0, f"length is {length}, expected at least 0")
         check(dtype != bool_, "dtype is bool, expected numbers")
         return TensorType(dtype, (length,))
+
+    def links(self, *, start: DimLike, length: DimLike, dtype: DType) -> Links:
+        return ()
 
     def numpy(self, *, start: int, length: int, dtype: DType) -> Any:
         return np.arange(start, start + length, dtype=dtype.numpy)

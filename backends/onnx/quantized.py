@@ -1,0 +1,268 @@
+"""Layers over encoded weights: what every ONNX target does with them, and the standard ops for it.
+
+`linear(x, dequantize(w))` is a product with scale * (code - zero), and where blocks have minimums, one more product:
+the sum of x over each block times what is left of the minimum. `embedding(ids, dequantize(w))` takes rows of the
+stored parts and dequantizes those. Codes and scales are read from what is stored and never rounded again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+from ...ir.encodings import Encoding
+from ...ir.errors import check
+from ...ir.graph import Graph, Node, Value
+from ...ir.op import Op, op
+from ...ir.ops import cast, concat, encoded_part, gather, matmul, reshape, transpose
+from ...ir.ops import sum as sum_
+from ...ir.ops.linear import Embedding, Linear
+from ...ir.ops.quant import Dequantize
+from ...ir.ops.shape import Concat
+from ...ir.types import DimLike, DType, TensorType, f16, f32, i8
+from ...passes.cse import cse
+from ...passes.dce import dce
+from ...passes.encode import open_encodings, plain_again
+from ...passes.pattern import NearMiss, Report
+
+CENTRE = 8
+"""The 4-bit code that stands for 0 where a kernel takes no other."""
+
+SINCE = 21
+"""The opset in which DequantizeLinear takes blocks, and 4-bit integers exist."""
+
+
+class OnnxDequantizeLinear(Op):
+    """scale * code over blocks along an axis of a matrix: codes [N,K], scales [N,K/block] (axis 1), or both transposed."""
+
+    folds: ClassVar[bool] = False
+
+    def infer(self, codes: Value, scales: Value, *, axis: int, block: int) -> TensorType:
+        check(codes.rank == 2 and axis in (0, 1), f"codes is {codes.type} with blocks along axis {axis}")
+        blocks = tuple(d // block if i == axis and isinstance(d, int) else d for i, d in enumerate(codes.shape))
+        check(scales.shape == blocks, f"codes is {codes.type} but scales is {scales.type}, expected {list(blocks)}")
+        return TensorType(scales.dtype, codes.shape)
+
+    def body(self, codes: Value, scales: Value, *, axis: int, block: int) -> Value:
+        rows, columns = codes.shape
+        split = (rows // block, block, columns) if axis == 0 else (rows, columns // block, block)
+        kept = (rows // block, 1, columns) if axis == 0 else (rows, columns // block, 1)
+        y = cast(reshape(codes, shape=split), dtype=scales.dtype) * reshape(scales, shape=kept)
+        return reshape(y, shape=codes.shape)
+
+    def onnx(self, op: Any, codes: Any, scales: Any, *, axis: int, block: int) -> Any:
+        return op.DequantizeLinear(codes, scales, axis=axis, block_size=block)
+
+
+onnx_dequantize_linear = op(OnnxDequantizeLinear)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An encoded weight [rows, columns] with blocks along its rows, or several of one encoding, one below the other.
+
+    by_rows: an embedding reads it, so whatever else reads it takes the codes in the same order.
+    """
+
+    weights: tuple[Value, ...]
+    encoding: Encoding
+    dtype: DType
+    by_rows: bool = False
+
+    @property
+    def columns(self) -> DimLike:
+        return self.weights[0].shape[1]
+
+    @property
+    def block(self) -> int:
+        columns = self.columns
+        assert isinstance(columns, int)
+        return self.encoding.block_of(columns)
+
+    def part(self, name: str) -> Value:
+        """A part of all rows, as stored: [rows, blocks, block or 1]."""
+        parts = [encoded_part(w, part=name) for w in self.weights]
+        return parts[0] if len(parts) == 1 else concat(*parts, axis=0)
+
+    def numbers(self, name: str) -> Value:
+        """Scales or minimums [rows, blocks] in the type of the weight."""
+        x = self.part(name)
+        x = reshape(x, shape=x.shape[:-1])
+        return x if x.dtype == self.dtype else cast(x, dtype=self.dtype)
+
+    def centred(self) -> Value:
+        """Codes [rows, blocks, block] i8; those of 4 bits are 8 less than stored, so from -8 to 7."""
+        codes = self.part("codes")
+        return codes if codes.dtype == i8 else cast(codes, dtype=i8) - CENTRE
+
+    def offsets(self) -> Value | None:
+        """What a centred code 0 stands for, f32 [rows, blocks]; None where that is 0.
+
+        A scale and a minimum of f16 add up in f32 without rounding unless one is 2**13 times the other.
+        """
+        moved = (CENTRE if self.encoding.bits == 4 else 0) - self.encoding.zero
+        wide = replace(self, dtype=f32)
+        zero = wide.numbers("scales") * float(moved) if moved else None
+        if not self.encoding.minimum:
+            return zero
+        least = wide.numbers("minimums")
+        return least if zero is None else least + zero
+
+
+def parts_of(w: Value | None) -> list[Value]:
+    """The matrices that one consists of from top to bottom: itself, or what is concatenated."""
+    if w is None:
+        return []
+    node = w.producer
+    below = node is not None and isinstance(node.op, Concat) and node.attributes["axis"] in (0, -w.rank)
+    return node.arguments if node is not None and below else [w]
+
+
+def encoded_param(w: Value) -> Value | None:
+    """The parameter that a value is dequantized from; None for any other value."""
+    dequantized = w.producer is not None and isinstance(w.producer.op, Dequantize)
+    return w.producer.operands[0] if w.producer is not None and dequantized else None
+
+
+def stored(w: Value) -> Stored | str:
+    """The encoded weight that a matrix is dequantized from, or why it is none that targets take."""
+    found = [encoded_param(p) for p in parts_of(w)]
+    weights = tuple(v for v in found if v is not None and v.is_param)
+    encodings = {v.type.encoding for v in weights}
+    encoding = next(iter(encodings), None)
+    if encoding is None or len(weights) != len(found) or len(encodings) != 1:
+        shown = ", ".join(str(v.type if v is not None else w.type.decoded) for v in found)
+        return f"weights that are stored differently stand in one matrix: {shown}"
+    if w.rank != 2 or encoding.axis != -1:
+        return f"the weight is {weights[0].type}, expected a matrix with blocks along its rows"
+    if w.dtype not in (f32, f16) or (w.dtype == f16 and encoding.scale != f16):
+        return f"scales of {encoding.scale} would be rounded to {w.dtype}"
+    return Stored(weights, encoding, w.dtype)
+
+
+def block_sums(x: Value, block: int) -> Value:
+    """x [..., K] summed over blocks: [..., K/block]."""
+    width = x.shape[-1]
+    return sum_(reshape(x, shape=(*x.shape[:-1], width // block, block)), axis=-1, keepdims=False)
+
+
+class Layers(Protocol):
+    """How a target multiplies by an encoded weight and takes rows of one."""
+
+    def refuses(self, w: Stored) -> str: ...
+    def product(self, x: Value, w: Stored, b: Value | None) -> Value: ...
+    def rows(self, ids: Value, w: Stored) -> Value: ...
+
+
+class QuantizedLayers:
+    """linear and embedding over encoded weights => the target's layers; what is left is a near miss with its reason.
+
+    A weight that only such left-over layers read is stored as plain numbers, dequantized when it is written.
+    """
+
+    def __init__(self, layers: Layers, name: str) -> None:
+        self.layers, self.name = layers, name
+
+    def run(self, graph: Graph) -> Report:
+        report = Report({self.name: 0})
+        readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and any(_encoded(n))]
+        tables = {v for n in readers if isinstance(n.op, Embedding) for v in _encoded(n)}
+        for node in readers:
+            reason = self.rewrite(graph, node, tables)
+            if reason:
+                report.misses.append(NearMiss(self.name, node.location, reason, 2, 2, whole=True))
+            else:
+                report.counts[self.name] += 1
+        dce(graph)
+        report.counts["plain_weights"] = plain_again(graph)
+        report.counts["also_plain_weights"] = open_encodings(graph)
+        cse(graph)
+        return report
+
+    def rewrite(self, graph: Graph, node: Node, tables: set[Value]) -> str:
+        """Rewrite one layer; gives the reason if it stays."""
+        x, matrix = node.arguments[:2]
+        w = stored(matrix)
+        if isinstance(w, str):
+            return w
+        w = replace(w, by_rows=any(v in tables for v in w.weights))
+        reason = self.layers.refuses(w)
+        if reason:
+            return reason
+        if isinstance(node.op, Embedding):
+            with graph.at(node):
+                y = self.layers.rows(x, w)
+        elif node.attributes["transposed"]:
+            return f"the weight is {w.weights[0].type} and multiplied as it is, across its blocks"
+        else:
+            with graph.at(node):
+                y = self.product(x, w, node.operands[2])
+        graph.replace(node.output, y)
+        graph.erase(node)
+        return ""
+
+    def product(self, x: Value, w: Stored, b: Value | None) -> Value:
+        y = self.layers.product(x, w, b)
+        offsets = w.offsets()
+        if offsets is None:
+            return y
+        sums = block_sums(x if x.dtype == f32 else cast(x, dtype=f32), w.block)
+        more = matmul(sums, transpose(offsets, permutation=(1, 0)))
+        return y + (more if x.dtype == f32 else cast(more, dtype=x.dtype))
+
+
+def _encoded(node: Node) -> list[Value]:
+    """The encoded parameters in the weight of a layer."""
+    return [v for p in parts_of(node.operands[1]) if (v := encoded_param(p)) is not None]
+
+
+def gathered(ids: Value, w: Stored, codes: Value) -> Value:
+    """Rows of an encoded weight by ids [...], dequantized: [..., columns]. codes: centred, [rows, columns]."""
+    taken = gather(codes, ids, axis=-2)
+    shape = (*ids.shape, w.columns // w.block, w.block)
+    return with_offsets(
+        cast(reshape(taken, shape=shape), dtype=f32) * _each(replace(w, dtype=f32).numbers("scales"), ids), ids, w
+    )
+
+
+def with_offsets(y: Value, ids: Value, w: Stored) -> Value:
+    """Blocks of scale * code [..., blocks, block] by ids as rows [..., columns] in the type of the weight."""
+    offsets = w.offsets()
+    if offsets is not None:
+        y = (y if y.dtype == f32 else cast(y, dtype=f32)) + _each(offsets, ids)
+    y = y if y.dtype == w.dtype else cast(y, dtype=w.dtype)
+    return reshape(y, shape=(*ids.shape, w.columns))
+
+
+def _each(numbers: Value, ids: Value) -> Value:
+    """Rows of numbers [rows, blocks] by ids [...], to be multiplied with blocks: [..., blocks, 1]."""
+    taken = gather(numbers, ids, axis=-2)
+    return reshape(taken, shape=(*taken.shape, 1))
+
+
+class StandardLayers:
+    """DequantizeLinear by blocks, and Gather. A weight of layers alone is stored [in, out], as MatMul reads it."""
+
+    def refuses(self, w: Stored) -> str:
+        return ""
+
+    def product(self, x: Value, w: Stored, b: Value | None) -> Value:
+        scales = w.numbers("scales")
+        if w.by_rows:
+            codes = flat(w.centred())
+            y = matmul(x, transpose(onnx_dequantize_linear(codes, scales, axis=1, block=w.block), permutation=(1, 0)))
+        else:
+            codes = transpose(flat(w.centred()), permutation=(1, 0))
+            codes = codes if w.encoding.bits == 8 else cast(codes, dtype=DType.i4)
+            turned = transpose(scales, permutation=(1, 0))
+            y = matmul(x, onnx_dequantize_linear(codes, turned, axis=0, block=w.block))
+        return y if b is None else y + b
+
+    def rows(self, ids: Value, w: Stored) -> Value:
+        return gathered(ids, w, flat(w.centred()))
+
+
+def flat(codes: Value) -> Value:
+    """Codes [rows, blocks, block] as a matrix."""
+    rows, blocks, block = codes.shape
+    return reshape(codes, shape=(rows, blocks * block))

@@ -1,0 +1,128 @@
+"""ONNX Runtime's own ops over blocks of codes: MatMulNBits and GatherBlockQuantized, which share one weight.
+
+Checked on the CPU with ONNX Runtime 1.31.1: both take 4-bit codes two to a byte, the earlier in the low half, with 8
+for 0, and 8-bit codes with 128 for 0, when no zero point is given. A zero point that is no integer sends MatMulNBits
+to a path that dequantizes the whole weight on each call, so minimums become a product of their own (see
+backends/onnx/quantized.py). Scales are 1-D or [N,K/block], but [N,K/block,1] for a gather over three axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...ir.errors import check
+from ...ir.graph import Value
+from ...ir.interpret import Array
+from ...ir.op import Op, op
+from ...ir.types import TensorType, i8, u8
+from ..onnx.builder import MICROSOFT
+from ..onnx.quantized import QuantizedLayers, Stored, with_offsets
+from ..target import Target
+
+_ZERO = {4: 8, 8: 128}
+_BLOCKS = (16, 32, 64, 128, 256)
+
+
+class OrtPackCodes(Op):
+    """Codes i8 [rows, blocks, block] around 0 as bytes around the middle, 4-bit ones two to a byte. Stored, never run."""
+
+    def infer(self, codes: Value, *, bits: int) -> TensorType:
+        check(codes.dtype == i8 and bits in _ZERO, f"codes are {codes.type} of {bits} bits, expected i8 of 4 or 8")
+        *lead, block = codes.shape
+        check(isinstance(block, int) and block * bits % 8 == 0, f"codes is {codes.type}: no whole bytes a block")
+        return TensorType(u8, (*lead, block * bits // 8 if isinstance(block, int) else block))
+
+    def numpy(self, codes: Any, *, bits: int) -> Any:
+        moved = codes.view(np.uint8) + np.uint8(_ZERO[bits])
+        return moved if bits == 8 else moved[..., 0::2] | (moved[..., 1::2] << 4)
+
+
+def unpacked(packed: Array, bits: int) -> Array:
+    """The inverse of `OrtPackCodes`, as f32."""
+    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
+    return codes.astype(np.float32) - _ZERO[bits]
+
+
+class OrtMatMulNBits(Op):
+    """x @ (scale * code).T + b: x [..., K], codes u8 [N, K/block, bytes], scales [N, K/block], b [N].
+
+    accuracy_level: 4 multiplies by x in 8 bits a block, where that is faster; 0 computes in the type of x.
+    """
+
+    def infer(
+        self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, bits: int, accuracy_level: int = 0
+    ) -> TensorType:
+        rows, blocks, width = codes.shape
+        check(isinstance(width, int) and codes.dtype == u8, f"codes is {codes.type}, expected bytes")
+        check(scales.type == TensorType(x.dtype, (rows, blocks)), f"scales is {scales.type}, codes {codes.type}")
+        columns = blocks * width * 8 // bits if isinstance(blocks, int) and isinstance(width, int) else blocks
+        check(x.shape[-1] == columns, f"last axis of x is {x.shape[-1]} but codes is {codes.type} of {bits} bits")
+        check(b is None or b.shape == (rows,), f"b is {b and b.type}, expected [{rows}]")
+        return TensorType(x.dtype, (*x.shape[:-1], rows))
+
+    def numpy(self, x: Any, codes: Any, scales: Any, b: Any = None, *, bits: int, accuracy_level: int) -> Any:
+        w = (unpacked(codes, bits) * scales[..., None].astype(np.float32)).reshape(len(codes), -1)
+        y = x.astype(np.float32) @ w.T
+        return (y if b is None else y + b).astype(x.dtype)
+
+    def onnx(self, op: Any, x: Any, codes: Any, scales: Any, b: Any = None, *, bits: int, accuracy_level: int) -> Any:
+        rows, blocks, width = codes.shape
+        return op.MatMulNBits(
+            x, codes, scales, None, None, b, domain=MICROSOFT, K=blocks * width * 8 // bits, N=rows, bits=bits,
+            block_size=width * 8 // bits, accuracy_level=accuracy_level or None,
+        )  # fmt: skip
+
+
+class OrtGatherBlockQuantized(Op):
+    """Rows of scale * code by ids [...]: [..., blocks, block], from codes and scales as MatMulNBits has them."""
+
+    def infer(self, codes: Value, ids: Value, scales: Value, *, bits: int) -> TensorType:
+        rows, blocks, width = codes.shape
+        check(scales.shape == (rows, blocks), f"scales is {scales.type}, codes {codes.type}")
+        return TensorType(scales.dtype, (*ids.shape, blocks, width * 8 // bits if isinstance(width, int) else width))
+
+    def numpy(self, codes: Any, ids: Any, scales: Any, *, bits: int) -> Any:
+        return (unpacked(codes[ids], bits) * scales[ids][..., None].astype(np.float32)).astype(scales.dtype)
+
+    def onnx(self, op: Any, codes: Any, ids: Any, scales: Any, *, bits: int) -> Any:
+        each = op.reshape(scales, (*scales.shape, 1))
+        return op.GatherBlockQuantized(
+            codes, ids, each, domain=MICROSOFT, bits=bits, block_size=codes.shape[-1] * 8 // bits, gather_axis=0,
+            quantize_axis=2,
+        )  # fmt: skip
+
+
+pack_codes, matmul_nbits = op(OrtPackCodes), op(OrtMatMulNBits)
+gather_block_quantized = op(OrtGatherBlockQuantized)
+
+
+class RuntimeLayers:
+    """MatMulNBits, and GatherBlockQuantized over the same bytes."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def refuses(self, w: Stored) -> str:
+        if w.encoding.bits not in _ZERO or w.block not in _BLOCKS:
+            return f"MatMulNBits has no blocks of {w.block} codes of {w.encoding.bits} bits"
+        return ""
+
+    def product(self, x: Value, w: Stored, b: Value | None) -> Value:
+        bits = w.encoding.bits
+        level = self.target.accuracy_level(bits)
+        return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level)
+
+    def rows(self, ids: Value, w: Stored) -> Value:
+        y = gather_block_quantized(_packed(w), ids, w.numbers("scales"), bits=w.encoding.bits)
+        return with_offsets(y, ids, w)
+
+
+def _packed(w: Stored) -> Value:
+    return pack_codes(w.centred(), bits=w.encoding.bits)
+
+
+def quantized_layers(target: Target) -> QuantizedLayers:
+    """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
+    return QuantizedLayers(RuntimeLayers(target), "ort_quantized_layers")

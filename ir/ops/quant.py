@@ -1,0 +1,112 @@
+"""Reading encoded weights: the parts that are stored, and the numbers they stand for."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..encodings import Encoding
+from ..errors import check
+from ..graph import Attributes, Value
+from ..op import Op, op
+from ..types import DType, TensorType, f32, i8, u8
+from .elementwise import cast
+from .shape import reshape, transpose
+
+PARTS = ("codes", "scales", "minimums")
+
+
+def encoding_of(w: Value) -> Encoding:
+    """The encoding of a stored weight. Raises OpError if it has none."""
+    check(w.type.encoding is not None, f"w is {w.type}, which has no encoding")
+    assert w.type.encoding is not None
+    return w.type.encoding
+
+
+class EncodedPart(Op):
+    """One part of a stored weight: its codes [lines..., blocks, block], or scales or minimums [lines..., blocks, 1].
+
+    A line runs along the axis of the blocks, so it is the last axis here whichever it is in the weight.
+    """
+
+    reads_encoded: ClassVar[bool] = True
+
+    def complete(self, w: Value, *, part: str, encoding: str) -> Attributes:
+        return {"part": part, "encoding": str(encoding_of(w))}
+
+    def infer(self, w: Value, *, part: str, encoding: str = "") -> TensorType:
+        e = encoding_of(w)
+        check(part in PARTS, f"part is {part!r}, expected one of {', '.join(PARTS)}")
+        check(part != "minimums" or e.minimum, f"w is {w.type}, which stores no minimums")
+        lines, length = w.type.stored.shape[:-1], w.shape[e.axis]
+        assert isinstance(length, int)
+        block = e.block_of(length)
+        width = block if part == "codes" else 1
+        dtype = e.scale if part != "codes" else u8 if e.bits == 4 else i8
+        return TensorType(dtype, (*lines, length // block if block else 0, width))
+
+    def numpy(self, w: Any, *, part: str, encoding: str) -> Any:
+        e = Encoding.parse(encoding)
+        return {"codes": e.codes, "scales": e.scales, "minimums": e.minimums}[part](np.asarray(w))
+
+    def torch(self, torch: Any, w: Any, *, part: str, encoding: str) -> Any:
+        e = Encoding.parse(encoding)
+        blocks = torch.unflatten(w, -1, (-1, e.header + e.block * e.bits // 8)) if e.block else torch.unsqueeze(w, -2)
+        if part == "codes":
+            packed = blocks[..., e.header :]
+            if e.bits == 8:
+                return packed.contiguous().view(_torch_type(torch, i8))
+            return torch.cat([torch.bitwise_and(packed, 15), torch.bitwise_right_shift(packed, 4)], -1)
+        size = e.scale.bits // 8
+        start = size * (part == "minimums")
+        return blocks[..., start : start + size].contiguous().view(_torch_type(torch, e.scale))
+
+
+def _torch_type(torch: Any, dtype: DType) -> Any:
+    names = {"i8": "int8", "f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
+    return getattr(torch, names[dtype.value])
+
+
+encoded_part = op(EncodedPart)
+
+
+class Dequantize(Op):
+    """The numbers of an encoded weight: scale * (code - zero), or scale * code + minimum, in the type of w.
+
+    Computed in f32, or in the type of the numbers if that is wider; codes without zero and with scales of the type
+    of the numbers, in that type. The only way to read an encoded weight.
+    """
+
+    reads_encoded: ClassVar[bool] = True
+    folds: ClassVar[bool] = False
+
+    def infer(self, w: Value) -> TensorType:
+        encoding_of(w)
+        return w.type.decoded
+
+    def body(self, w: Value) -> Value:
+        e = encoding_of(w)
+        wide = w.dtype if w.dtype.bits > 32 or (w.dtype == e.scale and not (e.zero or e.minimum)) else f32
+        codes, scales = (_as(encoded_part(w, part=p), wide) for p in ("codes", "scales"))
+        y = (codes - float(e.zero) if e.zero else codes) * scales
+        if e.minimum:
+            y = y + _as(encoded_part(w, part="minimums"), wide)
+        lines = w.type.stored.shape[:-1]
+        return along_axis(_as(reshape(y, shape=(*lines, w.shape[e.axis])), w.dtype), e.axis)
+
+
+def along_axis(lines: Value, axis: int) -> Value:
+    """Lines [..., length] with their length as axis `axis`."""
+    if axis == -1:
+        return lines
+    order = list(range(lines.rank - 1))
+    order.insert(axis, lines.rank - 1)
+    return transpose(lines, permutation=tuple(order))
+
+
+def _as(x: Value, dtype: DType) -> Value:
+    return x if x.dtype == dtype else cast(x, dtype=dtype)
+
+
+dequantize = op(Dequantize)
