@@ -25,6 +25,7 @@ from monograph.frontends.models.llama import llama
 from monograph.frontends.models.transformer2017 import transformer2017
 from monograph.ir import MonographError, interpret, ops
 from monograph.ir.errors import ConfigError, LoweringError, RuntimeInputError, WeightsError
+from monograph.ir.types import f32
 from monograph.ir.weights import Tensor, Weights
 from monograph.passes.differential import MASKS, attention_mask, random_params
 
@@ -213,7 +214,7 @@ def test_prefill_and_64_steps_equal_one_forward(built: Callable[[str], Built], n
         close(session.step(ids[:, i])[0], wanted[i], i)
     assert session.lengths.tolist() == [70] and session.capacity >= 70
     assert set(session._loaded) == {"model.onnx"}
-    assert isinstance(session._state, Compact if session.contract.lengths else Padded)
+    assert isinstance(session._cache, Compact if session.contract.lengths else Padded)
 
 
 @pytest.mark.parametrize("name", GENERATING)
@@ -239,7 +240,9 @@ def test_a_recurrent_state_cannot_be_cut(built: Callable[[str], Built]) -> None:
     ids = ids_of(2, 6)
     session.prefill(ids[:, :3], [3, 3])
     session.truncate([3, 3])
-    with pytest.raises(RuntimeInputError, match=r"past_state.0.[hc] is one state and no past: the 3 tokens of row 0 stay"):
+    with pytest.raises(
+        RuntimeInputError, match=r"past_state.0.[hc] is one state and no past: the 3 tokens of row 0 stay"
+    ):
         session.truncate([2, 3])
     close(session.append(ids[:, 3:]), b.logits(ids)[:, -1])
     assert session.contract.positions == 0 and session.contract.kind == "decoder"
@@ -338,6 +341,100 @@ def test_tuned_sessions_give_the_same(built: Callable[[str], Built]) -> None:
     b = built("llama")
     ids = ids_of(2, 30)
     close(b.open(tune=True, threads=None).prefill(ids, [30, 12]), b.open().prefill(ids, [30, 12]))
+
+
+# -- models with fewer inputs -----------------------------------------------------------------------------------------
+
+
+def body(m: Scope, input_ids: Value, mask: Value | None = None, positions: Value | None = None) -> Value:
+    x = m.embed("embed", input_ids, VOCAB, 32)
+    q, k, v = (m.linear(n, x, 32).split_heads(2) for n in "qkv")
+    if positions is not None:
+        q, k = (m.rope(t, positions, theta=100.0) for t in (q, k))
+    keep = None if mask is None else key_mask(mask)
+    return m.linear("head", x + m.linear("o", ops.attention(q, k, v, mask=keep, causal=True).merge_heads(), 32), VOCAB)
+
+
+@model
+def ids_only(m: Scope, c: Small, input_ids: Value) -> Value:
+    return body(m, input_ids)
+
+
+@model
+def without_mask(m: Scope, c: Small, input_ids: Value, position_ids: Value) -> Value:
+    return body(m, input_ids, None, position_ids)
+
+
+@model
+def without_positions(m: Scope, c: Small, input_ids: Value, attention_mask: Value) -> Value:
+    return body(m, input_ids, attention_mask)
+
+
+@model
+def unused_mask(m: Scope, c: Small, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
+    return body(m, input_ids, None, position_ids)
+
+
+@model
+def masked_embedding(m: Scope, c: Small, input_ids: Value, attention_mask: Value) -> Value:
+    x = m.embed("embed", input_ids, VOCAB, 32)
+    x = x * attention_mask.cast(f32).reshape(*x.shape[:2], 1)
+    q, k, v = (m.linear(n, x, 32).split_heads(4) for n in "qkv")
+    return m.linear("head", x + ops.attention(q, k, v, causal=True).merge_heads(), VOCAB)
+
+
+FEWER = (ids_only, without_mask, without_positions, unused_mask, masked_embedding)
+
+
+@pytest.mark.parametrize("family", FEWER, ids=lambda f: f.name)
+def test_models_with_fewer_inputs(tmp_path: Path, family: Any) -> None:
+    """Stateless, with pasts, and as batches of ragged rows: what is not there is not fed."""
+    b = Built(family.name, tmp_path, family())
+    session, ids = b.open(), ids_of(3, 9)
+
+    def wanted(row: Array) -> Array:
+        given = {"input_ids": row[None], "attention_mask": np.ones((1, len(row)), np.int64)}
+        given["position_ids"] = np.arange(len(row))[None]
+        return interpret(b.graph, {k: given[k] for k in b.graph.inputs}, b.params)["logits"][0]
+
+    full = np.stack([wanted(row) for row in ids])
+    ones, positions = np.ones((3, 9), np.int64), np.tile(np.arange(9), (3, 1))
+    for more in ({}, {"attention_mask": ones}, {"attention_mask": ones, "position_ids": positions}):
+        close(session.run({"input_ids": ids, **more})["logits"], full)
+    first = session.run({"input_ids": ids[:, :4]})
+    pasts = {s.input: first[s.output] for s in session.contract.slots}
+    close(session.run({"input_ids": ids[:, 4:], **pasts})["logits"], full[:, 4:])
+    lengths = np.array([2, 5, 3])
+    logits = session.prefill(ids, lengths)
+    for _ in range(4):
+        for i, n in enumerate(lengths):
+            close(logits[i], full[i, n - 1], (i, n))
+        logits = session.step(ids[np.arange(3), lengths])
+        lengths = lengths + 1
+    session.truncate([3, 3, 2])
+    logits = session.append(np.stack([ids[0, 3:6], ids[1, 3:6], ids[2, 2:5]]), [3, 1, 2])
+    for i, n in enumerate((6, 4, 4)):
+        close(logits[i], full[i, n - 1], (i, n))
+
+
+@pytest.mark.parametrize("family", FEWER, ids=lambda f: f.name)
+def test_what_a_model_does_not_read_cannot_be_asked_of_it(tmp_path: Path, family: Any) -> None:
+    """A mask, or positions, that the model declares is taken as the model takes it; one that it does not is refused
+    unless it changes nothing."""
+    b = Built(family.name, tmp_path, family())
+    session, ids = b.open(), ids_of(2, 4)
+    left = np.array([[1, 1, 1, 1], [0, 0, 1, 1]])
+    reversed_ = np.tile(np.arange(4)[::-1], (2, 1))
+    for name, odd, kept in (("attention_mask", left, left), ("position_ids", reversed_, np.ones((2, 4)))):
+        if name in b.graph.inputs:
+            mask = odd if name == "attention_mask" else None
+            given = {"input_ids": ids, "attention_mask": np.ones((2, 4), np.int64) if mask is None else mask}
+            given["position_ids"] = default_positions(left, 4) if mask is not None else odd
+            wanted = interpret(b.graph, {k: given[k] for k in b.graph.inputs}, b.params)["logits"]
+            close(session.run({"input_ids": ids, name: odd})["logits"][kept == 1], wanted[kept == 1])
+        else:
+            with pytest.raises(RuntimeInputError, match=f"{name} .* but the model has no such input"):
+                session.run({"input_ids": ids, name: odd})
 
 
 # -- wrong inputs -----------------------------------------------------------------------------------------------------

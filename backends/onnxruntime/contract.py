@@ -33,7 +33,7 @@ class Contract:
     alone: why rows of different lengths are not run together by the masked graph ("": they are).
     inputs: names and types by file. output: the one that `prefill` and `step` give.
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
-    zeros: inputs along the tokens that are 0 where they are left out.
+    zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
     """
 
@@ -55,6 +55,7 @@ class Contract:
     positions: int = 0
     rows: bool = False
     zeros: tuple[str, ...] = (TOKEN_TYPES,)
+    unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
 
@@ -129,7 +130,7 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"the bound of {name!r} is {n!r}, expected a number of at least 1")
-        names = {k: tuple(given[k]) for k in ("zeros", "disabled_optimizers")}
+        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")

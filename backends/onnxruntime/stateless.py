@@ -43,9 +43,9 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
     """
     types = contract.inputs[file]
     stream = contract.stream if contract.stream is not None and file != contract.encoder else TOKENS
-    check_names(inputs, {*types, stream.mask})
+    check_names(inputs, {*types, stream.mask, *contract.unread})
     feeds = {k: typed(k, v, types[k]) for k, v in inputs.items() if k in types}
-    if stream.mask not in types and not np.all(inputs.get(stream.mask, 1)):
+    if stream.mask not in {*types, *contract.unread} and not np.all(inputs.get(stream.mask, 1)):
         raise RuntimeInputError(f"{stream.mask} hides tokens, but the model has no such input")
     ids = feeds.get(stream.ids)
     for name, type in types.items():
@@ -86,7 +86,8 @@ def forward(
     """Outputs of a decoder for the tokens given, at every position: by lengths where those say all that the mask
     says, else by the mask. source: results of an encoder and what it was given."""
     stream, types = stream_of(contract), contract.inputs[contract.masked]
-    check_names(inputs, {*types, stream.mask, stream.positions} - own_inputs(contract) - source.keys())
+    own = own_inputs(contract) | source.keys()
+    check_names(inputs, {*types, stream.mask, stream.positions, *contract.unread} - own)
     if stream.ids not in inputs:
         raise RuntimeInputError(f"input {stream.ids} i64 [batch, length] is missing")
     ids = token_ids(stream.ids, inputs[stream.ids], 2, contract.bounds.get(stream.ids))
@@ -101,11 +102,8 @@ def forward(
     lengths = _lengths(contract, mask, positions, rows)
     feeds[stream.positions] = default_positions(mask, rows) if positions is None else positions
     check_index(contract, stream.positions, feeds[stream.positions])
-    if lengths is None:
-        _check_mask(contract, mask)
-        feeds[stream.mask] = mask
-    else:
-        feeds |= _counts(contract, feeds, lengths, rows)
+    _check_unread(contract, mask, positions)
+    feeds |= {stream.mask: mask} if lengths is None else _counts(contract, feeds, lengths, rows)
     if contract.rows:
         feeds[ROWS] = np.arange(batch * rows)
     loaded = graph(contract.masked if lengths is None else contract.lengths)
@@ -146,12 +144,16 @@ def _lengths(contract: Contract, mask: Array, positions: Array | None, rows: int
     return lengths_allowed(mask, None if read else positions, rows, bool(contract.windows))
 
 
-def _check_mask(contract: Contract, mask: Array) -> None:
-    """Without an input for it, only a mask that changes nothing can be given: padding behind all tokens."""
-    name = stream_of(contract).mask
-    if name in contract.inputs[contract.masked] or not bool((mask[:, 1:] > mask[:, :-1]).any()):
+def _check_unread(contract: Contract, mask: Array, positions: Array | None) -> None:
+    """What a model has no input for can only be given where it changes nothing: padding behind all tokens, and
+    positions that follow from the mask."""
+    stream, known = stream_of(contract), {*contract.inputs[contract.masked], *contract.unread}
+    if stream.mask not in known and bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise RuntimeInputError(f"{stream.mask} hides tokens before others, but the model has no such input")
+    if positions is None or stream.positions in known:
         return
-    raise RuntimeInputError(f"{name} hides tokens before others, but the model has no such input")
+    if not np.array_equal(positions, default_positions(mask, positions.shape[1])):
+        raise RuntimeInputError(f"{stream.positions} are not those of the mask, but the model has no such input")
 
 
 def _counts(contract: Contract, feeds: Mapping[str, Array], lengths: Array, rows: int) -> dict[str, Array]:
