@@ -14,7 +14,7 @@ from .feeds import counts_of
 from .held import KINDS, Appended, Held, Replaced, Windowed, places_of, refusal
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
-from .options import Loaded
+from .runtime import Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
 

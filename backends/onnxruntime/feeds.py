@@ -15,7 +15,7 @@ from ..onnx.tensors import dim_names, onnx_dim
 from .attention import LENGTHS, TOTAL
 from .contract import Contract, Types
 from .logits import ROWS
-from .options import Loaded
+from .runtime import Loaded
 
 _MOVES = (Reshape, Transpose, Expand, Slice, TakeAlongAxis, Cast)
 """Ops that give elements of their first operand as they are."""

@@ -16,7 +16,7 @@ from .feeds import along, counts_of, others, own_inputs
 from .guard import Array, check_bound, check_names, checked, default_positions, lengths_allowed, token_ids, typed
 from .held import shape_of
 from .logits import ROWS
-from .options import RUNTIME_ERRORS, Loaded
+from .runtime import RUNTIME_ERRORS, Loaded
 from .state import check_room, stream_of
 
 Graphs = Callable[[str], Loaded]
@@ -24,10 +24,8 @@ Graphs = Callable[[str], Loaded]
 
 def execute(loaded: Loaded, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph on the feeds it has inputs for; outputs by name. Raises RuntimeInputError."""
-    names = list(loaded.outputs)
-    known = {k: v for k, v in feeds.items() if k in loaded.inputs}
     try:
-        return dict(zip(names, loaded.session.run(names, known), strict=True))
+        return loaded.run({k: v for k, v in feeds.items() if k in loaded.inputs})
     except RUNTIME_ERRORS as e:
         raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
 
