@@ -17,7 +17,7 @@ from ..ir.slots import TOKENS
 from .embed import embed
 from .generate import Decoding, Settings
 from .predict import classify, fill
-from .prompts import is_batch, pad, rows_of
+from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 
 
@@ -153,7 +153,7 @@ class Engine:
     def _source(self, rows: list[list[int]]) -> dict[str, Array]:
         """The texts that an encoder reads, padded on the right."""
         tokens, lengths = pad(rows)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
+        mask = mask_of(lengths, tokens.shape[1])
         return {TOKENS.ids: tokens, TOKENS.mask: mask}
 
     def _starts(self, inputs: Mapping[str, Any]) -> list[list[int]]:
@@ -165,8 +165,9 @@ class Engine:
     def _ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer and by config.json."""
         said = self.config.get("eos_token_id")
+        ids: list[int] = said if isinstance(said, list) else [] if said is None else [said]
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
-        return tuple(dict.fromkeys([*own, *(said if isinstance(said, list) else [] if said is None else [said])]))
+        return tuple(dict.fromkeys([*own, *ids]))
 
     def _start(self) -> int:
         """The token that a decoder begins with."""

@@ -56,6 +56,11 @@ def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Array, Array]:
     return tokens, lengths
 
 
+def mask_of(lengths: Array, width: int) -> Array:
+    """1 for the first lengths[b] of `width` columns, else 0: i64 [B,width]."""
+    return np.less(np.arange(width), lengths[:, None]).astype(np.int64)
+
+
 def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list[int]:
     if isinstance(item, str) or chat:
         if tokenizer is None:

@@ -18,7 +18,7 @@ def right_padded(mask: Array) -> Array | None:
 
     A row without any token has no last one to go on from, and is None too.
     """
-    kept = mask != 0
+    kept: Array = np.not_equal(mask, 0)
     lengths: Array = kept.sum(axis=1)
     if not lengths.all() or bool((kept[:, 1:] & ~kept[:, :-1]).any()):
         return None
@@ -31,7 +31,7 @@ def default_positions(mask: Array, rows: int) -> Array:
     total = mask.shape[1]
     if right_padded(mask) is not None:
         return np.broadcast_to(np.arange(total - rows, total), (mask.shape[0], rows)).copy()
-    counted: Array = np.maximum(np.cumsum(mask != 0, axis=1) - 1, 0)
+    counted = np.maximum(np.cumsum(np.not_equal(mask, 0), axis=1) - 1, 0)
     return counted[:, total - rows :].astype(np.int64)
 
 
