@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from ..backends.onnxruntime import Session
 from ..backends.onnxruntime import open as open_session
 from ..frontends.pooling import Pooling

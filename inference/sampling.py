@@ -148,7 +148,7 @@ class Sampler:
 def draw(logits: Array, u: float) -> int:
     """The token at which the cumulative probability of one row [V] first exceeds u, 0 <= u < 1."""
     kept = np.flatnonzero(np.greater(logits, -np.inf))
-    cumulative = np.cumsum(softmax(logits[kept]))
+    cumulative: Array = np.cumsum(softmax(logits[kept]))
     at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
     return int(kept[min(at, len(kept) - 1)])
 

@@ -19,7 +19,7 @@ def right_padded(mask: Array) -> Array | None:
     A row without any token has no last one to go on from, and is None too.
     """
     kept: Array = np.not_equal(mask, 0)
-    lengths: Array = kept.sum(axis=1)
+    lengths: Array = np.sum(kept, axis=1)
     if not lengths.all() or bool((kept[:, 1:] & ~kept[:, :-1]).any()):
         return None
     return lengths
