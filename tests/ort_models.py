@@ -70,10 +70,10 @@ ONE_GRAPH = ("bias", *RECURRENT)
 class Built:
     """A built model with its weights, and the reference for it."""
 
-    def __init__(self, name: str, folder: Path, made: Model) -> None:
+    def __init__(self, name: str, folder: Path, made: Model, **settings: Any) -> None:
         self.name, self.folder, self.graph = name, folder / name, made.graph()
         self.params = random_params(self.graph)
-        self.report = build(made, Weights.of(self.params), self.folder)
+        self.report = build(made, Weights.of(self.params), self.folder, **settings)
 
     def open(self, **settings: Any) -> Session:
         return open_session(self.folder, **{"threads": 1, "capacity": 4, **settings})

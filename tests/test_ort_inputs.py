@@ -269,3 +269,22 @@ def test_encoder_decoder(tmp_path: Path, family: str, batch: int) -> None:
                 "position_ids": np.tile(np.arange(6), (batch, 1))}  # fmt: skip
         wanted = interpret(b.graph, {k: full[k] for k in b.graph.inputs}, b.params)["logits"]
         close(session.run({**given, **own})["logits"][kept == 1], wanted[kept == 1])
+
+
+def test_texts_and_sources_that_are_too_long(encoder: Built, tmp_path: Path) -> None:
+    """An encoder has as many positions as its table; a source is bound by its own tables only."""
+    long = np.ones((1, 21), np.int64)
+    with pytest.raises(RuntimeInputError, match="21 tokens do not fit: the model was built for at most 20 positions"):
+        encoder.open().run({"input_ids": long})
+    for name, bound in (("input_ids", VOCAB), ("token_type_ids", 2), ("position_ids", 20)):
+        for value in (-1, bound):
+            with pytest.raises(RuntimeInputError, match=f"{name} holds {value}, "):
+                encoder.open().run({"input_ids": [[1]]} | {name: [[value]]})
+    b = Built("seq2seq", tmp_path, SEQ2SEQ["transformer2017"](), max_positions=8)
+    session = b.open()
+    session.encode({"input_ids": long})
+    close(
+        session.prefill([[1, 2]], [2]), session.run({"input_ids": long, "decoder_input_ids": [[1, 2]]})["logits"][:, -1]
+    )
+    with pytest.raises(RuntimeInputError, match=f"input_ids holds {VOCAB}, but the model has {VOCAB}"):
+        session.encode({"input_ids": [[VOCAB]]})

@@ -48,7 +48,6 @@ class Compact:
 
     def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
         batch, rows = along[stream_of(self.contract).ids].shape
-        check_room(rows, self.contract)
         self.lengths = NOTHING
         nothing = np.zeros(batch, np.int64)
         self.prepare(batch, rows, fixed)

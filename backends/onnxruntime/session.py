@@ -22,7 +22,7 @@ from .memory_cpu import CpuMemory
 from .options import load
 from .padded import Padded
 from .runtime import Loaded
-from .state import NOTHING, State
+from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
 
 CAPACITY = 512
@@ -133,6 +133,7 @@ class Session:
         given, fixed = self._split(tokens, inputs or {})
         fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
                                  if s.growth is Growth.once and s.first}  # fmt: skip
+        check_room(int(lengths.max()), self.contract)
         if self._cache is None:
             self._cache = self._new_state()
         self.owner = object()

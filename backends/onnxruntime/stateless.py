@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
     if stream.mask not in {*types, *contract.unread} and not np.all(inputs.get(stream.mask, 1)):
         raise RuntimeInputError(f"{stream.mask} hides tokens, but the model has no such input")
     ids = feeds.get(stream.ids)
+    if ids is not None and file != contract.encoder:
+        check_room(ids.shape[1], contract)
     for name, type in types.items():
         if name in feeds:
             continue
@@ -65,10 +68,9 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
 def check_index(contract: Contract, name: str, array: Array) -> None:
     """Raises RuntimeInputError for numbers outside the table that an input chooses from."""
     stream = contract.stream or TOKENS
-    positions = {stream.positions, TOKENS.positions}
-    if name in {stream.ids, TOKENS.ids, *contract.zeros, *positions} or name in contract.bounds:
-        limits = [contract.bounds.get(name), contract.positions or None if name in positions else None]
-        check_bound(name, array, min((n for n in limits if n is not None), default=None))
+    if name in {stream.ids, TOKENS.ids, stream.positions, TOKENS.positions, *contract.zeros, *contract.bounds}:
+        bound = contract.bounds.get(name, sys.maxsize)
+        check_bound(name, array, min(bound, contract.limit) if name == stream.positions else bound)
 
 
 def _columns(shape: tuple[int, ...]) -> Array:
