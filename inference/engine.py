@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from ..backends.onnxruntime import Session
 from ..backends.onnxruntime import open as open_session
@@ -162,8 +162,8 @@ class Engine:
 
     def _ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer and by config.json."""
-        said = self.config.get("eos_token_id")
-        ids: list[int] = said if isinstance(said, list) else [] if said is None else [said]
+        said: Any = self.config.get("eos_token_id")
+        ids = cast("list[int]", said) if isinstance(said, list) else [] if said is None else [said]
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
         return tuple(dict.fromkeys([*own, *ids]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,8 @@ def rows_of(
     if attention_mask is not None:
         return _masked(prompts, attention_mask)
     if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
-        raise RuntimeInputError(f"prompts are {type(prompts).__name__}, expected a text, ids, or a list of either")
+        name = type(cast("object", prompts)).__name__
+        raise RuntimeInputError(f"prompts are {name}, expected a text, ids, or a list of either")
     items = prompts if is_batch(prompts, chat=chat) else [prompts]
     if len(items) == 0:
         raise RuntimeInputError("there are no prompts")
