@@ -37,6 +37,10 @@ class Suppressing:
     def lengths(self) -> Array:
         return self.session.lengths
 
+    @property
+    def owner(self) -> object:
+        return self.session.owner
+
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         return without(self.session.prefill(tokens, lengths), [*self.always, *self.first])
 
@@ -73,13 +77,13 @@ def transcribe(
         raise RuntimeInputError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     prompt = [_special(tokenizer, name) for name in (START, f"<|{language}|>", f"<|{kind}|>", NO_TIMES)]
     features = np.stack([hear(samples) for samples in speech])
-    decoding = Decoding(
-        Suppressing(session, suppress, suppress_first),
-        tokenizer,
-        [list(prompt) for _ in speech],
-        Settings.of(settings),
-        lambda: session.encode({FEATURES: features}),
-    )
+    speaker = Suppressing(session, suppress, suppress_first)
+
+    def read(tokens: Array, lengths: Array) -> Array:
+        session.encode({FEATURES: features})
+        return speaker.prefill(tokens, lengths)
+
+    decoding = Decoding(speaker, tokenizer, [list(prompt) for _ in speech], Settings.of(settings), read)
     for _ in decoding:
         pass
     return decoding.results()
