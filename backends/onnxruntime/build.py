@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import onnx_ir
 
 from ...frontends.dsl import Model
-from ...frontends.huggingface import hf_config
+from ...frontends.huggingface import write_companions
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...ir.errors import LoweringError, WeightsError
@@ -217,12 +216,8 @@ def _count(model: onnx_ir.Model) -> dict[str, int]:
 
 
 def _companions(stage: Stage, model: Model) -> None:
-    """What clients expect beside a model: its config, how to generate with it, its tokenizer."""
-    _text(stage, "config.json", json.dumps(hf_config(model, model.weights), indent=2, ensure_ascii=False) + "\n")
-    if model.generation:
-        _text(stage, "generation_config.json", json.dumps(model.generation, indent=2, ensure_ascii=False) + "\n")
-    if model.tokenizer is not None:
-        model.tokenizer.write(stage)
+    """What clients expect beside a model, and how an encoder's vectors become one."""
+    write_companions(stage, model, model.weights)
     pooling = Pooling.read(model.folder) if model.folder is not None else None
     if pooling is not None:
         _text(stage, POOLING, pooling.to_json())
