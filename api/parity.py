@@ -13,10 +13,11 @@ import numpy as np
 
 from .building import build, export, to_torch, weights_of
 from .frontends.dsl import Model
+from .frontends.task import Task
 from .ir import MonographError, interpret
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
-from .passes.differential import CASES, Case, sample_inputs
+from .passes.differential import CASES, Case, sample_inputs, window
 from .portable import first_state, next_state
 
 if TYPE_CHECKING:
@@ -82,12 +83,12 @@ def verify(
     rows: list[Row] = []
     if torch:
         observe("PyTorch")
-        rows += _compare("torch", torch_runner(model), cases, inputs, expected, tolerance)
+        rows += _compare("torch", model, torch_runner(model), cases, inputs, expected, tolerance)
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         for name, runner in _built_runners(model, built, Path(folder)):
             observe(name)
-            rows += _compare(name, runner, cases, inputs, expected, tolerance)
+            rows += _compare(name, model, runner, cases, inputs, expected, tolerance)
     order = {str(c): i for i, c in enumerate(cases)}
     return Parity(sorted(rows, key=lambda r: order[r.case]), tolerance)
 
@@ -100,6 +101,7 @@ def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
 
 def _compare(
     backend: str,
+    model: Model,
     runner: Runner,
     cases: Iterable[Case],
     inputs: Mapping[str, Inputs],
@@ -107,8 +109,9 @@ def _compare(
     tolerance: float,
 ) -> list[Row]:
     return [
-        compare(str(c), backend, expected[str(c)], runner(inputs[str(c)], spans(c)), valid(inputs[str(c)]), tolerance)
+        compare(str(c), backend, want, runner(given, spans(c)), valid(model.task, given), tolerance)
         for c in cases
+        for given, want in ((inputs[str(c)], expected[str(c)]),)
     ]
 
 
@@ -117,9 +120,12 @@ def spans(case: Case) -> Spans:
     return [(0, case.past), (case.past, case.length)] if case.past else [(0, case.length)]
 
 
-def valid(inputs: Inputs) -> Array:
-    """bool [B,S]: the positions of a main output [B,S,...] that mean something."""
-    return inputs.get("decoder_attention_mask", inputs["attention_mask"]) != 0
+def valid(task: Task, inputs: Inputs) -> Array:
+    """bool [B,S]: the positions of a main output [B,S,...] that mean something; bool [B] where it has no positions."""
+    stream = task.stream
+    if stream is None or stream.ids not in inputs:
+        return np.ones(len(next(iter(inputs.values()))), bool)
+    return inputs[stream.mask] != 0 if stream.mask in inputs else np.ones(inputs[stream.ids].shape, bool)
 
 
 def compare(case: str, backend: str, expected: Array, found: Array, where: Array, tolerance: float) -> Row:
@@ -155,7 +161,7 @@ def torch_runner(model: Model) -> Runner:
 def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str, Runner]]:
     """Runners by name, made one after the other, so that only one set of weights is open at a time."""
     if built is None:
-        yield "onnx", onnx_runner(export(model, folder / "onnx"), model.task.output)
+        yield "onnx", onnx_runner(export(model, folder / "onnx"), model)
         built = build(model, folder / "cpu")
     if not isinstance(built, (str, Path)):
         session = built.session
@@ -164,25 +170,24 @@ def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str
 
         session = open_session(built)
     else:
-        yield "onnx", onnx_runner(Path(built), model.task.output)
+        yield "onnx", onnx_runner(Path(built), model)
         return
-    yield "ort", run_runner(session, model.task.output)
+    yield "ort", run_runner(session, model)
     if session.contract.kind == "decoder":
         yield "ort session", step_runner(session, model)
 
 
-def run_runner(session: Session, output: str) -> Runner:
-    """A built folder through `Session.run`: any mask, caches passed on by the caller."""
+def run_runner(session: Session, model: Model) -> Runner:
+    """A built folder through `Session.run`: any mask, what is remembered passed on by the caller."""
+    graph, slots = model.graph(), [s for s in session.contract.slots if s.output]
 
     def run(inputs: Inputs, spans: Spans) -> Array:
-        source = {k: inputs[k] for k in inputs if "decoder_input_ids" in inputs and not k.startswith("decoder_")}
-        cache: dict[str, Array] = {}
+        state: dict[str, Array] = {}
         parts: list[Array] = []
         for start, stop in spans:
-            results = session.run({**source, **window(inputs, start, stop), **cache})
-            cache = {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
-            cache |= {k.replace("present_", "past_"): v for k, v in results.items() if k.startswith("present_state.")}
-            parts.append(results[output])
+            results = session.run({**window(graph, inputs, start, stop), **state})
+            state = {s.input: results[s.output] for s in slots}
+            parts.append(results[model.task.output])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     return run
@@ -193,41 +198,45 @@ def step_runner(session: Session, model: Model) -> Runner:
 
     Logits of the first span come from prompts of 1, 2, 3... tokens; those of the others from single steps.
     """
+    graph, task = model.graph(), model.task
+    stream, output = task.stream, graph.outputs[task.output]
+    assert stream is not None
+    moving = {k for k, v in graph.inputs.items() if stream.length in v.type.symbols} - {stream.mask, stream.positions}
 
     def run(inputs: Inputs, spans: Spans) -> Array:
-        lead = "decoder_" if "decoder_input_ids" in inputs else ""
-        ids, mask = inputs[f"{lead}input_ids"], inputs[f"{lead}attention_mask"] != 0
-        rows = [list(r[m]) for r, m in zip(ids, mask, strict=True)]
+        mask = valid(task, inputs)
         prompts = np.maximum(mask[:, : spans[0][1]].sum(1), 1)
-        found: Array = np.zeros((*ids.shape, _vocabulary(model)), np.float32)
+        counts = mask.sum(1)
+        sizes = (n for n in output.shape[2:] if isinstance(n, int))
+        found: Array = np.zeros((*mask.shape, *sizes), np.float32)
+        # Tokens that the mask keeps, moved to the front of each row.
+        order = np.argsort(~mask, axis=1, kind="stable")
+        front = {k: np.take_along_axis(v, order.reshape(*order.shape, *[1] * (v.ndim - 2)), 1)
+                 for k, v in inputs.items() if k in moving}  # fmt: skip
 
         def keep(logits: Array, lengths: Array, longest: Array) -> None:
             for row in np.flatnonzero(lengths <= longest):
                 found[row, np.flatnonzero(mask[row])[lengths[row] - 1]] = logits[row]
 
-        if lead:
-            session.encode({k: v for k, v in inputs.items() if not k.startswith("decoder_")})
+        fixed = {k: v for k, v in inputs.items() if k not in {*moving, *stream.names}}
+        if session.contract.encoder:
+            session.encode(fixed)
+            fixed = {}
         for n in range(1, int(prompts.max()) + 1):
             lengths = np.minimum(prompts, n)
-            tokens = np.array([(r + [0] * n)[:n] for r in rows])
-            keep(session.prefill(tokens, lengths), lengths, prompts)
-        counts = np.array([len(r) for r in rows])
+            given = {k: v[:, :n] for k, v in front.items()}
+            keep(session.prefill(given.pop(stream.ids), lengths, given | fixed), lengths, prompts)
         for n in range(1, int((counts - prompts).max()) + 1):
-            tokens = np.array([r[p + n - 1] if p + n <= len(r) else 0 for r, p in zip(rows, prompts, strict=True)])
-            keep(session.step(tokens), prompts + n, counts)
+            at = np.minimum(prompts + n, mask.shape[1]) - 1
+            given = {k: v[np.arange(len(v)), at][:, None] for k, v in front.items()}
+            keep(session.step(given.pop(stream.ids)[:, 0], given), prompts + n, counts)
         return found
 
     return run
 
 
-def _vocabulary(model: Model) -> int:
-    size = model.graph().outputs["logits"].shape[-1]
-    assert isinstance(size, int)
-    return size
-
-
-def onnx_runner(folder: Path, output: str) -> Runner:
-    """Run an exported folder as any client would, through its named inputs; caches are passed on from call to call."""
+def onnx_runner(folder: Path, model: Model) -> Runner:
+    """Run an exported folder as any client would, through its named inputs; state is passed on from call to call."""
     import onnxruntime as ort
 
     def session(name: str) -> Any:
@@ -239,15 +248,16 @@ def onnx_runner(folder: Path, output: str) -> Runner:
         encoder, main = None, session("model")
     else:
         raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
+    graph = model.graph()
 
     def run(inputs: Inputs, spans: Spans) -> Array:
         source = {} if encoder is None else _call(encoder, inputs)
-        state = first_state(main, inputs["input_ids"].shape[0]) | next_state(source)
+        state = first_state(main, len(next(iter(inputs.values())))) | next_state(source)
         parts: list[Array] = []
         for start, stop in spans:
-            results = _call(main, {**inputs, **source, **window(inputs, start, stop), **state})
+            results = _call(main, {**source, **window(graph, inputs, start, stop), **state})
             state |= next_state(results)
-            parts.append(results[output])
+            parts.append(results[model.task.output])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     return run
@@ -257,11 +267,3 @@ def _call(session: Any, inputs: Inputs) -> dict[str, Array]:
     names = [o.name for o in session.get_outputs()]
     given = {i.name: inputs[i.name] for i in session.get_inputs()}
     return dict(zip(names, session.run(names, given), strict=True))
-
-
-def window(inputs: Inputs, start: int, stop: int) -> dict[str, Array]:
-    """Inputs for tokens start..stop of a decoder; its mask over keys covers the past too, the source stays whole."""
-    prefix = "decoder_" if "decoder_input_ids" in inputs else ""
-    mask = f"{prefix}attention_mask"
-    sliced = {k: v[:, start:stop] for k, v in inputs.items() if k.startswith(prefix) and k != mask}
-    return sliced | ({mask: inputs[mask][:, :stop]} if mask in inputs else {})
