@@ -13,7 +13,7 @@ import numpy as np
 
 from .building import build, export, to_torch, weights_of
 from .frontends.dsl import Model
-from .frontends.task import Task
+from .frontends.task import Task, positions
 from .ir import MonographError, interpret
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
@@ -29,6 +29,8 @@ Spans = Sequence[tuple[int, int]]
 
 Runner = Callable[[Inputs, Spans], Array]
 """(inputs of the plain contract, spans) -> the main output for all positions, float [B,S,...], or [B,...] of rows."""
+
+SESSION = "ort session"
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
@@ -71,7 +73,8 @@ def verify(
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
-    `ort` is one call through the mask guard, `ort session` prompts and steps over shared buffers.
+    `ort` is one call through the mask guard, `ort session` prompts and steps over shared buffers, which hold the tokens
+    of a row without gaps: it is compared with the reference on such rows.
     Cases with a past run as prefill and decode and are compared with one full forward. observe: told what runs.
     Raises WeightsError for a model without weights.
     """
@@ -88,6 +91,8 @@ def verify(
     with tempfile.TemporaryDirectory() as folder:
         for name, runner in _built_runners(model, built, Path(folder)):
             observe(name)
+            if name == SESSION:
+                inputs, expected = _in_front(model, inputs, expected)
             rows += _compare(name, model, runner, cases, inputs, expected, tolerance)
     order = {str(c): i for i, c in enumerate(cases)}
     return Parity(sorted(rows, key=lambda r: order[r.case]), tolerance)
@@ -97,6 +102,18 @@ def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
     graph, weights, name = model.graph(), weights_of(model), model.task.output
     params = {k: weights.numpy(k, v.dtype) for k, v in graph.params.items()}
     return {case: interpret(graph, given, params)[name] for case, given in inputs.items()}
+
+
+def _in_front(
+    model: Model, inputs: Mapping[str, Inputs], expected: Mapping[str, Array]
+) -> tuple[dict[str, Inputs], dict[str, Array]]:
+    """Inputs whose kept tokens stand at the front of each row, and what the reference gives for them.
+
+    A window counts columns: over a row with gaps it sees less than over one without.
+    """
+    front = {case: in_front(model, given) for case, given in inputs.items()}
+    moved = {c: given for c, given in front.items() if any((v != inputs[c][k]).any() for k, v in given.items())}
+    return front, {**expected, **_reference(model, moved)}
 
 
 def _compare(
@@ -174,7 +191,7 @@ def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str
         return
     yield "ort", run_runner(session, model)
     if session.contract.kind == "decoder":
-        yield "ort session", step_runner(session, model)
+        yield SESSION, step_runner(session, model)
 
 
 def run_runner(session: Session, model: Model) -> Runner:
@@ -193,31 +210,47 @@ def run_runner(session: Session, model: Model) -> Runner:
     return run
 
 
+def along(model: Model) -> set[str]:
+    """Inputs with an entry for each token of the stream, its mask and positions left out."""
+    stream = model.task.stream
+    assert stream is not None
+    found = {k for k, v in model.graph().inputs.items() if stream.length in v.type.symbols}
+    return found - {stream.mask, stream.positions}
+
+
+def in_front(model: Model, inputs: Inputs) -> Inputs:
+    """The same rows with the tokens that the mask keeps at their front, and padding behind."""
+    stream, mask = model.task.stream, valid(model.task, inputs)
+    assert stream is not None
+    order = np.argsort(~mask, axis=1, kind="stable")
+
+    def moved(x: Array) -> Array:
+        return np.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)
+
+    now = {k: moved(inputs[k]) for k in along(model)} | {stream.mask: moved(mask).astype(np.int64)}
+    now[stream.positions] = positions(now[stream.mask])
+    return {k: now.get(k, v) for k, v in inputs.items()}
+
+
 def step_runner(session: Session, model: Model) -> Runner:
-    """A built folder as it generates: prompts without their padding, shared buffers, one token a step.
+    """A built folder as it generates: prompts padded on the right, shared buffers, one token a step.
 
     Logits of the first span come from prompts of 1, 2, 3... tokens; those of the others from single steps.
     """
-    graph, task = model.graph(), model.task
+    graph, task, moving = model.graph(), model.task, along(model)
     stream, output = task.stream, graph.outputs[task.output]
     assert stream is not None
-    moving = {k for k, v in graph.inputs.items() if stream.length in v.type.symbols} - {stream.mask, stream.positions}
 
     def run(inputs: Inputs, spans: Spans) -> Array:
         mask = valid(task, inputs)
-        prompts = np.maximum(mask[:, : spans[0][1]].sum(1), 1)
-        counts = mask.sum(1)
-        sizes = (n for n in output.shape[2:] if isinstance(n, int))
-        found: Array = np.zeros((*mask.shape, *sizes), np.float32)
-        # Tokens that the mask keeps, moved to the front of each row.
-        order = np.argsort(~mask, axis=1, kind="stable")
-        front = {k: np.take_along_axis(v, order.reshape(*order.shape, *[1] * (v.ndim - 2)), 1)
-                 for k, v in inputs.items() if k in moving}  # fmt: skip
+        counts, prompts = mask.sum(1), np.maximum(mask[:, : spans[0][1]].sum(1), 1)
+        found: Array = np.zeros((*mask.shape, *(n for n in output.shape[2:] if isinstance(n, int))), np.float32)
 
         def keep(logits: Array, lengths: Array, longest: Array) -> None:
-            for row in np.flatnonzero(lengths <= longest):
-                found[row, np.flatnonzero(mask[row])[lengths[row] - 1]] = logits[row]
+            rows = np.flatnonzero(lengths <= longest)
+            found[rows, lengths[rows] - 1] = logits[rows]
 
+        front = {k: inputs[k] for k in moving}
         fixed = {k: v for k, v in inputs.items() if k not in {*moving, *stream.names}}
         if session.contract.encoder:
             session.encode(fixed)
