@@ -37,10 +37,6 @@ class Listening:
         self.session, self.features, self.always, self.first = session, features, list(always), list(first)
 
     @property
-    def owner(self) -> object:
-        return self.session.owner
-
-    @property
     def lengths(self) -> Array:
         return self.session.lengths
 

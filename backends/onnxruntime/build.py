@@ -13,6 +13,7 @@ from ...frontends.dsl import Model
 from ...frontends.huggingface import write_companions
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
+from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
@@ -154,6 +155,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         output=model.task.output if is_model else next(iter(last.outputs)),
         bounds=bounds_of(*variants.graphs.values()),
         unread=tuple(k for k in graph.inputs if all(k not in g.inputs for g in variants.graphs.values())),
+        zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
         positions=positions if counted else 0,
         rows=ROWS in last.inputs,
         disabled_optimizers=choices_of(target.provider).disabled_optimizers,

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+from ...frontends.task import LOGITS, TOKEN_TYPES
 from ...ir.errors import ConfigError, MonographError
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
 
 FILE = "monograph.json"
 VERSION = 2
-
-TOKEN_TYPES = "token_type_ids"
-"""Which part of a pair each token belongs to."""
 
 Types = Mapping[str, TensorType]
 
@@ -51,7 +49,7 @@ class Contract:
     stream: Stream | None = None
     alone: str = ""
     inputs: Mapping[str, Types] = field(default_factory=dict[str, Types])
-    output: str = "logits"
+    output: str = LOGITS
     positions: int = 0
     rows: bool = False
     zeros: tuple[str, ...] = (TOKEN_TYPES,)
