@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.cache import CacheAppend, CacheRead
 from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
@@ -72,8 +73,12 @@ def _ends_with(node: Node, x: Value, axis: int) -> bool:
 
 
 def _mixes(node: Node, length: str) -> bool:
-    """Whether a node other than attention reads from token to token."""
-    if node.op.compacts or not any(_over_tokens(v, length) for v in node.arguments):
+    """Whether a node other than attention reads from token to token; a cache only keeps them for who reads it."""
+    if (
+        isinstance(node.op, (CacheAppend, CacheRead))
+        or node.op.compacts
+        or not any(_over_tokens(v, length) for v in node.arguments)
+    ):
         return False
     for link in node.op.links(*node.operands, **node.attributes):
         given = node.operands[link.operand]
