@@ -115,7 +115,7 @@ def _row(shards: Shards, start: int, length: int) -> Batch:
     inputs[:here] = ids[:here]
     documents[:here] = np.cumsum(np.concatenate([[False], ~same]))[:here]
     begins = np.flatnonzero(np.concatenate([[True], np.diff(documents) != 0]))
-    positions[:] = np.arange(length) - np.repeat(begins, np.diff([*begins, length]))
+    positions[:] = np.arange(length) - np.repeat(begins, np.diff(begins, append=length))
     mask = (documents >= 0).astype(np.int64)
     return {
         "input_ids": inputs,

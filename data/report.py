@@ -222,7 +222,7 @@ def _duplicates(value: dict[str, Any]) -> str:
 
 def _histogram(value: dict[str, Any]) -> str:
     counts, most = value["counts"], max(value["counts"])
-    rows = []
+    rows: list[str] = []
     for i, n in enumerate(counts):
         y, width = 18 * i, 420 * n / most
         rows.append(f'<text x="90" y="{y + 12}" text-anchor="end">{1 << i:,}-{(2 << i) - 1:,}</text>')

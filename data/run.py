@@ -25,6 +25,7 @@ from .parts import Parts
 from .readers import find, plan, to_json
 from .recipe import Recipe, digest
 from .shards import SPLITS, Shards
+from .tables import is_table
 
 FORMAT = 1
 """Raised when a stage gives another result for the same input: older runs are then not gone on with."""
@@ -306,7 +307,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
+    if is_table(before) and is_table(now):
         keys = dict.fromkeys([*before, *now])
         return [line for k in keys for line in _differences(before.get(k), now.get(k), f"{name}.{k}".lstrip("."))]
     return [] if before == now else [f"{name} was {before!r} and is {now!r}"]

@@ -239,9 +239,7 @@ def test_a_recurrent_state_cannot_be_cut(built: Callable[[str], Built]) -> None:
     ids = ids_of(2, 6)
     session.prefill(ids[:, :3], [3, 3])
     session.truncate([3, 3])
-    with pytest.raises(
-        RuntimeInputError, match=r"past_state.0.h is one state and no past: the 3 tokens of row 0 stay read"
-    ):
+    with pytest.raises(RuntimeInputError, match=r"past_state.0.h is one state and no past: the 3 tokens of row 0 stay read"):
         session.truncate([2, 3])
     close(session.append(ids[:, 3:]), b.logits(ids)[:, -1])
     assert session.contract.positions == 0 and session.contract.kind == "decoder"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +47,7 @@ def read_text(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def placed(files: Iterable[str | Path]) -> Iterator[None]:
+def placed(files: Iterable[str | Path]) -> Generator[None]:
     """Name the files in an error about what they hold together."""
     try:
         yield

@@ -54,12 +54,11 @@ def encode_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
 
     Of conversations only the last answer counts. Raises CorpusError for another shape.
     """
-    prompt, *answers = (row.get(k) for k in ("prompt", "chosen", "rejected"))
-    if all(isinstance(x, str) for x in (prompt, *answers)):
-        chosen, rejected = (encode_completion(tokenizer, row["prompt"], a) for a in answers)
-        return chosen, rejected
-    if all(map(is_messages, answers)) and (prompt is None or is_messages(prompt)):
-        chosen, rejected = (_last_answer(encode_chat(tokenizer, [*(prompt or []), *a])) for a in answers)
+    prompt, good, bad = (row.get(k) for k in ("prompt", "chosen", "rejected"))
+    if isinstance(prompt, str) and isinstance(good, str) and isinstance(bad, str):
+        return encode_completion(tokenizer, prompt, good), encode_completion(tokenizer, prompt, bad)
+    if is_messages(good) and is_messages(bad) and (prompt is None or is_messages(prompt)):
+        chosen, rejected = (_last_answer(encode_chat(tokenizer, [*(prompt or []), *a])) for a in (good, bad))
         return chosen, rejected
     raise CorpusError(
         f"has keys {', '.join(row) or 'none'}; expected prompt, chosen and rejected, as texts or messages"

@@ -17,6 +17,7 @@ from .log import perplexity
 from .loss import with_loss
 from .objective import Objective, shares_of
 from .source import Source
+from .torch_typed import from_array
 
 Metrics = Callable[[Model], Mapping[str, float]]
 """What a user measures of the model as it is, by name."""
@@ -95,7 +96,7 @@ class Evaluator:
 
     def _hits(self, batch: Batch) -> tuple[int, int]:
         """(labels that have the highest logit, labels that count)."""
-        labels = torch.from_numpy(batch["labels"])
+        labels = from_array(batch["labels"])
         found, counts = self._answers(batch)["logits"].argmax(-1).cpu(), labels != IGNORED
         return int(((found == labels) & counts).sum()), int(counts.sum())
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
 from ..data.batch import IGNORED, Batch
 from ..data.byte_level import encode_plain
 from ..data.errors import CorpusError
+from ..data.tables import is_list, is_table
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
 from .ragged import parse
@@ -55,13 +56,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def _object(line: str, place: str) -> dict[str, Any]:
     found = parse(line, place)
-    if not isinstance(found, dict):
+    if not is_table(found):
         raise CorpusError(f"is a JSON {type(found).__name__}, not an object", place=place)
-    return found
+    return dict(found)
 
 
-def is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+def is_messages(value: Any) -> TypeGuard[Messages]:
+    return is_list(value) and bool(value) and all(is_table(m) and "role" in m for m in value)
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Messages) -> Row:
@@ -96,11 +97,12 @@ def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str) -> Row
 
 def encode_row(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
     """{"messages": [{"role", "content"}]} or {"prompt": text, "completion": text}. Raises CorpusError for others."""
-    if is_messages(row.get("messages")):
-        return encode_chat(tokenizer, row["messages"])
+    messages = row.get("messages")
+    if is_messages(messages):
+        return encode_chat(tokenizer, messages)
     prompt, completion = row.get("prompt"), row.get("completion")
     if is_messages(prompt) and is_messages(completion):
-        return encode_chat(tokenizer, [*row["prompt"], *row["completion"]])
+        return encode_chat(tokenizer, [*prompt, *completion])
     if isinstance(prompt, str) and isinstance(completion, str):
         return encode_completion(tokenizer, prompt, completion)
     raise CorpusError(f"has keys {', '.join(row) or 'none'}; expected messages, or prompt and completion")

@@ -147,7 +147,11 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The labels of rows: numbers in their order, anything else by the alphabet."""
     found = {label for label, _ in rows}
     whole = all(label.isdecimal() for label in found)
-    return tuple(sorted(found, key=(lambda name: (int(name), name)) if whole else None))
+    return tuple(sorted(found, key=_by_number if whole else None))
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return int(name), name
 
 
 def hold_out(rows: Sequence[Row], share: float) -> set[str]:

@@ -200,8 +200,9 @@ class Masked:
     def _row(self, stream: Stream, at: int, width: int, rng: np.random.Generator) -> Batch:
         """One row [S] with its labels; padded on the right where the stream ends."""
         t = self.tokenizer
+        assert t.cls_id is not None and t.sep_id is not None
         ids, words = stream.window(at, min(at + width, len(stream)))
-        row = np.concatenate([[t.cls_id], ids, [t.sep_id]]).astype(np.int64)
+        row: Array = np.concatenate([np.array([t.cls_id]), ids, np.array([t.sep_id])]).astype(np.int64)
         words = np.concatenate([[0], words + 1, [0]]) if self.whole_word else np.arange(len(row))
         free = ~np.isin(row, list(t.special_ids))
         chosen = choose(free, words, self.share, rng)

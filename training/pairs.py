@@ -142,10 +142,11 @@ class Pairs:
 
     def _batch(self, part: Part, rows: Array) -> Batch:
         end, fill = self.tokenizer.eos_id, self.tokenizer.pad_id or 0
+        assert end is not None
         targets = [part.target[i].astype(np.int64) for i in rows]
         source = padded([part.source[i] for i in rows], fill)
-        target = padded([np.concatenate([[self.start], t]) for t in targets], fill)
-        labels = padded([np.concatenate([t, [end]]) for t in targets], IGNORED)[0]
+        target = padded([np.concatenate([np.array([self.start]), t]) for t in targets], fill)
+        labels = padded([np.concatenate([t, np.array([end])]) for t in targets], IGNORED)[0]
         names = ("input_ids", "attention_mask", "position_ids")
         return {
             **dict(zip(names, source, strict=True)),

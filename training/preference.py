@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -73,7 +73,7 @@ class PreferenceLoss:
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def _evaluating(module: torch.nn.Module) -> Generator[None]:
     """Dropout is off inside the block; a module has no other way to be told than its mode."""
     training = module.training
     module.eval()
