@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import Batch
+from ..data.batch import IGNORED, LABELS, Batch, token_inputs
 from ..data.byte_level import encode_plain, train_tokenizer
 from ..data.errors import CorpusError
 from ..data.passages import passage_key, passages, portions
@@ -195,10 +195,8 @@ def make_batch(rows: Array) -> Batch:
     x, y = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
     positions = np.broadcast_to(np.arange(x.shape[1], dtype=np.int64), x.shape)
     return {
-        "input_ids": np.maximum(x, 0),
-        "attention_mask": (x >= 0).astype(np.int64),
-        "position_ids": np.ascontiguousarray(positions),
-        "labels": np.where(y >= 0, y, -100),
+        **token_inputs(np.maximum(x, 0), (x >= 0).astype(np.int64), np.ascontiguousarray(positions)),
+        LABELS: np.where(y >= 0, y, IGNORED),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
-from ..data.batch import IGNORED, Batch
+from ..data.batch import IGNORED, LABELS, Batch, token_inputs
 from ..data.byte_level import encode_plain
 from ..data.errors import CorpusError
 from ..data.tables import is_list, is_table
@@ -211,8 +211,6 @@ def pad(rows: Sequence[Row]) -> Batch:
         labels[i, :n] = np.where(r.said[1:], r.ids[1:], IGNORED)
     positions = np.broadcast_to(np.arange(length, dtype=np.int64), ids.shape)
     return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": np.ascontiguousarray(positions),
-        "labels": labels,
+        **token_inputs(ids, mask, np.ascontiguousarray(positions)),
+        LABELS: labels,
     }

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import Batch
+from ..data.batch import LABELS, Batch, token_inputs
 from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
+from ..frontends.task import TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.tensors import Array
@@ -128,11 +129,9 @@ class Labelled:
         texts = [cut(part.texts[i], length, tail) for i in rows]
         ids, mask, positions = padded(texts, self.tokenizer.pad_id or 0)
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "token_type_ids": np.zeros_like(ids),
-            "labels": part.labels[rows],
+            **token_inputs(ids, mask, positions),
+            TOKEN_TYPES: np.zeros_like(ids),
+            LABELS: part.labels[rows],
         }
 
 

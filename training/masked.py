@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..data.batch import IGNORED, Batch, check_tokenizer
+from ..data.batch import IGNORED, LABELS, Batch, check_tokenizer, token_inputs
 from ..data.errors import CorpusError
 from ..data.passages import portions
 from ..data.shards import Shards
 from ..data.tokenizers import document_end
 from ..data.tokenizers import train as train_tokenizer
+from ..frontends.task import TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.tensors import Array
@@ -209,12 +210,11 @@ class Masked:
         labels = np.where(chosen, row, IGNORED)
         row = hide(row, chosen, int(t.mask_id or 0), _ordinary(t.size, t.special_ids), rng)
         size, rest = width + 2, width + 2 - len(row)
+        ids = np.pad(row, (0, rest), constant_values=t.pad_id or 0)
         return {
-            "input_ids": np.pad(row, (0, rest), constant_values=t.pad_id or 0),
-            "attention_mask": np.pad(np.ones(len(row), np.int64), (0, rest)),
-            "position_ids": np.arange(size),
-            "token_type_ids": np.zeros(size, np.int64),
-            "labels": np.pad(labels, (0, rest), constant_values=IGNORED),
+            **token_inputs(ids, np.pad(np.ones(len(row), np.int64), (0, rest)), np.arange(size)),
+            TOKEN_TYPES: np.zeros(size, np.int64),
+            LABELS: np.pad(labels, (0, rest), constant_values=IGNORED),
         }
 
 

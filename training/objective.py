@@ -10,7 +10,7 @@ import torch
 from ..data.batch import Batch, labels_of, split_rows
 from ..ir.graph import Graph
 from .learner import Learner
-from .loss import with_loss
+from .loss import LOSS, with_loss
 from .world import World
 
 
@@ -60,7 +60,7 @@ class LabelLoss:
 
     def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
         with learner.autocast():
-            return learner.forward(**learner.inputs_of(batch))["loss"]
+            return learner.forward(**learner.inputs_of(batch))[LOSS]
 
     def count(self, batch: Batch) -> int:
         return labels_of(batch)

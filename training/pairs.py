@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import IGNORED, Batch
+from ..data.batch import IGNORED, LABELS, Batch, token_inputs
 from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
+from ..ir.slots import TARGETS
 from ..ir.tensors import Array
 from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
@@ -147,11 +148,10 @@ class Pairs:
         source = padded([part.source[i] for i in rows], fill)
         target = padded([np.concatenate([np.array([self.start]), t]) for t in targets], fill)
         labels = padded([np.concatenate([t, np.array([end])]) for t in targets], IGNORED)[0]
-        names = ("input_ids", "attention_mask", "position_ids")
         return {
-            **dict(zip(names, source, strict=True)),
-            **dict(zip((f"decoder_{n}" for n in names), target, strict=True)),
-            "labels": labels,
+            **token_inputs(*source),
+            **token_inputs(*target, TARGETS),
+            LABELS: labels,
         }
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from ...backends.torch import to_inputs, to_torch
-from ...data.batch import IGNORED
+from ...data.batch import IGNORED, LABELS
 from ...frontends.dsl import Model, load_family
 from ...ir.cost import at, flops_of
 from ...ir.errors import ConfigError, did_you_mean
 from ...ir.files import staged
 from ...ir.graph import Graph
+from ...ir.slots import TOKENS
 from ...ir.types import Dim, DimLike
 from ...passes import pipelines
 from ..corpus import Corpus, make_batch
@@ -168,8 +169,8 @@ def table_loss(model: NGram, corpus: Corpus, batch: int, length: int) -> float:
     """Mean loss in nats over the same labels and with the same contexts as the neural models have."""
     total, count = 0.0, 0
     for rows in corpus.held_out_batches(batch, length):
-        labels = rows["labels"]
-        tokens = np.concatenate([rows["input_ids"][:, :1], np.where(labels == IGNORED, 0, labels)], axis=1)
+        labels = rows[LABELS]
+        tokens = np.concatenate([rows[TOKENS.ids][:, :1], np.where(labels == IGNORED, 0, labels)], axis=1)
         scores = model.log_probabilities(tokens)[:, 1:]
         total -= float(scores[labels != IGNORED].sum())
         count += int((labels != IGNORED).sum())
