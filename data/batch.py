@@ -46,7 +46,7 @@ def tokens_of(batch: Batch) -> int:
     return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
 
 
-def split_rows(batch: Batch, parts: int) -> Sequence[Batch]:
+def divided(batch: Batch, parts: int) -> Sequence[Batch]:
     """The rows of a batch in at most `parts` nearly equal parts, in order."""
     if parts == 1:
         return [batch]

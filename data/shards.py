@@ -22,7 +22,7 @@ from .files import read_json, write_json
 from .tables import is_table
 
 FORMAT = "monograph-shard-1"
-SPLITS: tuple[str, ...] = ("train", "held_out")
+SIDES: tuple[str, ...] = ("train", "held_out")
 KINDS = ("tokens", "offsets")
 VERIFIED = ".verified.json"
 _FIELDS = {"format": str, "split": str, "documents": int, "tokens": int, "dtype": str, "vocab": int, "tokenizer": str}

@@ -18,11 +18,11 @@ from .instruct import (
     encode_chat,
     encode_completion,
     encode_rows,
+    hold_out_rows,
     is_messages,
     pad,
     read_jsonl,
     shuffled,
-    split_rows,
 )
 
 Pair = tuple[Row, Row]
@@ -88,7 +88,7 @@ class Preferences:
         tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, held_out: float = 0.0, place: str = ""
     ) -> Preferences:
         """From parsed rows (see `encode_pair`); the share `held_out` is taken from the end. Raises CorpusError."""
-        return Preferences(tokenizer, *split_rows(encode_rows(tokenizer, rows, encode_pair, place), held_out))
+        return Preferences(tokenizer, *hold_out_rows(encode_rows(tokenizer, rows, encode_pair, place), held_out))
 
     @staticmethod
     def read(tokenizer: Tokenizer, path: str | Path, *, held_out: float = 0.0) -> Preferences:
@@ -118,8 +118,8 @@ class Preferences:
 
 def _usable(pairs: Sequence[Pair], length: int) -> list[Pair]:
     """Pairs that differ in what counts within `length` tokens, both sides having some. Raises CorpusError if none."""
-    cut = [(a.cut(length), b.cut(length)) for a, b in pairs]
-    kept = [(a, b) for a, b in cut if a.learns and b.learns and a != b]
+    short = [(a.truncated(length), b.truncated(length)) for a, b in pairs]
+    kept = [(a, b) for a, b in short if a.learns and b.learns and a != b]
     if not kept:
         raise CorpusError(f"none of {len(pairs)} pairs differs within its first {length} tokens")
     return kept

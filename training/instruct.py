@@ -27,7 +27,7 @@ class Row:
     ids: tuple[int, ...]
     said: tuple[bool, ...]
 
-    def cut(self, length: int) -> Row:
+    def truncated(self, length: int) -> Row:
         """At most `length` tokens and the one that follows them."""
         return Row(self.ids[: length + 1], self.said[: length + 1])
 
@@ -138,7 +138,7 @@ class Instructions:
     ) -> Instructions:
         """From parsed rows (see `encode_row`); the share `held_out` is taken from the end. Raises CorpusError."""
         encoded = encode_rows(tokenizer, rows, encode_row, place)
-        return Instructions(tokenizer, *split_rows(encoded, held_out))
+        return Instructions(tokenizer, *hold_out_rows(encoded, held_out))
 
     @staticmethod
     def read(tokenizer: Tokenizer, path: str | Path, *, held_out: float = 0.0) -> Instructions:
@@ -169,7 +169,7 @@ class Instructions:
             yield pad(rows[i : i + batch])
 
 
-def split_rows(rows: Sequence[Any], held_out: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def hold_out_rows(rows: Sequence[Any], held_out: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """(training rows, held-out rows): those at the end. Raises CorpusError if a part that is needed would be empty."""
     if not 0 <= held_out < 1:
         raise CorpusError(f"the held-out share is {held_out}, expected at least 0 and less than 1")
@@ -181,7 +181,7 @@ def split_rows(rows: Sequence[Any], held_out: float) -> tuple[tuple[Any, ...], t
 
 def usable(rows: Sequence[Row], length: int) -> list[Row]:
     """Rows cut to `length`, without those of which nothing that counts is left. Raises CorpusError if none is."""
-    kept = [short for row in rows if (short := row.cut(length)).learns]
+    kept = [short for row in rows if (short := row.truncated(length)).learns]
     if not kept:
         raise CorpusError(f"none of {len(rows)} rows has a token to learn within its first {length}")
     return kept

@@ -24,7 +24,7 @@ Row = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Part:
+class EncodedTexts:
     """Encoded texts, with the special tokens around them, and the number of the label of each, i64."""
 
     texts: Ragged
@@ -42,8 +42,8 @@ class Labelled:
     """
 
     tokenizer: Tokenizer
-    train: Part
-    held_out: Part
+    train: EncodedTexts
+    held_out: EncodedTexts
     labels: tuple[str, ...]
     removed: int = 0
     task: ClassVar[str] = "sequence-classification"
@@ -77,7 +77,7 @@ class Labelled:
         if tokenizer is None:
             tokenizer = train_tokenizer(kind, (text for _, text in parts[0]), vocab, "masked-lm")
         train, rest = (
-            Part(
+            EncodedTexts(
                 Ragged.of(encode_all(tokenizer, [text for _, text in p], add_special=True), tokenizer.size),
                 np.array([number[label] for label, _ in p], np.int64),
             )
@@ -119,14 +119,14 @@ class Labelled:
         part = self.held_out
         return once(self._lengths(part, length), batch, lambda i: self._batch(part, i, length))
 
-    def _lengths(self, part: Part, length: int) -> tuple[Array]:
+    def _lengths(self, part: EncodedTexts, length: int) -> tuple[Array]:
         return (np.minimum(part.texts.lengths, length),)
 
-    def _batch(self, part: Part, rows: Array, length: int) -> Batch:
+    def _batch(self, part: EncodedTexts, rows: Array, length: int) -> Batch:
         tail = self.tokenizer.tail
         if length <= tail + 1:
             raise CorpusError(f"length is {length}, which leaves no room for a text beside its special tokens")
-        texts = [cut(part.texts[i], length, tail) for i in rows]
+        texts = [truncated(part.texts[i], length, tail) for i in rows]
         ids, mask, positions = padded(texts, self.tokenizer.pad_id or 0)
         return {
             **token_inputs(ids, mask, positions),
@@ -135,7 +135,7 @@ class Labelled:
         }
 
 
-def cut(ids: Array, length: int, tail: int) -> Array:
+def truncated(ids: Array, length: int, tail: int) -> Array:
     """At most `length` ids; a text that is too long loses its end, but not the `tail` special tokens after it."""
     if len(ids) <= length:
         return ids

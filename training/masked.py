@@ -20,7 +20,7 @@ from ..frontends.task import TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.tensors import Array
-from .corpus import placed, read_text, split_texts
+from .corpus import hold_out_texts, placed, read_text
 
 MASKED, RANDOM = 0.8, 0.1
 """Of the chosen tokens: share that becomes the mask token, share that becomes any token. The rest stays."""
@@ -113,13 +113,13 @@ class Masked:
         share: float = 0.15,
         whole_word: bool = False,
     ) -> Masked:
-        """From texts, whose ends are held out as `split_texts` does. tokenizer: None trains one of `kind`.
+        """From texts, whose ends are held out as `hold_out_texts` does. tokenizer: None trains one of `kind`.
 
         Raises CorpusError if there is no text, ConfigError for a tokenizer without [CLS], [SEP] and [MASK].
         """
         if not any(t.strip() for t in texts):
             raise CorpusError(f"{len(texts)} texts hold nothing but white space")
-        parts = split_texts(texts, held_out)
+        parts = hold_out_texts(texts, held_out)
         if tokenizer is None:
             tokenizer = train_tokenizer(kind, [a for a, _ in parts], vocab, "masked-lm")
         train, kept = (Encoded.of(tokenizer, [pair[side] for pair in parts]) for side in (0, 1))
@@ -170,13 +170,13 @@ class Masked:
             raise CorpusError(f"the training part has {len(self.train)} tokens, fewer than the {width} of a row")
 
         @lru_cache(maxsize=1)
-        def plan(turn: int) -> Array:
+        def order_of(turn: int) -> Array:
             rng = np.random.default_rng([seed, turn])
             return rng.permutation(count) * width + rng.integers(len(self.train) - count * width + 1)
 
         step = start
         while True:
-            places = [plan(i // count)[i % count] for i in range(step * batch, (step + 1) * batch)]
+            places = [order_of(i // count)[i % count] for i in range(step * batch, (step + 1) * batch)]
             rng = np.random.default_rng([seed, step, 1])
             yield _stack([self._row(self.train, int(at), width, rng) for at in places])
             step += 1

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from ..data.batch import Batch, labels_of, split_rows
+from ..data.batch import Batch, divided, labels_of
 from ..ir.graph import Graph
 from .learner import Learner
 from .loss import LOSS, with_loss
@@ -66,7 +66,7 @@ class LabelLoss:
         return labels_of(batch)
 
     def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
-        return split_rows(batch, number)
+        return divided(batch, number)
 
 
 def shares_of(objective: Objective, world: World, batch: Batch, number: int) -> list[tuple[Batch, int]]:

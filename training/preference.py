@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..data.batch import LABELS, Batch, split_rows
+from ..data.batch import LABELS, Batch, divided
 from ..frontends.dsl import Model
 from ..frontends.task import LOGITS
 from ..ir.errors import ConfigError
@@ -69,7 +69,7 @@ class PreferenceLoss:
         """Both halves are divided alike, so that a chosen answer stays with the rejected one."""
         middle = len(batch[LABELS]) // 2
         halves = ({k: v[:middle] for k, v in batch.items()}, {k: v[middle:] for k, v in batch.items()})
-        pairs = zip(*(split_rows(half, number) for half in halves), strict=True)
+        pairs = zip(*(divided(half, number) for half in halves), strict=True)
         return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in pairs]
 
 

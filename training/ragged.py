@@ -141,12 +141,12 @@ def endless(lengths: tuple[Array, ...], batch: int, seed: int, start: int, make:
     per_pass = max(len(lengths[0]) // batch, 1)
 
     @lru_cache(maxsize=1)
-    def plan(turn: int) -> Array:
+    def order_of(turn: int) -> Array:
         return order(lengths, batch, seed, turn)
 
     step = start
     while True:
-        yield make(plan(step // per_pass)[step % per_pass])
+        yield make(order_of(step // per_pass)[step % per_pass])
         step += 1
 
 
