@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.slots import TARGETS, TOKENS, Stream
@@ -13,8 +14,6 @@ from ..ir.tensors import Array
 
 IGNORED = -100
 """Label of positions that do not count."""
-
-LABELS = "labels"
 
 Batch = dict[str, Array]
 """Inputs of the graph by name and `labels`, i64, first axis the rows; IGNORED labels do not count.

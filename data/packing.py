@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..passes.document_mask import DOCUMENTS
-from .batch import IGNORED, LABELS, Batch, check_tokenizer, token_inputs
+from .batch import IGNORED, Batch, check_tokenizer, token_inputs
 from .errors import DataError
 from .shards import Shards
 

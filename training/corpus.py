@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import IGNORED, LABELS, Batch, token_inputs
+from ..data.batch import IGNORED, Batch, token_inputs
 from ..data.byte_level import encode_plain, train_tokenizer
 from ..data.errors import CorpusError
 from ..data.passages import passage_key, passages, portions
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.files import staged

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.batch import IGNORED, LABELS, Batch, check_tokenizer, divided, labels_of
+from ..data.batch import IGNORED, Batch, check_tokenizer, divided, labels_of
 from ..frontends.dsl import Model
-from ..frontends.task import LOGITS
+from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from .frozen_model import frozen_module

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..data.batch import IGNORED, LABELS, Batch
+from ..data.batch import IGNORED, Batch
 from ..frontends.dsl import Model
-from ..frontends.task import LOGITS
+from ..frontends.task import LABELS, LOGITS
 from .layout import Layout, local
 from .learner import Learner
 from .log import perplexity

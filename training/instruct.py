@@ -9,10 +9,11 @@ from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
-from ..data.batch import IGNORED, LABELS, Batch, token_inputs
+from ..data.batch import IGNORED, Batch, token_inputs
 from ..data.byte_level import encode_plain
 from ..data.errors import CorpusError
 from ..data.tables import is_list, is_table
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
 from .ragged import parse

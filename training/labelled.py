@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import LABELS, Batch, token_inputs
+from ..data.batch import Batch, token_inputs
 from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
-from ..frontends.task import TOKEN_TYPES
+from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.tensors import Array

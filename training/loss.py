@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..data.batch import IGNORED, LABELS
-from ..frontends.task import LOGITS
+from ..data.batch import IGNORED
+from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import MonographError
 from ..ir.graph import Graph, building
 from ..ir.ops import cast, cross_entropy

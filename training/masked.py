@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..data.batch import IGNORED, LABELS, Batch, check_tokenizer, token_inputs
+from ..data.batch import IGNORED, Batch, check_tokenizer, token_inputs
 from ..data.errors import CorpusError
 from ..data.passages import portions
 from ..data.shards import Shards
 from ..data.tokenizers import document_end
 from ..data.tokenizers import train as train_tokenizer
-from ..frontends.task import TOKEN_TYPES
+from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.tensors import Array

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..data.batch import LABELS, Batch, divided
+from ..data.batch import Batch, divided
 from ..frontends.dsl import Model
-from ..frontends.task import LOGITS
+from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from .dpo import dpo_loss, log_probabilities

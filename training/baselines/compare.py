@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ...backends.torch import to_inputs, to_torch
-from ...data.batch import IGNORED, LABELS
+from ...data.batch import IGNORED
 from ...frontends.dsl import Model, load_family
+from ...frontends.task import LABELS
 from ...ir.cost import at, flops_of
 from ...ir.errors import ConfigError, did_you_mean
 from ...ir.files import staged
@@ -45,7 +46,6 @@ MEASUREMENTS = 6
 """How often the held-out loss is taken in a run."""
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)
-_PASTS = ("past_key_values.", "past_state.")
 
 
 @dataclass(frozen=True)
@@ -271,9 +271,8 @@ def costs(model: Model, contexts: Sequence[int]) -> list[Point]:
     graph, decode = model.graph(), pipelines.decode(model.graph())
     whole, step = flops_of(pipelines.encode(graph), B=1), flops_of(decode)
     state: DimLike = 0
-    for k, v in decode.inputs.items():
-        if k.startswith(_PASTS):
-            state = state + v.type.bytes
+    for slot in decode.slots:
+        state = state + slot.type.bytes
     module = to_torch(pipelines.encode(graph), model.weights).eval()
     points: list[Point] = []
     for n in contexts:
