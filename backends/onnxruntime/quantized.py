@@ -27,7 +27,7 @@ _BLOCKS = (16, 32, 64, 128, 256)
 
 
 class OrtPackCodes(Op):
-    """Codes i8 [rows, blocks, block] around 0 as bytes around the middle, 4-bit ones two to a byte. Stored, never run."""
+    """Codes i8 [rows, blocks, block] around 0 as bytes around the middle, 4-bit ones in pairs. Stored, never run."""
 
     shard = needs_all
     flops = unmoved

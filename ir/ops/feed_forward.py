@@ -128,6 +128,15 @@ def activate(x: Value, activation: str) -> Value:
     return silu(x) if activation == "silu" else relu(x)
 
 
+def activate_in_onnx(op: Any, x: Any, activation: str) -> Any:
+    """The same in an ONNX lowering."""
+    if activation == "silu":
+        return op.Mul(x, op.Sigmoid(x))
+    return (
+        op.Relu(x) if activation == "relu" else op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    )
+
+
 class FeedForward(Op):
     """linear(act(linear(x, w_up, b_up)), w_down, b_down). (Vaswani et al. 2017)"""
 
