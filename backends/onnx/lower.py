@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnx_ir
@@ -170,7 +170,7 @@ def _lower(op: Builder, node: Node, operands: Sequence[Handle | None]) -> list[H
 
 
 def _stamped(node: Node, results: Any) -> list[Handle]:
-    handles: list[Handle] = list(results) if isinstance(results, tuple) else [results]
+    handles: list[Handle] = list(cast("tuple[Handle, ...]", results)) if isinstance(results, tuple) else [results]
     if len(handles) != len(node.outputs):
         raise LoweringError(f"{node.op.name} gave {len(handles)} ONNX values for {len(node.outputs)} outputs")
     for h, v in zip(handles, node.outputs, strict=True):

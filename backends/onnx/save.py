@@ -19,6 +19,7 @@ from ...passes.manager import Pipeline
 from .lower import lower
 from .rewrites import PORTABLE
 
+_checker: Any = onnx.checker
 Progress = Callable[[int, int, str], None]
 
 INLINE_BYTES = 1024
@@ -139,5 +140,5 @@ def export(
 ) -> Path:
     """Lower and save, then have ONNX's own checker read the result; gives the path of model.onnx."""
     path = save(lower(graph, weights, opset, pipeline=pipeline), folder, progress)
-    onnx.checker.check_model(str(path), full_check=True)
+    _checker.check_model(str(path), full_check=True)
     return path
