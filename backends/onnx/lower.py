@@ -17,11 +17,13 @@ from ...ir.weights import Computed, Tensor, is_computed, param_only
 from ...passes.encode import plain_again
 from ...passes.manager import Pipeline
 from .builder import Builder, Handle, UnavailableError
+from .metadata import metadata_of
 from .quantized import SINCE as BLOCKS_SINCE
 from .rewrites import PORTABLE
 from .tensors import dim_names, onnx_shape
 
 OLDEST_OPSET, NEWEST_OPSET = 20, onnx.defs.onnx_opset_version()
+PRODUCER = "monograph"
 _SMALL = 1 << 20
 """A weight expression below this many bytes is stored evaluated even where its parameters are stored too."""
 
@@ -185,7 +187,13 @@ def assemble(op: Builder, graph: Graph, outputs: Mapping[str, Handle]) -> onnx_i
         name=graph.name,
     )
     version = importlib.metadata.version("monograph")
-    return onnx_ir.Model(body, ir_version=_ir_version(op.opset), producer_name="monograph", producer_version=version)
+    return onnx_ir.Model(
+        body,
+        ir_version=_ir_version(op.opset),
+        producer_name=PRODUCER,
+        producer_version=version,
+        metadata_props=metadata_of(graph),
+    )
 
 
 def _ir_version(opset: int) -> int:
