@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .frontends.dsl import Model
+from .frontends.dsl import Model, Program
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import staged
@@ -45,6 +46,11 @@ def weights_of(model: Model) -> Weights:
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint="load a checkpoint, or train it")
     return model.weights
+
+
+def once(model: Model, dtype: DType = f32) -> Model:
+    """The same model with its graph made: whatever is done with it afterwards starts from a copy of that."""
+    return dataclasses.replace(model, source=Program(model.name, model.task, model.graph(dtype)))
 
 
 def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.GraphModule:

@@ -60,7 +60,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     text = "".join(f"The for statement {i} is used to iterate over the elements.\n\n" for i in range(300))
     names = readme.run({"steps=1000, batch=8": "steps=2, batch=2, length=16", "mg.python_topics()": repr(text)})
     assert names["parity"].passed
-    assert {r.backend for r in names["parity"].rows} == {"torch", "ort", "ort session"}
+    assert {r.backend for r in names["parity"].rows} == {"torch", "ort", "ort session", "ort chunks"}
     assert len(names["sample"].ids) == 40
     assert (tmp_path / "out" / "gpt" / "model.onnx").exists()
     place = next(n.location for n in names["model"].graph() if n.op.name == "attention")
@@ -91,7 +91,7 @@ def test_the_parity_table_of_every_kind_of_model(family: str) -> None:
     model.weights = Weights.initialize(model.graph(), seed=1)
     parity = verify(model)
     generates = model.task in ("causal-lm", "seq2seq-lm")
-    assert {r.backend for r in parity.rows} == {"torch", "onnx", "ort"} | ({"ort session"} if generates else set())
+    assert {r.backend for r in parity.rows} == {"torch", "onnx", "ort"} | ({"ort session", "ort chunks"} if generates else set())
     assert any("decode" in r.case for r in parity.rows) == generates
     assert parity.passed
     assert all(r.difference < 1e-5 and r.scale > 0.01 for r in parity.rows)
