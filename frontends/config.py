@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from ..ir.errors import ConfigError, did_you_mean
 
 _NOTES = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version _name_or_path _commit_hash name_or_path "
-    "auto_map transformers.js_config unsloth_version unsloth_fixed is_llama_config quantization_source "
+    "architectures model_type torch_dtype dtype transformers_version _name_or_path tokenizer_class _commit_hash "
+    "name_or_path auto_map transformers.js_config unsloth_version unsloth_fixed is_llama_config quantization_source "
     "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id "
     "decoder_start_token_id forced_bos_token_id forced_eos_token_id id2label label2id num_labels problem_type "
     "task_specific_params finetuning_task is_decoder is_encoder_decoder".split()
@@ -48,9 +48,12 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 """Keys that change what a model computes, with the values that it is computed by here (None always is one)."""
 
 
-def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None) -> Any:
-    """A config field read from `hf` in config.json, or from `<architecture>.<gguf>` in a GGUF file."""
-    return field(default=default, metadata={"hf": hf, "gguf": gguf})
+def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None, also: tuple[str, ...] = ()) -> Any:
+    """A config field read from `hf` in config.json, or from `<architecture>.<gguf>` in a GGUF file.
+
+    also: other names in config.json for the same thing.
+    """
+    return field(default=default, metadata={"hf": hf, "gguf": gguf, "also": also})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(key, field))
@@ -70,7 +73,8 @@ class Config:
         """Read config.json. Raises ConfigError listing every unknown key, missing key and wrong type."""
         fields = {f.metadata.get("hf", f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         only = {**ONLY, **cls.only}
-        problems = [
+        settings, problems = _one_name(settings, fields)
+        problems += [
             _refused(k, v, only, fields)
             for k, v in settings.items()
             if v is not None and k not in fields and k not in IGNORED and k not in cls.ignored
@@ -95,6 +99,19 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields under their config.json keys."""
         return {f.metadata.get("hf", f.name): getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+def _one_name(
+    settings: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """(settings under the first name that each field has, what is said twice and differs)."""
+    found, problems = dict(settings), list[str]()
+    for name, f in fields.items():
+        for other in f.metadata.get("also", ()):
+            value = found.pop(other, None)
+            if value is not None and found.setdefault(name, value) != value:
+                problems.append(f"{other!r} is {value!r}, but {name!r} is {found[name]!r}: they mean the same")
+    return found, problems
 
 
 def _refused(key: str, value: Any, only: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ir import Graph
 from ..ir.errors import ConfigError, WeightsError
-from ..ir.slots import Stream
+from ..ir.slots import TOKENS
 from ..ir.weights import Weights
 from .dsl import Config
 
@@ -32,12 +32,15 @@ def check_plausible(config: Config, weights: Weights) -> None:
         raise WeightsError(what, place=weights.place)
 
 
-def check_positions(graph: Graph, stream: Stream, positions: int) -> None:
-    """Refuse more positions than the rows of a learned table. Raises ConfigError with both numbers."""
-    given = graph.inputs.get(stream.positions)
-    for reader in given.users if given is not None else ():
-        table = next((v for v in reader.arguments if v.is_param and v.rank == 2), None)
-        rows = table.shape[0] if table is not None else positions
-        if table is not None and isinstance(rows, int) and rows < positions:
-            what = f"{positions} positions were asked for, but the model has learned {rows} ({table.name})"
-            raise ConfigError(what, place=graph.name)
+def learned_positions(graph: Graph) -> int | None:
+    """Rows of the table of learned positions, the smallest if there are several; None without such a table."""
+    given = graph.inputs.get((graph.stream or TOKENS).positions)
+    tables = [v for node in (given.users if given is not None else ()) for v in node.arguments if v.is_param]
+    return min((rows for v in tables if v.rank == 2 and isinstance(rows := v.shape[0], int)), default=None)
+
+
+def check_positions(graph: Graph, positions: int) -> None:
+    """Refuse more positions than the model has learned. Raises ConfigError with both numbers."""
+    learned = learned_positions(graph)
+    if learned is not None and positions > learned:
+        raise ConfigError(f"{positions} positions were asked for, but {graph.name} has learned {learned}")

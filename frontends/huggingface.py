@@ -60,7 +60,7 @@ def load_folder(
     if family is not None and model_type != family.name:
         raise ConfigError(f"has model_type {model_type!r}, not {family.name!r}", place=str(place))
     family = family or family_of(settings, task, str(place))
-    weights = _modern(Weights.open(folder))
+    weights = _modern(Weights.open(folder), family)
     settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
     model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
     check_plausible(model.config, weights)
@@ -107,7 +107,7 @@ def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tupl
     found = _named(model.weights, graph, family)
     if model.folder:
         # It may hold more than the model that was read from it (a pooler beside another head), or older weights.
-        found = _named(_modern(Weights.open(model.folder)), graph, family) | found
+        found = _named(_modern(Weights.open(model.folder), family), graph, family) | found
     drawn = [k for k in graph.params if k not in found and _matches(k, heads)]
     fresh = Weights.initialize(graph, seed)
     made.weights = _fitted(found | Weights({k: fresh[k] for k in drawn}), made, family)
@@ -122,9 +122,9 @@ def _any(names: Iterable[str], pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _modern(weights: Weights) -> Weights:
-    """Old BERT checkpoints call the weight and bias of a norm gamma and beta."""
-    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+def _modern(weights: Weights, family: Family) -> Weights:
+    """Weights under the names of today."""
+    old = family.checkpoint.old
     return weights.renamed(lambda k: next((k.removesuffix(a) + b for a, b in old.items() if k.endswith(a)), k))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from ..ir import Init, Value, ops
 from ..ir.errors import ConfigError
 from ..ir.ops.feed_forward import activate
+from ..ir.types import f32
 from .activations import activation as op_name
 from .dsl import Scope
 
@@ -163,19 +165,24 @@ _UNREAD = ("finetuned", "attn_factor")
 """Keys of rope_scaling that the reference implementation never reads."""
 
 
-def rope_settings(c: RotaryConfig, *, partial: float | None = None, kind: str = "") -> dict[str, Any]:
+def rope_settings(c: RotaryConfig, *, partial: float | None = None) -> dict[str, Any]:
     """The arguments theta, scaling and partial of `rotary`, with the precedence of the reference implementation.
 
-    rope_scaling, the old name, wins over rope_parameters; what stands in either wins over keys beside it. kind: the
-    layer type, where rope_parameters has settings by layer type. partial: the factor beside them.
+    rope_scaling, the old name, wins over rope_parameters; what stands in either wins over keys beside it, such as the
+    factor `partial`.
     """
-    given: Mapping[str, Any] = c.rope_scaling or c.rope_parameters or {}
-    given = given.get(kind) or {} if kind and kind in given else given
+    return rope_arguments(c.rope_scaling or c.rope_parameters or {}, c.theta, c.max_positions, partial)
+
+
+def rope_arguments(
+    given: Mapping[str, Any], theta: float, max_positions: int, partial: float | None = None
+) -> dict[str, Any]:
+    """The same of one set of settings; theta and partial are those beside them, which they win over."""
     found = {k: v for k, v in given.items() if v is not None and k not in _UNREAD}
     found = {k: v for k, v in found.items() if v or not k.startswith("mscale")}
-    theta, part = found.pop("rope_theta", c.theta), found.pop("partial_rotary_factor", partial)
+    theta, part = found.pop("rope_theta", theta), found.pop("partial_rotary_factor", partial)
     if found.get("rope_type", found.get("type")) in ("llama3", "yarn"):
-        found.setdefault("original_max_position_embeddings", c.max_positions)
+        found.setdefault("original_max_position_embeddings", max_positions)
     return {"theta": theta, "scaling": found, "partial": 1.0 if part is None else part}
 
 
@@ -198,3 +205,18 @@ def rotary(
     turned += turned % 2
     settings: dict[str, Any] = {"theta": theta, "dim": turned, "scaling": scaling, "interleaved": interleaved}
     return lambda x: m.rope(x, positions, **settings)
+
+
+def alibi(m: Scope, mask: Value, heads: int) -> Value:
+    """A bias [B,H,1,T] that grows along the keys by a slope a head. (Press et al. 2022)
+
+    mask: 0/1 [B,T]; keys are counted by it. Softmax sees only differences, so this is a penalty by distance.
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    dtype = m.dtype if m.dtype.bits == 64 else f32
+    place = (ops.cumsum(mask, axis=1) - 1) * mask
+    batch, keys = mask.shape
+    slope = ops.constant(value=tuple(((v,),) for v in slopes), dtype=dtype)
+    return (place.cast(dtype).reshape(batch, 1, 1, keys) * slope).cast(m.dtype)

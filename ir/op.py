@@ -157,8 +157,9 @@ class Op:
         """How an output that is no view is laid out, if the op decides that."""
         return None
 
-    backward_reads: Callable[[Node, Layout], Saved] = everything
-    """(node, layout) -> what the backward pass of a use reads again. Rules are in backward_reads.py."""
+    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+        """What the backward pass of a use reads again. Rules that ops share are in backward_reads.py."""
+        return everything(self, node, layout)
 
     def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
         """How operands and outputs are cut over ranks, if they are as `known` says. Raises Stop for what cannot be."""

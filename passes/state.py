@@ -16,7 +16,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops.attention import Attention
 from ..ir.ops.cache import cache_append, cache_read
 from ..ir.ops.shape import Concat, Expand, Iota, concat, slice_
-from ..ir.slots import PAST, Growth, Slot, key_value, past_of, remembered, state
+from ..ir.slots import PAST, Growth, Slot, Stream, key_value, past_of, remembered, state
 from ..ir.types import Dim, DimLike, TensorType
 from ..ir.value import Attributes
 from .dce import dce
@@ -69,6 +69,7 @@ def add_state(graph: Graph) -> int:
     stream = stream_of(graph)
     if stream is None or stream.ids not in graph.inputs:
         return 0
+    _check_symbols(graph, stream)
     flow = TokenFlow(graph, stream)
     for name, v in graph.outputs.items():
         if flow.axes(v):
@@ -79,6 +80,24 @@ def add_state(graph: Graph) -> int:
     dce(graph)
     _check_past(graph)
     return len(graph.slots)
+
+
+def _check_symbols(graph: Graph, stream: Stream) -> None:
+    """Tokens are counted by one symbol, and those before them by one that is free."""
+    ids = graph.inputs[stream.ids]
+    if ids.rank < 2 or ids.shape[1] != Dim.symbol(stream.length):
+        what = (
+            f"{stream.ids} is {ids.type}: its length is not {stream.length}, which a past could be told from"
+        )
+        raise PassError(what, place=graph.name)
+    mask = graph.inputs.get(stream.mask)
+    if mask is not None and mask.shape != ids.shape[:2]:
+        what = f"{stream.mask} is {mask.type}, expected one number a token, [{ids.shape[0]},{ids.shape[1]}]"
+        hint = "masks that depend on the query are made of it and of positions inside the model"
+        raise PassError(what, place=graph.name, hint=hint)
+    for v in graph.inputs.values():
+        if any((s.startswith(PAST) and s[len(PAST) :].isdecimal()) or s == PAST for s in v.type.symbols):
+            raise PassError(f"{v.name} is {v.type}, but {PAST} counts the tokens before the new ones", place=graph.name)
 
 
 def _check_past(graph: Graph) -> None:
@@ -282,9 +301,11 @@ def _with(version: Version, axis: int, past: DimLike) -> Version:
     return (*version[:axis], past, *version[axis + 1 :])
 
 
-def _natural(slot: Slot) -> list[tuple[int, str]]:
-    """A key that sorts past.2 before past.10."""
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in slot.input.split(".")]
+def _place(slot: Slot) -> tuple[str, int, bool]:
+    """A key that sorts slots by what they are for and by layer, keys before values."""
+    kind, _, rest = slot.input.partition(".")
+    number, _, part = rest.partition(".")
+    return kind, int(number) if number.isdecimal() else -1, part.startswith("value")
 
 
 class _Serving:
@@ -316,7 +337,7 @@ class _Serving:
             number += stateful
         for name, v in source.outputs.items():
             self.out.output(name, self.value(v, self.versions.new(v)))
-        self.out.stream, self.out.slots = self.flow.stream, tuple(sorted(self.slots, key=_natural))
+        self.out.stream, self.out.slots = self.flow.stream, tuple(sorted(self.slots, key=_place))
         self.in_order()
         return self.out
 

@@ -74,13 +74,14 @@ class TokenFlow:
         self.reach: dict[Value, Reach] = {}
         self.links: dict[Node, Links] = {}
         self.structural: set[Value] = set()
-        """Values that follow from the mask, the positions and the number of tokens alone."""
+        """Values that follow from parameters, the mask, the positions and the number of tokens alone."""
         for v in graph.inputs.values():
             self.reach[v] = Reach(dict.fromkeys(self.axes(v), 0))
             if v.name in (stream.mask, stream.positions):
                 self.structural.add(v)
         for v in graph.params.values():
             self.reach[v] = Reach()
+            self.structural.add(v)
         for node in graph:
             self.node(node)
 

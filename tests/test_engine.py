@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from monograph.backends.onnxruntime import build
+from monograph.data.byte_level import train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.pooling import Pooling
 from monograph.frontends.tokenizer import Tokenizer
@@ -18,7 +19,6 @@ from monograph.inference.engine import Engine
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.weights import Weights
-from monograph.training.tokenizer import train_tokenizer
 
 TEXT = "the cat sat on the mat. the dog sat on the log. where is the end of it? naïve café ☕ " * 4
 PROMPTS = ("the cat", "where is the end of", "a")

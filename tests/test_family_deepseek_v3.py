@@ -64,7 +64,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_transformers(name: str, tmp_path: Path) -> None:
-    check(CASES[name], tmp_path, runners=["PyTorch"], parts=["masks"])
+    check(CASES[name], tmp_path)
 
 
 def test_a_token_is_remembered_by_its_latent_and_one_rotary_key(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_transformers(name: str, tmp_path: Path) -> None:
-    check(CASES[name], tmp_path, runners=["PyTorch"], parts=["masks"])
+    check(CASES[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
-    check(CASES[name], tmp_path, runners=("PyTorch",))
+    check(CASES[name], tmp_path)
 
 
 @pytest.mark.parametrize(("buckets", "farthest"), list(itertools.product((4, 8, 32, 64), (33, 100, 128, 400))))

@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
-    check(CASES[name], tmp_path, runners=("PyTorch", "portable"))
+    check(CASES[name], tmp_path)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monograph.data.byte_level import train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.inference.errors import GenerationError
@@ -18,7 +19,6 @@ from monograph.inference.text import StopText
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.weights import Weights
-from monograph.training.tokenizer import train_tokenizer
 
 TEXT = "the cat sat on the mat. the dog sat on the log. where is the end of it? STOP. naïve café ☕ " * 4
 LENGTHS = (5, 1, 9)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx_ir
+import onnxruntime as ort
 import pytest
 import torch
+from monograph.backends.onnx import lower
 from monograph.backends.torch import to_inputs, to_torch
 from monograph.ir import Graph, building, interpret, ops
+from monograph.ir.ops.state_space import CHUNK
 from monograph.ir.types import f64, parse_type
+from monograph.ir.weights import Weights
+from op_cases import CASES
 
 B, S = 3, 7
 MASKS = {
@@ -124,6 +130,20 @@ def test_chunks_in_pytorch_give_what_the_whole_gives() -> None:
     found = to_torch(graph)(**to_inputs(inputs))
     for name, want in wanted.items():
         np.testing.assert_allclose(found[name].numpy(), want, rtol=0, atol=1e-11)
+
+
+def test_chunks_in_onnx_give_what_the_whole_gives() -> None:
+    case = next(c for c in CASES if str(c) == "state_space-state")
+    graph, rng = case.graph(symbolic=True), np.random.default_rng(5)
+    file = onnx_ir.to_proto(lower(graph, Weights.of({}))).SerializeToString()
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for steps in (1, CHUNK, 150):
+        sizes = {"B": 2, "S": steps}
+        shapes = {k: v.type.substitute(sizes).shape for k, v in graph.inputs.items()}
+        inputs = {k: rng.normal(size=shape).astype(np.float32) for k, shape in shapes.items()}
+        inputs |= {"decay": -np.abs(inputs["decay"]) * 0.1}
+        for found, want in zip(session.run(None, inputs), interpret(graph, inputs).values(), strict=True):
+            np.testing.assert_allclose(found, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_a_compiler_sees_no_break_in_experts_and_states() -> None:

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import IGNORED, Batch
+from ..data.byte_level import encode_plain
+from ..data.errors import CorpusError
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
-from .errors import CorpusError
-from .loss import IGNORED
-from .rows import parse
-from .source import Batch
-from .tokenizer import encode_plain
+from .ragged import parse
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import Batch
+from ..data.errors import CorpusError
+from ..data.tokenizers import train as train_tokenizer
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.tensors import Array
-from .data.tokenizers import train as train_tokenizer
-from .errors import CorpusError
-from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
-from .source import Batch
+from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
 Row = tuple[str, str]
 """Label and text."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from ..data.batch import IGNORED
 from ..ir.errors import MonographError
 from ..ir.graph import Graph, building
 from ..ir.ops import cast, cross_entropy
 from ..ir.types import TensorType, f32, i64
-
-IGNORED = -100
-"""Label of positions that do not count."""
 
 
 def with_loss(graph: Graph, *, label_smoothing: float = 0.0, keep_logits: bool = False) -> Graph:

@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import IGNORED, Batch
+from ..data.errors import CorpusError
+from ..data.tokenizers import train as train_tokenizer
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.tensors import Array
-from .data.tokenizers import train as train_tokenizer
-from .errors import CorpusError
-from .loss import IGNORED
-from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
-from .source import Batch
+from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
 Pair = tuple[str, str]
 """Source and target."""

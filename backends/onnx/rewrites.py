@@ -8,8 +8,8 @@ from typing import Any
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
 from ...ir.ops.cache import CacheAppend, CacheRead
-from ...ir.ops.elementwise import cast, constant, cos, sin, where
-from ...ir.ops.position import rope
+from ...ir.ops.elementwise import constant, where
+from ...ir.ops.position import rope, rotary_angles
 from ...ir.ops.reduce import any as any_
 from ...ir.ops.shape import expand, reshape, transpose
 from ...ir.types import DimLike, DType, never_negative
@@ -58,11 +58,8 @@ class RotaryToOnnx(Rewrite):
 
 def rotary_tables(positions: Value, frequencies: Value, scale: float, dtype: DType) -> tuple[Value, Value]:
     """(cosines, sines) [B,S,R/2] of the angles of all positions."""
-    angle = cast(reshape(positions, shape=(*positions.shape, 1)), dtype=frequencies.dtype) * frequencies
-    c, s = cos(angle), sin(angle)
-    if scale != 1.0:
-        c, s = c * scale, s * scale
-    return (c, s) if c.dtype == dtype else (cast(c, dtype=dtype), cast(s, dtype=dtype))
+    places = reshape(positions, shape=(*positions.shape, 1))
+    return rotary_angles(places, frequencies, scale=scale, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,9 @@ def _decoder(contract: Contract, file: str, inputs: Types, outputs: Types | None
         if type.rank < 1 or type.shape[0] != batch or mixed:
             found.append(f"{name}: {type}, expected one entry a row [{batch},...] or a token [{batch},{length},...]")
     for slot in contract.slots if outputs is not None else ():
-        grown = grown_type(slot, length)
-        if slot.output and (outputs or {}).get(slot.output) != grown:
-            found.append(f"{slot.output}: the slot becomes {grown}, the graph gives {(outputs or {}).get(slot.output)}")
+        grown, given = grown_type(slot, length), (outputs or {}).get(slot.output)
+        if slot.output and given != grown:
+            found.append(f"{slot.output}: the slot becomes {grown}, the graph gives {given or 'nothing'}")
     return found
 
 

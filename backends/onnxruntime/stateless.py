@@ -132,6 +132,7 @@ def beside(contract: Contract, types: Types, inputs: Mapping[str, Any], shape: t
         if found[: len(wanted)] != wanted:
             raise RuntimeInputError(f"{name} is {list(found)}, but the tokens are {list(shape)}")
         check_index(contract, name, feeds[name])
+    bind_dims(types, {k: feeds[k].shape for k in types})
     return feeds
 
 

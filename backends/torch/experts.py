@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...ir import backward_reads as reads
 from ...ir import ops
-from ...ir.graph import Graph, Value
+from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
 from ...ir.ops.experts import Moe
-from ...ir.types import DimLike, TensorType
+from ...ir.types import DimLike, TensorType, product
 from .feed_forward import value
+
+if TYPE_CHECKING:
+    from ...ir.layout import Layout
 
 
 class ChosenExperts(Op):
     """As `moe`. A compiler sees every expert read every token, since how many chose one is no shape it can know."""
+
+    autocast = True
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """What goes in, and for each use of an expert what its activation and its products keep."""
+        x, weights = node.arguments[0], node.arguments[1]
+        uses, hidden = layout.size(product(weights.shape)), layout.size(node.arguments[3].shape[0])
+        width = layout.size(x.shape[-1])
+        return reads.Saved(tuple(node.arguments), uses * (4 * hidden + 2 * width) * x.dtype.bits // 8)
 
     def infer(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> TensorType:
         return x.type
@@ -48,7 +61,7 @@ def chosen_experts(
     x: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor, *experts: torch.Tensor, activation: str
 ) -> torch.Tensor:
     """x [..., C], weights and indices [..., k], three matrices an expert -> [..., C]."""
-    triples = [experts[i : i + 3] for i in range(0, len(experts), 3)]
+    triples = [(experts[i], experts[i + 1], experts[i + 2]) for i in range(0, len(experts), 3)]
     rows, weights = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
     indices = indices.reshape(weights.shape)
     y = torch.zeros_like(rows)

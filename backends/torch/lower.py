@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...ir.dims import sources
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
@@ -81,6 +82,7 @@ class Lowering:
         self.namespace = Recorder(self, torch)
         self.values: dict[Value, Any] = {}
         self.sizes: dict[Dim, Any] = {}
+        self.sources = sources({k: v.type for k, v in self.graph.inputs.items()})
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
         self.recomputation = Recomputation()
         self._training: Any = None
@@ -155,15 +157,18 @@ class Lowering:
     def size(self, d: Dim) -> Any:
         """The number a symbolic dimension has at run time. Raises LoweringError if no input shows it."""
         if d not in self.sizes:
-            self.sizes[d] = self.symbol(d) if d.name else self.polynomial(d)
+            self.sizes[d] = self.symbol(d.name) if d.name else self.polynomial(d)
         return self.sizes[d]
 
-    def symbol(self, d: Dim) -> Any:
-        for v in self.graph.inputs.values():
-            if d in v.shape:
-                return self.proxy("call_method", "size", (self.values[v], v.shape.index(d)))
-        given = ", ".join(f"{k}: {v.type}" for k, v in self.graph.inputs.items())
-        raise LoweringError(f"dimension {d} is not a dimension of any input ({given})", place=self.graph.name)
+    def symbol(self, name: str) -> Any:
+        source = self.sources.get(name)
+        if source is None:
+            given = ", ".join(f"{k}: {v.type}" for k, v in self.graph.inputs.items())
+            raise LoweringError(f"dimension {name} does not follow from any input ({given})", place=self.graph.name)
+        found = self.proxy("call_method", "size", (self.values[self.graph.inputs[source.input]], source.axis))
+        if source.rest != 0:
+            found = found - self.attribute(source.rest)
+        return found if source.factor == 1 else found // self.attribute(source.factor)
 
     def polynomial(self, d: Dim) -> Any:
         total: Any = 0

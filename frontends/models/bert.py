@@ -75,7 +75,8 @@ def stored(architecture: str) -> Checkpoint:
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
-    return Checkpoint(architecture, prefix="bert", heads=HEADS, tied=tied, from_weights=pooler)
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    return Checkpoint(architecture, prefix="bert", old=old, heads=HEADS, tied=tied, from_weights=pooler)
 
 
 def pooled(m: Scope, c: Bert, x: Value) -> Value:

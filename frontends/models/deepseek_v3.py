@@ -55,9 +55,9 @@ class DeepseekV3(Config):
         """Of attention scores: YaRN's temperature is in it, twice, as in both of q and k."""
         scaling = rope_settings(self)["scaling"]
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        weight, factor = scaling.get("mscale_all_dim"), scaling.get("factor", 1.0)
-        raised = kind != "default" and weight and factor > 1
-        return (self.plain + self.turned) ** -0.5 * ((0.1 * weight * math.log(factor) + 1.0) ** 2 if raised else 1.0)
+        weight, factor = float(scaling.get("mscale_all_dim", 0.0)), float(scaling.get("factor", 1.0))
+        raised = 0.1 * weight * math.log(factor) + 1.0 if kind != "default" and factor > 1 else 1.0
+        return float((self.plain + self.turned) ** -0.5 * raised**2)
 
 
 def latent_attention(m: Scope, c: DeepseekV3, x: Value, mask: Value, rotate: Rotate) -> Value:

@@ -45,7 +45,7 @@ def stored(weights: Weights) -> Weights:
 def mixtral(m: Scope, c: Mixtral, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     width = c.head_dim or c.dim // c.heads
     rotate = rotary(m, position_ids, width, **rope_settings(c))
-    heads = {"heads": c.heads, "kv_heads": c.kv_heads, "width": width, "window": c.window}
+    heads: dict[str, Any] = {"heads": c.heads, "kv_heads": c.kv_heads, "width": width, "window": c.window}
     mask = key_mask(attention_mask)
 
     def experts(m: Scope, x: Value) -> Value:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import OpError, check
+from ..flow import Link, Links
 from ..graph import Value
 from ..op import Op, op
 from ..types import Dim, DimLike, TensorType, product
@@ -58,6 +59,17 @@ class Convolution(Op):
             right = len(values) == self.axes and min(values) >= least[name]
             check(right, f"{name} is {attributes[name]}, expected {self.axes} of at least {least[name]}")
         return {"groups": groups, **full}
+
+    def links(self, x: Value, w: Value, b: Value | None = None, *, groups: int, **attributes: PerAxis) -> Links:
+        found = [Link(0, 0, 0), Link(0, 1, None), Link(1, 0, 1), *(Link(1, i, None) for i in range(1, w.rank))]
+        for i in range(self.axes):
+            stride, padding, dilation = (each(attributes[k])[i] for k in ("stride", "padding", "dilation"))
+            at, taps = 2 + i, w.shape[2 + i]
+            if stride == 1 and isinstance(taps, int):
+                found += [Link(0, at, at, shift=padding - k * dilation) for k in range(taps)]
+            else:
+                found.append(Link(0, at, None))
+        return (*found, *(() if b is None else (Link(2, 0, 1),)))
 
     def flops(self, x: Value, w: Value, b: Value | None = None, **attributes: Any) -> DimLike:
         y, taps = self.infer(x, w, b, **attributes), product(w.shape[1:])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import backward_reads as reads
+from .. import shard_rules
 from ..canonical import constant_right, made_by, neutral, same_type
 from ..errors import OpError, check
 from ..flow import Links, aligned
@@ -435,6 +436,7 @@ class Constant(Op):
 
     constant = True
     backward_reads = reads.nothing
+    shard = shard_rules.needs_all
     flops = unmoved
 
     def infer(self, *, value: Any, dtype: DType) -> TensorType:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
 from ..flow import Link, Links, along
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
 from .elementwise import constant, equal, where
 from .feed_forward import ACTIVATIONS, GatedFeedForward, gated_feed_forward
 from .reduce import sum as sum_
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 
 class Topk(Op):
@@ -31,6 +36,13 @@ class Topk(Op):
         check(not isinstance(width, int) or k <= width, f"k is {k} but the last axis of x has {width} elements")
         values = TensorType(x.dtype, (*x.shape[:-1], k))
         return values, values.with_dtype(i64)
+
+    shard = shard_rules.needs_all
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """The places of the best; a sort keeps those of all elements."""
+        whole = layout.bytes(node.arguments[0].type.with_dtype(i64))
+        return reads.Saved((node.outputs[1],), whole - layout.bytes(node.outputs[1].type))
 
     def links(self, x: Value, *, k: int) -> Links:
         last = x.rank - 1

@@ -179,6 +179,10 @@ class Cumsum(AlongAxis):
         check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
         return x.type
 
+    def links(self, x: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at, upto=True),))
+
     def flops(self, x: Value, *, axis: int) -> DimLike:
         return x.type.elements
 

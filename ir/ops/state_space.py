@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
 from ..flow import Link, Links
 from ..graph import Value
@@ -17,7 +21,7 @@ from .reduce import cumsum
 from .shape import concat, expand, iota, reshape, slice_, take_along_axis, transpose
 
 CHUNK = 64
-"""Steps that PyTorch reads at once in the quadratic form."""
+"""Most steps that PyTorch and ONNX read at once in the quadratic form."""
 
 
 def _links_of_tokens(*numbers: int) -> Links:
@@ -35,6 +39,7 @@ class CausalConv(Op):
     for what comes after.
     """
 
+    shard = shard_rules.needs_all
     states = {"tail": 1}
     state_names = {"tail": "conv"}
 
@@ -109,6 +114,8 @@ class StateSpace(Op):
     all steps between two keep. Its logarithm is a sum of decays, never a difference of two sums.
     """
 
+    backward_reads = reads.everything
+    shard = shard_rules.needs_all
     states = {"state": 1}
     state_names = {"state": "ssm"}
 
@@ -183,6 +190,35 @@ class StateSpace(Op):
         y = torch.narrow(y.permute(0, 2, 3, 1, 4).flatten(1, 2), 1, 0, steps)
         return y, states.select(2, -1)
 
+    def onnx(self, op: Any, x: Any, decay: Any, b: Any, c: Any, state: Any = None) -> tuple[Any, Any]:
+        """As in PyTorch; a chunk has no more steps than there are. Values are [B,G,H/G,chunks,steps,...]."""
+        batch, steps, heads, width = x.shape
+        groups, size = b.shape[2:]
+        each = exact_div(heads, groups)
+        chunks = _Chunks(op, batch, steps, op.constant(np.array(0, x.dtype.numpy)))
+        x = op.Transpose(chunks.split(x, (groups, each, width)), perm=[0, 3, 4, 1, 2, 5])
+        b, c = (op.Transpose(chunks.split(y, (groups, 1, size)), perm=[0, 3, 4, 1, 2, 5]) for y in (b, c))
+        decay = op.Transpose(chunks.split(decay, (groups, each)), perm=[0, 3, 4, 1, 2])
+        sums, kept = chunks.segment_sums(decay, chunks.length, 4)
+        y = op.MatMul(op.Mul(op.MatMul(c, _turned(op, b)), kept), x)
+        last = op.Sub(chunks.length, chunks.number(1))
+        to_end = op.Unsqueeze(op.Exp(op.Gather(sums, last, axis=4)), chunks.one(5))
+        made = op.MatMul(_turned(op, op.Mul(x, to_end)), b)
+        since = op.CumSum(decay, chunks.number(4))
+        first = op.Expand(chunks.zero, op.shape((batch, groups, each, 1, width, size)))
+        if state is not None:
+            first = op.Reshape(state, op.shape((batch, groups, each, 1, width, size)))
+        states = op.Reshape(op.Concat(first, made, axis=3), op.constant(np.array([0, 0, 0, 0, -1], np.int64)))
+        whole = op.Pad(op.Gather(since, last, axis=4), op.constant(np.array([0, 0, 0, 1, 0, 0, 0, 0], np.int64)))
+        _, kept = chunks.segment_sums(whole, op.Add(chunks.count, chunks.number(1)), 3)
+        back = op.Concat(op.constant(np.array([0, 0, 0, 0], np.int64)), op.shape((width, size)), axis=0)
+        states = op.Reshape(op.MatMul(kept, states), back)
+        before = op.Slice(states, chunks.one(0), chunks.one(chunks.count), chunks.one(3))
+        carried = op.Mul(op.MatMul(c, _turned(op, before)), op.Unsqueeze(op.Exp(since), chunks.one(5)))
+        y = op.Transpose(op.Add(y, carried), perm=[0, 3, 4, 1, 2, 5])
+        end = op.Reshape(op.Gather(states, chunks.count, axis=3), op.shape((batch, heads, width, size)))
+        return chunks.join(y, (heads, width)), end
+
     @staticmethod
     def sums(decay: Value) -> Value:
         """[B,H,S,S] of decay [B,H,S]: at (t, s) the sum of those after s and up to t; 0 for s >= t."""
@@ -201,6 +237,56 @@ def _segment_sums(torch: Any, decay: Any, steps: Any) -> Any:
     """[..., S, S] of decay [..., S]: at (t, s) the sum of those after s and up to t; 0 for s >= t."""
     after = torch.ones((steps, steps), dtype=torch.bool, device=decay.device).tril(-1)
     return torch.cumsum(torch.where(after, decay.unsqueeze(-1), 0.0), -2)
+
+
+def _turned(op: Any, x: Any) -> Any:
+    """x with its last two of six axes exchanged, in ONNX."""
+    return op.Transpose(x, perm=[0, 1, 2, 3, 5, 4])
+
+
+class _Chunks:
+    """The steps of [B,S,...] in chunks of equal length, in ONNX, where S is known only when the model runs."""
+
+    def __init__(self, op: Any, batch: DimLike, steps: DimLike, zero: Any) -> None:
+        self.op, self.batch, self.steps, self.zero = op, batch, op.dim(steps), zero
+        one = self.number(1)
+        self.length = op.Max(op.Min(self.steps, self.number(CHUNK)), one)
+        self.count = op.Div(op.Add(self.steps, op.Sub(self.length, one)), self.length)
+        self.all = op.Mul(self.count, self.length)
+
+    def number(self, n: int) -> Any:
+        return self.op.constant(np.array(n, np.int64))
+
+    def one(self, n: Any) -> Any:
+        """A number as a vector."""
+        if isinstance(n, int):
+            return self.op.constant(np.array([n], np.int64))
+        return self.op.Unsqueeze(n, self.op.constant(np.array([0], np.int64)))
+
+    def split(self, x: Any, rest: tuple[DimLike, ...]) -> Any:
+        """x [B,S,...] as [B,chunks,steps,*rest], with zeros behind the last step."""
+        op, rank = self.op, len(x.shape)
+        begin, end = op.constant(np.zeros(rank + 1, np.int64)), op.constant(np.zeros(rank - 2, np.int64))
+        padded = op.Pad(x, op.Concat(begin, self.one(op.Sub(self.all, self.steps)), end, axis=0))
+        shape = op.Concat(op.shape((self.batch,)), self.one(self.count), self.one(self.length), op.shape(rest), axis=0)
+        return op.Reshape(padded, shape)
+
+    def join(self, x: Any, rest: tuple[DimLike, ...]) -> Any:
+        """The reverse: the first S steps of [B,chunks,steps,...] as [B,S,*rest]."""
+        op = self.op
+        shape = op.Concat(op.shape((self.batch,)), self.one(self.all), op.shape(rest), axis=0)
+        return op.Slice(op.Reshape(x, shape), self.one(0), self.one(self.steps), self.one(1))
+
+    def segment_sums(self, decay: Any, length: Any, axis: int) -> tuple[Any, Any]:
+        """[...,n,n] of decay [...,n], n = length: at (t, s) the sum of those after s and up to t; then what is kept.
+
+        That is its exponential, 0 for s > t. axis: that of t.
+        """
+        op = self.op
+        column = op.Range(self.number(0), length, self.number(1))
+        row, each = op.Unsqueeze(column, self.one(1)), op.Unsqueeze(decay, self.one(axis + 1))
+        sums = op.CumSum(op.Where(op.Less(column, row), each, self.zero), self.number(axis))
+        return sums, op.Where(op.Less(row, column), self.zero, op.Exp(sums))
 
 
 causal_conv, state_space = op(CausalConv), op(StateSpace)
