@@ -10,13 +10,11 @@ import numpy as np
 from .backends.onnx.metadata import SLOTS, STREAM
 from .backends.onnxruntime.contract import slots_of as read_slots
 from .backends.onnxruntime.contract import stream_of as read_stream
-from .ir.slots import TARGETS, TOKENS, Growth, Slot, Stream
+from .ir.slots import TARGETS, TOKENS, Growth, Slot, Stream, next_input
 from .ir.tensors import Array
 from .ir.types import Dim, DType, TensorType
 from .passes.differential import newest
 
-ECOSYSTEM = {"past_key_values.": "present.", "past_": "present_"}
-"""How files that say nothing of slots begin the names of pasts, and of what these become."""
 ELEMENT = {
     "tensor(float)": DType.f32,
     "tensor(float16)": DType.f16,
@@ -33,15 +31,9 @@ def slots_of(session: Any) -> tuple[Slot, ...]:
     said = session.get_modelmeta().custom_metadata_map
     if SLOTS in said:
         return read_slots(said[SLOTS])
-    outputs = {o.name for o in session.get_outputs()}
-    found: list[Slot] = []
-    for given in session.get_inputs():
-        for past, present in ECOSYSTEM.items():
-            output = present + given.name.removeprefix(past)
-            if given.name.startswith(past) and output in outputs and given.type in ELEMENT:
-                found.append(_named(given, output))
-                break
-    return tuple(found)
+    inputs = {i.name: i for i in session.get_inputs()}
+    named = [(inputs.get(next_input(o.name) or ""), o.name) for o in session.get_outputs()]
+    return tuple(_named(given, output) for given, output in named if given is not None and given.type in ELEMENT)
 
 
 def stream_of(session: Any) -> Stream | None:

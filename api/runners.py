@@ -16,7 +16,7 @@ from .ir.errors import RuntimeInputError
 from .ir.slots import Growth
 from .ir.tensors import Array
 from .ir.types import Dim
-from .passes.differential import newest
+from .passes.differential import newest, window
 from .portable import first_state, next_state, slots_of
 
 if TYPE_CHECKING:
@@ -62,13 +62,6 @@ class Tokens:
             return False
         return name in self.graph.inputs and self.axis(self.graph.inputs[name].shape) == 1
 
-    def part(self, inputs: Inputs, start: int, stop: int) -> Outputs:
-        """Inputs for tokens start..stop; the mask keeps the past, and what is no token stays whole."""
-        found = {k: v[:, start:stop] if self.along(k) else v for k, v in inputs.items()}
-        if self.stream is not None and self.stream.mask in inputs:
-            found[self.stream.mask] = inputs[self.stream.mask][:, :stop]
-        return found
-
     def joined(self, parts: Sequence[Inputs]) -> Outputs:
         """Outputs of consecutive calls as those of one: what has no entry a token is that of the last call."""
         found: Outputs = {}
@@ -107,7 +100,7 @@ def run_runner(session: Session, graph: Graph) -> Runner:
         state: Outputs = {}
         parts: list[Outputs] = []
         for start, stop in call.spans:
-            given = {k: v for k, v in tokens.part(call.inputs, start, stop).items() if k in known}
+            given = {k: v for k, v in window(graph, call.inputs, start, stop).items() if k in known}
             results = session.run({**given, **state})
             state = {s.input: newest(results[s.output], s) for s in slots}
             parts.append(results)
@@ -208,7 +201,7 @@ def onnx_runner(folder: Path, graph: Graph) -> Runner:
         state = first_state(main, batch) | next_state(source, slots)
         parts: list[Outputs] = []
         for start, stop in call.spans:
-            results = _call(main, {**source, **tokens.part(call.inputs, start, stop), **state})
+            results = _call(main, {**source, **window(graph, call.inputs, start, stop), **state})
             state |= next_state(results, slots)
             parts.append({**source, **results})
         return tokens.joined(parts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..frontends.task import LOGITS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
@@ -99,7 +100,7 @@ def outputs(
         rows = order[start : start + batch]
         tokens, lengths = pad([ids[i] for i in rows], tokenizer.pad_id or 0)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        yield rows, session.run({TOKENS.ids: tokens, TOKENS.mask: mask})["logits"], tokens
+        yield rows, session.run({TOKENS.ids: tokens, TOKENS.mask: mask})[LOGITS], tokens
 
 
 def softmax(logits: Array) -> Array:

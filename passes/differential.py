@@ -110,13 +110,13 @@ def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tu
     remembered = {s.input: _empty(s.type, case.batch) for s in graph.slots}
     firsts = [s for s in graph.slots if s.first in graph.outputs]
     if firsts:
-        first = interpret(graph, _window(graph, inputs, 0, case.length) | remembered, params)
+        first = interpret(graph, window(graph, inputs, 0, case.length) | remembered, params)
         remembered |= {s.input: first[s.first] for s in firsts}
     own = graph.outputs.keys() - {name for s in graph.slots for name in (s.output, s.first)}
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
-        outputs = interpret(graph, _window(graph, inputs, start, stop) | remembered, params, observe)
+        outputs = interpret(graph, window(graph, inputs, start, stop) | remembered, params, observe)
         remembered = {s.input: newest(outputs[s.output], s) for s in graph.slots}
         parts.append({k: v for k, v in outputs.items() if k in own})
         start = stop
@@ -132,7 +132,7 @@ def newest(x: Array, slot: Slot) -> Array:
     return x.take(range(max(0, length - slot.window + 1), length), axis=slot.axis)
 
 
-def _window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+def window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
     """Inputs for tokens start..stop of the graph's stream; its mask keeps the past."""
     stream = graph.stream or TOKENS
     over = {k for k, v in graph.inputs.items() if stream.length in v.type.symbols}

@@ -86,9 +86,7 @@ def _check_symbols(graph: Graph, stream: Stream) -> None:
     """Tokens are counted by one symbol, and those before them by one that is free."""
     ids = graph.inputs[stream.ids]
     if ids.rank < 2 or ids.shape[1] != Dim.symbol(stream.length):
-        what = (
-            f"{stream.ids} is {ids.type}: its length is not {stream.length}, which a past could be told from"
-        )
+        what = f"{stream.ids} is {ids.type}: its length is not {stream.length}, which a past could be told from"
         raise PassError(what, place=graph.name)
     mask = graph.inputs.get(stream.mask)
     if mask is not None and mask.shape != ids.shape[:2]:

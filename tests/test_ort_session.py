@@ -240,7 +240,7 @@ def test_a_recurrent_state_cannot_be_cut(built: Callable[[str], Built]) -> None:
     session.prefill(ids[:, :3], [3, 3])
     session.truncate([3, 3])
     with pytest.raises(
-        RuntimeInputError, match=r"past_state.0.h is one state and no past: the 3 tokens of row 0 stay"
+        RuntimeInputError, match=r"past_state.0.[hc] is one state and no past: the 3 tokens of row 0 stay"
     ):
         session.truncate([2, 3])
     close(session.append(ids[:, 3:]), b.logits(ids)[:, -1])

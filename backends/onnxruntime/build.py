@@ -14,6 +14,7 @@ from ...frontends.dsl import Model
 from ...frontends.huggingface import hf_config
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
+from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
@@ -153,6 +154,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         alone=variants.alone,
         inputs={file: {k: v.type for k, v in g.inputs.items()} for file, g in variants.graphs.items()},
         output=model.task.output if is_model else next(iter(last.outputs)),
+        zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
         bounds=bounds_of(last),
         positions=positions if counted else 0,
         rows=ROWS in last.inputs,

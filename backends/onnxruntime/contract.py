@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ...frontends.task import LOGITS, TOKEN_TYPES
 from ...ir.errors import ConfigError, MonographError
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
@@ -16,9 +17,6 @@ from ..onnx.metadata import slot_json, stream_json
 
 FILE = "monograph.json"
 VERSION = 2
-
-TOKEN_TYPES = "token_type_ids"
-"""Which part of a pair each token belongs to."""
 
 Types = Mapping[str, TensorType]
 
@@ -52,7 +50,7 @@ class Contract:
     stream: Stream | None = None
     alone: str = ""
     inputs: Mapping[str, Types] = field(default_factory=dict[str, Types])
-    output: str = "logits"
+    output: str = LOGITS
     positions: int = 0
     rows: bool = False
     zeros: tuple[str, ...] = (TOKEN_TYPES,)
