@@ -1,4 +1,4 @@
-"""Do all lowerings of a model compute the same? The parity table: hard masks, batches, steps and chunks after prompts."""
+"""Do all lowerings of a model compute the same? The parity table: hard masks, batches, steps and chunks."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from .backends.onnx.metadata import SLOTS, STREAM
 from .backends.onnxruntime.contract import slots_of as read_slots
 from .backends.onnxruntime.contract import stream_of as read_stream
-from .ir.slots import TARGETS, TOKENS, Growth, Slot, Stream, next_input
+from .ir.slots import PAST, TARGETS, TOKENS, Growth, Slot, Stream, next_input
 from .ir.tensors import Array
 from .ir.types import Dim, DType, TensorType
 from .passes.differential import newest
@@ -68,7 +68,7 @@ def next_state(results: Mapping[str, Any], slots: Sequence[Slot]) -> dict[str, A
 def _named(given: Any, output: str) -> Slot:
     """A slot by the names of another exporter: an axis with a length of its own, behind the rows, is what grows."""
     named = [i for i, d in enumerate(given.shape) if i > 0 and not isinstance(d, int)]
-    shape = tuple(d if isinstance(d, int) else Dim.symbol("P" if i in named else "B") for i, d in enumerate(given.shape))
+    shape = tuple(d if isinstance(d, int) else Dim.symbol(PAST if i else "B") for i, d in enumerate(given.shape))
     growth = Growth.append if named else Growth.replace
     return Slot(given.name, output, growth, TensorType(ELEMENT[given.type], shape), named[-1] if named else None)
 

@@ -134,10 +134,10 @@ def test_optimize_reports_every_pass_and_checks_numbers(config: Path, tmp_path: 
     found = value("optimize", config, "--decompose", "--check", "--dump", tmp_path / "dump", "-o", tmp_path / "g.txt")
     names = [s["name"] for s in found["steps"]]
     assert "canonicalize" in names
-    assert "add_cache" in names
+    assert "add_state" in names
     assert len(list((tmp_path / "dump").glob("*.txt"))) == len(names)
     assert "past_key_values.0.key" in parse((tmp_path / "g.txt").read_text()).inputs
-    assert "add_cache" in call("optimize", config).stdout
+    assert "add_state" in call("optimize", config).stdout
 
 
 def test_a_python_file_is_a_model(tmp_path: Path) -> None:
@@ -191,7 +191,8 @@ def test_build_states_its_bound_and_stays_correct(checkpoint: Path, tmp_path: Pa
     assert found["bound_bytes"] == 300_000_000 + 3 * 4 * 300 * 32
     assert found["peak_bytes"] > 0
     assert found["check"]["passed"] is True
-    assert any(parse(p.read_text()).inputs for p in dump.glob("final-*.txt"))
+    assert all(parse(p.read_text()).inputs for p in dump.glob("*/*.txt"))
+    assert [p.name for p in sorted(dump.iterdir())][0] == "0-graph"
     assert {"config.json", "tokenizer.json", "model.onnx"} <= {p.name for p in out.iterdir()}
     if target == "cpu":
         assert found["fused"] == found["attentions"]["total"] == 2
@@ -210,8 +211,8 @@ def test_build_prints_the_bound_before_anything_else(checkpoint: Path, tmp_path:
 def test_verify_fails_above_its_tolerance(checkpoint: Path) -> None:
     found = value("verify", checkpoint)
     backends = {r["backend"] for r in found["rows"]}
-    assert backends == {"torch", "onnx", "ort", "ort session"}
-    assert len(found["rows"]) == 4 * len({r["case"] for r in found["rows"]})
+    assert backends == {"torch", "onnx", "ort", "ort session", "ort chunks"}
+    assert len(found["rows"]) == 5 * len({r["case"] for r in found["rows"]})
     assert all(r["argmax"] == 1.0 for r in found["rows"])
     assert value("verify", checkpoint, "--no-torch", "--tolerance", "0", code=1)["passed"] is False
     assert call("verify", checkpoint, "--no-torch", "--tolerance", "0").exit_code == 1

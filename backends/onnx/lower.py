@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -40,11 +41,16 @@ def lower(
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise LoweringError(f"opset {opset} is outside the supported {OLDEST_OPSET} to {NEWEST_OPSET}")
+    return _Lowering(prepared(graph, opset, pipeline), weights, Builder(opset)).model()
+
+
+def prepared(graph: Graph, opset: int, pipeline: Pipeline = PORTABLE, dump: Path | None = None) -> Graph:
+    """A copy of a graph as it is lowered. dump: folder for its text after every pass."""
     graph = graph.copy()
     if opset < BLOCKS_SINCE:
         plain_again(graph)
-    pipeline.run(graph)
-    return _Lowering(graph, weights, Builder(opset)).model()
+    pipeline.run(graph, dump=dump)
+    return graph
 
 
 class _Lowering:
