@@ -118,11 +118,10 @@ def build_variants(model: Model, folder: Path, threads: int) -> tuple[dict[str, 
     """How to open each variant, and the nodes of its graph, by name."""
     from .backends import onnx as portable
     from .backends import onnxruntime as fused
-    from .passes.manager import Pipeline
 
     cached = pipelines.decode(model.graph())
     apart = pipelines.decompose(cached)
-    portable.export(apart, weights_of(model), folder / "apart", pipeline=Pipeline("as it is", []))
+    portable.export(apart, weights_of(model), folder / "apart", pipeline=portable.AS_IT_IS)
     export(model, folder / "onnx")
     report = fused.build(model, None, folder / "cpu", "cpu")
     variants: dict[str, Callable[[], Decoder]] = {

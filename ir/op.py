@@ -125,6 +125,12 @@ class Op:
     state_names: ClassVar[Mapping[str, str]] = {}
     """What each state is called outside: operand => name such as `h`."""
 
+    keys: ClassVar[Mapping[str, str]] = {}
+    """Operands [B,T,...] that each of its S queries looks at: operand => what it is called outside, such as `key`."""
+
+    masks: ClassVar[tuple[str, ...]] = ()
+    """Operands [..,S,T] that say how much a query is to look at a key."""
+
     compacts: ClassVar[bool] = False
     """Its outputs are places that tokens move to without changing their order."""
 

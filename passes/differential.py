@@ -152,7 +152,7 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
     for name, v in graph.inputs.items():
         if any(name == s.input for s in graph.slots):
             continue
-        sizes = {s: case.length for s in v.type.symbols} | {"B": case.batch}
+        sizes = dict.fromkeys(v.type.symbols, case.length) | {"B": case.batch}
         if name in {s.mask for s in streams}:
             inputs[name] = attention_mask(case.mask, *shape)
         elif name in {s.positions for s in streams}:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from ..ir.flow import Link
 from ..ir.graph import Graph, Node, Value
-from ..ir.ops.attention import Attention
 from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
 from ..ir.slots import TOKENS
-from ..ir.types import Dim
+from ..ir.types import Dim, bool_
 from ..ir.value import leaves
 
 _MOVES = (Reshape, Transpose, Expand, Cast)
@@ -33,10 +33,10 @@ def why_alone(graph: Graph) -> str:
 
 
 def _reason(node: Node, mask: Value, length: str) -> str:
-    if isinstance(node.op, Attention):
-        if _over_tokens(node.value("k"), length):
-            hidden = node["mask"]
-            return "" if hidden is not None and _reads(hidden, mask) else "has no mask that hides padding"
+    if node.op.keys:
+        if any(_over_tokens(node.value(k), length) for k in node.op.keys):
+            hiding = [v for k in node.op.masks if (v := node[k]) is not None and v.dtype is bool_]
+            return "" if any(mask in leaves(v) for v in hiding) else "has no mask that hides padding"
     elif isinstance(node.op, Iota):
         return "" if _is_relative(node.output) or not _over_tokens(node.output, length) else "counts columns"
     elif isinstance(node.op, Slice):
@@ -67,10 +67,6 @@ def _over_tokens(v: Value, length: str) -> bool:
     return any(_over(v, axis, length) for axis in range(v.rank))
 
 
-def _reads(v: Value, mask: Value) -> bool:
-    return mask in leaves(v)
-
-
 def _ends_with(node: Node, x: Value, axis: int) -> bool:
     """Whether a slice takes the newest columns."""
     return node.attributes["start"] + node.attributes["length"] == x.shape[axis]
@@ -83,9 +79,17 @@ def _mixes(node: Node, length: str) -> bool:
     for link in node.op.links(*node.operands, **node.attributes):
         given = node.operands[link.operand]
         over = given is not None and _over(given, link.axis, length)
-        if over and (link.to is None or link.upto or link.shift != 0) and not node.op.compacts:
+        if over and (link.to is None or link.upto or not _ends_together(node, link)):
             return True
     return False
+
+
+def _ends_together(node: Node, link: Link) -> bool:
+    """Whether the newest column of an operand is the newest of the output, as where tokens are added to a past."""
+    given = node.operands[link.operand]
+    if given is None or link.to is None or link.shift == 0:
+        return True
+    return link.shift == node.outputs[link.output].shape[link.to] - given.shape[link.axis]
 
 
 def _masked(v: Value, mask: Value) -> bool:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from ..ir.errors import PassError
 from ..ir.flow import Link, Links
 from ..ir.graph import Graph, Node, Value
-from ..ir.op import Op
-from ..ir.ops.attention import Attention
 from ..ir.slots import TARGETS, TOKENS, Stream
 from ..ir.types import Dim, DimLike
 
@@ -26,16 +24,14 @@ def stream_of(graph: Graph) -> Stream | None:
     stream = TARGETS if TARGETS.ids in graph.inputs else TOKENS
     if stream.ids not in graph.inputs or "logits" not in graph.outputs:
         return None
-    return stream if any(is_sequential(node.op) and _causal(node) for node in graph) else None
+    return stream if any(_is_sequential(node) for node in graph) else None
 
 
-def is_sequential(op: Op) -> bool:
-    """Whether the op goes from token to token: attention, or a layer with a state of its own."""
-    return isinstance(op, Attention) or bool(op.states)
-
-
-def _causal(node: Node) -> bool:
-    return bool(node.op.states) or bool(node.attributes["causal"])
+def _is_sequential(node: Node) -> bool:
+    """Whether a node goes from token to token: a layer with a state, or one that looks at what came before."""
+    if node.op.states:
+        return True
+    return bool(node.op.keys) and any(k.upto for k in node.op.links(*node.operands, **node.attributes))
 
 
 def is_over(d: DimLike, symbol: str) -> bool:

@@ -17,7 +17,7 @@ from ...ir.graph import Graph
 from ...ir.slots import TOKENS
 from ...ir.weights import Tensor
 from ...passes.encode import keep_encodings, through_float
-from ...passes.manager import Pipeline, Step
+from ...passes.manager import Step
 from ...passes.pattern import NearMiss
 from ..onnx.folder import foreign, write_companions, write_text
 from ..onnx.lower import lower

@@ -50,7 +50,7 @@ class Session:
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
-        self._state: State | None = None
+        self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
         self._beside = others(contract, self._file) if contract.kind == "decoder" else {}
@@ -99,19 +99,19 @@ class Session:
     @property
     def lengths(self) -> Array:
         """Tokens each row has so far, i64 [B]; empty before `prefill`."""
-        return NOTHING.copy() if self._state is None else self._state.lengths.copy()
+        return NOTHING.copy() if self._cache is None else self._cache.lengths.copy()
 
     @property
     def capacity(self) -> int:
         """Tokens a row has room for without growing its buffers."""
-        if self._state is not None:
-            return self._state.capacity
+        if self._cache is not None:
+            return self._cache.capacity
         return min(self._first_capacity, self.contract.limit)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the buffers of all slots; 0 before `prefill`."""
-        return 0 if self._state is None else self._state.bytes
+        return 0 if self._cache is None else self._cache.bytes
 
     def encode(self, inputs: Mapping[str, Any]) -> None:
         """Read the source of an encoder-decoder: keys and values of cross-attention are computed once. Resets."""
@@ -135,11 +135,11 @@ class Session:
         given, fixed = self._split(tokens, inputs or {})
         fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
                                  if s.growth is Growth.once and s.first}  # fmt: skip
-        if self._state is None:
-            self._state = self._new_state()
+        if self._cache is None:
+            self._cache = self._new_state()
         self.owner = object()
         rows = int(lengths.max())
-        return self._state.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
+        return self._cache.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
 
     def append(self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add tokens i64 [B,S] to every row, or the first lengths[b] of them; logits f32 [B,V] after the last.
@@ -175,8 +175,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
-        if self._state is not None:
-            self._state.lengths = NOTHING
+        if self._cache is not None:
+            self._cache.lengths = NOTHING
         self._source = {}
         self.owner = object()
 
@@ -208,11 +208,11 @@ class Session:
 
     def _running(self, rows: int) -> State:
         self._check_decoder()
-        if self._state is None or len(self._state.lengths) == 0:
+        if self._cache is None or len(self._cache.lengths) == 0:
             raise RuntimeInputError("nothing has been read yet: call `prefill` first")
-        if len(self._state.lengths) != rows:
-            raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._state.lengths)}")
-        return self._state
+        if len(self._cache.lengths) != rows:
+            raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._cache.lengths)}")
+        return self._cache
 
     def _new_state(self) -> State:
         loaded = self.graph(self._file)
