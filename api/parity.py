@@ -13,27 +13,30 @@ import numpy as np
 
 from .building import build, export, to_torch, weights_of
 from .frontends.dsl import Model
-from .frontends.task import Task, positions
 from .ir import MonographError, interpret
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
-from .passes.differential import CASES, Case, sample_inputs, window
+from .passes.differential import CASES, Case, sample_inputs
 from .portable import first_state, next_state
 
 if TYPE_CHECKING:
     from .backends.onnxruntime import Session
+    from .frontends.task import Task
+    from .ir import Graph
+    from .ir.slots import Stream
 
 Inputs = Mapping[str, Array]
 Spans = Sequence[tuple[int, int]]
 """Tokens start..stop of each call: one span is a plain forward, more are prefill and decode steps."""
 
-Runner = Callable[[Inputs, Spans], Array]
-"""(inputs of the plain contract, spans) -> the main output for all positions, float [B,S,...], or [B,...] of rows."""
-
-SESSION = "ort session"
+Outputs = Mapping[str, Array]
+Runner = Callable[[Inputs, Spans], Outputs]
+"""(inputs of the plain contract, spans) -> outputs for all positions, float [B,S,...], or [B,...] of rows."""
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
+
+SESSION = "ort session"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,59 @@ class Row:
     scale: float
     argmax: float
     passed: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which inputs come with the tokens of a stream, one entry a token in their second axis."""
+
+    stream: Stream | None
+    along: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: Graph, stream: Stream | None) -> Tokens:
+        length = stream.length if stream is not None and stream.ids in graph.inputs else None
+        wide = {k: v.shape[1] for k, v in graph.inputs.items() if v.rank > 1}
+        names = {k for k, d in wide.items() if not isinstance(d, int) and length in d.symbols}
+        return cls(stream if length is not None else None, frozenset(names))
+
+    def part(self, inputs: Inputs, start: int, stop: int) -> dict[str, Array]:
+        """Inputs for tokens start..stop; the mask covers the past too, and what does not come with them stays whole."""
+        mask = self.stream.mask if self.stream is not None else ""
+        cut = {k: v[:, 0 if k == mask else start : stop] for k, v in inputs.items() if k in self.along}
+        return {**inputs, **cut}
+
+    def valid(self, inputs: Inputs) -> Array:
+        """bool [B,S], the positions that mean something; [B] where there are no tokens."""
+        if self.stream is None:
+            return np.ones(len(next(iter(inputs.values()))), bool)
+        mask = inputs.get(self.stream.mask)
+        return np.ones(inputs[self.stream.ids].shape, bool) if mask is None else mask != 0
+
+    def columns(self, inputs: Inputs) -> Array:
+        """i64 [B,S]: the columns of the tokens that count, in front, then the others."""
+        return np.argsort(~self.valid(inputs), axis=1, kind="stable")
+
+    def holed(self, inputs: Inputs) -> bool:
+        """Whether a row has tokens that do not count between others that do."""
+        valid = self.valid(inputs)
+        return self.stream is not None and bool((np.diff(valid, axis=1).sum(1) + valid[:, 0] + valid[:, -1] > 2).any())
+
+    def compacted(self, inputs: Inputs, task: Task) -> dict[str, Array]:
+        """The same rows with the tokens that count in front."""
+        assert self.stream is not None
+        row, columns = np.arange(len(self.columns(inputs)))[:, None], self.columns(inputs)
+        moved = {k: v[row, columns] if k in self.along else v for k, v in inputs.items()}
+        return task.fill({k: v for k, v in moved.items() if k != self.stream.positions}, inputs)
+
+    def beside(self, inputs: Inputs) -> dict[str, Array]:
+        """What comes with the tokens and is not made from them."""
+        names = self.stream.names if self.stream is not None else ()
+        return {k: v for k, v in inputs.items() if k in self.along and k not in names}
+
+    def rest(self, inputs: Inputs) -> dict[str, Array]:
+        """What does not come with them."""
+        return {k: v for k, v in inputs.items() if k not in self.along}
 
 
 @dataclass(frozen=True)
@@ -73,76 +129,74 @@ def verify(
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
-    `ort` is one call through the mask guard, `ort session` prompts and steps over shared buffers, which hold the tokens
-    of a row without gaps: it is compared with the reference on such rows.
+    `ort` is one call through the mask guard, `ort session` prompts and steps over its buffers. A row tells of the
+    output that differs most; a session gives the main one only.
     Cases with a past run as prefill and decode and are compared with one full forward. observe: told what runs.
     Raises WeightsError for a model without weights.
     """
     cases = [c for c in cases if not c.past or model.task.generates]
     graph = model.graph()
+    tokens = Tokens.of(graph, model.task.stream)
     inputs = {str(c): sample_inputs(graph, c, seed) for c in cases}
     observe("NumPy reference")
     expected = _reference(model, inputs)
     rows: list[Row] = []
     if torch:
         observe("PyTorch")
-        rows += _compare("torch", model, torch_runner(model), cases, inputs, expected, tolerance)
+        rows += _compare("torch", torch_runner(model), cases, inputs, expected, tolerance, tokens)
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
-        for name, runner in _built_runners(model, built, Path(folder)):
+        for name, runner in _built_runners(model, built, Path(folder), tokens):
             observe(name)
-            if name == SESSION:
-                inputs, expected = _in_front(model, inputs, expected)
-            rows += _compare(name, model, runner, cases, inputs, expected, tolerance)
+            wanted = expected if name != SESSION else {**expected, **_compacted(model, inputs, tokens)}
+            rows += _compare(name, runner, cases, inputs, wanted, tolerance, tokens)
     order = {str(c): i for i, c in enumerate(cases)}
     return Parity(sorted(rows, key=lambda r: order[r.case]), tolerance)
 
 
-def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
-    graph, weights, name = model.graph(), weights_of(model), model.task.output
+def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Outputs]:
+    graph, weights = model.graph(), weights_of(model)
     params = {k: weights.numpy(k, v.dtype) for k, v in graph.params.items()}
-    return {case: interpret(graph, given, params)[name] for case, given in inputs.items()}
+    return {case: interpret(graph, given, params) for case, given in inputs.items()}
 
 
-def _in_front(
-    model: Model, inputs: Mapping[str, Inputs], expected: Mapping[str, Array]
-) -> tuple[dict[str, Inputs], dict[str, Array]]:
-    """Inputs whose kept tokens stand at the front of each row, and what the reference gives for them.
-
-    A window counts columns: over a row with gaps it sees less than over one without.
+def _compacted(model: Model, inputs: Mapping[str, Inputs], tokens: Tokens) -> dict[str, Outputs]:
+    """The reference of a session where a mask has holes: it reads the tokens that count and knows of no others, so
+    that distances between columns are those without them.
     """
-    front = {case: in_front(model, given) for case, given in inputs.items()}
-    moved = {c: given for c, given in front.items() if any((v != inputs[c][k]).any() for k, v in given.items())}
-    return front, {**expected, **_reference(model, moved)}
+    holed = {case: given for case, given in inputs.items() if tokens.holed(given)}
+    found = _reference(model, {case: tokens.compacted(given, model.task) for case, given in holed.items()})
+    made: dict[str, Outputs] = {}
+    for case, outputs in found.items():
+        columns, y = tokens.columns(holed[case]), outputs[model.task.output]
+        back = np.empty_like(y)
+        back[np.arange(len(y))[:, None], columns] = y
+        made[case] = {model.task.output: back}
+    return made
 
 
 def _compare(
     backend: str,
-    model: Model,
     runner: Runner,
     cases: Iterable[Case],
     inputs: Mapping[str, Inputs],
-    expected: Mapping[str, Array],
+    expected: Mapping[str, Outputs],
     tolerance: float,
+    tokens: Tokens,
 ) -> list[Row]:
-    return [
-        compare(str(c), backend, want, runner(given, spans(c)), valid(model.task, given), tolerance)
-        for c in cases
-        for given, want in ((inputs[str(c)], expected[str(c)]),)
-    ]
+    """A row for each case, of the output that differs most."""
+    rows: list[Row] = []
+    for case in cases:
+        given, wanted = inputs[str(case)], expected[str(case)]
+        found, where = runner(given, spans(case)), tokens.valid(given)
+        own = [compare(str(case), backend, wanted[k], y, where, tolerance) for k, y in found.items()]
+        rows.append(max(own, key=lambda r: r.difference / max(1.0, r.scale)))
+    return rows
 
 
 def spans(case: Case) -> Spans:
     """One call, or the past and then the rest."""
     return [(0, case.past), (case.past, case.length)] if case.past else [(0, case.length)]
-
-
-def valid(task: Task, inputs: Inputs) -> Array:
-    """bool [B,S]: the positions of a main output [B,S,...] that mean something; bool [B] where it has no positions."""
-    stream = task.stream
-    if stream is None or stream.ids not in inputs:
-        return np.ones(len(next(iter(inputs.values()))), bool)
-    return inputs[stream.mask] != 0 if stream.mask in inputs else np.ones(inputs[stream.ids].shape, bool)
 
 
 def compare(case: str, backend: str, expected: Array, found: Array, where: Array, tolerance: float) -> Row:
@@ -167,18 +221,18 @@ def torch_runner(model: Model) -> Runner:
 
     module = to_torch(model).eval()
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
         with torch.no_grad():
-            output = module(**to_inputs(inputs))[model.task.output]
-        return output.float().numpy()
+            return {k: y.float().numpy() for k, y in module(**to_inputs(inputs)).items()}
 
     return run
 
 
-def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str, Runner]]:
+def _built_runners(model: Model, built: Any, folder: Path, tokens: Tokens) -> Iterator[tuple[str, Runner]]:
     """Runners by name, made one after the other, so that only one set of weights is open at a time."""
+    names = tuple(model.graph().outputs)
     if built is None:
-        yield "onnx", onnx_runner(export(model, folder / "onnx"), model)
+        yield "onnx", onnx_runner(export(model, folder / "onnx"), names, tokens)
         built = build(model, folder / "cpu")
     if not isinstance(built, (str, Path)):
         session = built.session
@@ -187,89 +241,73 @@ def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str
 
         session = open_session(built)
     else:
-        yield "onnx", onnx_runner(Path(built), model)
+        yield "onnx", onnx_runner(Path(built), names, tokens)
         return
-    yield "ort", run_runner(session, model)
+    yield "ort", in_spans(session.run, names, tokens)
     if session.contract.kind == "decoder":
-        yield SESSION, step_runner(session, model)
+        yield SESSION, step_runner(session, model, tokens)
 
 
-def run_runner(session: Session, model: Model) -> Runner:
-    """A built folder through `Session.run`: any mask, what is remembered passed on by the caller."""
-    graph, slots = model.graph(), [s for s in session.contract.slots if s.output]
+def in_spans(call: Callable[[Inputs], Outputs], names: Sequence[str], tokens: Tokens) -> Runner:
+    """Run a graph span after span, what one call leaves given on to the next; outputs `names` of all spans."""
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
         state: dict[str, Array] = {}
-        parts: list[Array] = []
+        parts: list[Outputs] = []
         for start, stop in spans:
-            results = session.run({**window(graph, inputs, start, stop), **state})
-            state = {s.input: results[s.output] for s in slots}
-            parts.append(results[model.task.output])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            results = call({**tokens.part(inputs, start, stop), **state})
+            state |= next_state(results)
+            parts.append(results)
+        if len(parts) == 1:
+            return {k: parts[0][k] for k in names}
+        return {k: np.concatenate([p[k] for p in parts], axis=1) for k in names}
 
     return run
 
 
-def along(model: Model) -> set[str]:
-    """Inputs with an entry for each token of the stream, its mask and positions left out."""
-    stream = model.task.stream
-    assert stream is not None
-    found = {k for k, v in model.graph().inputs.items() if stream.length in v.type.symbols}
-    return found - {stream.mask, stream.positions}
-
-
-def in_front(model: Model, inputs: Inputs) -> Inputs:
-    """The same rows with the tokens that the mask keeps at their front, and padding behind."""
-    stream, mask = model.task.stream, valid(model.task, inputs)
-    assert stream is not None
-    order = np.argsort(~mask, axis=1, kind="stable")
-
-    def moved(x: Array) -> Array:
-        return np.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)
-
-    now = {k: moved(inputs[k]) for k in along(model)} | {stream.mask: moved(mask).astype(np.int64)}
-    now[stream.positions] = positions(now[stream.mask])
-    return {k: now.get(k, v) for k, v in inputs.items()}
-
-
-def step_runner(session: Session, model: Model) -> Runner:
-    """A built folder as it generates: prompts padded on the right, shared buffers, one token a step.
+def step_runner(session: Session, model: Model, tokens: Tokens) -> Runner:
+    """A built folder as it generates: prompts without their padding, shared buffers, one token a step.
 
     Logits of the first span come from prompts of 1, 2, 3... tokens; those of the others from single steps.
     """
-    graph, task, moving = model.graph(), model.task, along(model)
-    stream, output = task.stream, graph.outputs[task.output]
-    assert stream is not None
+    stream, width = tokens.stream, model.graph().outputs[model.task.output].shape[-1]
+    assert stream is not None and isinstance(width, int)
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
-        mask = valid(task, inputs)
-        counts, prompts = mask.sum(1), np.maximum(mask[:, : spans[0][1]].sum(1), 1)
-        found: Array = np.zeros((*mask.shape, *(n for n in output.shape[2:] if isinstance(n, int))), np.float32)
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
+        ids, mask = inputs[stream.ids], tokens.valid(inputs)
+        counts, row = mask.sum(1), np.arange(len(ids))[:, None]
+        # Columns of the tokens that count, each row's at the front.
+        columns = tokens.columns(inputs)
+        prompts = np.maximum(mask[:, : spans[0][1]].sum(1), 1)
+        found: Array = np.zeros((*ids.shape, width), np.float32)
+        rest = tokens.rest(inputs)
+
+        def taken(at: Array) -> tuple[Array, dict[str, Array]]:
+            """Tokens of each row, and what comes with them, by their numbers [B,N]."""
+            where = columns[row, np.minimum(at, counts[:, None] - 1)]
+            return ids[row, where], {k: v[row, where] for k, v in tokens.beside(inputs).items()}
 
         def keep(logits: Array, lengths: Array, longest: Array) -> None:
-            rows = np.flatnonzero(lengths <= longest)
-            found[rows, lengths[rows] - 1] = logits[rows]
+            for i in np.flatnonzero(lengths <= longest):
+                found[i, columns[i, lengths[i] - 1]] = logits[i]
 
-        front = {k: inputs[k] for k in moving}
-        fixed = {k: v for k, v in inputs.items() if k not in {*moving, *stream.names}}
-        if session.contract.encoder:
-            session.encode(fixed)
-            fixed = {}
+        if model.task.separated:
+            session.encode(rest)
+            rest = {}
         for n in range(1, int(prompts.max()) + 1):
+            new, beside = taken(np.broadcast_to(np.arange(n), (len(ids), n)))
             lengths = np.minimum(prompts, n)
-            given = {k: v[:, :n] for k, v in front.items()}
-            keep(session.prefill(given.pop(stream.ids), lengths, given | fixed), lengths, prompts)
+            keep(session.prefill(new, lengths, {**beside, **rest}), lengths, prompts)
         for n in range(1, int((counts - prompts).max()) + 1):
-            at = np.minimum(prompts + n, mask.shape[1]) - 1
-            given = {k: v[np.arange(len(v)), at][:, None] for k, v in front.items()}
-            keep(session.step(given.pop(stream.ids)[:, 0], given), prompts + n, counts)
-        return found
+            new, beside = taken((prompts + n - 1)[:, None])
+            keep(session.step(new[:, 0], beside), prompts + n, counts)
+        return {model.task.output: found}
 
     return run
 
 
-def onnx_runner(folder: Path, model: Model) -> Runner:
-    """Run an exported folder as any client would, through its named inputs; state is passed on from call to call."""
+def onnx_runner(folder: Path, names: Sequence[str], tokens: Tokens) -> Runner:
+    """Run an exported folder as any client would, through its named inputs; caches are passed on from call to call."""
     import onnxruntime as ort
 
     def session(name: str) -> Any:
@@ -281,17 +319,11 @@ def onnx_runner(folder: Path, model: Model) -> Runner:
         encoder, main = None, session("model")
     else:
         raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
-    graph = model.graph()
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
         source = {} if encoder is None else _call(encoder, inputs)
-        state = first_state(main, len(next(iter(inputs.values())))) | next_state(source)
-        parts: list[Array] = []
-        for start, stop in spans:
-            results = _call(main, {**source, **window(graph, inputs, start, stop), **state})
-            state |= next_state(results)
-            parts.append(results[model.task.output])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        first = first_state(main, len(next(iter(inputs.values())))) | next_state(source)
+        return in_spans(lambda given: _call(main, {**first, **source, **given}), names, tokens)(inputs, spans)
 
     return run
 
