@@ -147,7 +147,9 @@ class Versions:
         """Whether the value itself is remembered, and not what it is put together from."""
         if extra(v.shape[axis], self.flow.symbol) != 0 or isinstance(node.op, (Expand, Concat)):
             return False
-        return not any(link.to == axis and link.shift != 0 for link in self.flow.links[node])
+        # What reads all columns up to its own and has no slot for them, as attention has, is made again from them.
+        again = not node.op.keys and not self.is_stateful(node)
+        return not any(k.to == axis and (k.shift != 0 or (k.upto and again)) for k in self.flow.links[node])
 
     def remember(self, v: Value, version: Version, axis: int) -> Remember:
         others = [p for i, p in enumerate(version[:-1]) if i != axis and p is not None]
