@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
-import numpy as np
-
-from ..backends.onnxruntime import Session
+from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
 from ..frontends.pooling import Pooling
 from ..frontends.tokenizer import Tokenizer
@@ -17,30 +18,70 @@ from ..ir.slots import TOKENS
 from .embed import embed
 from .generate import Decoding, Settings
 from .predict import classify, fill
-from .prompts import is_batch, pad, rows_of
+from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 
 
 class Engine:
     """Generation, embeddings, labels, masked tokens and plain runs over one session.
 
-    Not to be used from several threads at once.
+    report: what the build did, if this is the engine of one. owned: a folder that goes when the engine is closed or
+    nobody holds it any more. An engine is a context manager. Not to be used from several threads at once.
     """
 
-    def __init__(self, session: Session, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None) -> None:
-        self.session, self.tokenizer, self.pooling = session, tokenizer, pooling or Pooling()
+    def __init__(
+        self,
+        session: Session | Callable[[], Session],
+        tokenizer: Tokenizer | None = None,
+        pooling: Pooling | None = None,
+        *,
+        folder: Path | None = None,
+        report: BuildReport | None = None,
+        owned: Path | None = None,
+    ) -> None:
+        self.tokenizer, self.pooling, self.report = tokenizer, pooling or Pooling(), report
+        self._session = session if isinstance(session, Session) else None
+        self._opener = None if isinstance(session, Session) else session
+        self._folder = folder
+        self._removal = None if owned is None else weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: str | Path, *, threads: int | None = None, tune: bool = False) -> Self:
         """An engine for a folder that `build` wrote. threads, tune: see the session. Errors name the file."""
         folder = Path(folder)
-        session = open_session(folder, threads=threads, tune=tune)
-        tokenizer = Tokenizer.open(folder) if (folder / "tokenizer.json").exists() else None
-        return cls(session, tokenizer, Pooling.read(folder))
+        return cls(open_session(folder, threads=threads, tune=tune), *_beside(folder))
+
+    @classmethod
+    def built(cls, report: BuildReport, *, threads: int | None = None, owned: bool = False) -> Self:
+        """The engine of what was just built, which is opened when it is first used. owned: the folder is its own."""
+        folder = report.folder
+        opener = functools.partial(open_session, folder, threads=threads)
+        return cls(opener, *_beside(folder), folder=folder, report=report, owned=folder if owned else None)
+
+    @property
+    def session(self) -> Session:
+        """Raises what opening the folder raises, and RuntimeInputError once the engine is closed."""
+        if self._session is None:
+            if self._opener is None:
+                raise RuntimeInputError("the engine is closed")
+            self._session, self._opener = self._opener(), None
+        return self._session
+
+    def close(self) -> None:
+        """Let go of the session, and remove the folder if the engine owns it. Doing it again changes nothing."""
+        self._session = self._opener = None
+        if self._removal is not None:
+            self._removal()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def folder(self) -> Path:
-        return self.session.folder
+        return self._folder or self.session.folder
 
     @property
     def config(self) -> dict[str, Any]:
@@ -65,8 +106,8 @@ class Engine:
 
         prompts: a text, ids, or a list of either (ids [B,S] with attention_mask [B,S]: padding left or right); with
         `chat` what the user says, or a conversation. inputs: arrays by name: the whole source of an encoder-decoder
-        (sounds, pictures, ids), whose prompts then are what its decoder begins with (None: its start token); for other
-        models what they take beside tokens. on_text: called with (row, text) as text becomes certain.
+        (sounds, pictures, ids), whose prompts then are what its decoder begins with (None: its start token), and what
+        a model takes beside tokens. on_text: called with (row, text) as text becomes certain.
         settings: the fields of `Settings`: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         stop, seed, eos, context. Gives a Generation, or a list of them for several prompts. Raises RuntimeInputError
         for prompts, settings or lengths that cannot be.
@@ -138,23 +179,23 @@ class Engine:
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
         known = {"context": contract.positions or None, "eos": self._ends()}
         settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
-        source = inputs
+        source = dict(inputs or {})
         if contract.encoder and inputs is None:
             source, rows = self._source(rows), [[self._start()] for _ in rows]
 
         def read(tokens: Array, lengths: Array) -> Array:
-            if not contract.encoder:
-                return session.prefill(tokens, lengths, source)
-            session.encode(source or {})
-            return session.prefill(tokens, lengths)
+            first = contract.inputs.get(contract.encoder, {})
+            if contract.encoder:
+                session.encode({k: v for k, v in source.items() if k in first})
+            return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 
         return Decoding(session, self.tokenizer, rows, settings, read)
 
     def _source(self, rows: list[list[int]]) -> dict[str, Array]:
         """The texts that an encoder reads, padded on the right."""
         tokens, lengths = pad(rows)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        return {TOKENS.ids: tokens, TOKENS.mask: mask}
+        mask = mask_of(lengths, tokens.shape[1])
+        return {TOKENS.ids: tokens} if mask.all() else {TOKENS.ids: tokens, TOKENS.mask: mask}
 
     def _starts(self, inputs: Mapping[str, Any]) -> list[list[int]]:
         """What the decoder begins with, for each row of a source."""
@@ -164,9 +205,10 @@ class Engine:
 
     def _ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer and by config.json."""
-        said = self.config.get("eos_token_id")
+        said: Any = self.config.get("eos_token_id")
+        ids = cast("list[int]", said) if isinstance(said, list) else [] if said is None else [said]
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
-        return tuple(dict.fromkeys([*own, *(said if isinstance(said, list) else [] if said is None else [said])]))
+        return tuple(dict.fromkeys([*own, *ids]))
 
     def _start(self) -> int:
         """The token that a decoder begins with."""
@@ -176,3 +218,8 @@ class Engine:
         raise RuntimeInputError(
             "config.json has neither decoder_start_token_id nor bos_token_id", place=str(self.folder)
         )
+
+
+def _beside(folder: Path) -> tuple[Tokenizer | None, Pooling | None]:
+    """What stands beside a built model."""
+    return Tokenizer.open(folder) if (folder / "tokenizer.json").exists() else None, Pooling.read(folder)

@@ -37,12 +37,12 @@ class Listening:
         self.session, self.features, self.always, self.first = session, features, list(always), list(first)
 
     @property
-    def owner(self) -> object:
-        return self.session.owner
-
-    @property
     def lengths(self) -> Array:
         return self.session.lengths
+
+    @property
+    def owner(self) -> object:
+        return self.session.owner
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         self.session.encode({FEATURES: self.features})

@@ -12,7 +12,7 @@ from ..ir.interpret import Array, interpret, resolve
 from ..ir.ops.linear import Embedding
 from ..ir.ops.shape import Gather
 from ..ir.slots import TARGETS, TOKENS, Growth, Slot
-from ..ir.types import Dim, TensorType
+from ..ir.types import Dim, TensorType, bool_
 
 MASKS = ("all-ones", "right-padded", "left-padded", "holed")
 
@@ -110,13 +110,13 @@ def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tu
     remembered = {s.input: _empty(s.type, case.batch) for s in graph.slots}
     firsts = [s for s in graph.slots if s.first in graph.outputs]
     if firsts:
-        first = interpret(graph, _window(graph, inputs, 0, case.length) | remembered, params)
+        first = interpret(graph, window(graph, inputs, 0, case.length) | remembered, params)
         remembered |= {s.input: first[s.first] for s in firsts}
     own = graph.outputs.keys() - {name for s in graph.slots for name in (s.output, s.first)}
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
-        outputs = interpret(graph, _window(graph, inputs, start, stop) | remembered, params, observe)
+        outputs = interpret(graph, window(graph, inputs, start, stop) | remembered, params, observe)
         remembered = {s.input: newest(outputs[s.output], s) for s in graph.slots}
         parts.append({k: v for k, v in outputs.items() if k in own})
         start = stop
@@ -132,7 +132,7 @@ def newest(x: Array, slot: Slot) -> Array:
     return x.take(range(max(0, length - slot.window + 1), length), axis=slot.axis)
 
 
-def _window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+def window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
     """Inputs for tokens start..stop of the graph's stream; its mask keeps the past."""
     stream = graph.stream or TOKENS
     over = {k for k, v in graph.inputs.items() if stream.length in v.type.symbols}
@@ -141,24 +141,30 @@ def _window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) ->
 
 
 def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
-    """Random inputs of the plain contract for a graph: ids inside their tables, masks of the case, true positions."""
+    """Random inputs of the plain contract for a graph: ids inside their tables, masks of the case, true positions.
+
+    Every length that has a name is that of the case.
+    """
     rng = np.random.default_rng(seed + 1)
     shape = (case.batch, case.length)
+    streams = (TOKENS, TARGETS, graph.stream or TOKENS)
     inputs: dict[str, Array] = {}
     for name, v in graph.inputs.items():
         if any(name == s.input for s in graph.slots):
             continue
-        if name in (TOKENS.mask, TARGETS.mask):
+        sizes = dict.fromkeys(v.type.symbols, case.length) | {"B": case.batch}
+        if name in {s.mask for s in streams}:
             inputs[name] = attention_mask(case.mask, *shape)
-        elif name in (TOKENS.positions, TARGETS.positions):
+        elif name in {s.positions for s in streams}:
             mask = attention_mask(case.mask, *shape)
             inputs[name] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         elif v.dtype.is_float:
-            sizes = {"B": case.batch, "S": case.length, "U": case.length}
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.standard_normal(concrete).astype(v.dtype.numpy)
         else:
-            inputs[name] = rng.integers(0, _rows(v), shape)
+            most = 2 if v.dtype is bool_ else _rows(v)
+            concrete = tuple(resolve(d, sizes) for d in v.shape)
+            inputs[name] = rng.integers(0, most, concrete).astype(v.dtype.numpy)
     return inputs
 
 

@@ -14,14 +14,15 @@ from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
 from ...ir.slots import Growth
 from .compact import Compact
-from .contract import Contract
+from .contract import Contract, Types
 from .feeds import along, check_loaded, others
 from .guard import Array, check_names, checked, token_ids
 from .memory import Memory
 from .memory_cpu import CpuMemory
-from .options import Loaded, load
+from .options import load
 from .padded import Padded
-from .state import NOTHING, State
+from .runtime import Loaded
+from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
 
 CAPACITY = 512
@@ -53,7 +54,7 @@ class Session:
         self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
-        self._beside = others(contract, self._file) if contract.kind == "decoder" else {}
+        self._beside: Types = others(contract, self._file) if contract.kind == "decoder" else {}
         self._ids = contract.stream.ids if contract.stream is not None else ""
         self.graph(self._file)
 
@@ -84,7 +85,10 @@ class Session:
             return forward(self.graph, self.contract, inputs, {})
         source = {k: v for k, v in inputs.items() if k in self.contract.inputs[self.contract.encoder]}
         rest = {k: v for k, v in inputs.items() if k not in source}
-        return forward(self.graph, self.contract, rest, self._encoded(source))
+        encoded = self._encoded(source)
+        carried = {s.first or s.input for s in self.contract.slots}
+        own = [k for k in self.graph(self.contract.encoder).outputs if k not in carried]
+        return {k: encoded[k] for k in own} | forward(self.graph, self.contract, rest, encoded)
 
     def _encoded(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """What the decoder needs of a source: the encoder's results, and what they were made from."""
@@ -132,6 +136,7 @@ class Session:
         given, fixed = self._split(tokens, inputs or {})
         fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
                                  if s.growth is Growth.once and s.first}  # fmt: skip
+        check_room(int(lengths.max()), self.contract)
         if self._cache is None:
             self._cache = self._new_state()
         self.owner = object()
