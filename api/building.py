@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model
+from .frontends.huggingface import write_companions
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import staged
@@ -91,7 +91,8 @@ def export(
     with whole(folder) as work:
         for name, graph in serving_graphs(model, dtype).items():
             backend.export(graph, weights, work / f"{name}.onnx", opset, progress=progress)
-        write_companions(model, work)
+        with staged(work) as stage:
+            write_companions(stage, model, weights)
     return Path(folder)
 
 
@@ -127,21 +128,6 @@ def build(
     if temporary is not None:
         weakref.finalize(engine, shutil.rmtree, temporary, ignore_errors=True)
     return engine
-
-
-def write_companions(model: Model, folder: Path) -> None:
-    """What other clients expect beside a model: config.json, generation_config.json, the tokenizer's files."""
-    from .frontends.huggingface import hf_config
-
-    files: dict[str, dict[str, Any]] = {"config.json": hf_config(model, model.weights)}
-    if model.generation:
-        files["generation_config.json"] = model.generation
-    with staged(folder) as stage:
-        for name, content in files.items():
-            with stage.open(name) as f:
-                f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        if model.tokenizer is not None:
-            model.tokenizer.write(stage)
 
 
 @contextlib.contextmanager

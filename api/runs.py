@@ -14,6 +14,7 @@ from .console import err
 from .data.tables import between
 from .frontends.dsl import Model, load_family
 from .frontends.huggingface import with_head
+from .frontends.task import LOGITS
 from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
 from .resolve import resolve
@@ -238,7 +239,7 @@ def _vocabulary(recipe: Recipe, model: Model | None) -> int:
         between(given or 0, 0, MOST_ENTRIES, "model.config vocab")
         return 2048 if given is None else given
     outputs = model.graph().outputs
-    rows = getattr(model.config, "vocab", None) or (outputs["logits"].shape[-1] if "logits" in outputs else None)
+    rows = getattr(model.config, "vocab", None) or (outputs[LOGITS].shape[-1] if LOGITS in outputs else None)
     if not isinstance(rows, int):
         raise ConfigError(f"{model.name} is a {model.task} model, which has no tokens to predict")
     return rows

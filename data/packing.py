@@ -14,7 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
+from ..ir.slots import TOKENS
 from .batch import IGNORED, Batch, check_tokenizer
 from .errors import DataError
 from .shards import Shards
@@ -118,10 +120,10 @@ def _row(shards: Shards, start: int, length: int) -> Batch:
     positions[:] = np.arange(length) - np.repeat(begins, np.diff([*begins, length]))
     mask = (documents >= 0).astype(np.int64)
     return {
-        "input_ids": inputs,
-        "attention_mask": mask,
-        "position_ids": positions,
-        "labels": labels,
+        TOKENS.ids: inputs,
+        TOKENS.mask: mask,
+        TOKENS.positions: positions,
+        LABELS: labels,
         "document_ids": documents.astype(np.int64),
     }
 

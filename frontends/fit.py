@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir import Graph
-from ..ir.errors import ConfigError, WeightsError
-from ..ir.slots import TOKENS
+from ..ir.errors import WeightsError
 from ..ir.weights import Weights
 from .dsl import Config
 
@@ -37,17 +35,3 @@ def check_plausible(config: Config, weights: Weights) -> None:
     if not 1 <= width <= widest:
         what = f"has tensors of width up to {widest}, but its config says heads of {width} channels"
         raise WeightsError(what, place=weights.place)
-
-
-def learned_positions(graph: Graph) -> int | None:
-    """Rows of the table of learned positions, the smallest if there are several; None without such a table."""
-    given = graph.inputs.get((graph.stream or TOKENS).positions)
-    tables = [v for node in (given.users if given is not None else ()) for v in node.arguments if v.is_param]
-    return min((rows for v in tables if v.rank == 2 and isinstance(rows := v.shape[0], int)), default=None)
-
-
-def check_positions(graph: Graph, positions: int) -> None:
-    """Refuse more positions than the model has learned. Raises ConfigError with both numbers."""
-    learned = learned_positions(graph)
-    if learned is not None and positions > learned:
-        raise ConfigError(f"{positions} positions were asked for, but {graph.name} has learned {learned}")

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..frontends.pooling import Pooling
+from ..frontends.task import HIDDEN
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
-from .prompts import pad
+from .prompts import mask_of, pad
 from .sampling import Array
 
 
@@ -52,11 +53,11 @@ def embed(
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         tokens, lengths = pad([rows[i] for i in chosen], tokenizer.pad_id or 0)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
+        mask = mask_of(lengths, tokens.shape[1])
         outputs = session.run({TOKENS.ids: tokens, TOKENS.mask: mask})
-        if "last_hidden_state" not in outputs:
-            raise RuntimeInputError(f"the model gives {', '.join(outputs)}, not the last_hidden_state of an encoder")
-        found |= dict(zip(chosen, pooling(outputs["last_hidden_state"], mask), strict=True))
+        if HIDDEN not in outputs:
+            raise RuntimeInputError(f"the model gives {', '.join(outputs)}, not the {HIDDEN} of an encoder")
+        found |= dict(zip(chosen, pooling(outputs[HIDDEN], mask), strict=True))
     return np.stack([found[i] for i in range(len(rows))])
 
 

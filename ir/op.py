@@ -13,7 +13,7 @@ import numpy as np
 from .backward_reads import Saved, Strides, everything
 from .canonical import Form
 from .errors import MonographError, OpError
-from .flow import Links, links_of_body
+from .flow import Links, aligned, links_of_body
 from .graph import Attributes, Graph, Location, Node, Value, building, current_graph
 from .shard_rules import Cut, Cuts, elementwise, needs_all
 from .signature import Signature
@@ -108,7 +108,13 @@ class Op:
     """Floating-point operations of one use; a composite counts its body, a primitive without a rule has none."""
 
     def _links_of_body(self, *operands: Value | None, **attributes: Any) -> Links:
-        """Links through the body. Raises OpError for a primitive that does not say what it reads."""
+        """Links through the body; of an elementwise op, where its operands broadcast to.
+
+        Raises OpError for another primitive that does not say what it reads.
+        """
+        if self.elementwise:
+            shapes = [None if v is None else v.shape for v in operands]
+            return aligned(shapes, max(len(shape or ()) for shape in shapes))
         if self.body is None:
             raise OpError(f"{self.name} does not say which elements it reads", hint="a primitive needs `links`")
         types = tuple(None if v is None else v.type for v in operands)
@@ -124,6 +130,12 @@ class Op:
 
     state_names: ClassVar[Mapping[str, str]] = {}
     """What each state is called outside: operand => name such as `h`."""
+
+    keys: ClassVar[Mapping[str, str]] = {}
+    """Operands [B,T,...] that each of its S queries looks at: operand => what it is called outside, such as `key`."""
+
+    masks: ClassVar[tuple[str, ...]] = ()
+    """Operands [..,S,T] that say how much a query is to look at a key."""
 
     compacts: ClassVar[bool] = False
     """Its outputs are places that tokens move to without changing their order."""

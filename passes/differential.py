@@ -110,13 +110,13 @@ def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tu
     remembered = {s.input: _empty(s.type, case.batch) for s in graph.slots}
     firsts = [s for s in graph.slots if s.first in graph.outputs]
     if firsts:
-        first = interpret(graph, _window(graph, inputs, 0, case.length) | remembered, params)
+        first = interpret(graph, window(graph, inputs, 0, case.length) | remembered, params)
         remembered |= {s.input: first[s.first] for s in firsts}
     own = graph.outputs.keys() - {name for s in graph.slots for name in (s.output, s.first)}
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
-        outputs = interpret(graph, _window(graph, inputs, start, stop) | remembered, params, observe)
+        outputs = interpret(graph, window(graph, inputs, start, stop) | remembered, params, observe)
         remembered = {s.input: newest(outputs[s.output], s) for s in graph.slots}
         parts.append({k: v for k, v in outputs.items() if k in own})
         start = stop
@@ -132,7 +132,7 @@ def newest(x: Array, slot: Slot) -> Array:
     return x.take(range(max(0, length - slot.window + 1), length), axis=slot.axis)
 
 
-def _window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+def window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
     """Inputs for tokens start..stop of the graph's stream; its mask keeps the past."""
     stream = graph.stream or TOKENS
     over = {k for k, v in graph.inputs.items() if stream.length in v.type.symbols}
@@ -145,16 +145,17 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed + 1)
     shape = (case.batch, case.length)
     inputs: dict[str, Array] = {}
+    streams = (graph.stream or TOKENS, TOKENS, TARGETS)
     for name, v in graph.inputs.items():
         if any(name == s.input for s in graph.slots):
             continue
-        if name in (TOKENS.mask, TARGETS.mask):
+        if any(name == s.mask for s in streams):
             inputs[name] = attention_mask(case.mask, *shape)
-        elif name in (TOKENS.positions, TARGETS.positions):
+        elif any(name == s.positions for s in streams):
             mask = attention_mask(case.mask, *shape)
             inputs[name] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         elif v.dtype.is_float:
-            sizes = {"B": case.batch, "S": case.length, "U": case.length}
+            sizes = {"B": case.batch, **{s.length: case.length for s in streams}}
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.standard_normal(concrete).astype(v.dtype.numpy)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..ir.clone import bring, clone
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
-from ..ir.ops.attention import Attention
 from ..ir.slots import TARGETS, Growth, Slot, encoded
 from ..ir.value import leaves
 
@@ -72,9 +71,9 @@ def _frontier(graph: Graph, late: dict[Node, None]) -> dict[Value, str]:
     names: dict[Value, str] = {}
     cross = 0
     for node in late:
-        both = (node.value("k"), node.value("v")) if isinstance(node.op, Attention) else ()
+        both = {node.value(k): label for k, label in node.op.keys.items()}
         if both and all(v.producer and v.producer not in late and _depends_on_input(v) for v in both):
-            for v, label in zip(both, ("key", "value"), strict=True):
+            for v, label in both.items():
                 names.setdefault(v, encoded(cross, label))
             cross += 1
     for node in late:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.ops.attention import Attention
 from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
 from ..ir.slots import TOKENS
-from ..ir.types import Dim
+from ..ir.types import Dim, bool_
 from ..ir.value import leaves
 
 _MOVES = (Reshape, Transpose, Expand, Cast)
@@ -33,10 +32,10 @@ def why_alone(graph: Graph) -> str:
 
 
 def _reason(node: Node, mask: Value, length: str) -> str:
-    if isinstance(node.op, Attention):
-        if _over_tokens(node.value("k"), length):
-            hidden = node["mask"]
-            return "" if hidden is not None and _reads(hidden, mask) else "has no mask that hides padding"
+    if node.op.keys:
+        if any(_over_tokens(node.value(k), length) for k in node.op.keys):
+            hiding = [v for k in node.op.masks if (v := node[k]) is not None and v.dtype is bool_]
+            return "" if any(mask in leaves(v) for v in hiding) else "has no mask that hides padding"
     elif isinstance(node.op, Iota):
         return "" if _is_relative(node.output) or not _over_tokens(node.output, length) else "counts columns"
     elif isinstance(node.op, Slice):
@@ -45,17 +44,17 @@ def _reason(node: Node, mask: Value, length: str) -> str:
         if x is not mask and _over(x, axis, length) and not _ends_with(node, x, axis) and not _masked(x, mask):
             return "reads columns where padding may stand"
     elif node.op.states:
-        known = _passes_over(node) or _masked(node.arguments[0], mask)
+        known = passes_over(node, mask) or _masked(node.arguments[0], mask)
         return "" if known or not _over_tokens(node.arguments[0], length) else "would read padding"
     elif _mixes(node, length) and not _masked(node.arguments[0], mask):
         return "reads tokens where padding may stand"
     return ""
 
 
-def _passes_over(node: Node) -> bool:
-    """Whether a layer with a state is told which tokens count."""
-    told = (*node.op.counts, "mask")
-    return any(node[name] is not None for name in node.op.signature.operands if name in told)
+def passes_over(node: Node, mask: Value) -> bool:
+    """Whether a layer with a state is told by the mask which tokens count."""
+    told = [node[name] for name in node.op.signature.operands if name in node.op.counts or name == "mask"]
+    return any(v is not None and mask in leaves(v) for v in told)
 
 
 def _over(v: Value, axis: int, length: str) -> bool:
@@ -65,10 +64,6 @@ def _over(v: Value, axis: int, length: str) -> bool:
 
 def _over_tokens(v: Value, length: str) -> bool:
     return any(_over(v, axis, length) for axis in range(v.rank))
-
-
-def _reads(v: Value, mask: Value) -> bool:
-    return mask in leaves(v)
 
 
 def _ends_with(node: Node, x: Value, axis: int) -> bool:
@@ -98,7 +93,7 @@ def _masked(v: Value, mask: Value) -> bool:
     if isinstance(node.op, Mul):
         return any(_masked(x, mask) for x in node.arguments)
     if node.op.states:
-        return v.index == 0 and _passes_over(node)
+        return v.index == 0 and passes_over(node, mask)
     return isinstance(node.op, (*_MOVES, Slice, Silu, Relu)) and _masked(node.arguments[0], mask)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..ir.errors import PassError
+from ..ir.errors import OpError, PassError
 from ..ir.flow import Link, Links
 from ..ir.graph import Graph, Node, Value
-from ..ir.op import Op
-from ..ir.ops.attention import Attention
 from ..ir.slots import TARGETS, TOKENS, Stream
 from ..ir.types import Dim, DimLike
 
@@ -26,16 +24,14 @@ def stream_of(graph: Graph) -> Stream | None:
     stream = TARGETS if TARGETS.ids in graph.inputs else TOKENS
     if stream.ids not in graph.inputs or "logits" not in graph.outputs:
         return None
-    return stream if any(is_sequential(node.op) and _causal(node) for node in graph) else None
+    return stream if any(_is_sequential(node) for node in graph) else None
 
 
-def is_sequential(op: Op) -> bool:
-    """Whether the op goes from token to token: attention, or a layer with a state of its own."""
-    return isinstance(op, Attention) or bool(op.states)
-
-
-def _causal(node: Node) -> bool:
-    return bool(node.op.states) or bool(node.attributes["causal"])
+def _is_sequential(node: Node) -> bool:
+    """Whether a node goes from token to token: a layer with a state, or one that looks at what came before."""
+    if node.op.states:
+        return True
+    return bool(node.op.keys) and any(k.upto for k in node.op.links(*node.operands, **node.attributes))
 
 
 def is_over(d: DimLike, symbol: str) -> bool:
@@ -95,7 +91,7 @@ class TokenFlow:
 
     def node(self, node: Node) -> None:
         over = [[] if v is None else self.axes(v) for v in node.operands]
-        links = node.op.links(*node.operands, **node.attributes) if any(over) else ()
+        links = self.links_of(node) if any(over) else ()
         self.links[node] = tuple(link for link in links if link.axis in over[link.operand])
         lost = [a for i, axes in enumerate(over) for a in axes if not any((k.operand, k.axis) == (i, a) for k in links)]
         if lost:
@@ -105,6 +101,12 @@ class TokenFlow:
             self.reach[v] = self.output(node, output, v, names)
         if all(v in self.structural for v in node.arguments):
             self.structural.update(node.outputs)
+
+    def links_of(self, node: Node) -> Links:
+        try:
+            return node.op.links(*node.operands, **node.attributes)
+        except OpError as e:
+            raise PassError(e.what, place=str(node.location), hint=e.hint) from None
 
     def output(self, node: Node, output: int, v: Value, names: list[str]) -> Reach:
         found = Reach(dict.fromkeys(self.axes(v), _NEVER))

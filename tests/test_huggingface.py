@@ -9,7 +9,6 @@ import pytest
 import tokenizers
 from huggingface_hub import constants
 from monograph.frontends.dsl import load_family
-from monograph.frontends.fit import check_positions, learned_positions
 from monograph.frontends.huggingface import download, save_pretrained
 from monograph.frontends.load import load
 from monograph.frontends.tokenizer import Tokenizer
@@ -301,13 +300,3 @@ def test_a_whole_checkpoint_is_converted_within_the_memory_of_one_tensor(tmp_pat
     assert total == 538_060_032
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > total
     assert peak < 300_000_000 + 3 * largest
-
-
-def test_more_positions_than_were_learned_are_refused():
-    graph = tiny("gpt2").graph()
-    rows = graph.params["transformer.wpe.weight"].shape[0]
-    assert learned_positions(graph) == rows
-    assert learned_positions(tiny("llama").graph()) is None
-    check_positions(graph, rows)
-    with pytest.raises(ConfigError, match=f"{rows + 1} positions were asked for, but gpt2 has learned {rows}"):
-        check_positions(graph, rows + 1)

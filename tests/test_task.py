@@ -19,7 +19,7 @@ from monograph.frontends.task import (
     Task,
     task_of,
 )
-from monograph.ir import interpret
+from monograph.ir import Init, interpret
 from monograph.ir.errors import ConfigError, MonographError
 from monograph.ir.slots import TARGETS, TOKENS, Stream
 from monograph.ir.types import DType, f32, parse_type
@@ -147,6 +147,15 @@ def test_a_model_of_ones_own_task_runs_and_trains(own: Family) -> None:
         np.testing.assert_allclose(got[name].detach().numpy(), value, atol=1e-5)
     got["scores"].sum().backward()
     assert all(p.grad is not None for p in module.parameters())
+
+
+def test_a_model_of_ones_own_task_is_the_same_everywhere(own: Family) -> None:
+    """Names, a picture beside the tokens, two outputs: exported, built, prompted, and decoded under every mask."""
+    model = own()
+    model.weights = Weights.initialize(model.graph(), 1, Init("normal", 0.5))
+    parity = mg.verify(model)
+    assert {r.backend for r in parity.rows} == {"torch", "onnx", "ort", "ort session"}
+    assert parity.passed
 
 
 def test_the_main_output_of_the_task_must_be_there() -> None:

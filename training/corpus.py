@@ -16,9 +16,11 @@ from ..data.batch import Batch
 from ..data.byte_level import encode_plain, train_tokenizer
 from ..data.errors import CorpusError
 from ..data.passages import passage_key, passages, portions
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.files import staged
+from ..ir.slots import TOKENS
 from ..ir.tensors import Array
 
 SPLITS = ("train", "held_out")
@@ -195,10 +197,10 @@ def make_batch(rows: Array) -> Batch:
     x, y = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
     positions = np.broadcast_to(np.arange(x.shape[1], dtype=np.int64), x.shape)
     return {
-        "input_ids": np.maximum(x, 0),
-        "attention_mask": (x >= 0).astype(np.int64),
-        "position_ids": np.ascontiguousarray(positions),
-        "labels": np.where(y >= 0, y, -100),
+        TOKENS.ids: np.maximum(x, 0),
+        TOKENS.mask: (x >= 0).astype(np.int64),
+        TOKENS.positions: np.ascontiguousarray(positions),
+        LABELS: np.where(y >= 0, y, -100),
     }
 
 

@@ -16,8 +16,10 @@ from ..data.passages import portions
 from ..data.shards import Shards
 from ..data.tokenizers import document_end
 from ..data.tokenizers import train as train_tokenizer
+from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
+from ..ir.slots import TOKENS
 from ..ir.tensors import Array
 from .corpus import placed, read_text, split_texts
 
@@ -209,11 +211,11 @@ class Masked:
         row = hide(row, chosen, int(t.mask_id or 0), _ordinary(t.size, t.special_ids), rng)
         size, rest = width + 2, width + 2 - len(row)
         return {
-            "input_ids": np.pad(row, (0, rest), constant_values=t.pad_id or 0),
-            "attention_mask": np.pad(np.ones(len(row), np.int64), (0, rest)),
-            "position_ids": np.arange(size),
-            "token_type_ids": np.zeros(size, np.int64),
-            "labels": np.pad(labels, (0, rest), constant_values=IGNORED),
+            TOKENS.ids: np.pad(row, (0, rest), constant_values=t.pad_id or 0),
+            TOKENS.mask: np.pad(np.ones(len(row), np.int64), (0, rest)),
+            TOKENS.positions: np.arange(size),
+            TOKEN_TYPES: np.zeros(size, np.int64),
+            LABELS: np.pad(labels, (0, rest), constant_values=IGNORED),
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,10 @@ from pathlib import Path
 import onnx_ir
 
 from ...frontends.dsl import Model
-from ...frontends.huggingface import hf_config
+from ...frontends.huggingface import write_companions
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
+from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
@@ -139,7 +139,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
     counted = counted or (stream is not None and stream.positions in last.inputs)
     return Contract(
         version=VERSION,
-        kind="decoder" if last.slots else "encoder",
+        kind="decoder" if last.slots or last.stream is not None else "encoder",
         family=model.name if is_model else graph.name,
         task=model.task.name if is_model else "",
         provider=target.provider,
@@ -153,7 +153,9 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         alone=variants.alone,
         inputs={file: {k: v.type for k, v in g.inputs.items()} for file, g in variants.graphs.items()},
         output=model.task.output if is_model else next(iter(last.outputs)),
-        bounds=bounds_of(last),
+        bounds=bounds_of(*variants.graphs.values()),
+        unread=tuple(k for k in graph.inputs if all(k not in g.inputs for g in variants.graphs.values())),
+        zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
         positions=positions if counted else 0,
         rows=ROWS in last.inputs,
         disabled_optimizers=choices_of(target.provider).disabled_optimizers,
@@ -216,12 +218,8 @@ def _count(model: onnx_ir.Model) -> dict[str, int]:
 
 
 def _companions(stage: Stage, model: Model) -> None:
-    """What clients expect beside a model: its config, how to generate with it, its tokenizer."""
-    _text(stage, "config.json", json.dumps(hf_config(model, model.weights), indent=2, ensure_ascii=False) + "\n")
-    if model.generation:
-        _text(stage, "generation_config.json", json.dumps(model.generation, indent=2, ensure_ascii=False) + "\n")
-    if model.tokenizer is not None:
-        model.tokenizer.write(stage)
+    """What clients expect beside a model, and how an encoder's vectors become one."""
+    write_companions(stage, model, model.weights)
     pooling = Pooling.read(model.folder) if model.folder is not None else None
     if pooling is not None:
         _text(stage, POOLING, pooling.to_json())

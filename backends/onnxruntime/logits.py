@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...frontends.task import LOGITS
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.linear import Linear
 from ...ir.ops.shape import gather, reshape
@@ -18,7 +19,7 @@ def select_rows(graph: Graph) -> int:
 
     The head is the last linear and what follows it one position at a time.
     """
-    logits = graph.outputs.get("logits")
+    logits = graph.outputs.get(LOGITS)
     if logits is None or logits.rank != 3 or not any(s.output for s in graph.slots):
         return 0
     chain = _head(logits)

@@ -14,14 +14,15 @@ from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
 from ...ir.slots import Growth
 from .compact import Compact
-from .contract import Contract
+from .contract import Contract, Types
 from .feeds import along, check_loaded, others
 from .guard import Array, check_names, checked, token_ids
 from .memory import Memory
 from .memory_cpu import CpuMemory
-from .options import Loaded, load
+from .options import load
 from .padded import Padded
-from .state import NOTHING, State
+from .runtime import Loaded
+from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
 
 CAPACITY = 512
@@ -50,10 +51,10 @@ class Session:
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
-        self._state: State | None = None
+        self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
-        self._beside = others(contract, self._file) if contract.kind == "decoder" else {}
+        self._beside: Types = others(contract, self._file) if contract.kind == "decoder" else {}
         self._ids = contract.stream.ids if contract.stream is not None else ""
         self.graph(self._file)
 
@@ -96,19 +97,19 @@ class Session:
     @property
     def lengths(self) -> Array:
         """Tokens each row has so far, i64 [B]; empty before `prefill`."""
-        return NOTHING.copy() if self._state is None else self._state.lengths.copy()
+        return NOTHING.copy() if self._cache is None else self._cache.lengths.copy()
 
     @property
     def capacity(self) -> int:
         """Tokens a row has room for without growing its buffers."""
-        if self._state is not None:
-            return self._state.capacity
+        if self._cache is not None:
+            return self._cache.capacity
         return min(self._first_capacity, self.contract.limit)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the buffers of all slots; 0 before `prefill`."""
-        return 0 if self._state is None else self._state.bytes
+        return 0 if self._cache is None else self._cache.bytes
 
     def encode(self, inputs: Mapping[str, Any]) -> None:
         """Read the source of an encoder-decoder: keys and values of cross-attention are computed once. Resets."""
@@ -132,11 +133,12 @@ class Session:
         given, fixed = self._split(tokens, inputs or {})
         fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
                                  if s.growth is Growth.once and s.first}  # fmt: skip
-        if self._state is None:
-            self._state = self._new_state()
+        check_room(int(lengths.max()), self.contract)
+        if self._cache is None:
+            self._cache = self._new_state()
         self.owner = object()
         rows = int(lengths.max())
-        return self._state.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
+        return self._cache.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
 
     def append(self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add tokens i64 [B,S] to every row, or the first lengths[b] of them; logits f32 [B,V] after the last.
@@ -172,8 +174,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
-        if self._state is not None:
-            self._state.lengths = NOTHING
+        if self._cache is not None:
+            self._cache.lengths = NOTHING
         self._source = {}
         self.owner = object()
 
@@ -205,11 +207,11 @@ class Session:
 
     def _running(self, rows: int) -> State:
         self._check_decoder()
-        if self._state is None or len(self._state.lengths) == 0:
+        if self._cache is None or len(self._cache.lengths) == 0:
             raise RuntimeInputError("nothing has been read yet: call `prefill` first")
-        if len(self._state.lengths) != rows:
-            raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._state.lengths)}")
-        return self._state
+        if len(self._cache.lengths) != rows:
+            raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._cache.lengths)}")
+        return self._cache
 
     def _new_state(self) -> State:
         loaded = self.graph(self._file)

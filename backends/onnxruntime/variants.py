@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...ir.graph import Graph
-from ...ir.ops.attention import Attention
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
@@ -56,7 +55,7 @@ def variants_of(graph: Graph, target: Target, positions: int, dump: Path | None 
         variants.run("encoder common", common(target), encoder)
         variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
     variants.run("common", common(target), graph)
-    variants.attentions = sum(isinstance(n.op, Attention) for n in graph)
+    variants.attentions = sum(bool(n.op.keys) for n in graph)
     if cached_attentions(graph):
         shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
         if variants.reports[LENGTHS].counts.get(GroupQuery.name):

@@ -74,6 +74,8 @@ class Attention(Op):
         check(window is None or (causal and window > 0), f"window is {window}: it needs causal=True and at least 1 key")
         return TensorType(q.dtype, (batch, rows, heads, v.shape[3]))
 
+    keys = {"k": "key", "v": "value"}
+    masks = ("bias", "mask")
     counts = frozenset({"lengths"})
 
     def links(

@@ -178,6 +178,7 @@ class Minimum(Binary):
 
     commutative = True
     torch_name, onnx_name = "minimum", "Min"
+    backward_reads = reads.operands
 
 
 class Pow(Binary):
@@ -269,6 +270,7 @@ class Floor(Unary):
     """The largest integer that is at most x."""
 
     torch_name, onnx_name = "floor", "Floor"
+    backward_reads = reads.nothing
 
 
 class Rsqrt(Unary):

@@ -91,6 +91,8 @@ class Relu(Activation):
 class Softplus(Activation):
     """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|), which never overflows. (Dugas et al. 2000)"""
 
+    backward_reads = reads.first
+
     def body(self, x: Value) -> Value:
         return maximum(x, constant(value=0.0, dtype=x.dtype)) + log(exp(neg(abs(x))) + 1.0)
 

@@ -13,17 +13,19 @@ import numpy as np
 import torch
 
 from ...backends.torch import to_inputs, to_torch
-from ...corpus import Corpus, make_batch
 from ...data.batch import IGNORED
 from ...frontends.dsl import Model, load_family
+from ...frontends.task import LABELS
 from ...ir.cost import at, flops_of
 from ...ir.errors import ConfigError, did_you_mean
 from ...ir.files import staged
 from ...ir.graph import Graph
+from ...ir.slots import TOKENS
 from ...ir.types import Dim, DimLike
-from ...loop import train
 from ...passes import pipelines
-from ...progress import Step
+from ..corpus import Corpus, make_batch
+from ..loop import train
+from ..progress import Step
 from .ngram import NGram
 
 NGRAM = "ngram"
@@ -44,7 +46,6 @@ MEASUREMENTS = 6
 """How often the held-out loss is taken in a run."""
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)
-_PASTS = ("past_key_values.", "past_state.")
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def table_loss(model: NGram, corpus: Corpus, batch: int, length: int) -> float:
     """Mean loss in nats over the same labels and with the same contexts as the neural models have."""
     total, count = 0.0, 0
     for rows in corpus.held_out_batches(batch, length):
-        labels = rows["labels"]
-        tokens = np.concatenate([rows["input_ids"][:, :1], np.where(labels == IGNORED, 0, labels)], axis=1)
+        labels = rows[LABELS]
+        tokens = np.concatenate([rows[TOKENS.ids][:, :1], np.where(labels == IGNORED, 0, labels)], axis=1)
         scores = model.log_probabilities(tokens)[:, 1:]
         total -= float(scores[labels != IGNORED].sum())
         count += int((labels != IGNORED).sum())
@@ -268,9 +269,8 @@ def costs(model: Model, contexts: Sequence[int]) -> list[Point]:
     graph, decode = model.graph(), pipelines.decode(model.graph())
     whole, step = flops_of(pipelines.encode(graph), B=1), flops_of(decode)
     state: DimLike = 0
-    for k, v in decode.inputs.items():
-        if k.startswith(_PASTS):
-            state = state + v.type.bytes
+    for slot in decode.slots:
+        state = state + slot.type.bytes
     module = to_torch(pipelines.encode(graph), model.weights).eval()
     points: list[Point] = []
     for n in contexts:
