@@ -13,7 +13,7 @@ import numpy as np
 
 from .building import export, weights_of
 from .frontends.dsl import Model
-from .frontends.task import CAUSAL_LM, LOGITS
+from .frontends.task import LOGITS
 from .ir import Graph, MonographError
 from .ir.cost import at
 from .ir.ops.attention import Attention
@@ -23,7 +23,7 @@ from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
 from .passes import pipelines
-from .portable import first_state, next_state
+from .portable import first_state, next_state, slots_of, stream_of
 
 
 class Decoder(Protocol):
@@ -74,7 +74,7 @@ def bench(
     `prompt` tokens and `new_tokens` steps, batch 1. threads: None takes all cores. The runtime's own optimizer is on
     for all three. Raises MonographError for a model that does not generate.
     """
-    if model.task != CAUSAL_LM:
+    if model.task != "causal-lm":
         raise MonographError(f"{model.name} is a {model.task} model; only causal-lm models are measured")
     threads = threads or cores()
     observe("measuring the machine")
@@ -118,11 +118,10 @@ def build_variants(model: Model, folder: Path, threads: int) -> tuple[dict[str, 
     """How to open each variant, and the nodes of its graph, by name."""
     from .backends import onnx as portable
     from .backends import onnxruntime as fused
-    from .passes.manager import Pipeline
 
     cached = pipelines.decode(model.graph())
     apart = pipelines.decompose(cached)
-    portable.export(apart, weights_of(model), folder / "apart", pipeline=Pipeline("as it is", []))
+    portable.export(apart, weights_of(model), folder / "apart", pipeline=portable.AS_IT_IS)
     export(model, folder / "onnx")
     report = fused.build(model, None, folder / "cpu", "cpu")
     variants: dict[str, Callable[[], Decoder]] = {
@@ -143,7 +142,7 @@ def _count(folder: Path) -> int:
 class Growing:
     """A portable export: caches are inputs and outputs, handed back without a copy, and grow by one entry a step."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, output: str = LOGITS) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -153,8 +152,9 @@ class Growing:
         self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.inputs = [i.name for i in self.session.get_inputs()]
+        self.slots, self.stream = slots_of(self.session), stream_of(self.session) or TOKENS
         self.state: dict[str, Any] = {}
-        self.length = 0
+        self.output, self.length = output, 0
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         self.length = 0
@@ -167,14 +167,14 @@ class Growing:
     def _call(self, tokens: Array) -> Array:
         start, self.length = self.length, self.length + tokens.shape[1]
         given = {
-            TOKENS.ids: self._value(tokens),
-            TOKENS.mask: self._value(np.ones((1, self.length), np.int64)),
-            TOKENS.positions: self._value(np.arange(start, self.length, dtype=np.int64)[None]),
+            self.stream.ids: self._value(tokens),
+            self.stream.mask: self._value(np.ones((1, self.length), np.int64)),
+            self.stream.positions: self._value(np.arange(start, self.length, dtype=np.int64)[None]),
         }
         feeds = {k: v for k, v in {**given, **self.state}.items() if k in self.inputs}
         found = dict(zip(self.outputs, self.session.run_with_ort_values(self.outputs, feeds), strict=True))
-        self.state = next_state(found)
-        return found[LOGITS].numpy()[:, -1]
+        self.state = next_state(found, self.slots)
+        return found[self.output].numpy()[:, -1]
 
 
 def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, float]:

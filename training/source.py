@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ..data.batch import Batch
 from ..frontends.dsl import Model
@@ -20,15 +20,11 @@ from ..passes.padding_mask import drop_padding_mask
 class Source(Protocol):
     """Batches for one task: text, shards, pairs, rows with labels, instructions."""
 
-    @property
-    def task(self) -> str:
-        """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
-        ...
+    task: ClassVar[str]
+    """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
 
-    @property
-    def static(self) -> bool:
-        """Whether every training batch has the same shape."""
-        ...
+    static: ClassVar[bool]
+    """Whether every training batch has the same shape."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...

@@ -93,7 +93,8 @@ class OnnxRecurrent(Op):
             )
 
         assert self.plain.numpy is not None
-        return self.plain.numpy(x, *map(back, (w[0], r[0], *halves)), *rest, **attributes)
+        made: Any = self.plain.numpy(x, *map(back, (w[0], r[0], *halves)), *rest, **attributes)
+        return made
 
     def write(
         self, op: Any, x: Any, w: Any, r: Any, b: Any, states: Sequence[Any], lengths: Any, **options: Any

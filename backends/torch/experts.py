@@ -28,7 +28,8 @@ class ChosenExperts(Op):
         x, weights = node.arguments[0], node.arguments[1]
         uses, hidden = layout.size(product(weights.shape)), layout.size(node.arguments[3].shape[0])
         width = layout.size(x.shape[-1])
-        return reads.Saved(tuple(node.arguments), uses * (4 * hidden + 2 * width) * x.dtype.bits // 8)
+        places = 3 * 8 * uses
+        return reads.Saved(tuple(node.arguments), uses * (4 * hidden + 2 * width + 1) * x.dtype.bits // 8 + places)
 
     def infer(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> TensorType:
         return x.type
