@@ -53,8 +53,8 @@ def foreign(folder: Path) -> str:
 
 def _ours(path: Path) -> bool:
     """Whether an ONNX file says that it was written here."""
-    load: Any = onnx.load
+    library: Any = onnx
     try:
-        return load(str(path), load_external_data=False).producer_name == PRODUCER
+        return library.load(str(path), load_external_data=False).producer_name == PRODUCER
     except (DecodeError, OSError):
         return False
