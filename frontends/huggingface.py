@@ -85,6 +85,7 @@ def family_of(settings: Mapping[str, Any], task: str | None = None, place: str =
     family = load_family(name, task)
     heads = {a: f for f in families_of(family) for a in (f.checkpoint.architecture, *f.checkpoint.also)}
     said: list[Any] = settings.get("architectures") or []
+    said = said if isinstance(said, list) else [said]  # pyright: ignore[reportUnnecessaryIsInstance] - of a file
     if task is not None or not said or not any(heads):
         return family
     found = next((heads[a] for a in said if a in heads), None)
