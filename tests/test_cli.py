@@ -207,7 +207,7 @@ def test_build_prints_the_bound_before_anything_else(checkpoint: Path, tmp_path:
     lines = call("build", checkpoint, tmp_path / "out", "--explain", "--strict").stdout.splitlines()
     assert lines[0].startswith("llama: at most 300.1 MB")
     assert "2 of 2 attentions fused" in lines[1]
-    assert any("remembers 4 slots, 16.4 KB a row at 64 tokens" in line for line in lines)
+    assert any("remembers 4 slots, 16.4 kB a row at 64 tokens" in line for line in lines)
     assert any("peak memory" in line for line in lines)
 
 

@@ -75,5 +75,5 @@ def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
     given = graph.inputs.get(TOKENS.positions)
     uses = () if given is None else given.uses
-    found = [node.arguments[1].shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
+    found = [node.value("table").shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
     return next((rows for rows in found if isinstance(rows, int)), None)
