@@ -59,10 +59,13 @@ def main() -> int:
     hear, work = LogMel.read(given.folder), WORK / "whisper"
     work.mkdir(parents=True, exist_ok=True)
     speech = [speak(text, hear.rate, work / f"{i}.wav") for i, text in enumerate(SENTENCES)]
-    engine = mg.build(mg.load(given.folder), work / "built")
+    model = mg.load(given.folder)
+    engine = mg.build(model, work / "built")
     assert engine.tokenizer is not None
     # Greedy, all sentences as one batch; transformers reads them one by one.
-    ours = transcribe(engine.session, engine.tokenizer, hear, speech, max_new_tokens=MOST, temperature=0.0)
+    silent = {"suppress": "suppress_tokens", "suppress_first": "begin_suppress_tokens"}
+    never = {k: model.generation.get(name) or () for k, name in silent.items()}
+    ours = transcribe(engine.session, engine.tokenizer, hear, speech, max_new_tokens=MOST, **never)
     prompt = ours[0].prompt
     ids, want = theirs(given.folder, speech, hear, prompt)
     engine.session.encode({"input_features": np.stack([hear(s) for s in speech])})

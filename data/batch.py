@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
+from ..ir.slots import TARGETS, TOKENS, Stream
 from ..ir.tensors import Array
 
 IGNORED = -100
@@ -27,20 +29,25 @@ def check_tokenizer(model: Tokenizer | None, data: Tokenizer, place: str = "", w
         raise ConfigError(f"the data has another tokenizer than {whose}: {difference}", place=place)
 
 
+def token_inputs(ids: Array, mask: Array, positions: Array, stream: Stream = TOKENS) -> Batch:
+    """The inputs of a stream of tokens by name, each i64 [B,S] or [S]."""
+    return dict(zip(stream.names, (ids, mask, positions), strict=True))
+
+
 def labels_of(batch: Batch) -> int:
     """How many labels count."""
-    return int((batch["labels"] != IGNORED).sum())
+    return int((batch[LABELS] != IGNORED).sum())
 
 
 def tokens_of(batch: Batch) -> int:
     """How many tokens are read: those of source and target, without padding."""
-    masks = [v for k, v in batch.items() if k in ("attention_mask", "decoder_attention_mask")]
-    return int(sum(m.sum() for m in masks)) if masks else int(batch["input_ids"].size)
+    masks = [v for k, v in batch.items() if k in (TOKENS.mask, TARGETS.mask)]
+    return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
 
 
-def split_rows(batch: Batch, parts: int) -> Sequence[Batch]:
+def divided(batch: Batch, parts: int) -> Sequence[Batch]:
     """The rows of a batch in at most `parts` nearly equal parts, in order."""
     if parts == 1:
         return [batch]
-    places = np.array_split(np.arange(len(batch["labels"])), parts)
+    places = np.array_split(np.arange(len(batch[LABELS])), parts)
     return [{k: v[p[0] : p[-1] + 1] for k, v in batch.items()} for p in places if len(p)]

@@ -5,6 +5,8 @@ It reads a token and four sensor readings at each step and forecasts both. pytho
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import monograph as mg
@@ -77,10 +79,9 @@ def gru(m: mg.Scope, x: Value, attention_mask: Value) -> Value:
 
 def alibi(ids: Value, heads: int, dtype: mg.DType) -> Value:
     """Bias [heads,S,S] that falls with the distance, in each head at another rate. (Press et al. 2021)"""
-    length = ids.shape[1]
-    place = mg.ops.iota(start=0, length=length, dtype=dtype)
+    place = mg.ops.iota(start=0, length=ids.shape[1], dtype=dtype)
     rates = tuple(((2.0 ** (-8.0 * (i + 1) / heads),),) for i in range(heads))
-    return (place - place.reshape(length, 1)) * mg.ops.constant(value=rates, dtype=dtype)
+    return (place - place.reshape(ids.shape[1], 1)) * mg.ops.constant(value=rates, dtype=dtype)
 
 
 def batch(rows: int, length: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -108,3 +109,41 @@ def train(model: mg.Model, steps: int) -> list[float]:
         losses.append(loss.item())
     model.weights = Weights.of({k: v.detach().numpy() for k, v in module.state_dict().items()})
     return losses
+
+
+def decode(model: mg.Model, engine: Any, steps: int = 16) -> float:
+    """Serve three rows of different lengths: prompts, chunks of 3 and single steps. Gives the largest difference from
+    the logits of each row alone, read at once.
+    """
+    counts, given = np.array([9, 4, 6]), batch(3, 9 + steps, seed=999)
+    tokens, waves, rows = given["input_ids"], given["readings"], np.arange(3)[:, None]
+    module = mg.to_torch(model).eval()
+    alone = ({k: torch.from_numpy(v[i : i + 1, : 9 + steps]) for k, v in given.items()} for i in range(3))
+    wanted = [module(**one)["logits"][0].detach().numpy() for one in alone]
+    found = engine.session.prefill(tokens[:, :9], counts, {"readings": waves[:, :9]})
+    worst, read = 0.0, counts
+    while True:
+        worst = max(worst, *(float(np.abs(found[i] - wanted[i][read[i] - 1]).max()) for i in range(3)))
+        size = 3 if (read - counts).max() < steps // 2 else 1
+        if (read - counts).max() + size > steps:
+            return worst
+        columns = read[:, None] + np.arange(size)
+        found = engine.session.append(tokens[rows, columns], inputs={"readings": waves[rows, columns]})
+        read = read + size
+
+
+def main(folder: Path, steps: int = 60) -> dict[str, float]:
+    """Train, export, build, verify and decode; gives the numbers."""
+    model = hybrid()
+    losses = train(model, steps)
+    mg.export(model, folder / "portable")
+    engine = mg.build(model, folder / "built", threads=1)
+    parity = mg.verify(model, engine)
+    portable = mg.verify(model, folder / "portable", torch=False)
+    worst = max(r.difference for r in (*parity.rows, *portable.rows))
+    return {"first loss": losses[0], "last loss": losses[-1], "verify": worst, "decode": decode(model, engine)}
+
+
+if __name__ == "__main__":
+    for name, number in main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/own")).items():
+        print(f"{name}: {number:.3g}")

@@ -12,7 +12,7 @@ from ..frontends.task import HIDDEN
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
-from .prompts import pad
+from .prompts import mask_of, pad
 from .sampling import Array
 
 
@@ -53,7 +53,7 @@ def embed(
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         tokens, lengths = pad([rows[i] for i in chosen], tokenizer.pad_id or 0)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
+        mask = mask_of(lengths, tokens.shape[1])
         outputs = session.run({TOKENS.ids: tokens, TOKENS.mask: mask})
         if HIDDEN not in outputs:
             raise RuntimeInputError(f"the model gives {', '.join(outputs)}, not the {HIDDEN} of an encoder")

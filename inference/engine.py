@@ -7,9 +7,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
+from typing import Any, Self, cast
 
 from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
@@ -20,7 +18,7 @@ from ..ir.slots import TOKENS
 from .embed import embed
 from .generate import Decoding, Settings
 from .predict import classify, fill
-from .prompts import is_batch, pad, rows_of
+from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 
 
@@ -108,8 +106,8 @@ class Engine:
 
         prompts: a text, ids, or a list of either (ids [B,S] with attention_mask [B,S]: padding left or right); with
         `chat` what the user says, or a conversation. inputs: arrays by name: the whole source of an encoder-decoder
-        (sounds, pictures, ids), whose prompts then are what its decoder begins with (None: its start token); for other
-        models what they take beside tokens. on_text: called with (row, text) as text becomes certain.
+        (sounds, pictures, ids), whose prompts then are what its decoder begins with (None: its start token), and what
+        a model takes beside tokens. on_text: called with (row, text) as text becomes certain.
         settings: the fields of `Settings`: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         stop, seed, eos, context. Gives a Generation, or a list of them for several prompts. Raises RuntimeInputError
         for prompts, settings or lengths that cannot be.
@@ -181,23 +179,23 @@ class Engine:
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
         known = {"context": contract.positions or None, "eos": self._ends()}
         settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
-        source = inputs
+        source = dict(inputs or {})
         if contract.encoder and inputs is None:
             source, rows = self._source(rows), [[self._start()] for _ in rows]
 
         def read(tokens: Array, lengths: Array) -> Array:
-            if not contract.encoder:
-                return session.prefill(tokens, lengths, source)
-            session.encode(source or {})
-            return session.prefill(tokens, lengths)
+            first = contract.inputs.get(contract.encoder, {})
+            if contract.encoder:
+                session.encode({k: v for k, v in source.items() if k in first})
+            return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 
         return Decoding(session, self.tokenizer, rows, settings, read)
 
     def _source(self, rows: list[list[int]]) -> dict[str, Array]:
         """The texts that an encoder reads, padded on the right."""
         tokens, lengths = pad(rows)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        return {TOKENS.ids: tokens, TOKENS.mask: mask}
+        mask = mask_of(lengths, tokens.shape[1])
+        return {TOKENS.ids: tokens} if mask.all() else {TOKENS.ids: tokens, TOKENS.mask: mask}
 
     def _starts(self, inputs: Mapping[str, Any]) -> list[list[int]]:
         """What the decoder begins with, for each row of a source."""
@@ -207,9 +205,10 @@ class Engine:
 
     def _ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer and by config.json."""
-        said = self.config.get("eos_token_id")
+        said: Any = self.config.get("eos_token_id")
+        ids = cast("list[int]", said) if isinstance(said, list) else [] if said is None else [said]
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
-        return tuple(dict.fromkeys([*own, *(said if isinstance(said, list) else [] if said is None else [said])]))
+        return tuple(dict.fromkeys([*own, *ids]))
 
     def _start(self) -> int:
         """The token that a decoder begins with."""

@@ -20,9 +20,12 @@ Reason = Literal["stop", "length", "eos"]
 
 
 class Session(Protocol):
-    """A model that remembers what it has read. owner: a token that is another one whenever a new batch begins."""
+    """A model that remembers what it has read."""
 
-    owner: object
+    @property
+    def owner(self) -> object:
+        """A token that is another one whenever a new batch begins."""
+        ...
 
     @property
     def lengths(self) -> Array:

@@ -27,17 +27,25 @@ class Session(generate.Session, Protocol):
         ...
 
 
-class Suppressing:
-    """A session that never gives some tokens: `always`, and `first` right after the prompt."""
+class Listening:
+    """A session that reads speech before each prompt.
 
-    def __init__(self, session: Session, always: Sequence[int], first: Sequence[int]) -> None:
-        self.session, self.always, self.first = session, list(always), list(first)
+    always: tokens that it never gives. first: those that it does not give right after the prompt.
+    """
+
+    def __init__(self, session: Session, features: Array, always: Sequence[int], first: Sequence[int]) -> None:
+        self.session, self.features, self.always, self.first = session, features, list(always), list(first)
 
     @property
     def lengths(self) -> Array:
         return self.session.lengths
 
+    @property
+    def owner(self) -> object:
+        return self.session.owner
+
     def prefill(self, tokens: Array, lengths: Array) -> Array:
+        self.session.encode({FEATURES: self.features})
         return without(self.session.prefill(tokens, lengths), [*self.always, *self.first])
 
     def step(self, tokens: Array) -> Array:
@@ -73,13 +81,8 @@ def transcribe(
         raise RuntimeInputError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     prompt = [_special(tokenizer, name) for name in (START, f"<|{language}|>", f"<|{kind}|>", NO_TIMES)]
     features = np.stack([hear(samples) for samples in speech])
-    decoding = Decoding(
-        Suppressing(session, suppress, suppress_first),
-        tokenizer,
-        [list(prompt) for _ in speech],
-        Settings.of(settings),
-        lambda: session.encode({FEATURES: features}),
-    )
+    listening = Listening(session, features, suppress, suppress_first)
+    decoding = Decoding(listening, tokenizer, [list(prompt) for _ in speech], Settings.of(settings))
     for _ in decoding:
         pass
     return decoding.results()

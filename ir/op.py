@@ -13,7 +13,7 @@ import numpy as np
 from .backward_reads import Saved, Strides, everything
 from .canonical import Form
 from .errors import MonographError, OpError
-from .flow import Links, links_of_body
+from .flow import Links, aligned, links_of_body
 from .graph import Attributes, Graph, Location, Node, Value, building, current_graph
 from .shard_rules import Cut, Cuts, elementwise, needs_all
 from .signature import Signature
@@ -108,7 +108,13 @@ class Op:
     """Floating-point operations of one use; a composite counts its body, a primitive without a rule has none."""
 
     def _links_of_body(self, *operands: Value | None, **attributes: Any) -> Links:
-        """Links through the body. Raises OpError for a primitive that does not say what it reads."""
+        """Links through the body; of an elementwise op, where its operands broadcast to.
+
+        Raises OpError for another primitive that does not say what it reads.
+        """
+        if self.elementwise:
+            shapes = [None if v is None else v.shape for v in operands]
+            return aligned(shapes, max(len(shape or ()) for shape in shapes))
         if self.body is None:
             raise OpError(f"{self.name} does not say which elements it reads", hint="a primitive needs `links`")
         types = tuple(None if v is None else v.type for v in operands)
@@ -163,11 +169,11 @@ class Op:
         """How an output that is no view is laid out, if the op decides that."""
         return None
 
-    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+    def backward_reads(self, node: Node, layout: Layout, /) -> Saved:
         """What the backward pass of a use reads again. Rules that ops share are in backward_reads.py."""
         return everything(self, node, layout)
 
-    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+    def shard(self, node: Node, known: Cuts, /) -> dict[Value, Cut]:
         """How operands and outputs are cut over ranks, if they are as `known` says. Raises Stop for what cannot be."""
         rule = elementwise if self.elementwise and not self.random else needs_all
         return rule(self, node, known)

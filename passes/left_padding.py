@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ir.flow import Link
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.cache import CacheAppend, CacheRead
 from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
@@ -45,17 +46,17 @@ def _reason(node: Node, mask: Value, length: str) -> str:
         if x is not mask and _over(x, axis, length) and not _ends_with(node, x, axis) and not _masked(x, mask):
             return "reads columns where padding may stand"
     elif node.op.states:
-        known = _passes_over(node) or _masked(node.arguments[0], mask)
+        known = passes_over(node, mask) or _masked(node.arguments[0], mask)
         return "" if known or not _over_tokens(node.arguments[0], length) else "would read padding"
     elif _mixes(node, length) and not _masked(node.arguments[0], mask):
         return "reads tokens where padding may stand"
     return ""
 
 
-def _passes_over(node: Node) -> bool:
-    """Whether a layer with a state is told which tokens count."""
-    told = (*node.op.counts, "mask")
-    return any(node[name] is not None for name in node.op.signature.operands if name in told)
+def passes_over(node: Node, mask: Value) -> bool:
+    """Whether a layer with a state is told by the mask which tokens count."""
+    told = [node[name] for name in node.op.signature.operands if name in node.op.counts or name == "mask"]
+    return any(v is not None and mask in leaves(v) for v in told)
 
 
 def _over(v: Value, axis: int, length: str) -> bool:
@@ -73,8 +74,12 @@ def _ends_with(node: Node, x: Value, axis: int) -> bool:
 
 
 def _mixes(node: Node, length: str) -> bool:
-    """Whether a node other than attention reads from token to token."""
-    if node.op.compacts or not any(_over_tokens(v, length) for v in node.arguments):
+    """Whether a node other than attention reads from token to token; a cache only keeps them for who reads it."""
+    if (
+        isinstance(node.op, (CacheAppend, CacheRead))
+        or node.op.compacts
+        or not any(_over_tokens(v, length) for v in node.arguments)
+    ):
         return False
     for link in node.op.links(*node.operands, **node.attributes):
         given = node.operands[link.operand]
@@ -102,7 +107,7 @@ def _masked(v: Value, mask: Value) -> bool:
     if isinstance(node.op, Mul):
         return any(_masked(x, mask) for x in node.arguments)
     if node.op.states:
-        return v.index == 0 and _passes_over(node)
+        return v.index == 0 and passes_over(node, mask)
     return isinstance(node.op, (*_MOVES, Slice, Silu, Relu)) and _masked(node.arguments[0], mask)
 
 

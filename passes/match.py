@@ -12,7 +12,11 @@ from .trace import Capture, Pattern, Unknown
 
 
 class Mismatch(Exception):
-    """Why a pattern does not fit here; an outcome of matching, not an error."""
+    """Why a pattern does not fit here; an outcome of matching, not an error. value: what the reason begins with."""
+
+    def __init__(self, reason: str, value: Value | None = None) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 class Match:

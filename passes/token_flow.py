@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..ir.errors import PassError
+from ..ir.errors import OpError, PassError
 from ..ir.flow import Link, Links
 from ..ir.graph import Graph, Node, Value
 from ..ir.slots import TARGETS, TOKENS, Stream
@@ -91,7 +91,7 @@ class TokenFlow:
 
     def node(self, node: Node) -> None:
         over = [[] if v is None else self.axes(v) for v in node.operands]
-        links = node.op.links(*node.operands, **node.attributes) if any(over) else ()
+        links = self.links_of(node) if any(over) else ()
         self.links[node] = tuple(link for link in links if link.axis in over[link.operand])
         lost = [a for i, axes in enumerate(over) for a in axes if not any((k.operand, k.axis) == (i, a) for k in links)]
         if lost:
@@ -101,6 +101,12 @@ class TokenFlow:
             self.reach[v] = self.output(node, output, v, names)
         if all(v in self.structural for v in node.arguments):
             self.structural.update(node.outputs)
+
+    def links_of(self, node: Node) -> Links:
+        try:
+            return node.op.links(*node.operands, **node.attributes)
+        except OpError as e:
+            raise PassError(e.what, place=str(node.location), hint=e.hint) from None
 
     def output(self, node: Node, output: int, v: Value, names: list[str]) -> Reach:
         found = Reach(dict.fromkeys(self.axes(v), _NEVER))

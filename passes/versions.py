@@ -147,7 +147,9 @@ class Versions:
         """Whether the value itself is remembered, and not what it is put together from."""
         if extra(v.shape[axis], self.flow.symbol) != 0 or isinstance(node.op, (Expand, Concat)):
             return False
-        return not any(link.to == axis and link.shift != 0 for link in self.flow.links[node])
+        links = [link for link in self.flow.links[node] if link.to == axis and node.outputs[link.output] is v]
+        sequential = bool(node.op.keys) or self.is_stateful(node)
+        return not any(self.moves(link, node) or (link.upto and not sequential) for link in links)
 
     def remember(self, v: Value, version: Version, axis: int) -> Remember:
         others = [p for i, p in enumerate(version[:-1]) if i != axis and p is not None]
@@ -166,7 +168,7 @@ class Versions:
             links, whole = [k for k in own if k.to == axis], {(k.operand, k.axis) for k in own if k.to is None}
             if any(k.upto or (k.operand, k.axis) in whole for k in links):
                 needed: DimLike = ALL
-            elif past == 0 and any(k.shift != 0 for k in links):
+            elif past == 0 and any(self.moves(k, node) for k in links):
                 needed = Dim.symbol(past_of(1 + self.lookback(v)))
             else:
                 continue
@@ -174,6 +176,14 @@ class Versions:
                 self.check_length(v, node, axis)
                 return Tail(_with(version, axis, needed), axis)
         return None
+
+    def moves(self, link: Link, node: Node) -> bool:
+        """Whether column j of a result is not that of the operand: it is shifted, or has others before or behind it."""
+        given, v = node.operands[link.operand], node.outputs[link.output]
+        if node.op.keys or given is None or link.to is None:
+            return False
+        symbol = self.flow.symbol
+        return link.shift != 0 or extra(given.shape[link.axis], symbol) != extra(v.shape[link.to], symbol)
 
     def check_length(self, v: Value, node: Node, axis: int) -> None:
         if extra(v.shape[axis], self.flow.symbol) != 0:
@@ -205,7 +215,7 @@ class Versions:
             # Of an attention whose keys have more columns than it has queries, the past is behind what comes first.
             if past == 0 and not node.op.keys and not isinstance(node.op, Iota):
                 reads = [k for k in self.flow.links[node] if k.to == axis and k.output == output]
-                if any(k.shift != 0 for k in reads):
+                if any(self.moves(k, node) for k in reads):
                     self.check_length(v, node, axis)
         for link in self.flow.links[node]:
             roles = wanted[link.operand]

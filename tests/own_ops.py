@@ -45,6 +45,8 @@ class HardSwish(Op):
 class FloorTo(Op):
     """The largest multiple of `step` that is not above x: a primitive with an attribute, and without a gradient."""
 
+    elementwise = True
+
     def infer(self, x: Value, *, step: float = 0.5) -> TensorType:
         check(step > 0, f"step is {step}, expected a positive number")
         return x.type

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from family_parity import TOLERANCE, Case, Pair, Torch, check, error, masks
+from monograph.frontends.models.lfm2 import lfm2
+from monograph.ir.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +49,20 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_transformers(name: str, tmp_path: Path) -> None:
     check(CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [["conv"], ["conv", "conv", "full"]])
+def test_each_layer_has_a_type_that_is_known(kinds: list[str]) -> None:
+    given = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
+    with pytest.raises(ConfigError, match="for each of 3 layers"):
+        lfm2.config_class.from_dict({**given, "layer_types": kinds})
+
+
+def test_the_older_key_for_tied_weights_counts() -> None:
+    given = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "full_attn_idxs": []}
+    assert "lm_head.weight" not in lfm2(lfm2.config_class.from_dict(given)).graph().params
+    untied = lfm2.config_class.from_dict({**given, "tie_embedding": False})
+    assert "lm_head.weight" in lfm2(untied).graph().params
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from family_parity import Case, Pair, check
+from monograph.frontends.models.mamba2 import mamba2
+from monograph.ir.errors import ConfigError
 from test_family_lfm2 import check_rows_alone
 
 pytestmark = pytest.mark.slow
@@ -50,3 +52,11 @@ def test_equal_to_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mask", ["left", "hole"])
 def test_a_row_gives_what_transformers_gives_without_its_padding(name: str, mask: str, tmp_path: Path) -> None:
     check_rows_alone(Pair(CASES[name], tmp_path), mask)
+
+
+@pytest.mark.parametrize("limit", [[0.1], [0.0, "large"], [0.0, {"__float__": "NaN"}]], ids=str)
+def test_limits_are_two_numbers(limit: list[Any]) -> None:
+    given = {"vocab_size": 9, "hidden_size": 8, "num_heads": 2, "head_dim": 8, "num_hidden_layers": 1, "n_groups": 1}
+    config = mamba2.config_class.from_dict({**given, "time_step_limit": limit})
+    with pytest.raises(ConfigError, match="expected the least and the largest step"):
+        mamba2(config).graph()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from family_parity import Case, Pair, check
 from monograph.ir import interpret
+from monograph.ir.errors import WeightsError
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.slow
@@ -54,3 +56,11 @@ def test_stacked_experts_are_read_as_well(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         got[pair.valid(inputs)], pair.want(inputs)["logits"][pair.valid(inputs)], rtol=0, atol=1e-4
     )
+
+
+def test_more_experts_than_any_tensor_has_rows_are_refused_before_a_graph_is_made(tmp_path: Path) -> None:
+    Pair(CASES["plain"], tmp_path)
+    config = tmp_path / "checkpoint" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_local_experts": 10**9}))
+    with pytest.raises(WeightsError, match="its config says 1000000000 experts"):
+        mg.load(tmp_path / "checkpoint")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.batch import IGNORED, Batch, check_tokenizer, labels_of, split_rows
+from ..data.batch import IGNORED, Batch, check_tokenizer, divided, labels_of
 from ..frontends.dsl import Model
+from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from .frozen_model import frozen_module
@@ -61,27 +62,27 @@ class DistillationLoss:
 
     def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
         assert self.module is not None
-        given = learner.inputs_of(batch, "labels")
-        labels = given.pop("labels")
+        given = learner.inputs_of(batch, LABELS)
+        labels = given.pop(LABELS)
         with learner.autocast():
             with torch.no_grad():
-                theirs = self.module(**given)["logits"]
-            mine = learner.forward(**given)["logits"]
+                theirs = self.module(**given)[LOGITS]
+            mine = learner.forward(**given)[LOGITS]
         return distillation_loss(mine, theirs, labels, self.temperature, self.hard)
 
     def count(self, batch: Batch) -> int:
         return labels_of(batch)
 
     def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
-        return split_rows(batch, number)
+        return divided(batch, number)
 
 
 def _check_pair(student: Model, teacher: Model) -> None:
     graphs = student.graph(), teacher.graph()
     for g in graphs:
-        if "logits" not in g.outputs:
+        if LOGITS not in g.outputs:
             raise ConfigError(f"{g.name} has no logits to distill")
-    shapes = [(g.outputs["logits"].shape[-1], sorted(g.inputs)) for g in graphs]
+    shapes = [(g.outputs[LOGITS].shape[-1], sorted(g.inputs)) for g in graphs]
     if shapes[0] != shapes[1]:
         (mine, a), (theirs, b) = shapes
         raise ConfigError(

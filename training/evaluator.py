@@ -11,12 +11,14 @@ import torch
 
 from ..data.batch import IGNORED, Batch
 from ..frontends.dsl import Model
+from ..frontends.task import LABELS, LOGITS
 from .layout import Layout, local
 from .learner import Learner
 from .log import perplexity
-from .loss import with_loss
+from .loss import LOSS, with_loss
 from .objective import Objective, shares_of
 from .source import Source
+from .torch_typed import from_array
 
 Metrics = Callable[[Model], Mapping[str, float]]
 """What a user measures of the model as it is, by name."""
@@ -87,22 +89,22 @@ class Evaluator:
     @property
     def _smoothed(self) -> bool:
         """Whether training makes another loss small than that of the labels alone."""
-        return bool(self.learner.settings.label_smoothing) and "labels" in self.learner.inputs
+        return bool(self.learner.settings.label_smoothing) and LABELS in self.learner.inputs
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """What training makes small, but of the labels alone: perplexity knows no smoothed ones."""
-        return self._answers(batch)["loss"] if self._smoothed else self.objective.loss(self.learner, batch)
+        return self._answers(batch)[LOSS] if self._smoothed else self.objective.loss(self.learner, batch)
 
     def _hits(self, batch: Batch) -> tuple[int, int]:
         """(labels that have the highest logit, labels that count)."""
-        labels = torch.from_numpy(batch["labels"])
-        found, counts = self._answers(batch)["logits"].argmax(-1).cpu(), labels != IGNORED
+        labels = from_array(batch[LABELS])
+        found, counts = self._answers(batch)[LOGITS].argmax(-1).cpu(), labels != IGNORED
         return int(((found == labels) & counts).sum()), int(counts.sum())
 
     def _answers(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Logits and loss from a second module, with the weights of the one that is trained."""
         learner = self.learner
-        given = learner.inputs_of(batch, "labels")
+        given = learner.inputs_of(batch, LABELS)
         with learner.autocast():
             if not learner.world.alone:
                 return self._second(**given)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from ..data.batch import Batch, split_rows
+from ..data.batch import Batch, divided
 from ..frontends.dsl import Model
+from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from .dpo import dpo_loss, log_probabilities
@@ -45,35 +46,35 @@ class PreferenceLoss:
 
     def both(self, learner: Learner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log probabilities [2N] under (learner, reference)."""
-        given = learner.inputs_of(batch, "labels")
-        labels = given.pop("labels")
+        given = learner.inputs_of(batch, LABELS)
+        labels = given.pop(LABELS)
         with learner.autocast():
-            policy = log_probabilities(learner.forward(**given)["logits"], labels)
+            policy = log_probabilities(learner.forward(**given)[LOGITS], labels)
             with torch.no_grad():
                 reference = log_probabilities(self._reference_logits(learner, given), labels)
         return policy, reference
 
     def _reference_logits(self, learner: Learner, given: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.reference is not None:
-            return self.reference(**given)["logits"]
+            return self.reference(**given)[LOGITS]
         assert self.lora is not None
         with _evaluating(learner.module):
             off = self.lora.switched_off(learner.module)
-            return torch.func.functional_call(learner.module, off, (), given)["logits"]
+            return torch.func.functional_call(learner.module, off, (), given)[LOGITS]
 
     def count(self, batch: Batch) -> int:
-        return len(batch["labels"]) // 2
+        return len(batch[LABELS]) // 2
 
     def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
         """Both halves are divided alike, so that a chosen answer stays with the rejected one."""
-        middle = len(batch["labels"]) // 2
+        middle = len(batch[LABELS]) // 2
         halves = ({k: v[:middle] for k, v in batch.items()}, {k: v[middle:] for k, v in batch.items()})
-        pairs = zip(*(split_rows(half, number) for half in halves), strict=True)
+        pairs = zip(*(divided(half, number) for half in halves), strict=True)
         return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in pairs]
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def _evaluating(module: torch.nn.Module) -> Generator[None]:
     """Dropout is off inside the block; a module has no other way to be told than its mode."""
     training = module.training
     module.eval()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ..data.batch import Batch
 from ..frontends.dsl import Model
+from ..frontends.task import LOGITS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from ..ir.ops.linear import Embedding
+from ..ir.slots import TOKENS
 from ..passes.document_mask import separate_documents
 from ..passes.padding_mask import drop_padding_mask
 
@@ -18,15 +20,11 @@ from ..passes.padding_mask import drop_padding_mask
 class Source(Protocol):
     """Batches for one task: text, shards, pairs, rows with labels, instructions."""
 
-    @property
-    def task(self) -> str:
-        """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
-        ...
+    task: ClassVar[str]
+    """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
 
-    @property
-    def static(self) -> bool:
-        """Whether every training batch has the same shape."""
-        ...
+    static: ClassVar[bool]
+    """Whether every training batch has the same shape."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -51,7 +49,7 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
     if model.task != source.task:
         raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     graph = model.graph()
-    logits, positions = graph.outputs["logits"].shape[-1], _positions(graph)
+    logits, positions = graph.outputs[LOGITS].shape[-1], _positions(graph)
     if positions is not None and length > positions:
         raise ConfigError(f"length is {length}, but the model has {positions} positions")
     labels = len(getattr(source, "labels", ()))
@@ -75,7 +73,7 @@ def plain_graph(model: Model, source: Source) -> Graph:
 
 def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
-    given = graph.inputs.get("position_ids")
+    given = graph.inputs.get(TOKENS.positions)
     uses = () if given is None else given.uses
-    found = [node.arguments[1].shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
+    found = [node.value("table").shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
     return next((rows for rows in found if isinstance(rows, int)), None)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from ...frontends.dsl import Model
-from ...frontends.huggingface import hf_config
+from ...frontends.huggingface import GENERATION, PREPROCESSOR
+from ...frontends.huggingface import write_companions as companions
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...ir.files import Stage
@@ -20,7 +19,7 @@ CONTRACT = "monograph.json"
 GRAPHS = ("model", "model.masked", "encoder", "encoder_model", "decoder_model")
 NAMES = frozenset(
     {
-        CONTRACT, POOLING, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        CONTRACT, POOLING, "config.json", GENERATION, PREPROCESSOR, "tokenizer.json", "tokenizer_config.json",
         *(f"{g}.onnx" for g in GRAPHS), *(f"{g}.onnx.data" for g in GRAPHS),
     }
 )  # fmt: skip
@@ -28,19 +27,11 @@ NAMES = frozenset(
 
 
 def write_companions(stage: Stage, model: Model) -> None:
-    """Stage what clients expect beside a model: its config, how to generate with it, its tokenizer, its pooling."""
-    write_json(stage, "config.json", hf_config(model, model.weights))
-    if model.generation:
-        write_json(stage, "generation_config.json", model.generation)
-    if model.tokenizer is not None:
-        model.tokenizer.write(stage)
+    """Stage what clients expect beside a model, and how an encoder's vectors become one."""
+    companions(stage, model, model.weights)
     pooling = Pooling.read(model.folder) if model.folder is not None else None
     if pooling is not None:
         write_text(stage, POOLING, pooling.to_json())
-
-
-def write_json(stage: Stage, name: str, content: Any) -> None:
-    write_text(stage, name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(stage: Stage, name: str, text: str) -> None:

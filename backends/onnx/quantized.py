@@ -33,7 +33,7 @@ SINCE = 21
 
 
 class OnnxDequantizeLinear(Op):
-    """scale * code by blocks along an axis of a matrix: codes [N,K], scales [N,K/block] (axis 1), or both transposed."""
+    """scale * code by blocks along an axis: codes [N,K], scales [N,K/block] (axis 1), or both transposed."""
 
     folds: ClassVar[bool] = False
 

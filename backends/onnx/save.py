@@ -20,6 +20,7 @@ from ...passes.manager import Pipeline
 from .lower import lower
 from .rewrites import PORTABLE
 
+_checker: Any = onnx.checker
 Progress = Callable[[int, int, str], None]
 
 INLINE_BYTES = 1024
@@ -144,7 +145,7 @@ def export(
 
 def checked(path: Path) -> Path:
     """The path of a written model that ONNX's own checker has read."""
-    onnx.checker.check_model(str(path), full_check=True)
+    _checker.check_model(str(path), full_check=True)
     return path
 
 

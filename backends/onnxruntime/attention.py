@@ -16,6 +16,7 @@ from ...ir.ops.shape import Concat, Expand, Reshape, Slice, reshape
 from ...ir.slots import TOKENS
 from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ...passes.dce import dce
+from ...passes.left_padding import passes_over
 from ...passes.pack import pack_linears
 from ...passes.pattern import NearMiss, Report
 from ..onnx.rewrites import Appended, appended
@@ -240,8 +241,12 @@ class GroupQuery:
         for f in fits:
             mask = f.node["mask"]
             inside.update(key_mask_chain(mask) if mask is not None else ())
+        stream = graph.stream or TOKENS
+        mask = graph.inputs.get(stream.mask)
         pasts = {s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols} - {"B"}
         for node in graph:
+            if node.op.states and (mask is None or not passes_over(node, mask)):
+                return node, f"{node.op.name} is not told which tokens of a padded prompt count"
             if node not in inside and not _is_new_mask(node) and pasts & _lengths_named(node):
                 return node, f"{node.op.name} depends on the length of the past, which a shared buffer does not show"
         return None

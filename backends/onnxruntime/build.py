@@ -145,7 +145,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
     counted = counted or (stream is not None and stream.positions in last.inputs)
     return Contract(
         version=VERSION,
-        kind="decoder" if last.slots else "encoder",
+        kind="decoder" if last.slots or last.stream is not None else "encoder",
         family=model.name if is_model else graph.name,
         task=model.task.name if is_model else "",
         provider=target.provider,
@@ -159,8 +159,9 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         alone=variants.alone,
         inputs={file: {k: v.type for k, v in g.inputs.items()} for file, g in variants.graphs.items()},
         output=model.task.output if is_model else next(iter(last.outputs)),
+        bounds=bounds_of(*variants.graphs.values()),
+        unread=tuple(k for k in graph.inputs if all(k not in g.inputs for g in variants.graphs.values())),
         zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
-        bounds=bounds_of(last),
         positions=positions if counted else 0,
         rows=ROWS in last.inputs,
         disabled_optimizers=choices_of(target.provider).disabled_optimizers,

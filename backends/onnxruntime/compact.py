@@ -14,7 +14,7 @@ from .feeds import counts_of
 from .held import KINDS, Appended, Held, Replaced, Windowed, places_of, refusal
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
-from .options import Loaded
+from .runtime import Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
 
@@ -48,7 +48,6 @@ class Compact:
 
     def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
         batch, rows = along[stream_of(self.contract).ids].shape
-        check_room(rows, self.contract)
         self.lengths = NOTHING
         nothing = np.zeros(batch, np.int64)
         self.prepare(batch, rows, fixed)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...frontends.task import LOGITS, TOKEN_TYPES
 from ...ir.errors import ConfigError, MonographError
@@ -32,7 +32,7 @@ class Contract:
     alone: why rows of different lengths are not run together by the masked graph ("": they are).
     inputs: names and types by file. output: the one that `prefill` and `step` give.
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
-    zeros: inputs along the tokens that are 0 where they are left out.
+    zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
     """
 
@@ -54,6 +54,7 @@ class Contract:
     positions: int = 0
     rows: bool = False
     zeros: tuple[str, ...] = (TOKEN_TYPES,)
+    unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
 
@@ -82,12 +83,13 @@ class Contract:
         if not path.is_file():
             raise ConfigError(f"{folder} has no {FILE}: it is not a folder that `build` wrote", place=str(path))
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            said: Any = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as e:
             raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
-        if not isinstance(given, dict) or given.get("version") != VERSION:
-            found = given.get("version") if isinstance(given, dict) else type(given).__name__
-            raise ConfigError(f"is of version {found}, expected {VERSION}: build the model again", place=str(path))
+        given = cast("dict[str, Any]", said) if isinstance(said, dict) else {"version": type(said).__name__}
+        if given.get("version") != VERSION:
+            what = f"is of version {given.get('version')}, expected {VERSION}: build the model again"
+            raise ConfigError(what, place=str(path))
         reader = _Reader()
         contract = reader.contract(given)
         if contract is None or reader.problems:
@@ -149,12 +151,12 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"the bound of {name!r} is {n!r}, expected a number of at least 1")
-        names = {k: tuple(given[k]) for k in ("zeros", "disabled_optimizers")}
+        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")
         whole = tuple(s for s in slots if s is not None)
-        parts = {"slots": whole, "stream": stream, "inputs": inputs, **names}
+        parts: dict[str, Any] = {"slots": whole, "stream": stream, "inputs": inputs, **names}
         return Contract(**{**given, **parts})
 
     def fits(self, given: Any, of: type, lead: str) -> bool:
@@ -163,6 +165,7 @@ class _Reader:
         if not isinstance(given, dict):
             self.problems.append(f"{lead}is {given!r}, expected an object")
             return False
+        given = cast("dict[str, Any]", given)
         known = {f.name: _KINDS[str(f.type)] for f in fields(of)}
         self.problems += [f"{lead}unknown key {k!r}" for k in given if k not in known]
         self.problems += [f"{lead}key {k!r} is missing" for k in known if k not in given]
@@ -180,7 +183,8 @@ class _Reader:
         if given["growth"] not in growths:
             self.problems.append(f"{lead}: growth is {given['growth']!r}, expected one of {', '.join(growths)}")
         elif type_ is not None:
-            slot = Slot(**{**given, "growth": Growth(given["growth"]), "type": type_})
+            parts: dict[str, Any] = {**given, "growth": Growth(given["growth"]), "type": type_}
+            slot = Slot(**parts)
             self.problems += [f"{lead}: {slot.input}: {p}" for p in _slot_problems(slot)]
             return slot
         return None
@@ -189,7 +193,7 @@ class _Reader:
         if not isinstance(given, dict):
             self.problems.append(f"inputs of {file} are {given!r}, expected an object")
             return {}
-        found = {k: self.type(t, f"{file}: {k}") for k, t in given.items()}
+        found = {k: self.type(t, f"{file}: {k}") for k, t in cast("dict[str, Any]", given).items()}
         return {k: t for k, t in found.items() if t is not None}
 
     def type(self, text: Any, lead: str) -> TensorType | None:

@@ -15,7 +15,7 @@ from ..onnx.tensors import dim_names, onnx_dim
 from .attention import LENGTHS, TOTAL
 from .contract import Contract, Types
 from .logits import ROWS
-from .options import Loaded
+from .runtime import Loaded
 
 _MOVES = (Reshape, Transpose, Expand, Slice, TakeAlongAxis, Cast)
 """Ops that give elements of their first operand as they are."""
@@ -155,14 +155,15 @@ def _symbols(d: DimLike) -> frozenset[str]:
     return d.symbols if isinstance(d, Dim) else frozenset()
 
 
-def bounds_of(graph: Graph) -> dict[str, int]:
+def bounds_of(*graphs: Graph) -> dict[str, int]:
     """For every integer input that chooses rows of a parameter, how many rows that has; the least of several."""
     found: dict[str, int] = {}
-    for node in graph:
-        rows, index = _table(node)
-        source = None if index is None else _source(index)
-        if source is not None and rows is not None and graph.inputs.get(source.name) is source:
-            found[source.name] = min(rows, found.get(source.name, rows))
+    for graph in graphs:
+        for node in graph:
+            rows, index = _table(node)
+            source = None if index is None else _source(index)
+            if source is not None and rows is not None and graph.inputs.get(source.name) is source:
+                found[source.name] = min(rows, found.get(source.name, rows))
     return found
 
 

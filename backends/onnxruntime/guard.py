@@ -18,8 +18,8 @@ def right_padded(mask: Array) -> Array | None:
 
     A row without any token has no last one to go on from, and is None too.
     """
-    kept = mask != 0
-    lengths = kept.sum(axis=1)
+    kept: Array = np.not_equal(mask, 0)
+    lengths: Array = np.sum(kept, axis=1)
     if not lengths.all() or bool((kept[:, 1:] & ~kept[:, :-1]).any()):
         return None
     return lengths
@@ -28,10 +28,10 @@ def right_padded(mask: Array) -> Array | None:
 def default_positions(mask: Array, rows: int) -> Array:
     """Positions of the last `rows` tokens, i64 [B,rows]: by column in rows padded on the right, else counting kept
     tokens, as the ecosystem does."""
-    total = mask.shape[1]
+    total = int(mask.shape[1])
     if right_padded(mask) is not None:
-        return np.broadcast_to(np.arange(total - rows, total), (mask.shape[0], rows)).copy()
-    counted = np.maximum(np.cumsum(mask != 0, axis=1) - 1, 0)
+        return np.tile(np.arange(total - rows, total), (mask.shape[0], 1))
+    counted = np.maximum(np.cumsum(np.not_equal(mask, 0), axis=1) - 1, 0)
     return counted[:, total - rows :].astype(np.int64)
 
 
@@ -42,16 +42,14 @@ def lengths_allowed(mask: Array, positions: Array | None, rows: int, windowed: b
     more, 1.31.1). positions must be those the kernel takes. Under a window, queries on padding have keys in one
     graph and none in the other, so that no padding is allowed.
     """
-    batch, total = mask.shape
+    batch, total = (int(n) for n in mask.shape)
     lengths = right_padded(mask)
     if lengths is None or (windowed and int(lengths.min()) < total):
         return None
     past = total - rows
     if past and (int(lengths.min()) < total or (batch > 1 and rows > 1)):
         return None
-    if positions is not None and not np.array_equal(
-        positions, np.broadcast_to(np.arange(past, total), positions.shape)
-    ):
+    if positions is not None and not np.equal(positions, np.arange(past, total)).all():
         return None
     return lengths
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .options import Loaded
+from .runtime import Loaded
 
 Array = np.ndarray[Any, Any]
 

@@ -7,11 +7,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ...ir.errors import RuntimeInputError
 from .memory import Array, Buffer
-from .options import BINDING_ERRORS, Loaded
+from .runtime import BINDING_ERRORS, Loaded, OrtValue, array_of, value_of
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -20,7 +19,7 @@ _LINE = 64
 class CpuBuffer:
     """An array with the value that ONNX Runtime knows it by; either is made from the other when first asked for."""
 
-    def __init__(self, *, array: Array | None = None, value: ort.OrtValue | None = None) -> None:
+    def __init__(self, *, array: Array | None = None, value: OrtValue = None) -> None:
         assert (array is None) != (value is None)
         if array is not None:
             self.array = array
@@ -29,11 +28,11 @@ class CpuBuffer:
 
     @cached_property
     def array(self) -> Array:
-        return self.value.numpy()
+        return array_of(self.value)
 
     @cached_property
-    def value(self) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_numpy(self.array)
+    def value(self) -> OrtValue:
+        return value_of(self.array)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,19 +47,16 @@ class CpuCall:
     """An I/O binding over buffers, which it keeps alive."""
 
     def __init__(self, loaded: Loaded, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        self.loaded = loaded
-        self.binding = loaded.session.io_binding()
+        self.file = loaded.file
         self.kept = [*inputs.values(), *outputs.values()]
-        for name, buffer in inputs.items():
-            self.binding.bind_ortvalue_input(name, _own(buffer).value)
-        for name, buffer in outputs.items():
-            self.binding.bind_ortvalue_output(name, _own(buffer).value)
+        given = {k: _own(b).value for k, b in inputs.items()}
+        self.binding = loaded.bind(given, {k: _own(b).value for k, b in outputs.items()})
 
     def run(self) -> None:
         try:
-            self.loaded.session.run_with_iobinding(self.binding)
+            self.binding.run()
         except BINDING_ERRORS as e:
-            raise RuntimeInputError(f"ONNX Runtime: {e}", place=self.loaded.file) from e
+            raise RuntimeInputError(f"ONNX Runtime: {e}", place=self.file) from e
 
 
 class CpuMemory:
@@ -97,13 +93,11 @@ class CpuMemory:
         return CpuCall(loaded, inputs, outputs)
 
     def run(self, loaded: Loaded, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        names = list(loaded.outputs)
-        values = {k: _own(b).value for k, b in inputs.items()}
         try:
-            results = loaded.session.run_with_ort_values(names, values)
+            results = loaded.run_values({k: _own(b).value for k, b in inputs.items()})
         except BINDING_ERRORS as e:
             raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
-        return {k: CpuBuffer(value=v) for k, v in zip(names, results, strict=True)}
+        return {k: CpuBuffer(value=v) for k, v in results.items()}
 
 
 def _own(buffer: Buffer) -> CpuBuffer:

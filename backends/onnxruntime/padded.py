@@ -12,7 +12,7 @@ from .contract import Contract
 from .held import refusal, shape_of
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
-from .options import Loaded
+from .runtime import Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
 Pasts = dict[str, Buffer]

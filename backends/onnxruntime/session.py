@@ -14,14 +14,15 @@ from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
 from ...ir.slots import Growth
 from .compact import Compact
-from .contract import Contract
+from .contract import Contract, Types
 from .feeds import along, check_loaded, others
 from .guard import Array, check_names, checked, token_ids
 from .memory import Memory
 from .memory_cpu import CpuMemory
-from .options import Loaded, load
+from .options import load
 from .padded import Padded
-from .state import NOTHING, State
+from .runtime import Loaded
+from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
 
 CAPACITY = 512
@@ -53,7 +54,7 @@ class Session:
         self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
-        self._beside = others(contract, self._file) if contract.kind == "decoder" else {}
+        self._beside: Types = others(contract, self._file) if contract.kind == "decoder" else {}
         self._ids = contract.stream.ids if contract.stream is not None else ""
         self.graph(self._file)
 
@@ -135,6 +136,7 @@ class Session:
         given, fixed = self._split(tokens, inputs or {})
         fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
                                  if s.growth is Growth.once and s.first}  # fmt: skip
+        check_room(int(lengths.max()), self.contract)
         if self._cache is None:
             self._cache = self._new_state()
         self.owner = object()

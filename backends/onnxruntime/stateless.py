@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from .feeds import along, counts_of, others, own_inputs
 from .guard import Array, check_bound, check_names, checked, default_positions, lengths_allowed, token_ids, typed
 from .held import shape_of
 from .logits import ROWS
-from .options import RUNTIME_ERRORS, Loaded
+from .runtime import RUNTIME_ERRORS, Loaded
 from .state import check_room, stream_of
 
 Graphs = Callable[[str], Loaded]
@@ -24,10 +25,8 @@ Graphs = Callable[[str], Loaded]
 
 def execute(loaded: Loaded, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph on the feeds it has inputs for; outputs by name. Raises RuntimeInputError."""
-    names = list(loaded.outputs)
-    known = {k: v for k, v in feeds.items() if k in loaded.inputs}
     try:
-        return dict(zip(names, loaded.session.run(names, known), strict=True))
+        return loaded.run({k: v for k, v in feeds.items() if k in loaded.inputs})
     except RUNTIME_ERRORS as e:
         raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
 
@@ -43,11 +42,13 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
     """
     types = contract.inputs[file]
     stream = contract.stream if contract.stream is not None and file != contract.encoder else TOKENS
-    check_names(inputs, {*types, stream.mask})
+    check_names(inputs, {*types, stream.mask, *contract.unread})
     feeds = {k: typed(k, v, types[k]) for k, v in inputs.items() if k in types}
-    if stream.mask not in types and not np.all(inputs.get(stream.mask, 1)):
+    if stream.mask not in {*types, *contract.unread} and not np.all(inputs.get(stream.mask, 1)):
         raise RuntimeInputError(f"{stream.mask} hides tokens, but the model has no such input")
     ids = feeds.get(stream.ids)
+    if ids is not None and file != contract.encoder:
+        check_room(ids.shape[1], contract)
     for name, type in types.items():
         if name in feeds:
             continue
@@ -67,10 +68,9 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
 def check_index(contract: Contract, name: str, array: Array) -> None:
     """Raises RuntimeInputError for numbers outside the table that an input chooses from."""
     stream = contract.stream or TOKENS
-    positions = {stream.positions, TOKENS.positions}
-    if name in {stream.ids, TOKENS.ids, *contract.zeros, *positions} or name in contract.bounds:
-        limits = [contract.bounds.get(name), contract.positions or None if name in positions else None]
-        check_bound(name, array, min((n for n in limits if n is not None), default=None))
+    if name in {stream.ids, TOKENS.ids, stream.positions, TOKENS.positions, *contract.zeros, *contract.bounds}:
+        bound = contract.bounds.get(name, sys.maxsize)
+        check_bound(name, array, min(bound, contract.limit) if name == stream.positions else bound)
 
 
 def _columns(shape: tuple[int, ...]) -> Array:
@@ -86,7 +86,8 @@ def forward(
     """Outputs of a decoder for the tokens given, at every position: by lengths where those say all that the mask
     says, else by the mask. source: results of an encoder and what it was given."""
     stream, types = stream_of(contract), contract.inputs[contract.masked]
-    check_names(inputs, {*types, stream.mask, stream.positions} - own_inputs(contract) - source.keys())
+    own = own_inputs(contract) | source.keys()
+    check_names(inputs, {*types, stream.mask, stream.positions, *contract.unread} - own)
     if stream.ids not in inputs:
         raise RuntimeInputError(f"input {stream.ids} i64 [batch, length] is missing")
     ids = token_ids(stream.ids, inputs[stream.ids], 2, contract.bounds.get(stream.ids))
@@ -101,11 +102,8 @@ def forward(
     lengths = _lengths(contract, mask, positions, rows)
     feeds[stream.positions] = default_positions(mask, rows) if positions is None else positions
     check_index(contract, stream.positions, feeds[stream.positions])
-    if lengths is None:
-        _check_mask(contract, mask)
-        feeds[stream.mask] = mask
-    else:
-        feeds |= _counts(contract, feeds, lengths, rows)
+    _check_unread(contract, mask, positions)
+    feeds |= {stream.mask: mask} if lengths is None else _counts(contract, feeds, lengths, rows)
     if contract.rows:
         feeds[ROWS] = np.arange(batch * rows)
     loaded = graph(contract.masked if lengths is None else contract.lengths)
@@ -146,12 +144,16 @@ def _lengths(contract: Contract, mask: Array, positions: Array | None, rows: int
     return lengths_allowed(mask, None if read else positions, rows, bool(contract.windows))
 
 
-def _check_mask(contract: Contract, mask: Array) -> None:
-    """Without an input for it, only a mask that changes nothing can be given: padding behind all tokens."""
-    name = stream_of(contract).mask
-    if name in contract.inputs[contract.masked] or not bool((mask[:, 1:] > mask[:, :-1]).any()):
+def _check_unread(contract: Contract, mask: Array, positions: Array | None) -> None:
+    """What a model has no input for can only be given where it changes nothing: padding behind all tokens, and
+    positions that follow from the mask."""
+    stream, known = stream_of(contract), {*contract.inputs[contract.masked], *contract.unread}
+    if stream.mask not in known and bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise RuntimeInputError(f"{stream.mask} hides tokens before others, but the model has no such input")
+    if positions is None or stream.positions in known:
         return
-    raise RuntimeInputError(f"{name} hides tokens before others, but the model has no such input")
+    if not np.array_equal(positions, default_positions(mask, positions.shape[1])):
+        raise RuntimeInputError(f"{stream.positions} are not those of the mask, but the model has no such input")
 
 
 def _counts(contract: Contract, feeds: Mapping[str, Array], lengths: Array, rows: int) -> dict[str, Array]:

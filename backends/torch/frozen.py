@@ -15,6 +15,7 @@ from ...ir.types import TensorType, i8
 from ...passes.freeze import multiplied_out
 from ...passes.pattern import Rewrite
 from .tensors import autocast_dtype
+from .untyped import applied
 
 
 class FrozenLinear(Op):
@@ -58,7 +59,7 @@ def frozen_linear(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, tr
     if scales.requires_grad and torch.is_grad_enabled():
         w = codes.to(scales.dtype) * scales
         return torch.nn.functional.linear(x, w.t() if transposed else w)
-    return _OverCodes.apply(x.to(autocast_dtype(x) or x.dtype), codes, scales, transposed)
+    return applied(_OverCodes, x.to(autocast_dtype(x) or x.dtype), codes, scales, transposed)
 
 
 class _OverCodes(torch.autograd.Function):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir import DType, Value, ops
+from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
 from ..layers import attention, gated_feed_forward, rope_settings, rotary
 
-_ATTENTION = "full_attention"
+_ATTENTION, _CONVOLUTION = "full_attention", "conv"
 
 
 class Lfm2(Config):
@@ -40,6 +41,10 @@ class Lfm2(Config):
     )
 
     def __post_init__(self) -> None:
+        kinds = self.layer_types
+        if kinds is not None and (len(kinds) != self.layers or not set(kinds) <= {_ATTENTION, _CONVOLUTION}):
+            what = f"layer_types is {kinds}, expected {_ATTENTION} or {_CONVOLUTION} for each of {self.layers} layers"
+            raise ConfigError(what)
         if self.tie_embedding is not None:  # The older key; where it is, it is the one that counts.
             object.__setattr__(self, "tied", self.tie_embedding)
             object.__setattr__(self, "tie_embedding", None)

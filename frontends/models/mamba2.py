@@ -6,10 +6,13 @@ import math
 from typing import Any
 
 from ...ir import DType, Init, Value, ops
+from ...ir.errors import ConfigError
 from ...ir.ops.feed_forward import activate
 from ...ir.weights import Weights
 from ..activations import activation as op_name
 from ..dsl import Checkpoint, Config, Scope, key, model
+
+_INFINITE = {"__float__": "Infinity"}
 
 
 class Mamba2(Config):
@@ -40,8 +43,11 @@ class Mamba2(Config):
     @property
     def limit(self) -> tuple[float, float]:
         """Least and largest step; newer checkpoints write an infinite one as {"__float__": "Infinity"}."""
-        low, high = (float(v["__float__"] if isinstance(v, dict) else v) for v in self.limits or (0.0, math.inf))
-        return low, high
+        given: list[Any] = self.limits or [0.0, math.inf]
+        found = [math.inf if v == _INFINITE else v for v in given]
+        if len(found) != 2 or not all(isinstance(v, (int, float)) for v in found):
+            raise ConfigError(f"time_step_limit is {given}, expected the least and the largest step")
+        return float(found[0]), float(found[1])
 
 
 def stored(weights: Weights) -> Weights:

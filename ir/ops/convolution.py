@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import OpError, check
 from ..flow import Link, Links
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
 from ..types import Dim, DimLike, TensorType, product
 from .checks import floating, rank, same_dtype, typed
 from .reduce import accumulator
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 _windows: Any = np.lib.stride_tricks.sliding_window_view
 
@@ -27,6 +32,14 @@ class Convolution(Op):
     """
 
     axes: ClassVar[int]
+    heavy = True
+    autocast = True
+    shard = shard_rules.needs_all
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """As of a product: the gradient of x is made with w, and that of w with x."""
+        x, w = node.value("x"), node.value("w")
+        return reads.Saved(tuple(v for v, other in ((x, w), (w, x)) if other in layout.learns))
 
     def infer(
         self,

@@ -15,7 +15,7 @@ from ..op import Op, op
 from ..types import DimLike, TensorType, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
 from .elementwise import constant, equal, where
-from .feed_forward import ACTIVATIONS, GatedFeedForward, gated_feed_forward
+from .feed_forward import ACTIVATIONS, GatedFeedForward, activate_in_onnx, gated_feed_forward
 from .reduce import sum as sum_
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ topk = op(Topk)
 class Moe(Op):
     """sum over j of weights[..., j] * expert[indices[..., j]](x), each a gated feed-forward. (Shazeer et al. 2017)
 
-    x [..., C]; weights and indices (i64) [..., k]: the experts of each token, no index twice in a token. experts: for
-    each expert its w_gate [F,C], w_up [F,C] and w_down [C,F]. The body computes every expert for every token, and
-    weighs those that a token did not choose by 0.
+    x [..., C]; weights and indices (i64) [..., k]: the experts of each token. experts: for each expert its w_gate
+    [F,C], w_up [F,C] and w_down [C,F]. The body computes every expert for every token, and weighs those that a token
+    did not choose by 0; lowerings let each expert read the tokens that chose it.
     """
 
     choices = {"activation": ACTIVATIONS}
@@ -104,6 +104,23 @@ class Moe(Op):
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def onnx(self, op: Any, x: Any, weights: Any, indices: Any, *experts: Any, activation: str) -> Any:
+        """Each expert reads the tokens that chose it; one that nobody chose multiplies no row."""
+        tokens, chosen = product(x.shape[:-1]), product(weights.shape)
+        rows, flat = op.reshape(x, (tokens, x.shape[-1])), op.reshape(indices, (chosen,))
+        shares = op.reshape(weights, (chosen, 1))
+        each = op.dim(weights.shape[-1])
+        y = op.Expand(op.constant(np.array(0, x.dtype.numpy)), op.shape(rows.shape))
+        for i in range(0, len(experts), 3):
+            gate, up, down = map(op.transposed, experts[i : i + 3])
+            uses = op.Reshape(op.NonZero(op.Equal(flat, op.constant(np.array(i // 3, np.int64)))), op.shape((-1,)))
+            token = op.Div(uses, each)
+            read = op.Gather(rows, token, axis=0)
+            hidden = op.Mul(activate_in_onnx(op, op.MatMul(read, gate), activation), op.MatMul(read, up))
+            made = op.Mul(op.MatMul(hidden, down), op.Gather(shares, uses, axis=0))
+            y = op.ScatterND(y, op.Unsqueeze(token, op.constant(np.array([1], np.int64))), made, reduction="add")
+        return op.Reshape(y, op.shape(x.shape))
 
     def links(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> Links:
         found: list[Link] = []

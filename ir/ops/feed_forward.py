@@ -91,6 +91,8 @@ class Relu(Activation):
 class Softplus(Activation):
     """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|), which never overflows. (Dugas et al. 2000)"""
 
+    backward_reads = reads.first
+
     def body(self, x: Value) -> Value:
         return maximum(x, constant(value=0.0, dtype=x.dtype)) + log(exp(neg(abs(x))) + 1.0)
 
@@ -124,6 +126,15 @@ def activate(x: Value, activation: str) -> Value:
     if activation == "gelu_tanh":
         return gelu(x, tanh=True)
     return silu(x) if activation == "silu" else relu(x)
+
+
+def activate_in_onnx(op: Any, x: Any, activation: str) -> Any:
+    """The same in an ONNX lowering."""
+    if activation == "silu":
+        return op.Mul(x, op.Sigmoid(x))
+    return (
+        op.Relu(x) if activation == "relu" else op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    )
 
 
 class FeedForward(Op):

@@ -175,6 +175,9 @@ class Softmax(AlongAxis):
 class Cumsum(AlongAxis):
     """y[i] = x[0] + ... + x[i] along an axis, of floats or i64."""
 
+    backward_reads = reads.nothing
+    shard = shard_rules.along_axis
+
     def infer(self, x: Value, *, axis: int = -1) -> TensorType:
         check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
         return x.type

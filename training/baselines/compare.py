@@ -7,23 +7,25 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ...backends.torch import to_inputs, to_torch
-from ...corpus import Corpus, make_batch
 from ...data.batch import IGNORED
 from ...frontends.dsl import Model, load_family
+from ...frontends.task import LABELS
 from ...ir.cost import at, flops_of
 from ...ir.errors import ConfigError, did_you_mean
 from ...ir.files import staged
 from ...ir.graph import Graph
+from ...ir.slots import TOKENS
 from ...ir.types import Dim, DimLike
-from ...loop import train
 from ...passes import pipelines
-from ...progress import Step
+from ..corpus import Corpus, make_batch
+from ..loop import train
+from ..progress import Step
 from .ngram import NGram
 
 NGRAM = "ngram"
@@ -44,7 +46,6 @@ MEASUREMENTS = 6
 """How often the held-out loss is taken in a run."""
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)
-_PASTS = ("past_key_values.", "past_state.")
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def table_loss(model: NGram, corpus: Corpus, batch: int, length: int) -> float:
     """Mean loss in nats over the same labels and with the same contexts as the neural models have."""
     total, count = 0.0, 0
     for rows in corpus.held_out_batches(batch, length):
-        labels = rows["labels"]
-        tokens = np.concatenate([rows["input_ids"][:, :1], np.where(labels == IGNORED, 0, labels)], axis=1)
+        labels = rows[LABELS]
+        tokens = np.concatenate([rows[TOKENS.ids][:, :1], np.where(labels == IGNORED, 0, labels)], axis=1)
         scores = model.log_probabilities(tokens)[:, 1:]
         total -= float(scores[labels != IGNORED].sum())
         count += int((labels != IGNORED).sum())
@@ -212,7 +213,7 @@ def _neural(
     curve = [(x.step * s.batch * s.length, x.held_out) for x in steps if x.held_out is not None]
     made = Result(
         name,
-        model.config.to_dict(),
+        {} if model.config is None else model.config.to_dict(),
         parameters_of(model.graph()),
         curve[-1][1],
         last.seconds,
@@ -231,8 +232,10 @@ def sized(name: str, vocab: int, parameters: int) -> Model:
     family, fixed, _ = FAMILIES[name]
     best: tuple[float, Model] | None = None
     for width in range(WIDTHS, 1 << 14, WIDTHS):
-        shape = {"ffn": _ffn(width), "heads": _heads(width)} if name == "transformer" else {}
-        model = load_family(family)(vocab=vocab, dim=width, **fixed, **shape)
+        sizes: dict[str, Any] = {"vocab": vocab, "dim": width, **fixed}
+        if name == "transformer":
+            sizes |= {"ffn": _ffn(width), "heads": _heads(width)}
+        model = load_family(family)(**sizes)
         found = parameters_of(model.graph())
         distance = abs(found - parameters)
         if best is not None and distance >= best[0]:
@@ -268,9 +271,8 @@ def costs(model: Model, contexts: Sequence[int]) -> list[Point]:
     graph, decode = model.graph(), pipelines.decode(model.graph())
     whole, step = flops_of(pipelines.encode(graph), B=1), flops_of(decode)
     state: DimLike = 0
-    for k, v in decode.inputs.items():
-        if k.startswith(_PASTS):
-            state = state + v.type.bytes
+    for slot in decode.slots:
+        state = state + slot.type.bytes
     module = to_torch(pipelines.encode(graph), model.weights).eval()
     points: list[Point] = []
     for n in contexts:
@@ -333,5 +335,5 @@ def plot(results: Sequence[Result], file: str | Path) -> Path:
     loss.legend()
     path = Path(file)
     with staged(path.parent) as stage, stage.open(path.name) as f:
-        figure.savefig(f, format="png", dpi=110)
+        cast(Any, figure).savefig(f, format="png", dpi=110)
     return path
