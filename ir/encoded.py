@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from .encodings import Encoding
 from .errors import WeightsError
 from .interpret import evaluate
 from .op import OPS
@@ -54,6 +56,33 @@ class Encoded(Tensor):
         if self.type.rank < 2 or self.encoding.axis == 0 or len(order) != self.shape[0]:
             raise WeightsError(f"the rows of {self.type} cannot be ordered by {len(order)} numbers")
         return Encoded(Mapped(self.lines, self.lines.type, lambda x: x[order]), self.type)
+
+    def parts(self, axis: int, pieces: Sequence[tuple[int, int]]) -> Encoded:
+        """(start, length) pieces along an axis (from 0), side by side. Raises WeightsError where one cuts a block."""
+        e, shape = self.encoding, list(self.shape)
+        along = e.axis % len(shape)
+        shape[axis] = sum(length for _, length in pieces)
+        type = TensorType(self.dtype, tuple(shape), e)
+        if axis == along:
+            block = e.block
+            if block and any(n % block for piece in pieces for n in piece):
+                raise WeightsError(f"{self.type} cannot be cut at {list(pieces)}, which are no whole blocks")
+            return Encoded(Mapped(self.lines, type.stored, lambda x: _cut_lines(e, x, pieces)), type)
+        line = axis - (axis > along)
+        return Encoded(Mapped(self.lines, type.stored, lambda x: _taken(x, line, pieces)), type)
+
+
+def _taken(x: Array, axis: int, pieces: Sequence[tuple[int, int]]) -> Array:
+    return np.concatenate([x[(slice(None),) * axis + (slice(a, a + n),)] for a, n in pieces], axis)
+
+
+def _cut_lines(e: Encoding, lines: Array, pieces: Sequence[tuple[int, int]]) -> Array:
+    """Pieces of lines, whole blocks each, or of lines that are one block: then each keeps its scale."""
+    if e.block:
+        blocks = _taken(e.blocks(lines), lines.ndim - 1, [(a // e.block, n // e.block) for a, n in pieces])
+        return blocks.reshape(*lines.shape[:-1], -1)
+    codes = _taken(e.codes(lines), lines.ndim, pieces)
+    return e.joined(codes, e.scales(lines), e.minimums(lines) if e.minimum else None)
 
 
 def widest(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import concat, linear, slice_
 from ..ir.ops.feed_forward import activate
+from .encode import encoding_of
 
 _THROUGH = ("reshape", "rope", "rms_norm", "layer_norm", "cache_append", "cache_read")
 
@@ -34,7 +35,10 @@ def projection_of(v: Value | None) -> Node | None:
 
 
 def pack_linears(graph: Graph, linears: list[Node]) -> bool:
-    """Merge linears with one input, one layout, and biases all present or all absent. Gives whether it did."""
+    """Merge linears with one input, one layout, one encoding, and biases all present or all absent.
+
+    Gives whether it did.
+    """
     x, transposed = linears[0].operands[0], linears[0].attributes["transposed"]
     biased = len({n.operands[2] is None for n in linears}) == 1
     if not biased or any(n.operands[0] is not x or n.attributes["transposed"] != transposed for n in linears):
@@ -42,6 +46,8 @@ def pack_linears(graph: Graph, linears: list[Node]) -> bool:
     first = min(linears, key=lambda n: n.order)
     ws = [w for n in linears if (w := n.operands[1]) is not None]
     bs = [b for n in linears if (b := n.operands[2]) is not None]
+    if len(set(map(encoding_of, ws))) > 1:
+        return False
     if x is None or any(v.producer and v.producer.order > first.order for v in [*ws, *bs]):
         return False
     with graph.at(first):
@@ -65,6 +71,8 @@ def pack_gate_up(graph: Graph) -> int:
             continue
         x, w_gate, w_up, w_down, b_gate, b_up, b_down = node.operands
         if x is None or w_gate is None or w_up is None or w_down is None or (b_gate is None) != (b_up is None):
+            continue
+        if encoding_of(w_gate) != encoding_of(w_up):
             continue
         width = w_up.shape[0]
         with graph.at(node):

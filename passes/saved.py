@@ -37,7 +37,7 @@ class Layout:
         self.strides: dict[Value, Strides] = {}
         self.learns: set[Value] = set()
         for name, v in graph.params.items():
-            self._leaf(v, learns=v.dtype.is_float and name not in self.frozen)
+            self._leaf(v, learns=v.dtype.is_float and v.type.encoding is None and name not in self.frozen)
         for v in graph.inputs.values():
             self._leaf(v, learns=False)
         for node in graph:
@@ -307,6 +307,8 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "activated_linear": _activated_linear,
     "frozen_linear": _nothing,
+    "frozen_embedding": _nothing,
+    "encoded_part": _nothing,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "dropout": _dropout,

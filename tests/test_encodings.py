@@ -118,7 +118,10 @@ def test_graph_verifies_prints_and_computes(layout: str) -> None:
 def test_only_dequantize_reads() -> None:
     graph = layers()
     w = graph.params["up.weight"]
-    with pytest.raises(OpError, match="w is .*<q4_1>, an encoded weight, which only dequantize reads"), building(graph):
+    with (
+        pytest.raises(OpError, match=r"w is .*<q4_1>, an encoded weight, which only dequantize reads"),
+        building(graph),
+    ):
         linear(embedding(graph.inputs["ids"], dequantize(graph.params["embed.weight"])), w)
     node = next(n for n in graph if n.operands[:1] == [w])
     reader = node.output.users[0]
@@ -127,14 +130,14 @@ def test_only_dequantize_reads() -> None:
         verify(graph)
     plain = layers()
     plain.output("weight", plain.params["up.weight"])
-    with pytest.raises(VerifyError, match="output weight is .*<q4_1>, an encoded weight"):
+    with pytest.raises(VerifyError, match=r"output weight is .*<q4_1>, an encoded weight"):
         verify(plain)
 
 
 def test_plain_weights_do_not_stand_for_encoded_ones() -> None:
     w = weights()
     w["up.weight"] = ArrayTensor(w["up.weight"].numpy())
-    with pytest.raises(WeightsError, match="wrong: up.weight is"):
+    with pytest.raises(WeightsError, match=r"wrong: up\.weight is"):
         Weights(w).check(layers())
     with pytest.raises(MonographError, match="stored as u8"):
         interpret(layers(), {"ids": IDS}, {k: t.numpy() for k, t in w.items()})

@@ -15,10 +15,12 @@ from ..backends.torch import to_inputs, to_torch
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph, Init
+from ..ir.types import TensorType
 from ..ir.weights import Weights
 from ..passes import pipelines
 from ..passes.adapt import UP, lora_params
-from ..passes.freeze import codes_of, quantize_frozen
+from ..passes.encode import keep_encodings
+from ..passes.freeze import encode_frozen, quantize_frozen
 from .adapters import Adapter, Lora, base_weights
 from .checkpoint import Checkpoint
 from .distill import distillation_loss
@@ -127,7 +129,7 @@ class FineTune(Run):
         metrics: Metrics | None = None,
     ) -> None:
         self.lora, self.quantized = lora, quantized
-        self.axes: dict[str, int] = {}
+        self.coded: dict[str, TensorType] = {}
         self.adapted: frozenset[str] = frozenset()
         super().__init__(model, data, settings, folder, metrics)
 
@@ -136,14 +138,15 @@ class FineTune(Run):
         if self.lora is not None:
             self.lora.insert(graph)
             self.adapted = frozenset(lora_params(graph))
+            keep_encodings(graph, base_weights(self.model))
         if self.quantized:
-            self.axes = quantize_frozen(graph)
+            self.coded = quantize_frozen(graph)
         return graph
 
     def first_weights(self, graph: Graph) -> Weights:
         base = base_weights(self.model)
         drawn = Weights.initialize(graph, self.settings.seed, Init("zeros")) if self.adapted else {}
-        return base | codes_of(self.axes, base) | {k: drawn[k] for k in self.adapted}
+        return base | encode_frozen(self.coded, base) | {k: drawn[k] for k in self.adapted}
 
     def trains(self, name: str) -> bool:
         return not self.adapted or name in self.adapted

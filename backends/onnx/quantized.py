@@ -33,7 +33,7 @@ SINCE = 21
 
 
 class OnnxDequantizeLinear(Op):
-    """scale * code over blocks along one axis of a matrix: codes [N,K], scales [N,K/block] (axis 1) or as transposed."""
+    """scale * code by blocks along an axis of a matrix: codes [N,K], scales [N,K/block] (axis 1), or as [K,N]."""
 
     folds: ClassVar[bool] = False
 

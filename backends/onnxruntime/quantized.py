@@ -26,7 +26,7 @@ _BLOCKS = (16, 32, 64, 128, 256)
 
 
 class OrtPackCodes(Op):
-    """Codes i8 [rows, blocks, block] around 0 as bytes around the middle, for 4 bits two to a byte. Stored, never run."""
+    """Codes i8 [rows, blocks, block] around 0 as bytes around 8 (two to a byte) or 128. Stored, never run."""
 
     def infer(self, codes: Value, *, bits: int) -> TensorType:
         check(codes.dtype == i8 and bits in _ZERO, f"codes are {codes.type} of {bits} bits, expected i8 of 4 or 8")

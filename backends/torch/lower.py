@@ -14,15 +14,17 @@ from torch import fx
 
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
+from ...ir.ops.quant import Dequantize
 from ...ir.types import Dim, DType
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import decompose
+from ...passes.encode import open_encodings
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
 from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
-from .frozen import LinearOverCodes
+from .frozen import over_encodings
 from .loss import FUSED, LossOverVocabulary, linear_cross_entropy
 from .norm import rms_norm
 from .products import linear
@@ -50,8 +52,11 @@ def prepare(graph: Graph) -> Graph:
     """A copy in which every node has a `torch` method: attention on SDPA, the loss in chunks, the rest in parts."""
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
-    decompose(ready, keep=lambda node: node.op.torch is not None)
-    apply_rewrites(ready, [LinearOverCodes(), LinearAfterActivation()])
+    decompose(ready, keep=lambda node: node.op.torch is not None or isinstance(node.op, Dequantize))
+    over_encodings(ready)
+    dce(ready)
+    open_encodings(ready)
+    apply_rewrites(ready, [LinearAfterActivation()])
     cse(ready)
     dce(ready)
     return ready
