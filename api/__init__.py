@@ -9,18 +9,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .frontends.dsl import GGUF as GGUF
+from .frontends.dsl import Checkpoint as Checkpoint
 from .frontends.dsl import Config as Config
 from .frontends.dsl import Family as Family
 from .frontends.dsl import Model as Model
+from .frontends.dsl import Program as Program
 from .frontends.dsl import Scope as Scope
 from .frontends.dsl import key as key
 from .frontends.dsl import key_mask as key_mask
 from .frontends.dsl import model as model
+from .frontends.task import Task as Task
 from .ir import DType as DType
 from .ir import Graph as Graph
 from .ir import MonographError as MonographError
 from .ir import Value as Value
 from .ir import ops as ops
+from .ir.slots import Stream as Stream
 
 if TYPE_CHECKING:
     from .building import build as build
@@ -55,9 +60,9 @@ _LATER = {
 """Names that bring in a heavy library, and the module each is taken from."""
 
 __all__ = [
-    "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model", "MonographError", "Pairs", "Scope",
-    "Value", "bench", "build", "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch",
-    "train", "verify",
+    "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
+    "MonographError", "Pairs", "Program", "Scope", "Stream", "Task", "Value", "bench", "build", "export", "key",
+    "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

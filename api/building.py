@@ -43,7 +43,7 @@ def memory_bound(model: Model) -> int:
 def weights_of(model: Model) -> Weights:
     """The weights of a model. Raises WeightsError when it has none yet."""
     if model.weights is None:
-        raise WeightsError(f"model {model.family.name} has no weights", hint="load a checkpoint, or train it")
+        raise WeightsError(f"model {model.name} has no weights", hint="load a checkpoint, or train it")
     return model.weights
 
 
@@ -60,12 +60,12 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
 def serving_graphs(model: Model, dtype: DType = f32) -> dict[str, Graph]:
     """The graphs a served model consists of, by file name: one, or encoder and decoder."""
     graph = model.graph(dtype)
-    if model.task == "causal-lm":
+    if not model.task.generates:
+        return {"model": pipelines.encode(graph)}
+    if not model.task.separated:
         return {"model": pipelines.decode(graph)}
-    if model.task == "seq2seq-lm":
-        encoder, decoder = pipelines.seq2seq(graph)
-        return {"encoder_model": encoder, "decoder_model": decoder}
-    return {"model": pipelines.encode(graph)}
+    encoder, decoder = pipelines.seq2seq(graph)
+    return {"encoder_model": encoder, "decoder_model": decoder}
 
 
 def export(

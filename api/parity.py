@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .building import build, export, to_torch, weights_of
-from .frontends.dsl import TASKS, Model
+from .frontends.dsl import Model
 from .ir import MonographError, interpret
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
@@ -74,7 +74,7 @@ def verify(
     Cases with a past run as prefill and decode and are compared with one full forward. observe: told what runs.
     Raises WeightsError for a model without weights.
     """
-    cases = [c for c in cases if not c.past or model.task in ("causal-lm", "seq2seq-lm")]
+    cases = [c for c in cases if not c.past or model.task.generates]
     graph = model.graph()
     inputs = {str(c): sample_inputs(graph, c, seed) for c in cases}
     observe("NumPy reference")
@@ -93,7 +93,7 @@ def verify(
 
 
 def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
-    graph, weights, name = model.graph(), weights_of(model), TASKS[model.task]
+    graph, weights, name = model.graph(), weights_of(model), model.task.output
     params = {k: weights.numpy(k, v.dtype) for k, v in graph.params.items()}
     return {case: interpret(graph, given, params)[name] for case, given in inputs.items()}
 
@@ -146,7 +146,7 @@ def torch_runner(model: Model) -> Runner:
 
     def run(inputs: Inputs, spans: Spans) -> Array:
         with torch.no_grad():
-            output = module(**to_inputs(inputs))[TASKS[model.task]]
+            output = module(**to_inputs(inputs))[model.task.output]
         return output.float().numpy()
 
     return run
@@ -155,7 +155,7 @@ def torch_runner(model: Model) -> Runner:
 def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str, Runner]]:
     """Runners by name, made one after the other, so that only one set of weights is open at a time."""
     if built is None:
-        yield "onnx", onnx_runner(export(model, folder / "onnx"), TASKS[model.task])
+        yield "onnx", onnx_runner(export(model, folder / "onnx"), model.task.output)
         built = build(model, folder / "cpu")
     if not isinstance(built, (str, Path)):
         session = built.session
@@ -164,9 +164,9 @@ def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str
 
         session = open_session(built)
     else:
-        yield "onnx", onnx_runner(Path(built), TASKS[model.task])
+        yield "onnx", onnx_runner(Path(built), model.task.output)
         return
-    yield "ort", run_runner(session, TASKS[model.task])
+    yield "ort", run_runner(session, model.task.output)
     if session.contract.kind == "decoder":
         yield "ort session", step_runner(session, model)
 

@@ -71,7 +71,7 @@ def bench(
     for all three. Raises MonographError for a model that does not generate.
     """
     if model.task != "causal-lm":
-        raise MonographError(f"{model.family.name} is a {model.task} model; only causal-lm models are measured")
+        raise MonographError(f"{model.name} is a {model.task} model; only causal-lm models are measured")
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)

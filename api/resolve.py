@@ -43,7 +43,7 @@ def from_config(path: Path) -> Model:
         raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise ConfigError("has no model_type", place=str(path))
-    family = family_of(settings)
+    family = family_of(settings, place=str(path))
     return Model(family, family.config_class.from_dict(settings, str(path)))
 
 

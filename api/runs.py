@@ -146,7 +146,7 @@ def task_of(recipe: Recipe, model: Model | None) -> str:
     """The task that is trained: as the recipe says, what the data is for, or that of the model."""
     if recipe.model.task or recipe.data.kind == "labelled":
         return recipe.model.task or "sequence-classification"
-    return model.task if model is not None else load_family(recipe.model.family).task
+    return str(model.task if model is not None else load_family(recipe.model.family).task)
 
 
 def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any]) -> Model:
@@ -240,7 +240,7 @@ def _vocabulary(recipe: Recipe, model: Model | None) -> int:
     outputs = model.graph().outputs
     rows = getattr(model.config, "vocab", None) or (outputs["logits"].shape[-1] if "logits" in outputs else None)
     if not isinstance(rows, int):
-        raise ConfigError(f"{model.family.name} is a {model.task} model, which has no tokens to predict")
+        raise ConfigError(f"{model.name} is a {model.task} model, which has no tokens to predict")
     return rows
 
 

@@ -2,106 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import Any, Protocol
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.errors import ConfigError, MonographError, did_you_mean
-from ..ir.types import DimLike, f32, parse_type
+from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
-
-INPUTS = {
-    "input_ids": "i64[B,S]",
-    "attention_mask": "i64[B,S]",
-    "position_ids": "i64[B,S]",
-    "token_type_ids": "i64[B,S]",
-    "decoder_input_ids": "i64[B,U]",
-    "decoder_attention_mask": "i64[B,U]",
-    "decoder_position_ids": "i64[B,U]",
-}
-"""Inputs a model function may name as parameters; B batch, S (source) length, U target length."""
-
-TASKS = {
-    "causal-lm": "logits",
-    "masked-lm": "logits",
-    "seq2seq-lm": "logits",
-    "feature-extraction": "last_hidden_state",
-    "sequence-classification": "logits",
-    "token-classification": "logits",
-}
-"""Name of the output for a model function that returns one value."""
-
-_GENERIC_KEYS = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id pad_token_id "
-    "sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id initializer_range initializer_factor "
-    "_name_or_path output_attentions output_hidden_states return_dict is_decoder is_encoder_decoder id2label label2id "
-    "num_labels problem_type task_specific_params keys_to_ignore_at_inference gradient_checkpointing finetuning_task "
-    "chunk_size_feed_forward _attn_implementation attn_implementation torchscript pretraining_tp".split()
-)
-"""Keys of a Hugging Face config.json that do not change what the model computes."""
-
-
-def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None) -> Any:
-    """A config field read from `hf` in config.json, or from `<architecture>.<gguf>` in a GGUF file."""
-    return field(default=default, metadata={"hf": hf, "gguf": gguf})
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(key, field))
-class Config:
-    """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields."""
-
-    ignored: ClassVar[frozenset[str]] = frozenset()
-    """Keys of config.json that this family does not need because they only matter in training."""
-
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], place: str = "") -> Self:
-        """Read config.json. Raises ConfigError listing every unknown key, missing key and wrong type."""
-        fields = {f.metadata.get("hf", f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        known = {*fields, *_GENERIC_KEYS, *cls.ignored}
-        problems = [
-            f"unknown key {k!r} = {v!r}{did_you_mean(k, fields)}"
-            for k, v in settings.items()
-            if k not in known and v not in (None, False)
-        ]
-        problems += [
-            f"key {k!r} is missing"
-            for k, f in fields.items()
-            if k not in settings and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        ]
-        values = {f.name: settings[k] for k, f in fields.items() if k in settings}
-        hints = typing.get_type_hints(cls)
-        problems += [
-            f"{k!r} is {settings[k]!r}, expected {f.type}"
-            for k, f in fields.items()
-            if k in settings and not _fits(settings[k], hints[f.name])
-        ]
-        if problems:
-            raise ConfigError(f"config of {cls.__name__.lower()} is not understood", place=place, details=problems)
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields under their config.json keys."""
-        return {f.metadata.get("hf", f.name): getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    options = typing.get_args(hint) or (hint,)
-    for option in options:
-        plain = typing.get_origin(option) or option
-        if plain is float and isinstance(value, int) and not isinstance(value, bool):
-            return True
-        if isinstance(plain, type) and isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
-            return True
-    return hint is Any
+from .config import Config as Config
+from .config import key as key
+from .task import Task, task_of
 
 
 class Scope:
@@ -178,78 +93,190 @@ def key_mask(attention_mask: Value) -> Value:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """How the Hugging Face checkpoints of a family, or of one of its heads, are written.
+
+    architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
+    names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
+    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or
+    begin them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied:
+    tensors of the output layer, which are not stored where it is tied, and the tensors that they equal. from_weights:
+    keys of config.json that say whether there is a tensor of that pattern.
+    """
+
+    architecture: str = ""
+    also: tuple[str, ...] = ()
+    old: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    prefix: str = ""
+    heads: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """How a family is written in GGUF.
+
+    names: module name there => checkpoint module name. permuted: projections whose rows are stored in interleaved
+    rotary order, with the config field that counts their heads. added: patterns of checkpoint names whose tensors are
+    stored with a number added to them. unsaid: settings of config.json that follow from those that GGUF stores.
+    """
+
+    names: Mapping[str, str] = field(hash=False)
+    permuted: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    added: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+    unsaid: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
+
+
+class Source(Protocol):
+    """What makes the graph of a model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    def graph(self, config: Any, dtype: DType) -> Graph:
+        """The plain graph of the model in `dtype`: no cache, no fusion, no target."""
+        ...
+
+
+@dataclass(frozen=True)
 class Family:
-    """A model definition: the function, its config class and its task. Call it with a config to get a Model."""
+    """A model definition: the function, its config class and its task. Call it with a config to get a Model.
+
+    std: standard deviation of initial weights. checkpoint, gguf: how it is stored (gguf None: it is not read from
+    GGUF).
+    """
 
     name: str
     function: Callable[..., Any]
     config_class: type[Config]
-    task: str
-    std: float
+    task: Task
+    std: float = 0.02
+    checkpoint: Checkpoint = Checkpoint()
+    gguf: GGUF | None = None
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
         return Model(self, config or self.config_class(**settings), weights)
 
+    def graph(self, config: Config, dtype: DType) -> Graph:
+        """See Source. Raises MonographError if the function does not give the main output of its task."""
+        graph = Graph(self.name)
+        names = list(inspect.signature(self.function).parameters)[2:]
+        inputs = [graph.input(name, self._typed(name, config, dtype)) for name in names]
+        with building(graph):
+            result = self.function(Scope(graph, "", dtype, self.std), config, *inputs)
+        outputs = result if isinstance(result, dict) else {self.task.output: result}
+        if self.task.output not in outputs:
+            what = f"{self.name} gives {', '.join(outputs)}, but the output of its task is {self.task.output!r}"
+            raise MonographError(f"{what}{did_you_mean(self.task.output, outputs)}")
+        for name, value in outputs.items():
+            graph.output(name, value)
+        stream = self.task.stream
+        graph.stream = stream if stream is not None and stream.ids in graph.inputs else None
+        return graph
+
+    def _typed(self, name: str, config: Config, dtype: DType) -> TensorType:
+        type = self.task.type_of(name, config)
+        return TensorType(dtype, type.shape) if type.dtype.is_float else type
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model that is a graph already, or a function of the dtype that makes one."""
+
+    name: str
+    task: Task
+    make: Graph | Callable[[DType], Graph]
+
+    def graph(self, config: object, dtype: DType) -> Graph:
+        """See Source. Raises MonographError for another dtype than the graph has."""
+        if not isinstance(self.make, Graph):
+            return self.make(dtype)
+        floats = {v.dtype for v in (*self.make.params.values(), *self.make.inputs.values()) if v.dtype.is_float}
+        if floats - {dtype}:
+            has = ", ".join(sorted(map(str, floats)))
+            raise MonographError(f"{self.name} is a graph in {has}, which cannot be made in {dtype}")
+        return self.make.copy()
+
 
 def model(
-    function: Callable[..., Any] | None = None, *, task: str = "causal-lm", std: float = 0.02, name: str | None = None
+    function: Callable[..., Any] | None = None,
+    *,
+    task: str | Task = "causal-lm",
+    std: float = 0.02,
+    name: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    gguf: GGUF | None = None,
 ) -> Any:  # Family, or a decorator that gives one
     """Turn `def family(m: Scope, c: ItsConfig, input_ids, ...)` into a Family.
 
-    Parameters after `c` are inputs, by their names in INPUTS. It returns the main output, or a dict of outputs.
-    std: standard deviation of initial weights. name: of the family, where it is not the function's.
-    Raises MonographError for an unknown task or input.
+    Parameters after `c` are inputs, by their names in the task. It returns the main output, or a dict of outputs.
+    std: standard deviation of initial weights. name: of the family, where it is not the function's. checkpoint, gguf:
+    how its weights are stored. Raises MonographError for an unknown task or input.
     """
     if function is None:
-        return lambda f: model(f, task=task, std=std, name=name)
-    if task not in TASKS:
-        raise MonographError(f"no task is called {task!r}{did_you_mean(task, TASKS)}")
+        return lambda f: model(f, task=task, std=std, name=name, checkpoint=checkpoint, gguf=gguf)
+    contract = task_of(task)
     parameters = list(inspect.signature(function).parameters)
     for given in parameters[2:]:
-        if given not in INPUTS:
-            raise MonographError(f"{function.__name__}: no input is called {given!r}{did_you_mean(given, INPUTS)}")
+        if given not in contract.inputs:
+            what = f"{function.__name__}: no input is called {given!r}{did_you_mean(given, contract.inputs)}"
+            raise MonographError(what, hint=f"inputs of {contract}: {', '.join(contract.inputs)}")
     hints = typing.get_type_hints(function)
     config_class = hints.get(parameters[1])
     if not (isinstance(config_class, type) and issubclass(config_class, Config)):
         raise MonographError(f"{function.__name__}: annotate {parameters[1]!r} with a subclass of Config")
-    return Family(name or function.__name__, function, config_class, task, std)
+    own = name or function.__name__
+    return Family(own, function, config_class, contract, std, checkpoint or Checkpoint(), gguf)
 
 
 @dataclass
 class Model:
-    """A family with a config, and weights once it has been loaded or trained.
+    """What makes a graph, with its config, and weights once it has been loaded or trained.
 
-    folder: where tokenizer and other files of the checkpoint lie, if it came from one.
+    source: a family, or a program of another kind. folder: where tokenizer and other files of the checkpoint lie, if
+    it came from one.
     """
 
-    family: Family
-    config: Config
+    source: Source
+    config: Config | None = None
     weights: Weights | None = None
     folder: Path | None = None
     tokenizer: Any = None
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
-    def task(self) -> str:
-        return self.family.task
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def task(self) -> Task:
+        return self.source.task
+
+    @property
+    def family(self) -> Family | None:
+        """The family, if the model is one of a family."""
+        return self.source if isinstance(self.source, Family) else None
 
     def graph(self, dtype: DType = f32) -> Graph:
         """The plain graph of the model in `dtype`: no cache, no fusion, no target."""
-        function, graph = self.family.function, Graph(self.family.name)
-        names = list(inspect.signature(function).parameters)[2:]
-        inputs = [graph.input(name, parse_type(INPUTS[name])) for name in names]
-        with building(graph):
-            result = function(Scope(graph, "", dtype, self.family.std), self.config, *inputs)
-        outputs = result if isinstance(result, dict) else {TASKS[self.task]: result}
-        for name, value in outputs.items():
-            graph.output(name, value)
-        return graph
+        return self.source.graph(self.config, dtype)
 
 
-def load_family(model_type: str, task: str | None = None) -> Family:
+def families_of(family: Family) -> list[Family]:
+    """All families of that name in the file where one is defined: the same model under its heads."""
+    found = [v for v in family.function.__globals__.values() if isinstance(v, Family)]
+    return [f for f in found if f.name == family.name] or [family]
+
+
+def load_family(model_type: str, task: str | Task | None = None) -> Family:
     """The family defined in models/<model_type>.py, for one of its tasks (None: that of the function of this name).
 
-    The heads for other tasks are in the file's table TASKS. Raises ConfigError if there is none, naming the known ones.
+    Raises ConfigError if there is none, naming the known ones.
     """
     known = sorted(p.stem for p in (Path(__file__).parent / "models").glob("[!_]*.py"))
     if model_type not in known:
@@ -258,8 +285,10 @@ def load_family(model_type: str, task: str | None = None) -> Family:
     module = importlib.import_module(f".models.{model_type}", __package__)
     family = getattr(module, model_type)
     assert isinstance(family, Family)
-    families = {family.task: family, **getattr(module, "TASKS", {})}
-    if task is not None and task not in families:
-        what = f"{model_type} has no head for {task!r}{did_you_mean(task, families)}"
-        raise ConfigError(what, hint=f"known: {', '.join(families)}")
-    return family if task is None else families[task]
+    if task is None:
+        return family
+    heads = {str(f.task): f for f in families_of(family)}
+    if str(task) not in heads:
+        what = f"{model_type} has no head for {str(task)!r}{did_you_mean(str(task), heads)}"
+        raise ConfigError(what, hint=f"known: {', '.join(heads)}")
+    return heads[str(task)]

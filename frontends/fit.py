@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..ir.errors import WeightsError
+from ..ir import Graph
+from ..ir.errors import ConfigError, WeightsError
+from ..ir.slots import Stream
 from ..ir.weights import Weights
 from .dsl import Config
 
@@ -28,3 +30,14 @@ def check_plausible(config: Config, weights: Weights) -> None:
     if not 1 <= width <= widest:
         what = f"has tensors of width up to {widest}, but its config says heads of {width} channels"
         raise WeightsError(what, place=weights.place)
+
+
+def check_positions(graph: Graph, stream: Stream, positions: int) -> None:
+    """Refuse more positions than the rows of a learned table. Raises ConfigError with both numbers."""
+    given = graph.inputs.get(stream.positions)
+    for reader in given.users if given is not None else ():
+        table = next((v for v in reader.arguments if v.is_param and v.rank == 2), None)
+        rows = table.shape[0] if table is not None else positions
+        if table is not None and isinstance(rows, int) and rows < positions:
+            what = f"{positions} positions were asked for, but the model has learned {rows} ({table.name})"
+            raise ConfigError(what, place=graph.name)

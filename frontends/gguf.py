@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..ir.errors import ConfigError, WeightsError
 from ..ir.ops import rope_frequencies
-from ..ir.tensors import Array, Tensor
+from ..ir.tensors import Array, Mapped, Tensor
 from ..ir.weights import Weights
 from .dsl import Family, Model, load_family
 from .fit import check_plausible
@@ -64,7 +64,8 @@ def gguf_config(file: GGUFFile, family: Family, architecture: str) -> dict[str, 
     table = file.tensors.get("token_embd.weight")
     if "vocab_size" in fields and table is not None and table.type.rank == 2:
         settings.setdefault("vocab_size", table.shape[0])
-    return settings | {k: fact(file.tensors) for k, fact in _FACTS.items() if k in fields}
+    settings |= {k: fact(file.tensors) for k, fact in _FACTS.items() if k in fields}
+    return settings | dict(family.gguf.unsaid(settings) if family.gguf is not None else {})
 
 
 def _shortest(value: Any) -> Any:
@@ -121,23 +122,29 @@ def _llama3_scaling(file: GGUFFile, width: int, theta: float) -> dict[str, Any]:
 
 def _renamed(file: GGUFFile, family: Family, config: Any) -> dict[str, Tensor]:
     """Tensors under checkpoint names, rotary rows back in order. A tensor that has no name there keeps its own."""
-    module = sys.modules[family.function.__module__]
-    table: dict[str, str] | None = getattr(module, "GGUF_NAMES", None)
-    if table is None:
+    if family.gguf is None:
         raise ConfigError(
             f"{family.name} has no table of GGUF names, so it is not read from GGUF", place=str(file.path)
         )
-    permuted: dict[str, str] = getattr(module, "GGUF_PERMUTED", {})
+    table, permuted = family.gguf.names, family.gguf.permuted
     found: dict[str, Tensor] = {}
     for name, tensor in file.tensors.items():
         if name == _ROPE_FACTORS:
             continue
         new = checkpoint_name(name, table)
         part = new.split(".")[-2] if "." in new else ""
+        for pattern, number in family.gguf.added.items():
+            if fnmatch.fnmatchcase(new, pattern):
+                tensor = _without(tensor, number)
         if part in permuted and tensor.shape:
             tensor = permute_rows(tensor, rotary_order(tensor.shape[0], getattr(config, permuted[part]), name))
         found[new] = tensor
     return found
+
+
+def _without(tensor: Tensor, number: float) -> Tensor:
+    """A tensor as it was before `number` was added to it."""
+    return Mapped(tensor, tensor.type, lambda x: x - x.dtype.type(number))
 
 
 def checkpoint_name(name: str, table: Mapping[str, str]) -> str:

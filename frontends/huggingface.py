@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..ir import DType, Graph
-from ..ir.errors import ConfigError, WeightsError
+from ..ir.errors import ConfigError, WeightsError, did_you_mean
 from ..ir.files import staged
+from ..ir.tensors import Tensor
 from ..ir.weights import Weights
-from .dsl import Family, Model, load_family
+from .dsl import Checkpoint, Family, Model, families_of, load_family
 from .fit import check_plausible
 from .tokenizer import Tokenizer, read_json
 
@@ -57,56 +59,59 @@ def load_folder(
         raise ConfigError(what, place=str(place))
     if family is not None and model_type != family.name:
         raise ConfigError(f"has model_type {model_type!r}, not {family.name!r}", place=str(place))
-    family = family or family_of(settings, task)
-    weights = _modern(Weights.open(folder))
-    settings |= {k: _any(weights, patterns) for k, patterns in _of(family, "FROM_WEIGHTS", {}).items()}
+    family = family or family_of(settings, task, str(place))
+    weights = _modern(Weights.open(folder), family)
+    settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
     model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
     check_plausible(model.config, weights)
-    model.weights = _fitted(weights, model)
+    model, weights = _untied(model, weights, family)
+    model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / "generation_config.json")
     if tokenizer and (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer.open(folder)
     return model
 
 
-def family_of(settings: Mapping[str, Any], task: str | None = None) -> Family:
-    """The family that a config.json speaks of, under the head that its architecture has, or for another `task`."""
-    family = load_family(settings["model_type"].replace("-", "_"), task)
-    known = _of(family, "ARCHITECTURE", "")
-    if task is not None or isinstance(known, str):
-        return family
+def family_of(settings: Mapping[str, Any], task: str | None = None, place: str = "") -> Family:
+    """The family that a config.json speaks of, under the head that its architecture has, or for another `task`.
+
+    Raises ConfigError for a family, an architecture or a task that is not there.
+    """
+    name = settings["model_type"].replace("-", "_")
+    family = load_family(name, task)
+    heads = {a: f for f in families_of(family) for a in (f.checkpoint.architecture, *f.checkpoint.also)}
     said = settings.get("architectures") or []
-    found = next((t for t, name in known.items() if name in said), None)
-    return family if found is None else load_family(family.name, found)
+    if task is not None or not said or not any(heads):
+        return family
+    found = next((heads[a] for a in said if a in heads), None)
+    if found is None:
+        what = f"has the architecture {', '.join(map(str, said))}, which {name} has no head for"
+        hint = f"known: {', '.join(heads)}; give `task` to load it under another head all the same"
+        raise ConfigError(f"{what}{did_you_mean(str(said[0]), heads)}", place=place, hint=hint)
+    return found
 
 
 def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tuple[Model, list[str]]:
     """(the model's checkpoint under its family's head for `task`, the parameters that it lacks and are drawn anew).
 
     changes: fields of its config, such as `labels`. Raises ConfigError if the family has no such head, and
-    WeightsError if anything is missing that does not belong to a head (HEADS in the family's file).
+    WeightsError if anything is missing that does not belong to a head (`Checkpoint.heads`).
     """
-    family = load_family(model.family.name, task)
-    made = dataclasses.replace(model, family=family, config=dataclasses.replace(model.config, **changes))
+    if model.family is None or model.config is None:
+        raise ConfigError(f"model {model.name} is not one of a family, so it has no other head")
+    family = load_family(model.name, task)
+    made = dataclasses.replace(model, source=family, config=dataclasses.replace(model.config, **changes))
     if model.weights is None:
         return made, []
-    graph, heads = made.graph(), _of(family, "HEADS", ())
+    graph, heads = made.graph(), family.checkpoint.heads
     found = _named(model.weights, graph, family)
     if model.folder:
         # It may hold more than the model that was read from it (a pooler beside another head), or older weights.
-        found = _named(_modern(Weights.open(model.folder)), graph, family) | found
+        found = _named(_modern(Weights.open(model.folder), family), graph, family) | found
     drawn = [k for k in graph.params if k not in found and _matches(k, heads)]
     fresh = Weights.initialize(graph, seed)
-    made.weights = _fitted(found | Weights({k: fresh[k] for k in drawn}), made)
+    made.weights = _fitted(found | Weights({k: fresh[k] for k in drawn}), made, family)
     return made, drawn
-
-
-def _of(family: Family, name: str, default: Any) -> Any:
-    """A table that the family's file may have beside the model.
-
-    ARCHITECTURE: the name in config.json, or names by task. PREFIX, UNUSED, FROM_WEIGHTS, HEADS: see `bert`.
-    """
-    return getattr(sys.modules.get(family.function.__module__), name, default)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -117,18 +122,18 @@ def _any(names: Iterable[str], pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _modern(weights: Weights) -> Weights:
-    """Old BERT checkpoints call the weight and bias of a norm gamma and beta."""
-    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+def _modern(weights: Weights, family: Family) -> Weights:
+    """Weights under the names of today."""
+    old = family.checkpoint.old
     return weights.renamed(lambda k: next((k.removesuffix(a) + b for a, b in old.items() if k.endswith(a)), k))
 
 
 def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
     """Weights under the names of the graph, where they are in it.
 
-    A checkpoint of a model with a head has `PREFIX.` before the names of the model inside it, or the reverse.
+    A checkpoint of a model with a head has `prefix.` before the names of the model inside it, or the reverse.
     """
-    prefix = _of(family, "PREFIX", "")
+    prefix = family.checkpoint.prefix
 
     def name(k: str) -> str:
         choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
@@ -137,13 +142,36 @@ def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
     return weights.renamed(name)
 
 
-def _fitted(weights: Weights, model: Model) -> Weights:
+def _untied(model: Model, weights: Weights, family: Family) -> tuple[Model, Weights]:
+    """The model with an output layer of its own, if the file has one that is not the tensor it is said to equal.
+
+    As the reference implementation: config.json may say that they are tied, the file knows better.
+    """
+    if not getattr(model.config, "tied", False):
+        return model, weights
+    names = family.checkpoint.tied
+    weights = _named(weights, model.graph(), family)
+    stored = {own: twin for own, twin in names.items() if own in weights}
+    alone = {own: twin for own, twin in stored.items() if twin not in weights}
+    if alone:
+        weights = weights.renamed(lambda k: alone.get(k, k))
+    if all(own in alone or _equal(weights[own], weights[twin]) for own, twin in stored.items()):
+        return model, weights
+    untied = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
+    return untied, weights | {own: weights[own if own in weights else twin] for own, twin in names.items()}
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.type == b.type and np.array_equal(a.numpy(), b.numpy())
+
+
+def _fitted(weights: Weights, model: Model, family: Family) -> Weights:
     """Weights under the names of the graph, and nothing else. Raises WeightsError listing all differences."""
     graph = model.graph()
-    weights = _named(weights, graph, model.family)
-    unused = (*_UNUSED, *_of(model.family, "UNUSED", ()))
-    tied = getattr(model.config, "tied", False)
-    weights.check(graph, ignore=(*unused, "lm_head.weight") if tied else unused)
+    weights = _named(weights, graph, family)
+    unused = (*_UNUSED, *family.checkpoint.unused, *family.checkpoint.heads)
+    tied = family.checkpoint.tied if getattr(model.config, "tied", False) else ()
+    weights.check(graph, ignore=(*unused, *tied))
     return Weights({k: weights[k] for k in graph.params}, weights.place, weights.metadata)
 
 
@@ -198,7 +226,7 @@ def save_pretrained(
     """
     weights = weights if weights is not None else model.weights
     if weights is None:
-        raise WeightsError(f"model {model.family.name} has no weights to save")
+        raise WeightsError(f"model {model.name} has no weights to save")
     weights.check(model.graph())
     weights = weights if dtype is None else weights.cast(dtype)
     files = {"config.json": hf_config(model, weights)}
@@ -217,21 +245,20 @@ def save_pretrained(
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
     """config.json: what the checkpoint said, under what the model is now."""
     before = read_json(model.folder / "config.json") if model.folder else {}
-    config = {k: v for k, v in model.config.to_dict().items() if v is not None or k in before}
-    said = _of(model.family, "ARCHITECTURE", None)
-    architecture = said.get(model.task) if isinstance(said, dict) else said
-    fixed: dict[str, Any] = {"architectures": [architecture]} if architecture else {}
-    if isinstance(said, dict):
-        config |= fixed  # The checkpoint may have had another head.
+    said = model.config.to_dict() if model.config is not None else {}
+    config = {k: v for k, v in said.items() if v is not None or k in before}
+    stored = model.family.checkpoint if model.family is not None else Checkpoint()
+    if stored.architecture:
+        config["architectures"] = [stored.architecture]  # The checkpoint may have had another head.
     if weights is not None:
-        config |= {k: _any(weights, pattern) for k, pattern in _of(model.family, "FROM_WEIGHTS", {}).items()}
+        config |= {k: _any(weights, pattern) for k, pattern in stored.from_weights.items()}
     if config.get("id2label"):
         config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
-    fixed["model_type"] = before.get("model_type", model.family.name)
+    fixed: dict[str, Any] = {"model_type": before.get("model_type", model.name)}
     ids = {f"{k}_token_id": getattr(model.tokenizer, f"{k}_id", None) for k in ("bos", "eos", "pad")}
-    if model.task == "seq2seq-lm":
+    if model.task.separated:
         fixed["is_encoder_decoder"] = True
         ids["decoder_start_token_id"] = getattr(model.tokenizer, "start_id", None)
     dtypes = {t.dtype for t in weights.values() if t.dtype.is_float} if weights else set[DType]()
-    stored = {"torch_dtype": _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
-    return {**fixed, **{k: v for k, v in ids.items() if v is not None}, **before, **config, **stored}
+    dtype = {"torch_dtype": _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
+    return {**fixed, **{k: v for k, v in ids.items() if v is not None}, **before, **config, **dtype}

@@ -8,6 +8,7 @@ from ..ir import Init, ops
 from ..ir.errors import ConfigError
 from ..ir.types import bool_
 from .dsl import Config, Scope, Value, key
+from .layers import drop
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
@@ -42,10 +43,6 @@ def spread_of(dim: int) -> float:
 def wide(m: Scope, dim: int) -> Scope:
     """The same place, where weights over `dim` channels start as PyTorch's do."""
     return Scope(m.graph, m.path, m.dtype, spread_of(dim))
-
-
-def drop(x: Value, p: float) -> Value:
-    return ops.dropout(x, p=p) if p else x
 
 
 def recurrent(

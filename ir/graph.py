@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MonographError, OpError, did_you_mean
+from .slots import Slot, Stream
 from .types import DType, TensorType
 from .value import NOWHERE as NOWHERE
 from .value import Attributes as Attributes
@@ -27,6 +28,7 @@ _INTERNAL = (
     str(Path(__file__).parent.parent / "passes") + os.sep,
     str(Path(__file__).parent.parent / "backends") + os.sep,
     str(Path(__file__).parent.parent / "frontends" / "dsl.py"),
+    str(Path(__file__).parent.parent / "frontends" / "layers.py"),
     contextlib.__file__,
 )
 _GAP = 1 << 20
@@ -35,6 +37,7 @@ _GAP = 1 << 20
 class Graph:
     """Inputs, parameters, nodes in topological order, and named outputs.
 
+    stream: the tokens that are read one after another, if there are such. slots: what is remembered between calls.
     Invariants: every operand is an input, a parameter or an output of an earlier node of the same graph;
     `uses` of a value lists exactly the operands that read it. Nodes change through `insert`, `replace`, `erase`.
     """
@@ -44,6 +47,8 @@ class Graph:
         self.inputs: dict[str, Value] = {}
         self.params: dict[str, Value] = {}
         self.outputs: dict[str, Value] = {}
+        self.stream: Stream | None = None
+        self.slots: tuple[Slot, ...] = ()
         self.scope = ""
         self._first: Node | None = None
         self._last: Node | None = None
@@ -221,6 +226,7 @@ class Graph:
     def copy(self, name: str | None = None) -> Graph:
         """A graph with the same content and no shared values."""
         new = Graph(name or self.name)
+        new.stream, new.slots = self.stream, self.slots
         mapping: dict[Value, Value] = {v: new.input(k, v.type) for k, v in self.inputs.items()}
         mapping |= {v: new.param(k, v.type, v.init) for k, v in self.params.items()}
         for node in self:

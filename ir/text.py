@@ -10,6 +10,7 @@ from typing import Any, cast
 from .errors import MonographError, ParseError, did_you_mean
 from .graph import Graph, Init, Location, Node, Value
 from .op import OPS, Op
+from .slots import Growth, Slot, Stream
 from .types import Dim, DType, parse_dim, parse_type
 
 _DTYPES = {d.value for d in DType}
@@ -42,6 +43,8 @@ def print_graph(graph: Graph, notes: Mapping[Node | None, list[str]] | None = No
     inputs = ", ".join(f"{names[v]}: {v.type}" for v in graph.inputs.values())
     lines = [f"graph {quote(graph.name)}({inputs}) {{", *_marked(notes.get(None, []))]
     lines += [f"  param {names[v]}: {v.type}{f' = {v.init}' if v.init else ''}" for v in graph.params.values()]
+    lines += [f"  {graph.stream}"] if graph.stream else []
+    lines += [f"  {slot}" for slot in graph.slots]
     for node in graph:
         lines += [f"  {print_node(node, names)}", *_marked(notes.get(node, []))]
     returned = ", ".join(f"{quote(k)}={names.get(v, '%<foreign>')}" for k, v in graph.outputs.items())
@@ -124,6 +127,13 @@ class _Parser:
             return True
         if line.startswith("param "):
             self.param(graph, line)
+        elif line.startswith("stream "):
+            _, *words = line.split()
+            if len(words) != 4:
+                raise MonographError(f"{line!r} is not `stream length ids mask positions`")
+            graph.stream = Stream(*words)
+        elif line.startswith("slot "):
+            graph.slots += (_slot(graph, line),)
         elif line == "return" or line.startswith("return "):
             for item in _split(line.removeprefix("return")):
                 found = re.fullmatch(rf"({_QUOTED}|[^=]*)=(.*)", item)
@@ -171,6 +181,17 @@ class _Parser:
         if name not in self.values:
             raise MonographError(f"{name} is used before it is defined{did_you_mean(name, self.values)}")
         return self.values[name]
+
+
+def _slot(graph: Graph, line: str) -> Slot:
+    found = re.fullmatch(r"slot (\S+) -> (\S+): (\w+)\((.*)\)", line)
+    if not found or found[3] not in Growth.__members__ or found[1] not in graph.inputs:
+        raise MonographError(f"{line!r} is not `slot input -> output: growth(axis=..)` of an input")
+    said = dict(item.split("=", 1) for item in _split(found[4]))
+    output = "" if found[2] == "_" else found[2]
+    axis = int(said["axis"]) if "axis" in said else None
+    window, first = int(said.get("window", 0)), said.get("first", "")
+    return Slot(found[1], output, Growth[found[3]], graph.inputs[found[1]].type, axis, window, first)
 
 
 def _location(comment: str) -> Location:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from monograph.backends.torch import to_inputs
 from monograph.frontends.dsl import Model, load_family
+from monograph.frontends.task import MASKED_LM
 from monograph.ir.errors import MonographError
 from monograph.ir.weights import Weights
 from monograph.training import sharded
@@ -73,7 +74,7 @@ class Masked(Corpus):
 
 
 def measured(**settings: Any) -> list[dict[str, float]]:
-    family = dataclasses.replace(load_family("llama"), task="masked-lm")
+    family = dataclasses.replace(load_family("llama"), task=MASKED_LM)
     corpus, found = Corpus.of(TEXT, vocab=300), list[dict[str, float]]()
     source = Masked(**{f.name: getattr(corpus, f.name) for f in dataclasses.fields(corpus)})
 

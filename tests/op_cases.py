@@ -116,8 +116,8 @@ def rows_of(*positions: int) -> Make:
 
 X = "f32[B,S,8]"
 POSITIVE = {"low": {"x": 0.3}, "high": {"x": 2.0}}
-UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid"]
-BINARY = ["add", "sub", "mul", "maximum"]
+UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid", "floor"]
+BINARY = ["add", "sub", "mul", "maximum", "minimum"]
 COMPARISON = ["equal", "less", "less_equal"]
 
 ELEMENTWISE = [
@@ -154,6 +154,8 @@ REDUCE = [
     Case("sum", {"x": "i64[B,S]"}, note="integers"),
     Case("max", {"x": "i64[B,S]"}, note="integers"),
     Case("softmax", {"x": X}, low={"x": -200.0}, high={"x": 200.0}, note="large"),
+    *(Case("cumsum", {"x": X}, {"axis": axis}, note=f"axis {axis}") for axis in (0, 1, -1)),
+    Case("cumsum", {"x": "i64[B,S]"}, note="integers"),
     Case("any", {"x": "bool[B,S,4]"}, make={"x": keep_some}),
     Case("any", {"x": "bool[B,S,4]"}, {"axis": 1, "keepdims": False}, note="drop"),
 ]
@@ -189,6 +191,24 @@ LINEAR = [
     Case("linear", {"x": X, "w": "f32[8,5]", "b": "f32[5]"}, {"transposed": True}, note="transposed"),
     Case("embedding", {"ids": "i64[B,S]", "table": "f32[7,4]"}, high={"ids": 6}),
     Case("embedding", {"ids": "i32[S]", "table": "f32[7,4]"}, high={"ids": 6}, note="i32"),
+]
+
+_CONV1D = Case("conv1d", {"x": "f32[B,4,T]", "w": "f32[6,4,3]", "b": None})
+_CONV2D = Case("conv2d", {"x": "f32[B,2,6,S]", "w": "f32[4,2,3,2]", "b": None})
+
+CONVOLUTION = [
+    _CONV1D,
+    variant(_CONV1D, "bias, padding", b="f32[6]", padding=1),
+    variant(_CONV1D, "stride", x="f32[B,4,9]", stride=2),
+    variant(_CONV1D, "stride over a multiple", x="f32[B,4,2*S]", b="f32[6]", stride=2, padding=1),
+    variant(_CONV1D, "dilation", dilation=2),
+    variant(_CONV1D, "groups", w="f32[6,2,3]", groups=2),
+    variant(_CONV1D, "each channel alone", w="f32[4,1,2]", groups=4, padding=1),
+    _CONV2D,
+    variant(_CONV2D, "bias, padding", b="f32[4]", padding=(2, 1)),
+    variant(_CONV2D, "stride, dilation", x="f32[B,2,7,8]", stride=(2, 3), dilation=(1, 2)),
+    variant(_CONV2D, "groups", w="f32[4,1,3,2]", groups=2),
+    variant(_CONV2D, "patches", x="f32[B,3,8,6]", w="f32[5,3,2,2]", b="f32[5]", stride=2),
 ]
 
 NORM = [
@@ -295,7 +315,8 @@ _GATED = Case(
 )
 
 FEED_FORWARD = [
-    *(Case(op, {"x": X}) for op in ("gelu", "silu", "relu")),
+    *(Case(op, {"x": X}) for op in ("gelu", "silu", "relu", "softplus")),
+    Case("softplus", {"x": X}, low={"x": -200.0}, high={"x": 200.0}, note="large"),
     Case("gelu", {"x": X}, {"tanh": True}, note="tanh"),
     *(variant(_FEED_FORWARD, name, activation=name) for name in ("gelu", "gelu_tanh", "silu", "relu")),
     variant(_FEED_FORWARD, "bias", b_up="f32[6]", b_down="f32[8]"),
@@ -345,6 +366,7 @@ CASES: list[Case] = [
     *REDUCE,
     *SHAPE,
     *LINEAR,
+    *CONVOLUTION,
     *NORM,
     *ATTENTION,
     *POSITION,

@@ -70,6 +70,26 @@ def linear(x: Array, w: Array, b: Array | None = None, transposed: bool = False)
     return np.einsum("...i,io->...o" if transposed else "...i,oi->...o", x, w) + (0 if b is None else b)
 
 
+def convolution(
+    x: Array, w: Array, b: Array | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Array:
+    """One output number at a time, over the taps that meet x."""
+    axes = x.ndim - 2
+    stride, padding, dilation = ((n,) * axes if isinstance(n, int) else n for n in (stride, padding, dilation))
+    sizes = [
+        len(range(0, n + 2 * p - d * (k - 1), s))
+        for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    y = np.zeros((len(x), len(w), *sizes))
+    for row, out, *at in np.ndindex(y.shape):
+        first = out // (len(w) // groups) * w.shape[1]
+        for c, *tap in np.ndindex(w.shape[1:]):
+            place = tuple(i * s + k * d - p for i, s, k, d, p in zip(at, stride, tap, dilation, padding, strict=True))
+            if all(0 <= i < n for i, n in zip(place, x.shape[2:], strict=True)):
+                y[(row, out, *at)] += w[(out, c, *tap)] * x[(row, first + c, *place)]
+    return y if b is None else y + np.reshape(b, (-1, *(1,) * axes))
+
+
 def rms_norm(x: Array, w: Array, eps: float = 1e-6) -> Array:
     return x / np.sqrt((x**2).sum(-1, keepdims=True) / x.shape[-1] + eps) * w
 
@@ -176,6 +196,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "mul": lambda x, y: x * y,
     "div": lambda x, y: x * y**-1.0,
     "maximum": lambda x, y: where(x > y, x, y),
+    "minimum": lambda x, y: where(x < y, x, y),
     "pow": lambda x, y: np.exp(y * np.log(x)),
     "neg": lambda x: 0 - x,
     "abs": lambda x: np.sign(x) * x,
@@ -188,6 +209,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "cos": lambda x: np.exp(1j * x).real,
     "erf": erf,
     "sigmoid": sigmoid,
+    "floor": lambda x: np.trunc(x) - (x < np.trunc(x)),
     "equal": lambda x, y: ~((x < y) | (x > y)),
     "less": lambda x, y: y - x > 0,
     "less_equal": lambda x, y: y - x >= 0,
@@ -203,6 +225,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "any": lambda x, axis=-1, keepdims=True: np.add.reduce(x.astype(int), axis=axis, keepdims=keepdims) > 0,
     "argmax": lambda x, axis=-1, keepdims=False: np.take(np.argsort(x, axis), [-1] if keepdims else -1, axis=axis),
     "softmax": softmax,
+    "cumsum": lambda x, axis=-1: np.apply_along_axis(lambda r: [sum(r[: i + 1]) for i in range(len(r))], axis, x),
     "reshape": lambda x, shape: np.array(x.ravel().tolist()).reshape(shape),
     "transpose": lambda x, permutation: np.moveaxis(x, permutation, range(x.ndim)),
     "expand": lambda x, shape: x * np.ones(shape),
@@ -213,6 +236,8 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "iota": lambda start, length, dtype=None: np.cumsum(np.ones(length)) - 1 + start,
     "matmul": lambda x, y: np.einsum("...mk,...kn->...mn", x, y),
     "linear": linear,
+    "conv1d": convolution,
+    "conv2d": convolution,
     "embedding": lambda ids, table: np.eye(len(table))[ids] @ table,
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,
@@ -224,6 +249,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "gelu": gelu,
     "silu": ACTIVATIONS["silu"],
     "relu": ACTIVATIONS["relu"],
+    "softplus": lambda x: np.logaddexp(x, 0),
     "feed_forward": feed_forward,
     "gated_feed_forward": gated_feed_forward,
     "dropout": lambda x, p: x,

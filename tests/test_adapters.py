@@ -29,7 +29,7 @@ def base(name: str = "llama") -> Model:
 
 
 def adapter(model: Model, **changes: Any) -> Adapter:
-    lora = Lora(**{"rank": 4, "alpha": 6.0, "targets": TARGETS[model.family.name], **changes})
+    lora = Lora(**{"rank": 4, "alpha": 6.0, "targets": TARGETS[model.name], **changes})
     graph = model.graph()
     lora.insert(graph)
     drawn = random_params(graph, 2)

@@ -109,7 +109,7 @@ def test_saved_models_are_models_of_their_own(run: tuple, corpus: Corpus) -> Non
     assert abs(table_loss(table, corpus, 4, 16) - results[0].held_out) < 1e-12
     for r in results[1:]:
         model = load(folder / r.name)
-        assert model.family.name == FAMILIES[r.name][0] and parameters_of(model.graph()) == r.entries
+        assert model.name == FAMILIES[r.name][0] and parameters_of(model.graph()) == r.entries
         assert str(flops_of(model.graph(), B=1)) == r.cost
         assert model.tokenizer.size == corpus.vocab
 

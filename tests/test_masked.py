@@ -268,13 +268,19 @@ def test_heads_of_a_family() -> None:
         ("BertModel", "feature-extraction"),
         ("BertForMaskedLM", "masked-lm"),
         ("BertForSequenceClassification", "sequence-classification"),
-        ("BertForQuestionAnswering", "feature-extraction"),
     ],
 )
 def test_config_json_says_which_head(name: str, task: str, tmp_path: Path) -> None:
     config = load_family("bert")(vocab=20, **SIZES).config.to_dict()
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert", "architectures": [name]}))
     assert resolve(str(tmp_path / "config.json")).task == task
+
+
+def test_an_architecture_without_a_head_is_refused(tmp_path: Path) -> None:
+    config = {**load_family("bert")(vocab=20, **SIZES).config.to_dict(), "model_type": "bert"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMultipleChoice"]}))
+    with pytest.raises(ConfigError, match="has the architecture BertForMultipleChoice, which bert has no head for"):
+        resolve(str(tmp_path / "config.json"))
 
 
 def test_transformers_reads_what_was_trained(data: Masked, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("any", ["f32[2]"], {}, "x is f32, expected bool"),
     ("argmax", ["bool[2]"], {}, "x is bool, expected numbers"),
     ("softmax", ["f32[]"], {}, "axis -1 is outside rank 0"),
+    ("cumsum", ["i32[2,3]"], {}, "x is i32, expected a floating-point type or i64"),
     ("reshape", ["f32[2,3]"], {"shape": (4, 2)}, r"f32\[2,3\] has 6 elements, not 8"),
     ("reshape", ["f32[2,3]"], {"shape": (-1, 4)}, "6 is not a multiple of 4"),
     ("reshape", ["f32[2,3]"], {"shape": (-1, -1)}, r"shape \[-1,-1\] has 2 dimensions that are -1"),
@@ -151,6 +152,13 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("linear", ["f32[2,3]", "f32[5,3]", "f32[4]"], {}, r"b is f32\[4\], expected f32\[5\], the channels of w"),
     ("linear", ["f32[2,3]", "f16[5,3]"], {}, "x is f32 but w is f16"),
     ("linear", ["f32[]", "f32[5,3]"], {}, "x is a scalar"),
+    ("conv1d", ["f32[2,4]", "f32[6,4,3]"], {}, "x has rank 2, expected 3"),
+    ("conv1d", ["f32[2,4,5]", "f32[6,3,3]"], {}, "x has 4 channels, w takes 3 in 1 groups"),
+    ("conv1d", ["f32[2,4,5]", "f32[5,2,3]"], {"groups": 2}, "w gives 5 channels, not a multiple of 2 groups"),
+    ("conv1d", ["f32[2,4,2]", "f32[6,4,3]"], {}, r"3 taps with dilation 1 do not fit into 2 \+ 2 \* 0 places"),
+    ("conv1d", ["f32[2,4,S]", "f32[6,4,3]"], {"stride": 2}, "stride is 2: the S places may not divide by it"),
+    ("conv2d", ["f32[2,4,5,5]", "f32[6,4,3,3]"], {"padding": (1,)}, r"padding is \(1,\), expected 2 of at least 0"),
+    ("conv2d", ["f32[2,4,5,5]", "f32[6,4,3,3]", "f32[4]"], {}, r"b is f32\[4\], expected f32\[6\]"),
     ("embedding", ["f32[2]", "f32[5,3]"], {}, "ids is f32, expected i64 or i32"),
     ("rms_norm", ["f32[2,3]", "f32[4]"], {}, r"w is f32\[4\], expected f32\[3\], the last axis of x"),
     ("rms_norm", ["f32[]", "f32[]"], {}, "x is a scalar"),
@@ -211,8 +219,8 @@ BAD_NAMES = [f"{op}-{i}" for i, (op, *_) in enumerate(BAD)]
 
 
 def test_every_op_refuses_something() -> None:
-    unary = {"abs", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "sigmoid", "silu", "relu"}
-    binary = {"sub", "maximum", "equal", "less_equal", "logical_or"}
+    unary = {"abs", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "sigmoid", "floor", "silu", "relu", "softplus"}
+    binary = {"sub", "maximum", "minimum", "equal", "less_equal", "logical_or"}
     assert OPS.keys() - {op for op, *_ in BAD} - unary - binary == {"max", "add_layer_norm"}
 
 

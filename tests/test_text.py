@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monograph.ir import Graph, Init, Location, interpret, ops, parse, print_graph, tensor, verify
 from monograph.ir.errors import MonographError, ParseError
+from monograph.ir.slots import Growth, Slot, Stream
 from monograph.ir.text import format_attribute, parse_attribute
 from monograph.ir.types import Dim, DType, f32
 from random_graphs import graphs, inputs_for
@@ -156,3 +157,21 @@ def test_the_sample_itself_is_a_graph() -> None:
 def test_bad_text(text: str, message: str) -> None:
     with pytest.raises(ParseError, match=message):
         parse(text)
+
+
+def test_stream_and_slots_are_part_of_the_text():
+    graph = Graph("g")
+    past = graph.input("past_key_values.0.key", tensor(f32, "B", 2, "P4", 8))
+    graph.stream = Stream("S", "ids", "mask", "positions")
+    graph.slots = (Slot("past_key_values.0.key", "present.0.key", Growth.window, past.type, axis=2, window=4),)
+    graph.output("present.0.key", past)
+    again = parse(str(graph))
+    assert (again.stream, again.slots) == (graph.stream, graph.slots)
+    assert str(again) == str(graph)
+    assert graph.copy().slots == graph.slots
+
+
+@pytest.mark.parametrize("line", ["slot a -> b: append(axis=2)", "slot x -> b: grow(axis=2)", "stream S ids"])
+def test_a_malformed_slot_or_stream_is_refused(line):
+    with pytest.raises(ParseError):
+        parse(f"graph g(%x: f32[B]) {{\n  {line}\n  return y=%x\n}}")

@@ -89,7 +89,7 @@ class Adapter:
             elif tensor.shape != wanted[k].shape:
                 lines.append(f"wrong: {k} is {tensor.type}, expected {wanted[k]}")
         if lines:
-            what = f"the adapter does not fit {model.family.name}: {len(lines)} differences"
+            what = f"the adapter does not fit {model.name}: {len(lines)} differences"
             raise WeightsError(what, place=self.weights.place, details=lines)
         return graph, base_weights(model) | self.weights
 
@@ -146,7 +146,7 @@ class Adapter:
 def base_weights(model: Model) -> Weights:
     """The weights of a model. Raises WeightsError when it has none to adapt."""
     if model.weights is None:
-        raise WeightsError(f"model {model.family.name} has no weights to fine-tune", hint="load a checkpoint")
+        raise WeightsError(f"model {model.name} has no weights to fine-tune", hint="load a checkpoint")
     return model.weights
 
 

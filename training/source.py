@@ -55,7 +55,7 @@ class Source(Protocol):
 def check_fit(model: Model, source: Source, length: int = 0) -> None:
     """Raises ConfigError if the batches of `source`, with rows of `length` tokens, cannot train `model`."""
     if model.task != source.task:
-        raise ConfigError(f"{model.family.name} is a {model.task} model; this data trains {source.task} models")
+        raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     graph = model.graph()
     logits, positions = graph.outputs["logits"].shape[-1], _positions(graph)
     if positions is not None and length > positions:

@@ -36,7 +36,7 @@ def bench(
     if json_output:
         print_json(found)
     else:
-        print_benchmark(loaded.family.name, found)
+        print_benchmark(loaded.name, found)
 
 
 def rows(found: Benchmark) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def build(
     loaded = resolve(model)
     bound = memory_bound(loaded)
     if not json_output:
-        out().print(f"{loaded.family.name}: at most {human_bytes(bound)} of memory (300 MB + 3 x the largest tensor)")
+        out().print(f"{loaded.name}: at most {human_bytes(bound)} of memory (300 MB + 3 x the largest tensor)")
     if dump is not None:
         _dump(loaded, target, dump, max_positions)
     with progress(json_output) as bars:
@@ -102,7 +102,7 @@ def _nodes(folder: Path) -> dict[str, dict[str, int]]:
 
 def _dump(model: Model, target: str, folder: Path, positions: int | None) -> None:
     """The graph after every pass, and the graphs that are lowered."""
-    name = "decode" if model.task in ("causal-lm", "seq2seq-lm") else "encode"
+    name = "decode" if model.task.generates else "encode"
     PIPELINES[name].run(model.graph(), dump=folder)
     graphs: Mapping[str, Any] = serving_graphs(model)
     if target != "onnx":

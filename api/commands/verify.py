@@ -38,7 +38,7 @@ def verify(
     if json_output:
         print_json({"passed": parity.passed, "tolerance": tolerance, "rows": parity.rows})
     else:
-        print_parity(loaded.family.name, parity)
+        print_parity(loaded.name, parity)
     if not parity.passed:
         raise typer.Exit(1)
 

@@ -177,8 +177,8 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
     return Contract(
         version=VERSION,
         kind="decoder" if layers or any(k.startswith(STATE) for k in last.inputs) else "encoder",
-        family=model.family.name if is_model else graph.name,
-        task=model.task if is_model else "",
+        family=model.name if is_model else graph.name,
+        task=model.task.name if is_model else "",
         provider=target.provider,
         dtype=str(target.dtype),
         runtime=target.runtime,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from ...ir import Init
 from ...ir.errors import ConfigError
-from ...ir.ops import attention, dropout, linear, reshape, slice_, tanh
+from ...ir.ops import linear, reshape, slice_, tanh
 from ...ir.ops.feed_forward import activate
 from ..activations import activation
-from ..dsl import Config, Scope, Value, key, key_mask, model
+from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..layers import attention, drop
+from ..task import HIDDEN, POOLED
+
+POOLER = tuple(f"pooler_{k}" for k in ("type", "fc_size", "num_attention_heads", "num_fc_layers", "size_per_head"))
+"""Settings of another pooler, which old files have and nobody reads."""
 
 
 class Bert(Config):
@@ -28,7 +33,7 @@ class Bert(Config):
     labels: dict[str, str] | None = key("id2label", None)
     head_dropout: float | None = key("classifier_dropout", None)
 
-    ignored = frozenset({"attention_probs_dropout_prob"})
+    ignored = frozenset({"attention_probs_dropout_prob", "directionality", *POOLER})
 
     def __post_init__(self) -> None:
         if self.positions != "absolute":
@@ -44,29 +49,34 @@ class Bert(Config):
 def encoder(m: Scope, c: Bert, ids: Value, attention_mask: Value, positions: Value, types: Value) -> Value:
     """Hidden states [B,S,C]."""
     mask = key_mask(attention_mask)
-
-    def drop(x: Value) -> Value:
-        return dropout(x, p=c.dropout) if c.dropout else x
-
-    def add_norm(m: Scope, x: Value, y: Value) -> Value:
-        return m.layer_norm("LayerNorm", drop(y) + x, c.eps)
-
-    def attn(m: Scope, x: Value) -> Value:
-        q, k, v = (m.linear(n, x, c.dim, bias=True).split_heads(c.heads) for n in ("query", "key", "value"))
-        return attention(q, k, v, mask=mask).merge_heads()
-
     e = m / "embeddings"
     x = e.embed("word_embeddings", ids, c.vocab, c.dim)
     x = x + e.embed("token_type_embeddings", types, c.token_types, c.dim)
     x = x + e.embed("position_embeddings", positions, c.max_positions, c.dim)
-    x = drop(e.layer_norm("LayerNorm", x, c.eps))
+    x = drop(e.layer_norm("LayerNorm", x, c.eps), c.dropout)
     for b in m.layers("encoder.layer", c.layers):
         a, up, down = b / "attention", b / "intermediate", b / "output"
-        y = attn(a / "self", x)
-        x = add_norm(a / "output", x, (a / "output").linear("dense", y, c.dim, bias=True))
+        y = attention(a / "self", x, heads=c.heads, mask=mask, names=("query", "key", "value", ""), biases=True)
+        y = drop((a / "output").linear("dense", y, c.dim, bias=True), c.dropout)
+        x = (a / "output").layer_norm("LayerNorm", y + x, c.eps)
         y = activate(up.linear("dense", x, c.ffn, bias=True), activation(c.activation))
-        x = add_norm(down, x, down.linear("dense", y, c.dim, bias=True))
+        y = drop(down.linear("dense", y, c.dim, bias=True), c.dropout)
+        x = down.layer_norm("LayerNorm", y + x, c.eps)
     return x
+
+
+HEADS = ("cls.*", "classifier.*", "qa_outputs.*", "pooler.*", "bert.pooler.*")
+
+
+def stored(architecture: str) -> Checkpoint:
+    """config.json does not say whether a checkpoint has a pooler: the tensors do."""
+    pooler = {"add_pooling_layer": "*pooler.dense.weight"}
+    tied = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    return Checkpoint(architecture, prefix="bert", old=old, heads=HEADS, tied=tied, from_weights=pooler)
 
 
 def pooled(m: Scope, c: Bert, x: Value) -> Value:
@@ -75,15 +85,15 @@ def pooled(m: Scope, c: Bert, x: Value) -> Value:
     return tanh((m / "pooler").linear("dense", first, c.dim, bias=True))
 
 
-@model(task="feature-extraction")
+@model(task="feature-extraction", checkpoint=stored("BertModel"))
 def bert(
     m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
 ) -> dict[str, Value]:
     x = encoder(m, c, input_ids, attention_mask, position_ids, token_type_ids)
-    return {"last_hidden_state": x, **({"pooler_output": pooled(m, c, x)} if c.pooler else {})}
+    return {HIDDEN: x, **({POOLED: pooled(m, c, x)} if c.pooler else {})}
 
 
-@model(task="masked-lm", name="bert")
+@model(task="masked-lm", name="bert", checkpoint=stored("BertForMaskedLM"))
 def masked_lm(
     m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
 ) -> Value:
@@ -97,25 +107,10 @@ def masked_lm(
     return linear(x, table, head.param("bias", c.vocab, init=Init("zeros")))
 
 
-@model(task="sequence-classification", name="bert")
+@model(task="sequence-classification", name="bert", checkpoint=stored("BertForSequenceClassification"))
 def classifier(
     m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
 ) -> Value:
     x = pooled(m / "bert", c, encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids))
     p = c.dropout if c.head_dropout is None else c.head_dropout
-    return m.linear("classifier", dropout(x, p=p) if p else x, 2 if c.labels is None else len(c.labels), bias=True)
-
-
-TASKS = {"masked-lm": masked_lm, "sequence-classification": classifier}
-ARCHITECTURE = {
-    "feature-extraction": "BertModel",
-    "masked-lm": "BertForMaskedLM",
-    "sequence-classification": "BertForSequenceClassification",
-}
-PREFIX = "bert"
-"""What checkpoints with a head write before the names of the encoder."""
-HEADS = ("cls.*", "classifier.*", "qa_outputs.*", "pooler.*", "bert.pooler.*")
-"""What belongs to one task: models for another leave it, or begin it anew."""
-UNUSED = HEADS
-FROM_WEIGHTS = {"add_pooling_layer": "*pooler.dense.weight"}
-"""config.json does not say whether the checkpoint has a pooler."""
+    return m.linear("classifier", drop(x, p), 2 if c.labels is None else len(c.labels), bias=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...ir.ops import attention
-from ...ir.ops.feed_forward import activate
-from ..activations import activation
-from ..dsl import Config, Scope, Value, key, key_mask, model
+from ..dsl import GGUF, Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..layers import attention, gated_feed_forward, rope_settings, rotary
 
 
 class Llama(Config):
@@ -29,6 +27,7 @@ class Llama(Config):
     activation: str = key("hidden_act", "silu")
 
     ignored = frozenset({"attention_dropout"})
+    only = {"partial_rotary_factor": (1.0,), "rope_interleaved": (False,)}
 
     @property
     def width(self) -> int:
@@ -37,32 +36,6 @@ class Llama(Config):
     @property
     def groups(self) -> int:
         return self.kv_heads or self.heads
-
-
-@model
-def llama(m: Scope, c: Llama, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
-    settings = c.rope_parameters or c.rope_scaling or {}
-    theta = settings.get("rope_theta", c.theta)
-    mask = key_mask(attention_mask)
-
-    def attn(m: Scope, x: Value) -> Value:
-        q = m.linear("q_proj", x, c.heads * c.width, bias=c.attention_bias).split_heads(c.heads)
-        k = m.linear("k_proj", x, c.groups * c.width, bias=c.attention_bias).split_heads(c.groups)
-        v = m.linear("v_proj", x, c.groups * c.width, bias=c.attention_bias).split_heads(c.groups)
-        q, k = (m.rope(y, position_ids, theta=theta, scaling=settings) for y in (q, k))
-        y = attention(q, k, v, mask=mask, causal=True)
-        return m.linear("o_proj", y.merge_heads(), c.dim, bias=c.attention_bias)
-
-    def mlp(m: Scope, x: Value) -> Value:
-        gate = activate(m.linear("gate_proj", x, c.ffn, bias=c.mlp_bias), activation(c.activation))
-        return m.linear("down_proj", gate * m.linear("up_proj", x, c.ffn, bias=c.mlp_bias), c.dim, bias=c.mlp_bias)
-
-    x = m.embed("model.embed_tokens", input_ids, c.vocab, c.dim)
-    for b in m.layers("model.layers", c.layers):
-        x = x + attn(b / "self_attn", b.rms_norm("input_layernorm", x, c.eps))
-        x = x + mlp(b / "mlp", b.rms_norm("post_attention_layernorm", x, c.eps))
-    x = m.rms_norm("model.norm", x, c.eps)
-    return m.linear("lm_head", x, c.vocab, tie="model.embed_tokens" if c.tied else None)
 
 
 GGUF_NAMES = {
@@ -81,7 +54,20 @@ GGUF_NAMES = {
 }
 """GGUF module name => checkpoint module name."""
 
-GGUF_PERMUTED = {"q_proj": "heads", "k_proj": "groups"}
-"""Projections whose rows GGUF stores in interleaved rotary order, with the config field that counts their heads."""
 
-ARCHITECTURE = "LlamaForCausalLM"
+@model(
+    checkpoint=Checkpoint("LlamaForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}),
+    gguf=GGUF(GGUF_NAMES, permuted={"q_proj": "heads", "k_proj": "groups"}),
+)
+def llama(m: Scope, c: Llama, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
+    rotate = rotary(m, position_ids, c.width, **rope_settings(c))
+    heads = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "biases": c.attention_bias}
+    mask = key_mask(attention_mask)
+    x = m.embed("model.embed_tokens", input_ids, c.vocab, c.dim)
+    for b in m.layers("model.layers", c.layers):
+        y = b.rms_norm("input_layernorm", x, c.eps)
+        x = x + attention(b / "self_attn", y, **heads, mask=mask, causal=True, rotate=rotate)
+        y = b.rms_norm("post_attention_layernorm", x, c.eps)
+        x = x + gated_feed_forward(b / "mlp", y, c.ffn, c.activation, bias=c.mlp_bias)
+    x = m.rms_norm("model.norm", x, c.eps)
+    return m.linear("lm_head", x, c.vocab, tie="model.embed_tokens" if c.tied else None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ...ir import ops
 from ..dsl import Config, Scope, Value, key, key_mask, model
-from ..recurrent import compacted, drop, embed, recurrent, spread, wide
+from ..layers import drop
+from ..recurrent import compacted, embed, recurrent, spread, wide
 
 
 class LstmSeq2seq(Config):

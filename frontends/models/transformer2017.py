@@ -9,10 +9,11 @@ import math
 
 from ...ir import Init
 from ...ir.errors import ConfigError
-from ...ir.ops import attention, dropout, embedding, sinusoidal_positions
-from ...ir.ops.feed_forward import activate
-from ..activations import activation
+from ...ir.ops import embedding, sinusoidal_positions
 from ..dsl import Config, Scope, Value, key, key_mask, model
+from ..layers import attention, drop, feed_forward
+
+NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class Transformer2017(Config):
@@ -45,32 +46,26 @@ def transformer2017(
 ) -> Value:
     source_mask, target_mask = key_mask(attention_mask), key_mask(decoder_attention_mask)
 
-    def drop(x: Value) -> Value:
-        return dropout(x, p=c.dropout) if c.dropout else x
-
     def embed(ids: Value, positions: Value) -> Value:
         table = (m / "embedding").param("weight", c.vocab, c.dim, init=Init("normal", c.dim**-0.5))
         x = embedding(ids, table) * math.sqrt(c.dim)
-        return drop(x + sinusoidal_positions(positions, dim=c.dim, dtype=m.dtype))
+        return drop(x + sinusoidal_positions(positions, dim=c.dim, dtype=m.dtype), c.dropout)
 
-    def attend(m: Scope, x: Value, memory: Value, mask: Value, causal: bool = False) -> Value:
-        q = m.linear("q_proj", x, c.dim, bias=True).split_heads(c.heads)
-        k = m.linear("k_proj", memory, c.dim, bias=True).split_heads(c.heads)
-        v = m.linear("v_proj", memory, c.dim, bias=True).split_heads(c.heads)
-        y = attention(q, k, v, mask=mask, causal=causal)
-        return m.linear("out_proj", y.merge_heads(), c.dim, bias=True)
+    def attend(m: Scope, x: Value, mask: Value, memory: Value | None = None, causal: bool = False) -> Value:
+        settings = {"mask": mask, "memory": memory, "causal": causal}
+        return drop(attention(m, x, heads=c.heads, names=NAMES, biases=True, **settings), c.dropout)
 
     def feed(m: Scope, x: Value) -> Value:
-        y = drop(activate(m.linear("linear1", x, c.ffn, bias=True), activation(c.activation)))
-        return m.linear("linear2", y, c.dim, bias=True)
+        names = ("linear1", "linear2")
+        return drop(feed_forward(m, x, c.ffn, c.activation, names=names, bias=True, dropout=c.dropout), c.dropout)
 
     x = embed(input_ids, position_ids)
     for b in m.layers("encoder.layers", c.layers):
-        x = b.layer_norm("norm1", x + drop(attend(b / "self_attn", x, x, source_mask)), c.eps)
-        x = b.layer_norm("norm2", x + drop(feed(b, x)), c.eps)
+        x = b.layer_norm("norm1", x + attend(b / "self_attn", x, source_mask), c.eps)
+        x = b.layer_norm("norm2", x + feed(b, x), c.eps)
     y = embed(decoder_input_ids, decoder_position_ids)
     for b in m.layers("decoder.layers", c.decoder_layers):
-        y = b.layer_norm("norm1", y + drop(attend(b / "self_attn", y, y, target_mask, causal=True)), c.eps)
-        y = b.layer_norm("norm2", y + drop(attend(b / "multihead_attn", y, x, source_mask)), c.eps)
-        y = b.layer_norm("norm3", y + drop(feed(b, y)), c.eps)
+        y = b.layer_norm("norm1", y + attend(b / "self_attn", y, target_mask, causal=True), c.eps)
+        y = b.layer_norm("norm2", y + attend(b / "multihead_attn", y, source_mask, memory=x), c.eps)
+        y = b.layer_norm("norm3", y + feed(b, y), c.eps)
     return m.linear("lm_head", y, c.vocab, tie="embedding" if c.tied else None)

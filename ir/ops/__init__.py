@@ -3,6 +3,8 @@
 from .attention import attention as attention
 from .cache import cache_append as cache_append
 from .cache import cache_read as cache_read
+from .convolution import conv1d as conv1d
+from .convolution import conv2d as conv2d
 from .elementwise import abs as abs
 from .elementwise import add as add
 from .elementwise import cast as cast
@@ -12,6 +14,7 @@ from .elementwise import div as div
 from .elementwise import equal as equal
 from .elementwise import erf as erf
 from .elementwise import exp as exp
+from .elementwise import floor as floor
 from .elementwise import less as less
 from .elementwise import less_equal as less_equal
 from .elementwise import log as log
@@ -19,6 +22,7 @@ from .elementwise import logical_and as logical_and
 from .elementwise import logical_not as logical_not
 from .elementwise import logical_or as logical_or
 from .elementwise import maximum as maximum
+from .elementwise import minimum as minimum
 from .elementwise import mul as mul
 from .elementwise import neg as neg
 from .elementwise import pow as pow
@@ -35,6 +39,7 @@ from .feed_forward import gated_feed_forward as gated_feed_forward
 from .feed_forward import gelu as gelu
 from .feed_forward import relu as relu
 from .feed_forward import silu as silu
+from .feed_forward import softplus as softplus
 from .linear import embedding as embedding
 from .linear import linear as linear
 from .linear import matmul as matmul
@@ -54,6 +59,7 @@ from .recurrent import lstm as lstm
 from .recurrent import rnn as rnn
 from .reduce import any as any
 from .reduce import argmax as argmax
+from .reduce import cumsum as cumsum
 from .reduce import max as max
 from .reduce import mean as mean
 from .reduce import softmax as softmax

@@ -103,6 +103,13 @@ class Maximum(Binary):
     torch_name, onnx_name = "maximum", "Max"
 
 
+class Minimum(Binary):
+    """min(x, y), broadcast."""
+
+    commutative = True
+    torch_name, onnx_name = "minimum", "Min"
+
+
 class Pow(Binary):
     """x ** y, broadcast; floating point only."""
 
@@ -168,6 +175,12 @@ class Cos(Unary):
     """Cosine, x in radians."""
 
     torch_name, onnx_name = "cos", "Cos"
+
+
+class Floor(Unary):
+    """The largest integer that is at most x."""
+
+    torch_name, onnx_name = "floor", "Floor"
 
 
 class Rsqrt(Unary):
@@ -329,9 +342,9 @@ class Constant(Op):
         return op.constant(np.asarray(value, dtype=dtype.numpy))
 
 
-add, sub, mul, div, maximum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Pow)
+add, sub, mul, div, maximum, minimum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Minimum), op(Pow)
 neg, abs, exp, log, sqrt, rsqrt = op(Neg), op(Abs), op(Exp), op(Log), op(Sqrt), op(Rsqrt)
-tanh, sin, cos, erf, sigmoid = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid)
+tanh, sin, cos, erf, sigmoid, floor = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid), op(Floor)
 equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
 logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
 where, cast, constant = op(Where), op(Cast), op(Constant)

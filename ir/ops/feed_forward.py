@@ -12,7 +12,7 @@ from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, TensorType
 from .checks import floating, not_scalar, rank, same_dtype, typed
-from .elementwise import constant, erf, maximum, sigmoid, tanh
+from .elementwise import abs, constant, erf, exp, log, maximum, neg, sigmoid, tanh
 from .linear import linear
 
 
@@ -70,7 +70,21 @@ class Relu(Activation):
         return op.Relu(x)
 
 
-gelu, silu, relu = op(Gelu), op(Silu), op(Relu)
+class Softplus(Activation):
+    """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|), which never overflows. (Dugas et al. 2000)"""
+
+    def body(self, x: Value) -> Value:
+        return maximum(x, constant(value=0.0, dtype=x.dtype)) + log(exp(neg(abs(x))) + 1.0)
+
+    def torch(self, torch: Any, x: Any) -> Any:
+        # Above its threshold PyTorch gives x: at 40 that is right to the last digit of f64.
+        return torch.nn.functional.softplus(x, threshold=40)
+
+    def onnx(self, op: Any, x: Any) -> Any:
+        return op.Softplus(x)
+
+
+gelu, silu, relu, softplus = op(Gelu), op(Silu), op(Relu), op(Softplus)
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 

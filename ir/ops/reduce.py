@@ -1,4 +1,4 @@
-"""Reductions over one axis, and softmax."""
+"""Reductions over one axis, softmax and running sums."""
 
 from __future__ import annotations
 
@@ -140,4 +140,26 @@ class Softmax(AlongAxis):
         return op.Softmax(x, axis=axis)
 
 
+class Cumsum(AlongAxis):
+    """y[i] = x[0] + ... + x[i] along an axis, of floats or i64."""
+
+    def infer(self, x: Value, *, axis: int = -1) -> TensorType:
+        check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
+        return x.type
+
+    def flops(self, x: Value, *, axis: int) -> DimLike:
+        return x.type.elements
+
+    def numpy(self, x: Any, *, axis: int) -> Any:
+        return np.cumsum(accumulator(x), axis=axis).astype(x.dtype)
+
+    def torch(self, torch: Any, x: Any, *, axis: int) -> Any:
+        return torch.cumsum(x, dim=axis)
+
+    def onnx(self, op: Any, x: Any, *, axis: int) -> Any:
+        # Counted from the left: ONNX's own evaluator takes a negative axis for another one.
+        return op.CumSum(x, op.constant(np.array(axis % len(x.shape), np.int64)))
+
+
 sum, mean, max, any, argmax, softmax = op(Sum), op(Mean), op(Max), op(Any_), op(Argmax), op(Softmax)
+cumsum = op(Cumsum)
