@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .frontends.dsl import Model
-from .ir import DType, Graph, MonographError
+from .ir import DType, Graph, MonographError, encoded
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import staged
 from .ir.types import f32
@@ -31,13 +31,10 @@ Progress = Callable[[int, int, str], None]
 TARGETS = ("cpu", "cuda", "onnx")
 """`cpu`, `cuda`: ONNX Runtime's own fused ops for that provider. `onnx`: standard opset, runs in any runtime."""
 
-_BASE, _FACTOR = 300_000_000, 3
-
 
 def memory_bound(model: Model) -> int:
-    """Most bytes of resident memory of a build: 300 MB and three times the largest tensor, four bytes a number."""
-    sizes = [v.type.elements for v in model.graph().params.values()]
-    return _BASE + _FACTOR * max((4 * n for n in sizes if isinstance(n, int)), default=0)
+    """Most bytes of resident memory of a build. Raises WeightsError when the model has no weights."""
+    return encoded.memory_bound(weights_of(model).values())
 
 
 def weights_of(model: Model) -> Weights:
@@ -58,8 +55,8 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
 
 
 def serving_graphs(model: Model, dtype: DType = f32) -> dict[str, Graph]:
-    """The graphs a served model consists of, by file name: one, or encoder and decoder."""
-    graph = model.graph(dtype)
+    """The graphs a served model consists of, by file name: one, or encoder and decoder. Weights in blocks stay so."""
+    graph = model.graph(dtype, encoded=True)
     if not model.task.generates:
         return {"model": pipelines.encode(graph)}
     if not model.task.separated:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..building import TARGETS, export, memory_bound, serving_graphs
+from ..building import TARGETS, export, memory_bound, serving_graphs, weights_of
 from ..console import Json, command, human_bytes, out, print_json, progress, table
 from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.errors import did_you_mean
 from ..machine import peak_memory, seconds
+from ..passes.encode import through_float
 from ..passes.pipelines import PIPELINES
 from ..resolve import HELP, resolve
 
@@ -40,6 +41,8 @@ def build(
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
     if target not in TARGETS:
         raise MonographError(f"no target is called {target!r}{did_you_mean(target, TARGETS)}")
+    if target == "onnx" and strict:
+        raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
     loaded = resolve(model)
     bound = memory_bound(loaded)
     if not json_output:
@@ -70,10 +73,9 @@ def _write(
 ) -> dict[str, Any]:
     """Build, and say what came out: attentions fused, nodes by file, near misses."""
     if target == "onnx":
-        if strict:
-            raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
         export(model, folder, opset=opset, progress=show)
-        return {"target": target, "nodes": _nodes(folder), "misses": []}
+        plain = through_float(model.graph(encoded=True), weights_of(model))
+        return {"target": target, "nodes": _nodes(folder), "through_float": plain, "misses": []}
     from ..backends import onnxruntime as backend
 
     report = backend.build(model, None, folder, target, max_positions=positions, strict=strict, progress=show)
@@ -83,6 +85,7 @@ def _write(
         "attentions": report.attentions,
         "fused": report.fused,
         "nodes": report.nodes,
+        "through_float": report.through_float,
         "misses": misses,
     }
 
@@ -124,6 +127,16 @@ def _check(model: Model, folder: Path, quiet: bool) -> dict[str, Any]:
     return {"passed": parity.passed, "tolerance": parity.tolerance, "rows": parity.rows}
 
 
+def _print_formats(plain: Mapping[str, str], explain: bool) -> None:
+    """Which weights the target could not keep in the blocks of their file."""
+    kinds = list(plain.values())
+    if kinds:
+        counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in sorted(set(kinds)))
+        out().print(f"{len(kinds)} weights are stored as plain numbers, not in the blocks of their file ({counts})")
+    for name, kind in plain.items() if explain else ():
+        out().print(f"plain numbers: {name} ({kind})", markup=False)
+
+
 def _print(report: Mapping[str, Any], explain: bool) -> None:
     console = out()
     if "attentions" in report:
@@ -134,6 +147,7 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         for name, counts in report["nodes"].items()
     ]
     console.print(table("graphs", rows))
+    _print_formats(report["through_float"], explain)
     for miss in report["misses"] if explain else ():
         console.print(f"not fused: {miss}", markup=False)
     if explain and not report["misses"]:

@@ -14,12 +14,13 @@ from ...frontends.dsl import Model
 from ...frontends.huggingface import hf_config
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
+from ...ir.encoded import memory_bound
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
 from ...ir.weights import Tensor
 from ...passes.cache import self_attentions
-from ...passes.encode import keep_encodings
+from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Pipeline, PipelineReport, Step
 from ...passes.pattern import NearMiss
 from ...passes.pipelines import PIPELINES
@@ -27,6 +28,7 @@ from ...passes.split import split
 from ...passes.state import recurrences
 from ..onnx.lower import lower
 from ..onnx.save import layout
+from ..onnx.tensors import WeightTensor
 from ..target import Target
 from .attention import past_layers, windows
 from .cache import STATE
@@ -40,7 +42,7 @@ OPSET = 23
 MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
 DEFAULT_POSITIONS = 4096
 FUSED = ("ort_group_query_attention", "ort_multi_head_attention")
-_BASE, _FACTOR = 300_000_000, 3
+_NOTHING = Pipeline("lowered", [])
 
 
 @dataclass
@@ -49,7 +51,9 @@ class BuildReport:
 
     attentions: how many there are (`total`) and how many became which op in the graph that serves first.
     nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
-    seconds. bytes: of the data file. bound: most bytes of resident memory the build may take. seconds: all of it.
+    seconds. through_float: block format by weight, of those that
+    the target has no blocks for, which became plain numbers. bytes: of the data file. bound: most bytes of resident
+    memory the build may take. seconds: all of it.
     """
 
     folder: Path
@@ -58,6 +62,7 @@ class BuildReport:
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
     steps: list[Step] = field(default_factory=list[Step])
+    through_float: dict[str, str] = field(default_factory=dict[str, str])
     kernels: str = ""
     bytes: int = 0
     bound: int = 0
@@ -221,22 +226,21 @@ def _lowered(
     """The ONNX models by file name, with every node known to have a kernel."""
     models: dict[str, onnx_ir.Model] = {}
     table = target.table
+    quantized = Pipeline("quantized", [quantized_layers(target)])
     report.kernels = table.source
-    largest = 0
+    read: list[Tensor] = []
     for name, graph in variants.graphs.items():
-        models[name] = lower(graph, weights, OPSET, pipeline=Pipeline("lowered", [quantized_layers(target)]))
+        passes = quantized.run(graph)
+        report.steps += passes.steps
+        report.misses += passes.misses
+        models[name] = lower(graph, weights, OPSET, pipeline=_NOTHING)
         table.check(models[name])
         report.nodes[name] = _count(models[name])
-        stored = [p.tensor.nbytes for p in layout(models[name])]
-        read = [max(weights[k].bytes, _wide(weights[k])) for k in graph.params]
-        largest = max([largest, *stored, *read])
-    report.bound = _BASE + _FACTOR * largest
+        read += [weights[k] for k in graph.params]
+        read += [p.tensor.tensor for p in layout(models[name]) if isinstance(p.tensor, WeightTensor)]
+        report.through_float |= through_float(graph, weights)
+    report.bound = memory_bound(read)
     return models
-
-
-def _wide(tensor: Tensor) -> int:
-    """Bytes of a tensor at four bytes a number, the widest form it takes on its way."""
-    return tensor.bytes * 32 // tensor.dtype.bits
 
 
 def _count(model: onnx_ir.Model) -> dict[str, int]:

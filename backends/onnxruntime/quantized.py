@@ -8,9 +8,11 @@ backends/onnx/quantized.py). Scales are 1-D or [N,K/block], but [N,K/block,1] fo
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ...ir.errors import check
 from ...ir.graph import Value
@@ -121,6 +123,13 @@ class RuntimeLayers:
 
 def _packed(w: Stored) -> Value:
     return pack_codes(w.centred(), bits=w.encoding.bits)
+
+
+def narrow_products(folder: str | Path) -> bool:
+    """Whether a built folder multiplies by activations in 8 bits, so that it is near its model and not equal to it."""
+    files = (onnx.load(str(f), load_external_data=False) for f in sorted(Path(folder).glob("*.onnx")))
+    products = (node for f in files for node in f.graph.node if node.op_type == "MatMulNBits")
+    return any(a.name == "accuracy_level" and a.i == 4 for node in products for a in node.attribute)
 
 
 def quantized_layers(target: Target) -> QuantizedLayers:
