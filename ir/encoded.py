@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -83,6 +83,11 @@ def _cut_lines(e: Encoding, lines: Array, pieces: Sequence[tuple[int, int]]) -> 
         return blocks.reshape(*lines.shape[:-1], -1)
     codes = _taken(e.codes(lines), lines.ndim, pieces)
     return e.joined(codes, e.scales(lines), e.minimums(lines) if e.minimum else None)
+
+
+def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights as plain numbers, which no target keeps in blocks."""
+    return {k: Mapped(t, t.type, lambda x: x) if isinstance(t, Encoded) else t for k, t in weights.items()}
 
 
 _BASE, _FACTOR = 300_000_000, 3
