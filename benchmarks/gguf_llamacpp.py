@@ -106,13 +106,14 @@ def measure(folder: Path, prompts: list[list[int]], chunks: list[list[int]], thr
 
 
 def row(name: str, runtime: str, size: int, found: dict[str, Any], theirs: list[list[int]], tokens: int) -> Row:
-    same = [sum(1 for _ in _alike(a, b)) for a, b in zip(found["greedy"], theirs, strict=True)]
+    same = [len(_alike(a, b)) for a, b in zip(found["greedy"], theirs, strict=True)]
+    whole = sum(n == NEW for n in same)
     return {
         "model": name,
         "runtime": runtime,
         "file (MB)": size / 1e6,
         "perplexity": math.exp(sum(found["surprise"]) / tokens),
-        "greedy as llama.cpp": f"{sum(n == NEW for n in same)} of {len(same)} whole, {sum(same)} of {NEW * len(same)} tokens",
+        "greedy as llama.cpp": f"{whole} of {len(same)} whole, {sum(same)} of {NEW * len(same)} tokens",
         "decode (tokens/s)": (NEW - 1) / sorted(found["seconds"])[len(found["seconds"]) // 2],
     }  # fmt: skip
 

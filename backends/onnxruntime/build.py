@@ -27,8 +27,6 @@ from ...passes.pipelines import PIPELINES
 from ...passes.split import split
 from ...passes.state import recurrences
 from ..onnx.lower import lower
-from ..onnx.save import layout
-from ..onnx.tensors import WeightTensor
 from ..target import Target
 from .attention import past_layers, windows
 from .cache import STATE
@@ -228,7 +226,6 @@ def _lowered(
     table = target.table
     quantized = Pipeline("quantized", [quantized_layers(target)])
     report.kernels = table.source
-    read: list[Tensor] = []
     for name, graph in variants.graphs.items():
         passes = quantized.run(graph)
         report.steps += passes.steps
@@ -236,10 +233,8 @@ def _lowered(
         models[name] = lower(graph, weights, OPSET, pipeline=_NOTHING)
         table.check(models[name])
         report.nodes[name] = _count(models[name])
-        read += [weights[k] for k in graph.params]
-        read += [p.tensor.tensor for p in layout(models[name]) if isinstance(p.tensor, WeightTensor)]
         report.through_float |= through_float(graph, weights)
-    report.bound = memory_bound(read)
+    report.bound = memory_bound(weights.values())
     return models
 
 
