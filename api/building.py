@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model
-from .ir import DType, Graph, MonographError, encoded
+from .frontends.huggingface import write_companions
+from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import staged
 from .ir.types import f32
@@ -31,10 +31,13 @@ Progress = Callable[[int, int, str], None]
 TARGETS = ("cpu", "cuda", "onnx")
 """`cpu`, `cuda`: ONNX Runtime's own fused ops for that provider. `onnx`: standard opset, runs in any runtime."""
 
+_BASE, _FACTOR = 300_000_000, 3
+
 
 def memory_bound(model: Model) -> int:
-    """Most bytes of resident memory of a build. Raises WeightsError when the model has no weights."""
-    return encoded.memory_bound(weights_of(model).values())
+    """Most bytes of resident memory of a build: 300 MB and three times the largest tensor, four bytes a number."""
+    sizes = [v.type.elements for v in model.graph().params.values()]
+    return _BASE + _FACTOR * max((4 * n for n in sizes if isinstance(n, int)), default=0)
 
 
 def weights_of(model: Model) -> Weights:
@@ -88,7 +91,8 @@ def export(
     with whole(folder) as work:
         for name, graph in serving_graphs(model, dtype).items():
             backend.export(graph, weights, work / f"{name}.onnx", opset, progress=progress)
-        write_companions(model, work)
+        with staged(work) as stage:
+            write_companions(stage, model, weights)
     return Path(folder)
 
 
@@ -124,21 +128,6 @@ def build(
     if temporary is not None:
         weakref.finalize(engine, shutil.rmtree, temporary, ignore_errors=True)
     return engine
-
-
-def write_companions(model: Model, folder: Path) -> None:
-    """What other clients expect beside a model: config.json, generation_config.json, the tokenizer's files."""
-    from .frontends.huggingface import hf_config
-
-    files: dict[str, dict[str, Any]] = {"config.json": hf_config(model, model.weights)}
-    if model.generation:
-        files["generation_config.json"] = model.generation
-    with staged(folder) as stage:
-        for name, content in files.items():
-            with stage.open(name) as f:
-                f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        if model.tokenizer is not None:
-            model.tokenizer.write(stage)
 
 
 @contextlib.contextmanager

@@ -21,18 +21,24 @@ from .portable import first_state, next_state
 
 if TYPE_CHECKING:
     from .backends.onnxruntime import Session
+    from .frontends.task import Task
+    from .ir import Graph
+    from .ir.slots import Stream
 
 Inputs = Mapping[str, Array]
 Spans = Sequence[tuple[int, int]]
 """Tokens start..stop of each call: one span is a plain forward, more are prefill and decode steps."""
 
-Runner = Callable[[Inputs, Spans], Array]
-"""(inputs of the plain contract, spans) -> the main output for all positions, float [B,S,...], or [B,...] of rows."""
+Outputs = Mapping[str, Array]
+Runner = Callable[[Inputs, Spans], Outputs]
+"""(inputs of the plain contract, spans) -> outputs for all positions, float [B,S,...], or [B,...] of rows."""
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
 NARROW = 0.1
 """As TOLERANCE, where a target multiplies weights in blocks by activations that it rounds to 8 bits first."""
+
+SESSION = "ort session"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,59 @@ class Row:
     scale: float
     argmax: float
     passed: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which inputs come with the tokens of a stream, one entry a token in their second axis."""
+
+    stream: Stream | None
+    along: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: Graph, stream: Stream | None) -> Tokens:
+        length = stream.length if stream is not None and stream.ids in graph.inputs else None
+        wide = {k: v.shape[1] for k, v in graph.inputs.items() if v.rank > 1}
+        names = {k for k, d in wide.items() if not isinstance(d, int) and length in d.symbols}
+        return cls(stream if length is not None else None, frozenset(names))
+
+    def part(self, inputs: Inputs, start: int, stop: int) -> dict[str, Array]:
+        """Inputs for tokens start..stop; the mask covers the past too, and what does not come with them stays whole."""
+        mask = self.stream.mask if self.stream is not None else ""
+        cut = {k: v[:, 0 if k == mask else start : stop] for k, v in inputs.items() if k in self.along}
+        return {**inputs, **cut}
+
+    def valid(self, inputs: Inputs) -> Array:
+        """bool [B,S], the positions that mean something; [B] where there are no tokens."""
+        if self.stream is None:
+            return np.ones(len(next(iter(inputs.values()))), bool)
+        mask = inputs.get(self.stream.mask)
+        return np.ones(inputs[self.stream.ids].shape, bool) if mask is None else mask != 0
+
+    def columns(self, inputs: Inputs) -> Array:
+        """i64 [B,S]: the columns of the tokens that count, in front, then the others."""
+        return np.argsort(~self.valid(inputs), axis=1, kind="stable")
+
+    def holed(self, inputs: Inputs) -> bool:
+        """Whether a row has tokens that do not count between others that do."""
+        valid = self.valid(inputs)
+        return self.stream is not None and bool((np.diff(valid, axis=1).sum(1) + valid[:, 0] + valid[:, -1] > 2).any())
+
+    def compacted(self, inputs: Inputs, task: Task) -> dict[str, Array]:
+        """The same rows with the tokens that count in front."""
+        assert self.stream is not None
+        row, columns = np.arange(len(self.columns(inputs)))[:, None], self.columns(inputs)
+        moved = {k: v[row, columns] if k in self.along else v for k, v in inputs.items()}
+        return task.fill({k: v for k, v in moved.items() if k != self.stream.positions}, inputs)
+
+    def beside(self, inputs: Inputs) -> dict[str, Array]:
+        """What comes with the tokens and is not made from them."""
+        names = self.stream.names if self.stream is not None else ()
+        return {k: v for k, v in inputs.items() if k in self.along and k not in names}
+
+    def rest(self, inputs: Inputs) -> dict[str, Array]:
+        """What does not come with them."""
+        return {k: v for k, v in inputs.items() if k not in self.along}
 
 
 @dataclass(frozen=True)
@@ -72,32 +131,50 @@ def verify(
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
-    `ort` is one call through the mask guard, `ort session` prompts and steps over shared buffers.
+    `ort` is one call through the mask guard, `ort session` prompts and steps over its buffers. A row tells of the
+    output that differs most; a session gives the main one only.
     Cases with a past run as prefill and decode and are compared with one full forward. observe: told what runs.
     Raises WeightsError for a model without weights.
     """
     cases = [c for c in cases if not c.past or model.task.generates]
     graph = model.graph()
+    tokens = Tokens.of(graph, model.task.stream)
     inputs = {str(c): sample_inputs(graph, c, seed) for c in cases}
     observe("NumPy reference")
     expected = _reference(model, inputs)
     rows: list[Row] = []
     if torch:
         observe("PyTorch")
-        rows += _compare("torch", torch_runner(model), cases, inputs, expected, tolerance)
+        rows += _compare("torch", torch_runner(model), cases, inputs, expected, tolerance, tokens)
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
-        for name, runner, allowed in _built_runners(model, built, Path(folder)):
+        for name, runner, allowed in _built_runners(model, built, Path(folder), tokens):
             observe(name)
-            rows += _compare(name, runner, cases, inputs, expected, max(tolerance, allowed))
+            wanted = expected if name != SESSION else {**expected, **_compacted(model, inputs, tokens)}
+            rows += _compare(name, runner, cases, inputs, wanted, max(tolerance, allowed), tokens)
     order = {str(c): i for i, c in enumerate(cases)}
     return Parity(sorted(rows, key=lambda r: order[r.case]), tolerance)
 
 
-def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
-    graph, weights, name = model.graph(), weights_of(model), model.task.output
+def _reference(model: Model, inputs: Mapping[str, Inputs]) -> dict[str, Outputs]:
+    graph, weights = model.graph(), weights_of(model)
     params = {k: weights.numpy(k, v.dtype) for k, v in graph.params.items()}
-    return {case: interpret(graph, given, params)[name] for case, given in inputs.items()}
+    return {case: interpret(graph, given, params) for case, given in inputs.items()}
+
+
+def _compacted(model: Model, inputs: Mapping[str, Inputs], tokens: Tokens) -> dict[str, Outputs]:
+    """The reference of a session where a mask has holes: it reads the tokens that count and knows of no others, so
+    that distances between columns are those without them.
+    """
+    holed = {case: given for case, given in inputs.items() if tokens.holed(given)}
+    found = _reference(model, {case: tokens.compacted(given, model.task) for case, given in holed.items()})
+    made: dict[str, Outputs] = {}
+    for case, outputs in found.items():
+        columns, y = tokens.columns(holed[case]), outputs[model.task.output]
+        back = np.empty_like(y)
+        back[np.arange(len(y))[:, None], columns] = y
+        made[case] = {model.task.output: back}
+    return made
 
 
 def _compare(
@@ -105,23 +182,23 @@ def _compare(
     runner: Runner,
     cases: Iterable[Case],
     inputs: Mapping[str, Inputs],
-    expected: Mapping[str, Array],
+    expected: Mapping[str, Outputs],
     tolerance: float,
+    tokens: Tokens,
 ) -> list[Row]:
-    return [
-        compare(str(c), backend, expected[str(c)], runner(inputs[str(c)], spans(c)), valid(inputs[str(c)]), tolerance)
-        for c in cases
-    ]
+    """A row for each case, of the output that differs most."""
+    rows: list[Row] = []
+    for case in cases:
+        given, wanted = inputs[str(case)], expected[str(case)]
+        found, where = runner(given, spans(case)), tokens.valid(given)
+        own = [compare(str(case), backend, wanted[k], y, where, tolerance) for k, y in found.items()]
+        rows.append(max(own, key=lambda r: r.difference / max(1.0, r.scale)))
+    return rows
 
 
 def spans(case: Case) -> Spans:
     """One call, or the past and then the rest."""
     return [(0, case.past), (case.past, case.length)] if case.past else [(0, case.length)]
-
-
-def valid(inputs: Inputs) -> Array:
-    """bool [B,S]: the positions of a main output [B,S,...] that mean something."""
-    return inputs.get("decoder_attention_mask", inputs["attention_mask"]) != 0
 
 
 def compare(case: str, backend: str, expected: Array, found: Array, where: Array, tolerance: float) -> Row:
@@ -146,18 +223,18 @@ def torch_runner(model: Model) -> Runner:
 
     module = to_torch(model).eval()
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
         with torch.no_grad():
-            output = module(**to_inputs(inputs))[model.task.output]
-        return output.float().numpy()
+            return {k: y.float().numpy() for k, y in module(**to_inputs(inputs)).items()}
 
     return run
 
 
-def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str, Runner, float]]:
+def _built_runners(model: Model, built: Any, folder: Path, tokens: Tokens) -> Iterator[tuple[str, Runner, float]]:
     """(name, runner, tolerance it has at least), one after the other, so that only one set of weights is open."""
+    names = tuple(model.graph().outputs)
     if built is None:
-        yield "onnx", onnx_runner(export(model, folder / "onnx"), model.task.output), 0.0
+        yield "onnx", onnx_runner(export(model, folder / "onnx"), names, tokens), 0.0
         built = build(model, folder / "cpu")
     if not isinstance(built, (str, Path)):
         session = built.session
@@ -166,72 +243,75 @@ def _built_runners(model: Model, built: Any, folder: Path) -> Iterator[tuple[str
 
         session = open_session(built)
     else:
-        yield "onnx", onnx_runner(Path(built), model.task.output), 0.0
+        yield "onnx", onnx_runner(Path(built), names, tokens), 0.0
         return
     from .backends.onnxruntime.quantized import narrow_products
 
     allowed = NARROW if narrow_products(session.folder) else 0.0
-    yield "ort", run_runner(session, model.task.output), allowed
+    yield "ort", in_spans(session.run, names, tokens), allowed
     if session.contract.kind == "decoder":
-        yield "ort session", step_runner(session, model), allowed
+        yield SESSION, step_runner(session, model, tokens), allowed
 
 
-def run_runner(session: Session, output: str) -> Runner:
-    """A built folder through `Session.run`: any mask, caches passed on by the caller."""
+def in_spans(call: Callable[[Inputs], Outputs], names: Sequence[str], tokens: Tokens) -> Runner:
+    """Run a graph span after span, what one call leaves given on to the next; outputs `names` of all spans."""
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
-        source = {k: inputs[k] for k in inputs if "decoder_input_ids" in inputs and not k.startswith("decoder_")}
-        cache: dict[str, Array] = {}
-        parts: list[Array] = []
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
+        state: dict[str, Array] = {}
+        parts: list[Outputs] = []
         for start, stop in spans:
-            results = session.run({**source, **window(inputs, start, stop), **cache})
-            cache = {k.replace("present.", "past_key_values."): v for k, v in results.items() if "present." in k}
-            cache |= {k.replace("present_", "past_"): v for k, v in results.items() if k.startswith("present_state.")}
-            parts.append(results[output])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            results = call({**tokens.part(inputs, start, stop), **state})
+            state |= next_state(results)
+            parts.append(results)
+        if len(parts) == 1:
+            return {k: parts[0][k] for k in names}
+        return {k: np.concatenate([p[k] for p in parts], axis=1) for k in names}
 
     return run
 
 
-def step_runner(session: Session, model: Model) -> Runner:
+def step_runner(session: Session, model: Model, tokens: Tokens) -> Runner:
     """A built folder as it generates: prompts without their padding, shared buffers, one token a step.
 
     Logits of the first span come from prompts of 1, 2, 3... tokens; those of the others from single steps.
     """
+    stream, width = tokens.stream, model.graph().outputs[model.task.output].shape[-1]
+    assert stream is not None and isinstance(width, int)
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
-        lead = "decoder_" if "decoder_input_ids" in inputs else ""
-        ids, mask = inputs[f"{lead}input_ids"], inputs[f"{lead}attention_mask"] != 0
-        rows = [list(r[m]) for r, m in zip(ids, mask, strict=True)]
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
+        ids, mask = inputs[stream.ids], tokens.valid(inputs)
+        counts, row = mask.sum(1), np.arange(len(ids))[:, None]
+        # Columns of the tokens that count, each row's at the front.
+        columns = tokens.columns(inputs)
         prompts = np.maximum(mask[:, : spans[0][1]].sum(1), 1)
-        found: Array = np.zeros((*ids.shape, _vocabulary(model)), np.float32)
+        found: Array = np.zeros((*ids.shape, width), np.float32)
+        rest = tokens.rest(inputs)
+
+        def taken(at: Array) -> tuple[Array, dict[str, Array]]:
+            """Tokens of each row, and what comes with them, by their numbers [B,N]."""
+            where = columns[row, np.minimum(at, counts[:, None] - 1)]
+            return ids[row, where], {k: v[row, where] for k, v in tokens.beside(inputs).items()}
 
         def keep(logits: Array, lengths: Array, longest: Array) -> None:
-            for row in np.flatnonzero(lengths <= longest):
-                found[row, np.flatnonzero(mask[row])[lengths[row] - 1]] = logits[row]
+            for i in np.flatnonzero(lengths <= longest):
+                found[i, columns[i, lengths[i] - 1]] = logits[i]
 
-        if lead:
-            session.encode({k: v for k, v in inputs.items() if not k.startswith("decoder_")})
+        if model.task.separated:
+            session.encode(rest)
+            rest = {}
         for n in range(1, int(prompts.max()) + 1):
+            new, beside = taken(np.broadcast_to(np.arange(n), (len(ids), n)))
             lengths = np.minimum(prompts, n)
-            tokens = np.array([(r + [0] * n)[:n] for r in rows])
-            keep(session.prefill(tokens, lengths), lengths, prompts)
-        counts = np.array([len(r) for r in rows])
+            keep(session.prefill(new, lengths, {**beside, **rest}), lengths, prompts)
         for n in range(1, int((counts - prompts).max()) + 1):
-            tokens = np.array([r[p + n - 1] if p + n <= len(r) else 0 for r, p in zip(rows, prompts, strict=True)])
-            keep(session.step(tokens), prompts + n, counts)
-        return found
+            new, beside = taken((prompts + n - 1)[:, None])
+            keep(session.step(new[:, 0], beside), prompts + n, counts)
+        return {model.task.output: found}
 
     return run
 
 
-def _vocabulary(model: Model) -> int:
-    size = model.graph().outputs["logits"].shape[-1]
-    assert isinstance(size, int)
-    return size
-
-
-def onnx_runner(folder: Path, output: str) -> Runner:
+def onnx_runner(folder: Path, names: Sequence[str], tokens: Tokens) -> Runner:
     """Run an exported folder as any client would, through its named inputs; caches are passed on from call to call."""
     import onnxruntime as ort
 
@@ -248,15 +328,10 @@ def onnx_runner(folder: Path, output: str) -> Runner:
     else:
         raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
 
-    def run(inputs: Inputs, spans: Spans) -> Array:
+    def run(inputs: Inputs, spans: Spans) -> Outputs:
         source = {} if encoder is None else _call(encoder, inputs)
-        state = first_state(main, inputs["input_ids"].shape[0]) | next_state(source)
-        parts: list[Array] = []
-        for start, stop in spans:
-            results = _call(main, {**inputs, **source, **window(inputs, start, stop), **state})
-            state |= next_state(results)
-            parts.append(results[output])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        first = first_state(main, len(next(iter(inputs.values())))) | next_state(source)
+        return in_spans(lambda given: _call(main, {**first, **source, **given}), names, tokens)(inputs, spans)
 
     return run
 
@@ -265,11 +340,3 @@ def _call(session: Any, inputs: Inputs) -> dict[str, Array]:
     names = [o.name for o in session.get_outputs()]
     given = {i.name: inputs[i.name] for i in session.get_inputs()}
     return dict(zip(names, session.run(names, given), strict=True))
-
-
-def window(inputs: Inputs, start: int, stop: int) -> dict[str, Array]:
-    """Inputs for tokens start..stop of a decoder; its mask over keys covers the past too, the source stays whole."""
-    prefix = "decoder_" if "decoder_input_ids" in inputs else ""
-    mask = f"{prefix}attention_mask"
-    sliced = {k: v[:, start:stop] for k, v in inputs.items() if k.startswith(prefix) and k != mask}
-    return sliced | ({mask: inputs[mask][:, :stop]} if mask in inputs else {})

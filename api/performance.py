@@ -13,8 +13,12 @@ import numpy as np
 
 from .building import export, weights_of
 from .frontends.dsl import Model
+from .frontends.task import CAUSAL_LM, LOGITS
 from .ir import Graph, MonographError
 from .ir.cost import at
+from .ir.ops.attention import Attention
+from .ir.ops.linear import Embedding
+from .ir.slots import TOKENS
 from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
@@ -70,7 +74,7 @@ def bench(
     `prompt` tokens and `new_tokens` steps, batch 1. threads: None takes all cores. The runtime's own optimizer is on
     for all three. Raises MonographError for a model that does not generate.
     """
-    if model.task != "causal-lm":
+    if model.task != CAUSAL_LM:
         raise MonographError(f"{model.name} is a {model.task} model; only causal-lm models are measured")
     threads = threads or cores()
     observe("measuring the machine")
@@ -163,14 +167,14 @@ class Growing:
     def _call(self, tokens: Array) -> Array:
         start, self.length = self.length, self.length + tokens.shape[1]
         given = {
-            "input_ids": self._value(tokens),
-            "attention_mask": self._value(np.ones((1, self.length), np.int64)),
-            "position_ids": self._value(np.arange(start, self.length, dtype=np.int64)[None]),
+            TOKENS.ids: self._value(tokens),
+            TOKENS.mask: self._value(np.ones((1, self.length), np.int64)),
+            TOKENS.positions: self._value(np.arange(start, self.length, dtype=np.int64)[None]),
         }
         feeds = {k: v for k, v in {**given, **self.state}.items() if k in self.inputs}
         found = dict(zip(self.outputs, self.session.run_with_ort_values(self.outputs, feeds), strict=True))
         self.state = next_state(found)
-        return found["logits"].numpy()[:, -1]
+        return found[LOGITS].numpy()[:, -1]
 
 
 def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, float]:
@@ -194,10 +198,10 @@ def work(graph: Graph, prompt: int, total: int) -> tuple[int, int]:
     weight that is multiplied with, once, and all keys and values before the token.
     """
     flops = sum(at(n.op.flops(*n.operands, **n.attributes), {"B": 1, "S": prompt}) for n in graph)
-    logits = graph.outputs["logits"].producer
+    logits = graph.outputs[LOGITS].producer
     if logits is not None:
         flops -= at(logits.op.flops(*logits.operands, **logits.attributes), {"B": 1, "S": prompt - 1})
-    weights = {v for v in graph.params.values() if any(n.op.name != "embedding" for n in v.users)}
+    weights = {v for v in graph.params.values() if not all(isinstance(n.op, Embedding) for n in v.users)}
     read = sum(at(v.type.with_dtype(f32).bytes, {}) for v in weights)
-    caches = [v for n in graph if n.op.name == "attention" for v in n.operands[1:3] if v is not None]
+    caches = [n.value(name) for n in graph if isinstance(n.op, Attention) for name in ("k", "v")]
     return flops, read + sum(at(v.type.bytes, {"B": 1, "S": total}) for v in caches)

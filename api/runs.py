@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .console import err
+from .data.tables import between
 from .frontends.dsl import Model, load_family
 from .frontends.huggingface import with_head
+from .frontends.task import LOGITS
 from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
 from .resolve import resolve
@@ -26,7 +28,6 @@ from .training.loop import train
 from .training.progress import Step
 from .training.recipe import MOST_ENTRIES, PYTHON, DataRecipe, Recipe, targets_of
 from .training.source import Source
-from .training.tables import between
 from .training.world import rank_here, size_here
 
 REPEATABLE = ("byte-bpe",)
@@ -201,8 +202,8 @@ def source_of(recipe: Recipe, model: Model | None, task: str, kept: Tokenizer | 
 
 def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: str, settings: dict[str, Any]) -> Any:
     """Text files or shards, for guessing the next token or masked ones."""
+    from .data import Dataset
     from .training.corpus import Corpus, placed, python_topics, read_text
-    from .training.data import Dataset
     from .training.masked import Masked
 
     masked = {"share": data.mask, "whole_word": data.whole_word}
@@ -238,7 +239,7 @@ def _vocabulary(recipe: Recipe, model: Model | None) -> int:
         between(given or 0, 0, MOST_ENTRIES, "model.config vocab")
         return 2048 if given is None else given
     outputs = model.graph().outputs
-    rows = getattr(model.config, "vocab", None) or (outputs["logits"].shape[-1] if "logits" in outputs else None)
+    rows = getattr(model.config, "vocab", None) or (outputs[LOGITS].shape[-1] if LOGITS in outputs else None)
     if not isinstance(rows, int):
         raise ConfigError(f"{model.name} is a {model.task} model, which has no tokens to predict")
     return rows

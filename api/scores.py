@@ -12,7 +12,7 @@ from .building import build
 from .frontends.dsl import Model
 from .ir.errors import ConfigError
 from .ir.files import staged
-from .training.rows import encode_all
+from .training.ragged import encode_all
 
 FILE = "translations.tsv"
 _BATCH = 32

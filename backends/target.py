@@ -125,6 +125,9 @@ def _types(node: onnx_ir.Node, schema: dict[str, Any] | None) -> dict[str, str]:
     return given
 
 
+ELEMENT_NAMES = {DType.f64: "double", DType.f32: "float", DType.f16: "float16", DType.bf16: "bfloat16"}
+"""What kernel tables call the float types."""
+
 _ELEMENT = {"DOUBLE": "double", "FLOAT": "float", "STRING": "string"}
 
 
@@ -224,6 +227,11 @@ class Target:
     @property
     def table(self) -> KernelTable:
         return kernel_table(self.provider)
+
+    def has(self, op: str, dtype: DType, domain: str = "com.microsoft") -> bool:
+        """Whether the provider has a kernel of the op whose main type parameter, T, may be `dtype`."""
+        name = ELEMENT_NAMES[dtype]
+        return any(name in k.types.get("T", ()) for k in self.table.kernels.get((domain, op), ()))
 
     def __str__(self) -> str:
         return f"{self.provider} {self.dtype}"

@@ -18,6 +18,7 @@ NAMES = (
     "distributed",
     "decode_vs_genai",
     "parity_smollm2",
+    "families",
     "training_speed",
     "recipes",
     "translations",

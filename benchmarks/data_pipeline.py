@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from monograph.data import Dataset, Recipe
+from monograph.data.clean import Cleaner, Counts
+from monograph.data.parts import Parts
+from monograph.data.passages import passage_key
+from monograph.data.recipe import Clean
+from monograph.data.tokenizers import decode_bytes
 from monograph.machine import peak_memory
-from monograph.training.corpus import passage_key, python_topics
-from monograph.training.data import Dataset, Recipe
-from monograph.training.data.clean import Cleaner, Counts
-from monograph.training.data.parts import Parts
-from monograph.training.data.recipe import Clean
-from monograph.training.data.tokenizers import decode_bytes
+from monograph.training.corpus import python_topics
 from report import WORK, Row, parser, publish
 
 SEED = 7
@@ -167,7 +168,7 @@ def inside(corpus: Path, run: Path, engine: str) -> None:
     """What a measured process does."""
     import time
 
-    from monograph.training.data import Local, RayData, prepare
+    from monograph.data import Local, RayData, prepare
 
     began = time.perf_counter()
     if engine.startswith("ray"):

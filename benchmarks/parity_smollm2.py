@@ -17,7 +17,9 @@ from monograph.assets import fetch
 from monograph.backends.onnxruntime import open as open_session
 from monograph.console import working
 from monograph.frontends.huggingface import save_pretrained
+from monograph.frontends.task import CAUSAL_LM
 from monograph.ir import DType
+from monograph.ir.slots import TOKENS
 from monograph.parity import Inputs, Runner, Spans, compare, onnx_runner, run_runner, torch_runner
 from monograph.training.corpus import python_topics
 from report import WORK, parser, publish
@@ -46,7 +48,7 @@ def cases(ids: Any) -> dict[str, tuple[Inputs, Spans]]:
 
 
 def inputs(ids: Any, mask: Any) -> Inputs:
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(np.cumsum(mask, 1) - 1, 0)}
+    return CAUSAL_LM.fill({TOKENS.ids: ids, TOKENS.mask: mask}, TOKENS.names)
 
 
 def transformers_runner(folder: Path) -> Runner:
@@ -59,8 +61,8 @@ def transformers_runner(folder: Path) -> Runner:
         cache = DynamicCache(config=module.config)
         parts = []
         for start, stop in spans:
-            sliced = {k: torch.from_numpy(given[k][:, start:stop]) for k in ("input_ids", "position_ids")}
-            mask = torch.from_numpy(given["attention_mask"][:, :stop])
+            sliced = {k: torch.from_numpy(given[k][:, start:stop]) for k in (TOKENS.ids, TOKENS.positions)}
+            mask = torch.from_numpy(given[TOKENS.mask][:, :stop])
             with torch.no_grad():
                 out = module(**sliced, attention_mask=mask, past_key_values=cache, use_cache=True)
             parts.append(out.logits.numpy())
@@ -73,7 +75,7 @@ def session_runner(session: Any) -> Runner:
     """As the engine generates: a prompt, then single steps over shared buffers; zeros where it gives no logits."""
 
     def run(given: Inputs, spans: Spans) -> Any:
-        ids = given["input_ids"]
+        ids = given[TOKENS.ids]
         first = session.prefill(ids[:, : spans[0][1]], np.array([spans[0][1]]))
         found = np.zeros((*ids.shape, first.shape[-1]), np.float32)
         found[:, spans[0][1] - 1] = first
@@ -96,8 +98,8 @@ def main() -> None:
         mg.build(model, WORK / "smollm2-cpu")
     runners: dict[str, Callable[[], Runner]] = {
         "PyTorch": lambda: torch_runner(model),
-        "ONNX, standard ops": lambda: onnx_runner(WORK / "smollm2-onnx", "logits"),
-        "ONNX Runtime, fused": lambda: run_runner(open_session(WORK / "smollm2-cpu"), "logits"),
+        "ONNX, standard ops": lambda: onnx_runner(WORK / "smollm2-onnx", model),
+        "ONNX Runtime, fused": lambda: run_runner(open_session(WORK / "smollm2-cpu"), model),
         SESSION: lambda: session_runner(open_session(WORK / "smollm2-cpu")),
     }
     expected = run_all(transformers_runner(HF), table)
@@ -107,7 +109,7 @@ def main() -> None:
         chosen = {k: v for k, v in table.items() if name != SESSION or len(v[1]) > 1}
         found = run_all(make(), chosen)
         for case, (fed, spans) in chosen.items():
-            where = fed["attention_mask"] != 0
+            where = fed[TOKENS.mask] != 0
             if name == SESSION:
                 where[:, : spans[0][1] - 1] = False
             r = compare(case, name, expected[case], found[case], where, TOLERANCE)

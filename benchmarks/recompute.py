@@ -12,7 +12,7 @@ from monograph.backends.torch import to_torch
 from monograph.backends.torch.held import held_bytes
 from monograph.frontends.dsl import load_family
 from monograph.machine import cores, interleaved, median
-from monograph.passes.documents import drop_padding_mask
+from monograph.passes.padding_mask import drop_padding_mask
 from monograph.passes.pipelines import train
 from monograph.training.loss import with_loss
 from report import parser, publish

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import ConfigError, RuntimeInputError
+from .huggingface import PREPROCESSOR
 from .tokenizer import read_json
 
 Array = np.ndarray[Any, Any]
 
-FILE = "preprocessor_config.json"
 _HIGHEST = 8000.0
 _WIDTHS = {1: np.uint8, 2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
@@ -70,7 +70,7 @@ class LogMel:
     @staticmethod
     def read(folder: str | Path) -> LogMel:
         """What preprocessor_config.json of a checkpoint says. Raises ConfigError for another kind of front end."""
-        place = Path(folder) / FILE
+        place = Path(folder) / PREPROCESSOR
         said = read_json(place)
         if said.get("feature_extractor_type") != "WhisperFeatureExtractor":
             found = f"has {said.get('feature_extractor_type')!r}" if place.exists() else "is missing"

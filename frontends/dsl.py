@@ -102,7 +102,8 @@ class Checkpoint:
     the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or
     begin them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied:
     tensors of the output layer, which are not stored where it is tied, and the tensors that they equal. from_weights:
-    keys of config.json that say whether there is a tensor of that pattern.
+    keys of config.json that say whether there is a tensor of that pattern. layout: brings the other forms in which the
+    tensors are stored into that of the graph.
     """
 
     architecture: str = ""
@@ -113,6 +114,7 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    layout: Callable[[Weights], Weights] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ class Family:
         for name, value in outputs.items():
             graph.output(name, value)
         stream = self.task.stream
-        graph.stream = stream if stream is not None and stream.ids in graph.inputs else None
+        read = stream is not None and stream.ids in graph.inputs
+        graph.stream = stream if read and self.task.generates else None
         return graph
 
     def _typed(self, name: str, config: Config, dtype: DType) -> TensorType:

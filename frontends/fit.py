@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ..ir import Graph
-from ..ir.errors import ConfigError, WeightsError
-from ..ir.slots import Stream
+from ..ir.errors import WeightsError
 from ..ir.weights import Weights
 from .dsl import Config
 
-_SIZES = ("vocab", "dim", "ffn", "heads", "kv_heads", "head_dim", "max_positions")
+_SIZES = (
+    "vocab", "dim", "ffn", "heads", "kv_heads", "head_dim", "max_positions", "experts", "groups", "taps", "multiple",
+)  # fmt: skip
 
 
 def check_plausible(config: Config, weights: Weights) -> None:
-    """Refuse sizes below 1, more layers than there are tensors, and heads wider than any tensor.
+    """Refuse sizes below 1, more layers than there are tensors, and heads, experts or taps beyond any tensor.
 
     Everything else is compared tensor by tensor once the graph is there; these would make the graph itself grow
     without limit, or divide by zero. Raises WeightsError with the numbers.
@@ -26,18 +26,12 @@ def check_plausible(config: Config, weights: Weights) -> None:
         if layers > len(weights):
             raise WeightsError(f"has {len(weights)} tensors, but its config says {layers} layers", place=weights.place)
     widest = max((n for t in weights.values() for n in t.shape), default=0)
+    for name in ("experts", "taps"):
+        count = getattr(config, name, 0)
+        if count > widest:
+            what = f"has tensors of width up to {widest}, but its config says {count} {name}"
+            raise WeightsError(what, place=weights.place)
     width = getattr(config, "width", 1)
     if not 1 <= width <= widest:
         what = f"has tensors of width up to {widest}, but its config says heads of {width} channels"
         raise WeightsError(what, place=weights.place)
-
-
-def check_positions(graph: Graph, stream: Stream, positions: int) -> None:
-    """Refuse more positions than the rows of a learned table. Raises ConfigError with both numbers."""
-    given = graph.inputs.get(stream.positions)
-    for reader in given.users if given is not None else ():
-        table = next((v for v in reader.arguments if v.is_param and v.rank == 2), None)
-        rows = table.shape[0] if table is not None else positions
-        if table is not None and isinstance(rows, int) and rows < positions:
-            what = f"{positions} positions were asked for, but the model has learned {rows} ({table.name})"
-            raise ConfigError(what, place=graph.name)

@@ -13,16 +13,18 @@ import numpy as np
 
 from ..ir import DType, Graph
 from ..ir.errors import ConfigError, WeightsError, did_you_mean
-from ..ir.files import staged
+from ..ir.files import Stage, staged
 from ..ir.tensors import Tensor
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Family, Model, families_of, load_family
 from .fit import check_plausible
 from .tokenizer import Tokenizer, read_json
 
+GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 FILES = [
     "config.json",
-    "generation_config.json",
+    GENERATION,
+    PREPROCESSOR,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -66,7 +68,7 @@ def load_folder(
     check_plausible(model.config, weights)
     model, weights = _untied(model, weights, family)
     model.weights = _fitted(weights, model, family)
-    model.generation = read_json(folder / "generation_config.json")
+    model.generation = read_json(folder / GENERATION)
     if tokenizer and (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer.open(folder)
     return model
@@ -129,11 +131,12 @@ def _modern(weights: Weights, family: Family) -> Weights:
 
 
 def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
-    """Weights under the names of the graph, where they are in it.
+    """Weights in the layout and under the names of the graph, where they are in it.
 
     A checkpoint of a model with a head has `prefix.` before the names of the model inside it, or the reverse.
     """
-    prefix = family.checkpoint.prefix
+    prefix, layout = family.checkpoint.prefix, family.checkpoint.layout
+    weights = weights if layout is None else layout(weights)
 
     def name(k: str) -> str:
         choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
@@ -229,17 +232,22 @@ def save_pretrained(
         raise WeightsError(f"model {model.name} has no weights to save")
     weights.check(model.graph())
     weights = weights if dtype is None else weights.cast(dtype)
-    files = {"config.json": hf_config(model, weights)}
-    if model.generation:
-        files["generation_config.json"] = model.generation
     with staged(folder) as stage:
         weights.write(stage, max_shard_bytes, done)
-        for name, content in files.items():
+        write_companions(stage, model, weights)
+    return [Path(folder) / name for name in stage.names]
+
+
+def write_companions(stage: Stage, model: Model, weights: Weights | None = None) -> None:
+    """What clients expect beside a model: its config, how to generate with it, how its inputs are made."""
+    before = read_json(model.folder / PREPROCESSOR) if model.folder else {}
+    files = {"config.json": hf_config(model, weights), GENERATION: model.generation, PREPROCESSOR: before}
+    for name, content in files.items():
+        if content:
             with stage.open(name) as f:
                 f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        if model.tokenizer is not None:
-            model.tokenizer.write(stage)
-    return [Path(folder) / name for name in stage.names]
+    if model.tokenizer is not None:
+        model.tokenizer.write(stage)
 
 
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:

@@ -18,6 +18,8 @@ Array = np.ndarray[Any, Any]
 TOKEN_TYPES = "token_type_ids"
 """Which part of a pair each token belongs to."""
 PIXELS, FEATURES = "pixel_values", "input_features"
+LABELS = "labels"
+"""What a training step compares the main output with: not an input of a model, but of its graph with a loss."""
 LOGITS, HIDDEN, POOLED = "logits", "last_hidden_state", "pooler_output"
 STARTS, ENDS = "start_logits", "end_logits"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,17 +103,40 @@ class Tokenizer:
         wrong = [k for k in ("normalizer", "pre_tokenizer", "model") if parts[0][k] != parts[1][k]]
         return f"the ids are the same, but not how a text is cut ({', '.join(wrong)})" if wrong else ""
 
-    def encode(self, text: str, pair: str | None = None, *, add_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        add_special: bool = True,
+        literal: bool = False,
+        max_length: int | None = None,
+    ) -> list[int]:
         """Ids of a text (or of two, for models that compare). add_special: with BOS, CLS, SEP as the model wants.
+        literal: the name of a special token in the text is read letter by letter, like any word.
+        max_length: a single text that has more ids loses its end, but not the special ids after it.
 
         Raises RuntimeInputError for what is not a text of Unicode characters.
         """
         try:
-            return list(self.core.encode(text, pair, add_special_tokens=add_special).ids)
+            core = self.literal if literal else self.core
+            ids = list(core.encode(text, pair, add_special_tokens=add_special).ids)
+            if max_length is None or len(ids) <= max_length:
+                return ids
+            bare = core.encode(text, add_special_tokens=False)
+            bare.truncate(max(0, max_length - (len(ids) - len(bare.ids))))
+            return list(core.post_process(bare, None, add_special).ids)
         except (TypeError, UnicodeEncodeError):
             given = [t for t in (text, pair) if t is not None]
             shown = ", ".join(ascii(t)[:60] for t in given)
             raise RuntimeInputError(f"{shown} is not a text of Unicode characters") from None
+
+    @functools.cached_property
+    def literal(self) -> tokenizers.Tokenizer:
+        """A copy of `core` to which nothing in a text is special."""
+        core = tokenizers.Tokenizer.from_str(self.core.to_str())
+        core.encode_special_tokens = True
+        return core
 
     def types(self, text: str, pair: str | None = None) -> list[int]:
         """The token type of every id that `encode` gives with special tokens: 0 for the first text, 1 for the pair."""

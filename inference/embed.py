@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..frontends.pooling import Pooling
+from ..frontends.task import HIDDEN
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
-from .prompts import pad
+from ..ir.slots import TOKENS
+from .prompts import mask_of, pad
 from .sampling import Array
 
 
@@ -51,22 +53,17 @@ def embed(
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         tokens, lengths = pad([rows[i] for i in chosen], tokenizer.pad_id or 0)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        outputs = session.run({"input_ids": tokens, "attention_mask": mask})
-        if "last_hidden_state" not in outputs:
-            raise RuntimeInputError(f"the model gives {', '.join(outputs)}, not the last_hidden_state of an encoder")
-        found |= dict(zip(chosen, pooling(outputs["last_hidden_state"], mask), strict=True))
+        mask = mask_of(lengths, tokens.shape[1])
+        outputs = session.run({TOKENS.ids: tokens, TOKENS.mask: mask})
+        if HIDDEN not in outputs:
+            raise RuntimeInputError(f"the model gives {', '.join(outputs)}, not the {HIDDEN} of an encoder")
+        found |= dict(zip(chosen, pooling(outputs[HIDDEN], mask), strict=True))
     return np.stack([found[i] for i in range(len(rows))])
 
 
 def tokens_of(tokenizer: Tokenizer, text: str, max_length: int | None) -> list[int]:
     """Ids with special tokens; a text that is too long loses its end, but not the special token after it."""
-    if max_length is not None:
-        tokenizer.core.enable_truncation(max_length)
-    try:
-        ids = tokenizer.encode(text)
-    finally:
-        tokenizer.core.no_truncation()
+    ids = tokenizer.encode(text, max_length=max_length)
     if not ids:
         raise RuntimeInputError(f"the text {text!r} has no tokens")
     return ids

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
+from typing import Any, Self, cast
 
 from ..backends.onnxruntime import Session
 from ..backends.onnxruntime import open as open_session
 from ..frontends.pooling import Pooling
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
+from ..ir.slots import TOKENS
 from .embed import embed
 from .generate import Decoding, Settings
 from .predict import classify, fill
-from .prompts import is_batch, pad, rows_of
+from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 
 
@@ -52,27 +51,33 @@ class Engine:
 
     def generate(
         self,
-        prompts: Any,
+        prompts: Any = None,
         *,
         attention_mask: Any = None,
         chat: bool = False,
+        inputs: Mapping[str, Any] | None = None,
         on_text: Callable[[int, str], None] = lambda row, text: None,
         **settings: Any,
     ) -> Any:  # Generation for one prompt, a list of them for several
         """Continue a prompt, or each of several; for an encoder-decoder, what follows from each source.
 
         prompts: a text, ids, or a list of either (ids [B,S] with attention_mask [B,S]: padding left or right); with
-        `chat` what the user says, or a conversation. on_text: called with (row, text) as text becomes certain.
+        `chat` what the user says, or a conversation. inputs: arrays by name: the whole source of an encoder-decoder
+        (sounds, pictures, ids), whose prompts then are what its decoder begins with (None: its start token), and what
+        a model takes beside tokens. on_text: called with (row, text) as text becomes certain.
         settings: the fields of `Settings`: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         stop, seed, eos, context. Gives a Generation, or a list of them for several prompts. Raises RuntimeInputError
         for prompts, settings or lengths that cannot be.
         """
-        rows = rows_of(prompts, self.tokenizer, attention_mask=attention_mask, chat=chat)
-        decoding = self._decoding(rows, settings)
+        if prompts is None:
+            rows, several = self._starts(inputs or {}), True
+        else:
+            rows = rows_of(prompts, self.tokenizer, attention_mask=attention_mask, chat=chat)
+            several = attention_mask is not None or is_batch(prompts, chat=chat)
+        decoding = self._decoding(rows, settings, inputs)
         for row, text in decoding:
             on_text(row, text)
         results = decoding.results()
-        several = attention_mask is not None or is_batch(prompts, chat=chat)
         return results if several else results[0]
 
     def stream(self, prompt: Any, *, chat: bool = False, **settings: Any) -> Iterator[str]:
@@ -123,27 +128,44 @@ class Engine:
             raise RuntimeInputError("there is no tokenizer to read text with", place=str(self.folder))
         return self.tokenizer, self.session.contract.positions or None
 
-    def _decoding(self, rows: list[list[int]], given: Mapping[str, Any]) -> Decoding:
-        contract = self.session.contract
+    def _decoding(
+        self, rows: list[list[int]], given: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+    ) -> Decoding:
+        contract, session = self.session.contract, self.session
         if contract.kind != "decoder":
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
         known = {"context": contract.positions or None, "eos": self._ends()}
         settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
-        if not contract.encoder:
-            return Decoding(self.session, self.tokenizer, rows, settings)
+        source = dict(inputs or {})
+        if contract.encoder and inputs is None:
+            source, rows = self._source(rows), [[self._start()] for _ in rows]
+
+        def read(tokens: Array, lengths: Array) -> Array:
+            first = contract.inputs.get(contract.encoder, {})
+            if contract.encoder:
+                session.encode({k: v for k, v in source.items() if k in first})
+            return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
+
+        return Decoding(session, self.tokenizer, rows, settings, read)
+
+    def _source(self, rows: list[list[int]]) -> dict[str, Array]:
+        """The texts that an encoder reads, padded on the right."""
         tokens, lengths = pad(rows)
-        sources = {
-            "input_ids": tokens,
-            "attention_mask": (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64),
-        }
-        starts = [[self._start()] for _ in rows]
-        return Decoding(self.session, self.tokenizer, starts, settings, lambda: self.session.encode(sources))
+        mask = mask_of(lengths, tokens.shape[1])
+        return {TOKENS.ids: tokens} if mask.all() else {TOKENS.ids: tokens, TOKENS.mask: mask}
+
+    def _starts(self, inputs: Mapping[str, Any]) -> list[list[int]]:
+        """What the decoder begins with, for each row of a source."""
+        if not inputs or not self.session.contract.encoder:
+            raise RuntimeInputError("there are no prompts")
+        return [[self._start()] for _ in range(len(next(iter(inputs.values()))))]
 
     def _ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer and by config.json."""
-        said = self.config.get("eos_token_id")
+        said: Any = self.config.get("eos_token_id")
+        ids = cast("list[int]", said) if isinstance(said, list) else [] if said is None else [said]
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
-        return tuple(dict.fromkeys([*own, *(said if isinstance(said, list) else [] if said is None else [said])]))
+        return tuple(dict.fromkeys([*own, *ids]))
 
     def _start(self) -> int:
         """The token that a decoder begins with."""

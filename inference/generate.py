@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,7 +20,12 @@ Reason = Literal["stop", "length", "eos"]
 
 
 class Session(Protocol):
-    """A model that keeps the keys and values of what it has read."""
+    """A model that remembers what it has read."""
+
+    @property
+    def owner(self) -> object:
+        """A token that is another one whenever a new batch begins."""
+        ...
 
     @property
     def lengths(self) -> Array:
@@ -162,15 +166,11 @@ class _Row:
         return self.seen[len(self.prompt) :]
 
 
-_latest: WeakKeyDictionary[Session, Decoding] = WeakKeyDictionary()
-"""The decoding that a session belongs to: the one that began last."""
-
-
 class Decoding:
     """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain.
 
-    prepare: called before the prompts are read. Raises RuntimeInputError when another decoding has begun on the
-    session before this one ended.
+    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when the session has begun to
+    read something else before this decoding ended.
     """
 
     def __init__(
@@ -179,12 +179,12 @@ class Decoding:
         tokenizer: Tokenizer | None,
         rows: Sequence[list[int]],
         settings: Settings,
-        prepare: Callable[[], None] = lambda: None,
+        read: Callable[[Array, Array], Array] | None = None,
     ) -> None:
         settings.check(rows)
         if settings.stops and tokenizer is None:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
-        self.session, self.settings, self.prepare = session, settings, prepare
+        self.session, self.settings, self.read = session, settings, read or session.prefill
         self.ends = settings.ends(tokenizer)
         self.rows = [_Row(row, RowText(tokenizer, settings.stops), list(row)) for row in rows]
         self.sampler = Sampler(settings, len(rows))
@@ -193,9 +193,8 @@ class Decoding:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         start = time.perf_counter()
-        _latest[self.session] = self
-        self.prepare()
-        logits = self.session.prefill(*pad([r.prompt for r in self.rows]))
+        logits = self.read(*pad([r.prompt for r in self.rows]))
+        owner = self.session.owner
         tokens = self.choose(logits)
         self.prefill_seconds = time.perf_counter() - start
         for number in range(1, self.settings.max_new_tokens + 1):
@@ -203,7 +202,7 @@ class Decoding:
             active = sum(r.reason is None for r in self.rows)
             if not active:
                 return
-            if _latest.get(self.session) is not self:
+            if self.session.owner is not owner:
                 raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..frontends.task import LOGITS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError
+from ..ir.slots import TOKENS
 from .embed import Encoder
-from .prompts import pad
+from .prompts import mask_of, pad
 from .sampling import Array
 
 
@@ -50,9 +52,10 @@ def classify(
             raise RuntimeInputError(
                 f"the model gives {list(logits.shape)}, expected logits of two or more labels a row"
             )
-        names = config.get("id2label") or {}
+        names: Mapping[str, str] = config.get("id2label") or {}
         for row, p in zip(rows, softmax(logits), strict=True):
-            by_name = {names.get(str(i), f"LABEL_{i}"): float(p[i]) for i in np.argsort(-p, kind="stable")}
+            order: list[int] = np.argsort(-p, kind="stable").tolist()
+            by_name = {names.get(str(i), f"LABEL_{i}"): float(p[i]) for i in order}
             best = next(iter(by_name))
             found[row] = Label(best, by_name[best], by_name)
     return [found[i] for i in range(len(texts))]
@@ -97,8 +100,8 @@ def outputs(
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         tokens, lengths = pad([ids[i] for i in rows], tokenizer.pad_id or 0)
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        yield rows, session.run({"input_ids": tokens, "attention_mask": mask})["logits"], tokens
+        mask = mask_of(lengths, tokens.shape[1])
+        yield rows, session.run({TOKENS.ids: tokens, TOKENS.mask: mask})[LOGITS], tokens
 
 
 def softmax(logits: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,8 @@ def rows_of(
     if attention_mask is not None:
         return _masked(prompts, attention_mask)
     if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
-        raise RuntimeInputError(f"prompts are {type(prompts).__name__}, expected a text, ids, or a list of either")
+        name = type(cast("object", prompts)).__name__
+        raise RuntimeInputError(f"prompts are {name}, expected a text, ids, or a list of either")
     items = prompts if is_batch(prompts, chat=chat) else [prompts]
     if len(items) == 0:
         raise RuntimeInputError("there are no prompts")
@@ -54,6 +55,11 @@ def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Array, Array]:
     for target, row in zip(tokens, rows, strict=True):
         target[: len(row)] = row
     return tokens, lengths
+
+
+def mask_of(lengths: Array, width: int) -> Array:
+    """1 for the first lengths[b] of `width` columns, else 0: i64 [B,width]."""
+    return np.less(np.arange(width), lengths[:, None]).astype(np.int64)
 
 
 def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list[int]:

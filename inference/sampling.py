@@ -147,9 +147,9 @@ class Sampler:
 
 def draw(logits: Array, u: float) -> int:
     """The token at which the cumulative probability of one row [V] first exceeds u, 0 <= u < 1."""
-    kept = np.flatnonzero(logits > -np.inf)
-    cumulative = np.cumsum(softmax(logits[kept]))
-    at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    kept = np.flatnonzero(np.greater(logits, -np.inf))
+    cumulative: Array = np.cumsum(softmax(logits[kept]))
+    at = int(np.count_nonzero(np.less_equal(cumulative, u * cumulative[-1])))
     return int(kept[min(at, len(kept) - 1)])
 
 

@@ -40,6 +40,11 @@ class DType(enum.Enum):
         """The most negative finite number of a floating-point type."""
         return float(np.nextafter(self.numpy.type("-inf"), self.numpy.type(0)))
 
+    def is_normal(self, number: float) -> bool:
+        """Whether a floating-point type holds a number to its full precision: not zero, and of a size it has."""
+        info = ml_dtypes.finfo(self.numpy)
+        return float(info.smallest_normal) <= abs(number) <= float(info.max)
+
     @property
     def is_float(self) -> bool:
         return self in (DType.f64, DType.f32, DType.f16, DType.bf16)

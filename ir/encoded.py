@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -88,13 +87,3 @@ def _cut_lines(e: Encoding, lines: Array, pieces: Sequence[tuple[int, int]]) -> 
 def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights as plain numbers, which no target keeps in blocks."""
     return {k: Mapped(t, t.type, lambda x: x) if isinstance(t, Encoded) else t for k, t in weights.items()}
-
-
-_BASE, _FACTOR = 300_000_000, 3
-
-
-def memory_bound(tensors: Iterable[Tensor]) -> int:
-    """Most bytes of resident memory of a build that reads and writes these, one at a time: 300 MB and three times the
-    largest, in the widest form that it takes on its way: four bytes a number, or its own width if that is more."""
-    sizes = (math.prod(t.shape) * max(32, t.dtype.bits) // 8 for t in tensors)
-    return _BASE + _FACTOR * max(sizes, default=0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from .builder import building as building
+from .builder import caller, inserting, point_of
+from .builder import current_graph as current_graph
+from .clone import clone
 from .errors import MonographError, OpError, did_you_mean
 from .slots import Slot, Stream
 from .types import DType, TensorType
@@ -23,14 +23,6 @@ from .value import Value as Value
 if TYPE_CHECKING:
     from .op import Op
 
-_INTERNAL = (
-    str(Path(__file__).parent) + os.sep,
-    str(Path(__file__).parent.parent / "passes") + os.sep,
-    str(Path(__file__).parent.parent / "backends") + os.sep,
-    str(Path(__file__).parent.parent / "frontends" / "dsl.py"),
-    str(Path(__file__).parent.parent / "frontends" / "layers.py"),
-    contextlib.__file__,
-)
 _GAP = 1 << 20
 
 
@@ -52,8 +44,6 @@ class Graph:
         self.scope = ""
         self._first: Node | None = None
         self._last: Node | None = None
-        self._before: Node | None = None
-        self._location: Location | None = None
 
     # -- declaring -------------------------------------------------------------------------------------------
 
@@ -82,9 +72,14 @@ class Graph:
 
     # -- building --------------------------------------------------------------------------------------------
 
-    def add(self, op: Op, operands: Sequence[Value | None], attributes: Attributes) -> tuple[Value, ...]:
-        """Append (or insert at the current point) a node; its types come from the op's shape rule."""
-        location = self._location or _caller(self.scope)
+    def add(
+        self, op: Op, operands: Sequence[Value | None], attributes: Attributes, location: Location | None = None
+    ) -> tuple[Value, ...]:
+        """Insert a node at the current point; its types come from the op's shape rule.
+
+        location: place in the user's source, if it is not that of the current point or of the caller.
+        """
+        location = location or point_of(self).location or caller(self.scope)
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
                 what = f"{op.name}: {v!r} is not a value of a graph"
@@ -95,8 +90,12 @@ class Graph:
         attributes, types = op.typed(operands, attributes, location)
         node = Node(op, operands, attributes, location)
         node.outputs = [Value(self, t, producer=node, index=i) for i, t in enumerate(types)]
-        self.insert(node, self._before)
+        self.place(node)
         return tuple(node.outputs)
+
+    def place(self, node: Node) -> None:
+        """Insert a finished node at the current point."""
+        self.insert(node, point_of(self).before)
 
     def apply(self, name: str, operands: Sequence[Value | float | int | None], attributes: Attributes) -> Any:
         """Add the op called `name`; plain numbers become constants of the first operand's dtype."""
@@ -117,18 +116,9 @@ class Graph:
 
         return self.add(OPS["constant"], (), {"value": value, "dtype": dtype})[0]
 
-    @contextlib.contextmanager
-    def at(self, node: Node | None, location: Location | None = None) -> Generator[None, None, None]:
+    def at(self, node: Node | None, location: Location | None = None) -> AbstractContextManager[None]:
         """Insert before `node` (None: at the end) and stamp new nodes with `location` (default: the node's)."""
-        saved = self._before, self._location
-        self._before = node
-        self._location = location or (node.location if node is not None else saved[1])
-        token = _current.set(self)
-        try:
-            yield
-        finally:
-            self._before, self._location = saved
-            _current.reset(token)
+        return inserting(self, node, location)
 
     # -- the three mutations -----------------------------------------------------------------------------------
 
@@ -229,64 +219,25 @@ class Graph:
         new.stream, new.slots = self.stream, self.slots
         mapping: dict[Value, Value] = {v: new.input(k, v.type) for k, v in self.inputs.items()}
         mapping |= {v: new.param(k, v.type, v.init) for k, v in self.params.items()}
-        for node in self:
-            clone = Node(
-                node.op,
-                [mapping[v] if v is not None else None for v in node.operands],
-                dict(node.attributes),
-                node.location,
-            )
-            clone.outputs = [Value(new, v.type, v.name, clone, i) for i, v in enumerate(node.outputs)]
-            new.insert(clone)
-            mapping.update(zip(node.outputs, clone.outputs, strict=True))
+        clone(self, new, mapping)
         new.outputs = {k: mapping[v] for k, v in self.outputs.items()}
         return new
+
+    def become(self, other: Graph) -> None:
+        """Take over all content of another graph, which must not be used any more."""
+        self.inputs, self.params, self.outputs = other.inputs, other.params, other.outputs
+        self.stream, self.slots = other.stream, other.slots
+        self._first, self._last = other._first, other._last
+        for v in (*self.inputs.values(), *self.params.values(), *(v for node in self for v in node.outputs)):
+            v.graph = self
 
     def inline(self, body: Graph, operands: Mapping[str, Value]) -> list[Value]:
         """Insert the nodes of `body` at the current point, its inputs bound to `operands`; gives its outputs."""
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
-        for node in body:
-            outputs = self.add(
-                node.op, [mapping[v] if v is not None else None for v in node.operands], dict(node.attributes)
-            )
-            mapping.update(zip(node.outputs, outputs, strict=True))
+        clone(body, self, mapping, location=point_of(self).location or caller(self.scope))
         return [mapping[v] for v in body.outputs.values()]
 
     def __str__(self) -> str:
         from .text import print_graph
 
         return print_graph(self)
-
-
-_current: ContextVar[Graph | None] = ContextVar("monograph_graph", default=None)
-
-
-@contextlib.contextmanager
-def building(graph: Graph) -> Generator[Graph, None, None]:
-    """Make `graph` the one that operand-free ops (constant, iota) are added to."""
-    token = _current.set(graph)
-    try:
-        yield graph
-    finally:
-        _current.reset(token)
-
-
-def current_graph(operands: Iterable[Any]) -> Graph:
-    """The graph of the first operand, or the one being built. Raises MonographError when there is none."""
-    for v in operands:
-        if isinstance(v, Value):
-            return v.graph
-    graph = _current.get()
-    if graph is None:
-        raise MonographError("an op without operands needs a graph under construction: use `with building(graph):`")
-    return graph
-
-
-def _caller(scope: str) -> Location:
-    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage] - inspect.stack() reads source files
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_INTERNAL):
-            return Location(file, frame.f_lineno, scope)
-        frame = frame.f_back
-    return Location("", 0, scope)

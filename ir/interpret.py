@@ -8,48 +8,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from .dims import bind_dims
 from .errors import LoweringError, RuntimeInputError, did_you_mean
 from .graph import Graph, Node, Value
 from .op import Op, body_of
-from .types import Dim, DimLike, DType, TensorType, substitute
+from .types import Dim, DType, TensorType, substitute
 
 Array = np.ndarray[Any, Any]
-
-
-def bind_dims(types: Mapping[str, TensorType], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Values of all symbols, from the shapes of the named inputs. Raises RuntimeInputError on any contradiction."""
-    values: dict[str, int] = {}
-    for name, t in types.items():
-        if len(t.shape) != len(shapes[name]):
-            raise RuntimeInputError(f"{name} has shape {list(shapes[name])}, expected {t}")
-        for d, n in zip(t.shape, shapes[name], strict=True):
-            if isinstance(d, Dim) and d.name:
-                values.setdefault(d.name, n)
-    for name, t in types.items():
-        for axis, (d, n) in enumerate(zip(t.shape, shapes[name], strict=True)):
-            expected = d.substitute(values) if isinstance(d, Dim) else d
-            if isinstance(expected, Dim):
-                values.update(_solve(expected, n))
-            elif expected != n:
-                raise RuntimeInputError(f"axis {axis} of {name} is {n}, expected {d}{_where(d, expected)}")
-    return values
-
-
-def _where(d: DimLike, expected: int) -> str:
-    return f" = {expected}" if isinstance(d, Dim) else ""
-
-
-def _solve(d: Dim, n: int) -> dict[str, int]:
-    """Solve a dimension with one linear unknown, such as `P + 4` = 7."""
-    unknown = sorted(d.symbols)
-    constant, one, two = (d.substitute(dict.fromkeys(unknown, i)) for i in (0, 1, 2))
-    assert isinstance(constant, int) and isinstance(one, int) and isinstance(two, int)
-    if len(unknown) != 1 or one == constant or two - one != one - constant:
-        raise RuntimeInputError(f"dimension {d} = {n} does not determine {', '.join(unknown)}")
-    solution = (n - constant) // (one - constant)
-    if solution < 0 or d.substitute({unknown[0]: solution}) != n:
-        raise RuntimeInputError(f"dimension {d} cannot be {n} for any {unknown[0]}")
-    return {unknown[0]: solution}
 
 
 def resolve(value: Any, dims: Mapping[str, int]) -> Any:

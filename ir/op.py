@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 import numpy as np
 
-from .errors import MonographError, OpError, did_you_mean
-from .graph import Attributes, Graph, Location, Value, building, current_graph
+from .backward_reads import Saved, Strides, everything
+from .canonical import Form
+from .errors import MonographError, OpError
+from .flow import Links, aligned, links_of_body
+from .graph import Attributes, Graph, Location, Node, Value, building, current_graph
+from .shard_rules import Cut, Cuts, elementwise, needs_all
+from .signature import Signature
 from .types import DimLike, TensorType
 
+if TYPE_CHECKING:
+    from .layout import Layout
+
 P = ParamSpec("P")
+R = TypeVar("R")
 OPS: dict[str, Op] = {}
+
+
+def unmoved(op: Op, *operands: Value | None, **attributes: Any) -> DimLike:
+    """No floating-point operations: for ops that move, choose or convert elements, and count integers."""
+    return 0
 
 
 class Op:
@@ -28,8 +42,14 @@ class Op:
     """
 
     commutative: ClassVar[bool] = False
-    choices: ClassVar[Attributes] = {}
-    """Values that a fusion pattern tries for an attribute on which `body` branches; `...` captures any value."""
+    elementwise: ClassVar[bool] = False
+    """Each element of the output is made of the elements of the operands, broadcast, at its own place."""
+
+    keeps_layout: ClassVar[bool] = False
+    """The output lies in memory as the first operand of its shape does, as that of an elementwise op."""
+
+    constant: ClassVar[bool] = False
+    """The attribute `value` is the output."""
 
     reads_encoded: ClassVar[bool] = False
     """Takes encoded weights; every other op reads them through `dequantize`."""
@@ -39,6 +59,21 @@ class Op:
 
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
+
+    heavy: ClassVar[bool] = False
+    """A primitive that multiplies matrices: too much work to be done twice without need."""
+
+    choices: ClassVar[Attributes] = {}
+    """Values that a fusion pattern tries for an attribute on which `body` branches; `...` captures any value."""
+
+    canonical: ClassVar[tuple[Form, ...]] = ()
+    """Simpler forms of a use of the op, tried in this order."""
+
+    autocast: ClassVar[bool] = False
+    """PyTorch's autocast runs `torch` in its own dtype."""
+
+    operator: ClassVar[Callable[..., Any] | None] = None
+    """The Python operator that PyTorch overloads for the op: it takes a plain number for a tensor."""
 
     infer: Callable[..., TensorType | tuple[TensorType, ...]]
     body: Callable[..., Any] | None = None
@@ -72,6 +107,42 @@ class Op:
     flops: Callable[..., DimLike] = _flops_of_body
     """Floating-point operations of one use; a composite counts its body, a primitive without a rule has none."""
 
+    def _links_of_body(self, *operands: Value | None, **attributes: Any) -> Links:
+        """Links through the body; of an elementwise op, where its operands broadcast to.
+
+        Raises OpError for another primitive that does not say what it reads.
+        """
+        if self.elementwise:
+            shapes = [None if v is None else v.shape for v in operands]
+            return aligned(shapes, max(len(shape or ()) for shape in shapes))
+        if self.body is None:
+            raise OpError(f"{self.name} does not say which elements it reads", hint="a primitive needs `links`")
+        types = tuple(None if v is None else v.type for v in operands)
+        present = [i for i, v in enumerate(operands) if v is not None]
+        links = _body_links(self, types, _freeze(attributes))
+        return tuple(replace(link, operand=present[link.operand]) for link in links)
+
+    links: Callable[..., Links] = _links_of_body
+    """Where each axis of each operand goes; a composite's follow from its body."""
+
+    states: ClassVar[Mapping[str, int]] = {}
+    """State of its own: optional operand that brings it (None: zeros) => output that is its next value."""
+
+    state_names: ClassVar[Mapping[str, str]] = {}
+    """What each state is called outside: operand => name such as `h`."""
+
+    keys: ClassVar[Mapping[str, str]] = {}
+    """Operands [B,T,...] that each of its S queries looks at: operand => what it is called outside, such as `key`."""
+
+    masks: ClassVar[tuple[str, ...]] = ()
+    """Operands [..,S,T] that say how much a query is to look at a key."""
+
+    compacts: ClassVar[bool] = False
+    """Its outputs are places that tokens move to without changing their order."""
+
+    counts: ClassVar[frozenset[str]] = frozenset()
+    """Operands i32 [B] that say how many of the first columns of a row count; the others change nothing."""
+
     def cost(self, *operands: Value | None, **attributes: Any) -> tuple[DimLike, DimLike]:
         """(flops, bytes moved when operands are read and outputs written once), as symbolic expressions."""
         given = [v.type for v in operands if v is not None]
@@ -81,23 +152,57 @@ class Op:
             moved = moved + t.bytes
         return self.flops(*operands, **attributes), moved
 
+    # -- facts of one use ------------------------------------------------------------------------------------
+
+    def times(self, node: Node, number: Value) -> Value | None:
+        """The output of `node` times a scalar constant, multiplied on the way to it; None to multiply the output."""
+        return None
+
+    def view(self, node: Node, strides: Strides, old: tuple[int, ...], new: tuple[int, ...]) -> Strides | None:
+        """Strides of an output that lies in the memory of the first operand; None if it has memory of its own.
+
+        strides, old: strides and shape of the operand. new: shape of the output.
+        """
+        return None
+
+    def strides(self, shape: tuple[int, ...]) -> Strides | None:
+        """How an output that is no view is laid out, if the op decides that."""
+        return None
+
+    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+        """What the backward pass of a use reads again. Rules that ops share are in backward_reads.py."""
+        return everything(self, node, layout)
+
+    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+        """How operands and outputs are cut over ranks, if they are as `known` says. Raises Stop for what cannot be."""
+        rule = elementwise if self.elementwise and not self.random else needs_all
+        return rule(self, node, known)
+
+    @property
+    def has_shard_rule(self) -> bool:
+        """Whether the op says how it is cut; a composite that does not is taken apart first."""
+        return self.elementwise or type(self).shard is not Op.shard
+
+    def shard_attributes(self, node: Node, cuts: Cuts, size: int) -> Attributes:
+        """Attributes of a use on one of `size` ranks, where values are cut as `cuts` says."""
+        return dict(node.attributes)
+
     def typed(
         self, operands: Sequence[Value | None], attributes: Attributes, location: Location
     ) -> tuple[Attributes, tuple[TensorType, ...]]:
         """Check a use of the op; gives complete attributes and output types. Raises OpError with the place."""
         try:
-            self.signature.check(operands)
+            given = self.signature.attributes_of(attributes)
+            self.signature.check(operands, given)
             self._check_encoded(operands)
-            full = self.complete(*operands, **self.signature.attributes_of(attributes))
+            full = self.complete(*operands, **given)
             full = {k: full[k] for k in self.signature.attributes}
             return full, _types(self.infer(*operands, **full))
-        except (MonographError, TypeError) as e:
-            what = e.what if isinstance(e, MonographError) else str(e)
+        except MonographError as e:
             names = self.signature.operand_names(len(operands))
             shown = [f"{n} = {v!r}" for n, v in zip(names, operands, strict=False) if v is not None]
-            hint = e.hint if isinstance(e, MonographError) else ""
             place = str(location) if location.file or location.scope else ""
-            raise OpError(f"{self.name}: {what}", place=place, details=shown, hint=hint) from None
+            raise OpError(f"{self.name}: {e.what}", place=place, details=shown, hint=e.hint) from None
 
     def _check_encoded(self, operands: Sequence[Value | None]) -> None:
         for name, v in zip(self.signature.operand_names(len(operands)), operands, strict=False):
@@ -109,54 +214,6 @@ class Op:
         return self.name
 
 
-class Signature:
-    """Operand and attribute names of an op, read from its `infer`."""
-
-    def __init__(self, op: Op) -> None:
-        self.op = op
-        signature = inspect.signature(op.infer)
-        parameters = signature.parameters.values()
-        self.outputs = str(signature.return_annotation).count("TensorType")
-        kinds = inspect.Parameter
-        self.operands = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-        self.variadic = next((p.name for p in parameters if p.kind is kinds.VAR_POSITIONAL), None)
-        self.optional = {p.name for p in parameters if p.default is None and p.name in self.operands}
-        self.attributes = {p.name: p.default for p in parameters if p.kind is kinds.KEYWORD_ONLY}
-
-    def operand_names(self, count: int) -> list[str]:
-        extra = [f"{self.variadic}[{i}]" for i in range(count - len(self.operands))] if self.variadic else []
-        return (self.operands + extra)[:count]
-
-    def attributes_of(self, given: Attributes) -> Attributes:
-        """All attributes with defaults filled in. Raises OpError for a missing or unknown one."""
-        for name in given:
-            if name not in self.attributes:
-                raise OpError(f"has no attribute {name!r}{did_you_mean(name, self.attributes)}")
-        full = {k: _plain(given.get(k, default)) for k, default in self.attributes.items()}
-        missing = [k for k, v in full.items() if v is inspect.Parameter.empty]
-        if missing:
-            raise OpError(f"attribute {missing[0]!r} is missing")
-        return full
-
-    def bind(self, args: Sequence[Any], kwargs: Attributes) -> tuple[list[Any], Attributes]:
-        """Split a Python call into operands (optional ones filled with None) and attributes."""
-        operands = list(args)
-        for name in self.operands[len(operands) :]:
-            operands.append(kwargs.pop(name, None))
-        return operands, kwargs
-
-    def check(self, operands: Sequence[Value | None]) -> None:
-        """Raises OpError when an operand is missing or there are too many."""
-        given = [*operands, *[None] * (len(self.operands) - len(operands))]
-        for name, v in zip(self.operands, given, strict=False):
-            if v is None and name not in self.optional:
-                raise OpError(f"operand {name!r} is missing")
-        if not operands and self.variadic:
-            raise OpError("takes at least one operand")
-        if len(operands) > len(self.operands) and not self.variadic:
-            raise OpError(f"takes {len(self.operands)} operands but {len(operands)} were given")
-
-
 class HasInfer(Protocol[P]):
     def infer(self, *args: P.args, **kwargs: P.kwargs) -> TensorType: ...
 
@@ -165,39 +222,39 @@ class HasInferMany(Protocol[P]):
     def infer(self, *args: P.args, **kwargs: P.kwargs) -> tuple[TensorType, ...]: ...
 
 
+class OpFunction(Generic[P, R]):
+    """An op as a function on Values: adds a node to their graph and gives its output, or a tuple of outputs."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.__name__, self.__doc__ = op.name, type(op).__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        operands, attributes = self.op.signature.bind(args, kwargs)
+        outputs = current_graph(operands).add(self.op, operands, attributes)
+        return cast("R", outputs[0] if len(outputs) == 1 else outputs)
+
+    def __repr__(self) -> str:
+        return f"op {self.op.name}"
+
+
 @overload
-def op(cls: Callable[[], HasInfer[P]]) -> Callable[P, Value]: ...
+def op(cls: Callable[[], HasInfer[P]]) -> OpFunction[P, Value]: ...
 @overload
-def op(cls: Callable[[], HasInferMany[P]]) -> Callable[P, tuple[Value, ...]]: ...
-def op(cls: Callable[[], Any]) -> Callable[..., Any]:
-    """Register an op class and give its builder: called with Values, it adds a node and returns the outputs."""
+def op(cls: Callable[[], HasInferMany[P]]) -> OpFunction[P, tuple[Value, ...]]: ...
+def op(cls: Callable[[], Any]) -> OpFunction[..., Any]:
+    """Register an op class, so that text can name it, and give the function that adds a node of it."""
     instance: Op = cls()
     if instance.name in OPS:
         raise MonographError(f"two ops are called {instance.name}")
     if (instance.body is None) == (instance.numpy is None):
         raise MonographError(f"op {instance.name} needs either a body or numpy semantics")
     OPS[instance.name] = instance
-
-    def build(*args: Any, **kwargs: Any) -> Any:
-        operands, attributes = instance.signature.bind(args, kwargs)
-        graph = current_graph(operands)
-        outputs = graph.add(instance, operands, attributes)
-        return outputs[0] if len(outputs) == 1 else outputs
-
-    build.__name__ = instance.name
-    build.__doc__ = type(instance).__doc__
-    return build
+    return OpFunction(instance)
 
 
 def _types(inferred: TensorType | tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     return inferred if isinstance(inferred, tuple) else (inferred,)
-
-
-def _plain(value: Any) -> Any:
-    """Lists as tuples and NumPy numbers as Python's, so that equal attributes compare and print alike."""
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, cast("Sequence[Any]", value)))
-    return cast("np.generic[Any]", value).item() if isinstance(value, np.generic) else value
 
 
 def _freeze(attributes: Attributes) -> tuple[tuple[str, Any], ...]:
@@ -207,6 +264,11 @@ def _freeze(attributes: Attributes) -> tuple[tuple[str, Any], ...]:
 def body_of(op: Op, types: Sequence[TensorType | None], attributes: Attributes) -> Graph:
     """The body of a composite as a graph whose inputs carry the operand names. Shared: never change it."""
     return expand(op, tuple(types), _freeze(attributes))
+
+
+@lru_cache(maxsize=4096)
+def _body_links(op: Op, types: tuple[TensorType | None, ...], attributes: tuple[tuple[str, Any], ...]) -> Links:
+    return links_of_body(expand(op, types, attributes))
 
 
 @lru_cache(maxsize=4096)

@@ -85,6 +85,11 @@ def key_value(index: int, part: str) -> tuple[str, str]:
     return f"past_key_values.{index}.{part}", f"present.{index}.{part}"
 
 
+def remembered(index: int) -> tuple[str, str]:
+    """(input, output) for what is remembered outside attention, number `index`."""
+    return f"past_value.{index}", f"present_value.{index}"
+
+
 def state(index: int, part: str) -> tuple[str, str, str]:
     """(input, output, first) for `part` (h, c, ...) of the stateful layer number `index`."""
     return f"past_state.{index}.{part}", f"present_state.{index}.{part}", f"initial_state.{index}.{part}"
@@ -93,3 +98,22 @@ def state(index: int, part: str) -> tuple[str, str, str]:
 def encoded(index: int, part: str = "") -> str:
     """Name under which a result of the encoder travels to the decoder."""
     return f"encoder.{index}.{part}" if part else f"encoder.{index}"
+
+
+_NEXT = {
+    "present.": "past_key_values.",
+    "present_value.": "past_value.",
+    "present_state.": "past_state.",
+    "initial_state.": "past_state.",
+}
+
+
+def next_input(output: str) -> str | None:
+    """The input that brings an output to the next call, or an encoder's to the first one; None: it is no state."""
+    begin = next((k for k in _NEXT if output.startswith(k)), None)
+    return None if begin is None else _NEXT[begin] + output.removeprefix(begin)
+
+
+def is_past(input: str) -> bool:
+    """Whether an input brings what was remembered, by its name."""
+    return input.startswith(tuple(_NEXT.values()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import MonographError
+from .errors import MonographError, did_you_mean
 from .types import DType, Shape, TensorType
 
 if TYPE_CHECKING:
@@ -73,6 +73,16 @@ class Value:
         return self.producer is None and self.graph.params.get(self.name) is self
 
     @property
+    def is_constant(self) -> bool:
+        return self.producer is not None and self.producer.op.constant
+
+    @property
+    def number(self) -> Any:
+        """The number of a scalar constant; None for any other value."""
+        value = self.producer.attributes["value"] if self.producer is not None and self.producer.op.constant else None
+        return None if isinstance(value, tuple) else value
+
+    @property
     def users(self) -> list[Node]:
         """Nodes that read this value, without repetition."""
         return list(dict.fromkeys(node for node, _ in self.uses))
@@ -136,15 +146,15 @@ class Value:
         return f"{label}: {self.type}{origin}"
 
 
-def ancestors(value: Value) -> list[Node]:
-    """The nodes that a value is computed from, in topological order."""
+def ancestors(value: Value, known: Container[Value] = ()) -> list[Node]:
+    """The nodes that a value is computed from, in topological order. known: values to go no further than."""
     found: set[Node] = set()
-    waiting = [value.producer]
+    waiting = [value]
     while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            waiting += [v.producer for v in node.arguments]
+        v = waiting.pop()
+        if v not in known and v.producer is not None and v.producer not in found:
+            found.add(v.producer)
+            waiting += v.producer.arguments
     return sorted(found, key=lambda node: node.order)
 
 
@@ -177,6 +187,29 @@ class Node:
     def arguments(self) -> list[Value]:
         """Operands that are present."""
         return [v for v in self.operands if v is not None]
+
+    def __getitem__(self, name: str) -> Value | None:
+        """The operand called `name` in the signature of the op; None for an optional one that is absent.
+
+        Raises MonographError for a name that the op does not have.
+        """
+        names = self.op.signature.operands
+        if name not in names:
+            what = f"{self.op.name} has no operand {name!r}{did_you_mean(name, names)}"
+            raise MonographError(what, place=str(self.location))
+        return self.operands[names.index(name)]
+
+    def value(self, name: str) -> Value:
+        """The operand called `name`, which must be present. Raises MonographError otherwise."""
+        found = self[name]
+        if found is None:
+            raise MonographError(f"{self.op.name} has no {name} here", place=str(self.location))
+        return found
+
+    def place_of(self, name: str) -> int:
+        """Where the operand called `name` stands in `operands`. Raises MonographError for an unknown name."""
+        self[name]
+        return self.op.signature.operands.index(name)
 
     def __repr__(self) -> str:
         return f"{self.op.name} at {self.location}"

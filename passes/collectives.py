@@ -1,7 +1,7 @@
 """Ops of a graph that is one rank's share of a larger one: what a tensor-parallel group does together.
 
-`copy_to_ranks` and `sum_over_ranks` are f and g of Megatron-LM (Shoeybi et al. 2019). Only `passes/local.py` makes
-them; no other part of the compiler needs to know them.
+`copy_to_ranks` and `sum_over_ranks` are f and g of Megatron-LM (Shoeybi et al. 2019). Only `passes/shard_apply.py`
+makes them; no other part of the compiler needs to know them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from ..ir.backward_reads import Saved, nothing
 from ..ir.errors import PassError, check
-from ..ir.graph import Value
-from ..ir.op import Op
+from ..ir.graph import Node, Value
+from ..ir.layout import Layout
+from ..ir.op import Op, unmoved
 from ..ir.ops.checks import floating
-from ..ir.types import TensorType
+from ..ir.shard_rules import needs_all
+from ..ir.types import DimLike, TensorType
 from ..ir.value import Attributes
 
 
@@ -29,6 +32,10 @@ ADD: ContextVar[Callable[[Any], Any]] = ContextVar("monograph_add", default=_alo
 class CopyToRanks(Op):
     """x, read by every rank for its own part of a layer: the gradients of the ranks are added."""
 
+    backward_reads = nothing
+    flops = unmoved
+    shard = needs_all
+
     def infer(self, x: Value) -> TensorType:
         floating(x=x)
         return x.type
@@ -42,6 +49,10 @@ class CopyToRanks(Op):
 
 class SumOverRanks(Op):
     """The sum of x over the ranks; the gradient of every summand is that of the sum."""
+
+    backward_reads = nothing
+    flops = unmoved
+    shard = needs_all
 
     def infer(self, x: Value) -> TensorType:
         floating(x=x)
@@ -61,6 +72,7 @@ class PartOfDropout(Op):
     """
 
     random = True
+    shard = needs_all
 
     def infer(self, x: Value, *, p: float, axis: int, rank: int, size: int) -> TensorType:
         floating(x=x)
@@ -74,6 +86,13 @@ class PartOfDropout(Op):
         ones = torch.cat((torch.ones_like(x),) * size, dim=axis)
         mask = torch.nn.functional.dropout(ones, p, training)
         return x * torch.chunk(mask, size, dim=axis)[rank]
+
+    def flops(self, x: Value, *, p: float, axis: int, rank: int, size: int) -> DimLike:
+        return 2 * x.type.elements
+
+    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+        """Its part of the mask, scaled, in the width of x."""
+        return Saved((), layout.bytes(node.value("x").type))
 
 
 COPY, SUM, DROPOUT = CopyToRanks(), SumOverRanks(), PartOfDropout()

@@ -9,9 +9,11 @@ import numpy as np
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.interpret import Array, interpret, resolve
-from ..ir.types import Dim
+from ..ir.ops.linear import Embedding
+from ..ir.ops.shape import Gather
+from ..ir.slots import TARGETS, TOKENS, Growth, Slot
+from ..ir.types import Dim, TensorType
 
-_PASTS, _PRESENTS = ("past_key_values.", "past_state."), ("present.", "present_state.")
 MASKS = ("all-ones", "right-padded", "left-padded", "holed")
 
 
@@ -79,7 +81,7 @@ def difference(
     """
     params = random_params(before, seed) | random_params(after, seed)
     for case in cases:
-        if case.past and not _cached(after):
+        if case.past and not after.slots:
             continue
         expected, trail = _run(before, case, params, seed)
         found, found_trail = _run(after, case, params, seed)
@@ -94,14 +96,6 @@ def difference(
     return None
 
 
-def _cached(graph: Graph) -> bool:
-    return any(name.startswith(_PASTS) for name in graph.inputs)
-
-
-def _past(present: str) -> str:
-    return present.replace("present.", "past_key_values.").replace("present_state.", "past_state.")
-
-
 Trail = list[tuple[Node, Array]]
 
 
@@ -113,30 +107,40 @@ def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tu
     def observe(node: Node, results: tuple[Array, ...]) -> None:
         trail.extend((node, r) for r in results)
 
-    if not _cached(graph):
+    if not graph.slots:
         outputs = interpret(graph, inputs, params, observe)
         return {k: _valid(v, inputs) for k, v in outputs.items()}, trail
-    pasts = {k: _empty(v, case.batch) for k, v in graph.inputs.items() if k.startswith(_PASTS)}
-    if any(k.startswith("initial_state.") for k in graph.outputs):
-        first = interpret(graph, _window(inputs, 0, case.length) | pasts, params)
-        pasts |= {k.replace("initial_", "past_"): v for k, v in first.items() if k.startswith("initial_state.")}
+    remembered = {s.input: _empty(s.type, case.batch) for s in graph.slots}
+    firsts = [s for s in graph.slots if s.first in graph.outputs]
+    if firsts:
+        first = interpret(graph, window(graph, inputs, 0, case.length) | remembered, params)
+        remembered |= {s.input: first[s.first] for s in firsts}
+    own = graph.outputs.keys() - {name for s in graph.slots for name in (s.output, s.first)}
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
-        outputs = interpret(graph, _window(inputs, start, stop) | pasts, params, observe)
-        pasts = {_past(k): v for k, v in outputs.items() if k.startswith(_PRESENTS)}
-        parts.append({k: v for k, v in outputs.items() if not k.startswith((*_PRESENTS, "initial_state."))})
+        outputs = interpret(graph, window(graph, inputs, start, stop) | remembered, params, observe)
+        remembered = {s.input: newest(outputs[s.output], s) for s in graph.slots}
+        parts.append({k: v for k, v in outputs.items() if k in own})
         start = stop
     joined = {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}
     return {k: _valid(v, inputs) for k, v in joined.items()}, trail
 
 
-def _window(inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
-    """Inputs for tokens start..stop; a mask over keys keeps its past."""
-    masks = ("attention_mask", "decoder_attention_mask")
-    encoder = "decoder_input_ids" in inputs
-    kept = ("input_ids", "attention_mask", "position_ids", "token_type_ids") if encoder else ()
-    return {k: v if k in kept else v[:, :stop] if k in masks else v[:, start:stop] for k, v in inputs.items()}
+def newest(x: Array, slot: Slot) -> Array:
+    """Of what a call gives for a slot, what the next one is to be brought: of a window all but its oldest token."""
+    if slot.growth is not Growth.window or slot.axis is None:
+        return x
+    length = x.shape[slot.axis]
+    return x.take(range(max(0, length - slot.window + 1), length), axis=slot.axis)
+
+
+def window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+    """Inputs for tokens start..stop of the graph's stream; its mask keeps the past."""
+    stream = graph.stream or TOKENS
+    over = {k for k, v in graph.inputs.items() if stream.length in v.type.symbols}
+    now = {k: v[:, start:stop] if k in over else v for k, v in inputs.items()}
+    return now | {k: inputs[k][:, :stop] for k in inputs.keys() & {stream.mask}}
 
 
 def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
@@ -144,16 +148,17 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed + 1)
     shape = (case.batch, case.length)
     inputs: dict[str, Array] = {}
+    streams = (graph.stream or TOKENS, TOKENS, TARGETS)
     for name, v in graph.inputs.items():
-        if name.startswith(_PASTS):
+        if any(name == s.input for s in graph.slots):
             continue
-        if name.endswith("attention_mask"):
+        if any(name == s.mask for s in streams):
             inputs[name] = attention_mask(case.mask, *shape)
-        elif name.endswith("position_ids"):
+        elif any(name == s.positions for s in streams):
             mask = attention_mask(case.mask, *shape)
             inputs[name] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         elif v.dtype.is_float:
-            sizes = {"B": case.batch, "S": case.length, "U": case.length}
+            sizes = {"B": case.batch, **{s.length: case.length for s in streams}}
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.standard_normal(concrete).astype(v.dtype.numpy)
         else:
@@ -163,18 +168,18 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
 
 def _rows(ids: Value) -> int:
     """Number of rows of the smallest table that integer ids index."""
-    tables = [node.operands[1 - i] for node, i in ids.uses if node.op.name in ("embedding", "gather")]
+    tables = [node.operands[1 - i] for node, i in ids.uses if isinstance(node.op, (Embedding, Gather))]
     return min((t.shape[0] for t in tables if t is not None and isinstance(t.shape[0], int)), default=10)
 
 
-def _empty(v: Value, batch: int) -> Array:
-    shape = tuple(batch if str(d) == "B" else 0 if isinstance(d, Dim) else d for d in v.shape)
-    return np.zeros(shape, v.dtype.numpy)
+def _empty(type: TensorType, batch: int) -> Array:
+    shape = tuple(batch if str(d) == "B" else 0 if isinstance(d, Dim) else d for d in type.shape)
+    return np.zeros(shape, type.dtype.numpy)
 
 
 def _valid(output: Array, inputs: Mapping[str, Array]) -> Array:
     """Zero what the mask hides: values at padding positions mean nothing."""
-    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
+    mask = inputs.get(TARGETS.mask, inputs.get(TOKENS.mask))
     if mask is None or output.ndim < 2 or output.shape[:2] != mask.shape:
         return output
     return np.where(mask.reshape(*mask.shape, *[1] * (output.ndim - 2)) != 0, output, 0)

@@ -19,7 +19,7 @@ def fold(graph: Graph) -> int:
         operands = [v.producer for v in node.arguments]
         if not operands or node.op.random or len(node.outputs) != 1:
             continue
-        if any(n is None or n.op.name != "constant" for n in operands):
+        if not all(n is not None and n.op.constant for n in operands):
             continue
         size = node.output.type.elements
         # Written as nested tuples, [0,3] would come back as [0].

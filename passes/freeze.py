@@ -12,8 +12,8 @@ from ..ir.errors import WeightsError
 from ..ir.graph import Graph
 from ..ir.tensors import Array, Mapped, Tensor
 from ..ir.types import TensorType
-from .adapt import ALL, select
 from .encode import encode_param
+from .lora import ALL, select
 
 _LARGEST = 127
 
@@ -27,7 +27,7 @@ def quantize_frozen(graph: Graph) -> dict[str, TensorType]:
     types: dict[str, TensorType] = {}
     chosen = {m: nodes for m, nodes in select(graph, ALL).items() if not m.endswith((".lora_A", ".lora_B"))}
     for nodes in chosen.values():
-        w = nodes[0].arguments[1]
+        w = nodes[0].value("w")
         axis = 0 if nodes[0].attributes["transposed"] else 1
         layout = Encoding(int8.layout, int8.bits, int8.block, w.dtype).along(axis, w.rank)
         types[w.name] = encode_param(graph, w, layout).type

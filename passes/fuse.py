@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir import ops
 from ..ir.graph import Value
 from .manager import RewritePass
 from .pattern import Fuse
@@ -18,21 +19,21 @@ def _table(table: Value, **_: object) -> bool | str:
 LAYERS = RewritePass(
     "fuse_layers",
     [
-        Fuse("attention"),
-        Fuse("rope"),
-        Fuse("layer_norm"),
-        Fuse("rms_norm"),
-        Fuse("gelu"),
-        Fuse("silu"),
-        Fuse("relu"),
-        Fuse("linear", _weight),
-        Fuse("embedding", _table),
+        Fuse(ops.attention),
+        Fuse(ops.rope),
+        Fuse(ops.layer_norm),
+        Fuse(ops.rms_norm),
+        Fuse(ops.gelu),
+        Fuse(ops.silu),
+        Fuse(ops.relu),
+        Fuse(ops.linear, _weight),
+        Fuse(ops.embedding, _table),
     ],
 )
 """Primitives to layers. Norms before plain arithmetic: a rule never splits what a larger one would take."""
 
-BLOCKS = RewritePass("fuse_blocks", [Fuse("gated_feed_forward"), Fuse("feed_forward")])
+BLOCKS = RewritePass("fuse_blocks", [Fuse(ops.gated_feed_forward), Fuse(ops.feed_forward)])
 """Linear layers and activations to feed-forward blocks."""
 
-RESIDUALS = RewritePass("fuse_residuals", [Fuse("add_rms_norm"), Fuse("add_layer_norm")])
+RESIDUALS = RewritePass("fuse_residuals", [Fuse(ops.add_rms_norm), Fuse(ops.add_layer_norm)])
 """The residual sum and the norm that reads it."""

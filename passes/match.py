@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..ir.graph import Attributes, Node, Value
+from ..ir.ops.shape import Reshape
 from ..ir.text import format_attribute
 from .trace import Capture, Pattern, Unknown
 
 
 class Mismatch(Exception):
-    """Why a pattern does not fit here; an outcome of matching, not an error."""
+    """Why a pattern does not fit here; an outcome of matching, not an error. value: what the reason begins with."""
+
+    def __init__(self, reason: str, value: Value | None = None) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 class Match:
@@ -39,8 +44,8 @@ class Match:
             return
         producer = v.producer
         if producer is None or producer.op is not node.op or v.index != pattern.index:
-            if node.op.name == "reshape" and node.operands[0] is not None:
-                self.value(node.operands[0], v)  # An identity reshape of the body, gone from a canonical graph.
+            if isinstance(node.op, Reshape):
+                self.value(node.value("x"), v)  # An identity reshape of the body, gone from a canonical graph.
                 self.values[pattern] = v
                 return
             raise Mismatch(f"expected {node.op.name}, found {describe(v)}")
@@ -104,7 +109,7 @@ def likeness(pattern: Value, v: Value, seen: set[Node]) -> int:
     if node is None or node in seen:
         return 0
     if producer is None or producer.op is not node.op:
-        inner = node.operands[0] if node.op.name == "reshape" else None
+        inner = node.value("x") if isinstance(node.op, Reshape) else None
         return likeness(inner, v, seen) if inner is not None else 0
     seen.add(node)
     orders = [producer.operands, producer.operands[::-1]] if node.op.commutative else [producer.operands]
@@ -128,14 +133,10 @@ def index_only(match: Match) -> set[Node]:
     """Matched nodes that depend only on integers, bools and constants: masks, positions, rotary tables."""
     cheap: set[Node] = set()
     for node in sorted(match.nodes.values(), key=lambda n: n.order):
-        plain = (v.producer in cheap or not v.dtype.is_float or _is_constant(v) for v in node.arguments)
+        plain = (v.producer in cheap or not v.dtype.is_float or v.is_constant for v in node.arguments)
         if all(plain):
             cheap.add(node)
     return cheap
-
-
-def _is_constant(v: Value) -> bool:
-    return v.producer is not None and v.producer.op.name == "constant"
 
 
 def compare(scratch: Value, v: Value, bound: dict[Value, Value | None]) -> None:
@@ -145,9 +146,9 @@ def compare(scratch: Value, v: Value, bound: dict[Value, Value | None]) -> None:
         return
     expected, node = scratch.producer, v.producer
     assert expected is not None
-    identity = expected.op.name == "reshape" and expected.operands[0] and expected.operands[0].type == scratch.type
-    if identity and expected.operands[0] and (node is None or node.op is not expected.op):
-        compare(expected.operands[0], v, bound)
+    identity = isinstance(expected.op, Reshape) and expected.value("x").type == scratch.type
+    if identity and (node is None or node.op is not expected.op):
+        compare(expected.value("x"), v, bound)
         return
     if node is None or node.op is not expected.op or v.type != scratch.type:
         raise Mismatch(f"{describe(v)} gives {v.type}, expected {expected.op.name} giving {scratch.type}")

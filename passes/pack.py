@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import concat, linear, slice_
-from ..ir.ops.feed_forward import activate
+from ..ir.ops.attention import Attention
+from ..ir.ops.cache import CacheAppend, CacheRead
+from ..ir.ops.feed_forward import GatedFeedForward, activate
+from ..ir.ops.linear import Linear
+from ..ir.ops.norm import LayerNorm, RMSNorm
+from ..ir.ops.position import Rope
+from ..ir.ops.shape import Reshape
 from .encode import encoding_of
-
-_THROUGH = ("reshape", "rope", "rms_norm", "layer_norm", "cache_append", "cache_read")
 
 
 def pack_qkv(graph: Graph) -> int:
     """Query, key and value projections of each self-attention become one linear and three slices. Gives how many."""
     packed = 0
     for node in list(graph):
-        if node.op.name == "attention":
-            found = [projection_of(node.operands[i]) for i in range(3)]
+        if isinstance(node.op, Attention):
+            found = [projection_of(node[name]) for name in ("q", "k", "v")]
             linears = [n for n in found if n is not None]
             if len(set(linears)) == 3 and pack_linears(graph, linears):
                 packed += 1
@@ -26,11 +30,16 @@ def projection_of(v: Value | None) -> Node | None:
     """The linear that an attention operand comes from, through head split, rotation, norm and cache."""
     while v is not None and v.producer is not None:
         node = v.producer
-        if node.op.name == "linear":
+        if isinstance(node.op, Linear):
             return node
-        if node.op.name not in _THROUGH:
+        if isinstance(node.op, CacheAppend):
+            v = node["new"]
+        elif isinstance(node.op, CacheRead):
+            v = node["cache"]
+        elif isinstance(node.op, (Reshape, Rope, RMSNorm, LayerNorm)):
+            v = node["x"]
+        else:
             return None
-        v = node.operands[1 if node.op.name == "cache_append" else 0]
     return None
 
 
@@ -39,16 +48,16 @@ def pack_linears(graph: Graph, linears: list[Node]) -> bool:
 
     Gives whether it did.
     """
-    x, transposed = linears[0].operands[0], linears[0].attributes["transposed"]
-    biased = len({n.operands[2] is None for n in linears}) == 1
-    if not biased or any(n.operands[0] is not x or n.attributes["transposed"] != transposed for n in linears):
+    x, transposed = linears[0].value("x"), linears[0].attributes["transposed"]
+    biased = len({n["b"] is None for n in linears}) == 1
+    if not biased or any(n["x"] is not x or n.attributes["transposed"] != transposed for n in linears):
         return False
     first = min(linears, key=lambda n: n.order)
-    ws = [w for n in linears if (w := n.operands[1]) is not None]
-    bs = [b for n in linears if (b := n.operands[2]) is not None]
+    ws = [n.value("w") for n in linears]
+    bs = [b for n in linears if (b := n["b"]) is not None]
     if len(set(map(encoding_of, ws))) > 1:
         return False
-    if x is None or any(v.producer and v.producer.order > first.order for v in [*ws, *bs]):
+    if any(v.producer and v.producer.order > first.order for v in [*ws, *bs]):
         return False
     with graph.at(first):
         w = concat(*ws, axis=-1 if transposed else -2)
@@ -67,7 +76,7 @@ def pack_gate_up(graph: Graph) -> int:
     """gated_feed_forward becomes one linear for gate and up, slices, activation, product and down. Gives how many."""
     packed = 0
     for node in graph:
-        if node.op.name != "gated_feed_forward":
+        if not isinstance(node.op, GatedFeedForward):
             continue
         x, w_gate, w_up, w_down, b_gate, b_up, b_down = node.operands
         if x is None or w_gate is None or w_up is None or w_down is None or (b_gate is None) != (b_up is None):

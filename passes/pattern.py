@@ -6,12 +6,12 @@ Contract for rule authors: a rewrite is directional, never makes the graph worse
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ..ir.errors import MonographError
 from ..ir.graph import Attributes, Graph, Location, Node, Value, building
-from ..ir.op import OPS, Op
+from ..ir.op import Op, OpFunction
 from ..ir.text import names_of
 from .match import Match, Mismatch, compare, describe, index_only, likeness
 from .trace import Capture, Pattern, trace
@@ -38,8 +38,8 @@ class Rewrite:
 class Fuse(Rewrite):
     """The body of a composite op => the op: its definition is its own fusion pattern."""
 
-    def __init__(self, op: str, when: Callable[..., bool | str] | None = None) -> None:
-        self.op: Op = OPS[op]
+    def __init__(self, op: OpFunction[..., Any], when: Callable[..., bool | str] | None = None) -> None:
+        self.op = op.op
         assert self.op.body is not None, f"{op} is a primitive"
         self.before = self.op.body
         self.choices = self.op.choices
@@ -72,6 +72,8 @@ class NearMiss:
     """Ops that matched before the reason was met."""
     whole: bool = False
     """The pattern was all there, and a condition on its surroundings failed."""
+    value: Value | None = None
+    """What the reason begins with; `apply_rewrites` gives it its name in the graph that is left."""
 
     @property
     def telling(self) -> bool:
@@ -115,9 +117,8 @@ class Rule:
             if not whole and matched > 1:
                 matched = max(matched, likeness(pattern.outputs[0], root.outputs[pattern.outputs[0].index], set()))
             nodes = frozenset(match.nodes.values()) - {root}
-            return NearMiss(
-                self.rewrite.name, root.location, str(e), matched, pattern.size, nodes, match.deepest, whole
-            )
+            place, size = root.location, pattern.size
+            return NearMiss(self.rewrite.name, place, str(e), matched, size, nodes, match.deepest, whole, e.value)
         taken.update(dict.fromkeys(match.nodes.values(), self.rewrite.name))
         return None
 
@@ -140,7 +141,7 @@ class Rule:
             for v in node.outputs:
                 outside = graph.is_output(v) or any(user not in inside for user in v.users)
                 if outside and v not in outputs and node not in cheap:
-                    raise Mismatch(f"{names_of(graph)[v]} ({node.op.name}) is also used outside the pattern")
+                    raise Mismatch(f"({node.op.name}) is also used outside the pattern", v)
 
     def check_rebuild(self, match: Match, operands: dict[str, Value | None], attributes: Attributes) -> None:
         """Build both sides on the matched types, beside the graph, and compare.
@@ -210,8 +211,13 @@ def apply_rewrites(graph: Graph, rewrites: Iterable[Rewrite | Rule]) -> Report:
                 break
             misses.setdefault(node, []).append(miss)
     left = sorted((n for n in misses if n.order >= 0), key=lambda n: n.order)
-    report.misses = [m for node in left for m in _closest(misses[node]) if not _taken(m, taken)]
+    report.misses = _named(graph, [m for node in left for m in _closest(misses[node]) if not _taken(m, taken)])
     return report
+
+
+def _named(graph: Graph, misses: list[NearMiss]) -> list[NearMiss]:
+    names = names_of(graph) if any(m.value is not None for m in misses) else {}
+    return [m if m.value is None else replace(m, reason=f"{names.get(m.value, 'a value')} {m.reason}") for m in misses]
 
 
 def _taken(miss: NearMiss, taken: dict[Node, str]) -> bool:

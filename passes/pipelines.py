@@ -3,8 +3,7 @@
 1. canonicalize, fold, cse, dce: one spelling for each thing, so that every pattern has one form to match.
 2. fuse_layers before fuse_blocks before fuse_residuals: a block's body is written in layers, and a residual sum
    can only be taken once the feed-forward that feeds it no longer wants the same add.
-3. add_cache after fusion: it works on `attention`, whatever the graph looked like when it came in. add_state is the
-   same for recurrent layers.
+3. add_state after fusion: it knows `attention` and layers with states, whatever the graph looked like when it came in.
 Training keeps dropout; every other pipeline removes it first. Packing is left to the targets, which know whether
 their kernels take packed operands. No pass touches weight bytes.
 """
@@ -16,14 +15,13 @@ from pathlib import Path
 from ..ir.errors import MonographError, did_you_mean
 from ..ir.graph import Graph
 from . import fuse
-from .cache import add_cache, emit_cache
 from .canonicalize import canonicalize, remove_dropout
 from .cse import cse
 from .dce import dce
 from .decompose import decompose as _decompose
+from .encoder_decoder import separate
 from .fold import fold
 from .manager import Check, FunctionPass, Pass, Pipeline, PipelineReport
-from .split import split
 from .state import add_state
 
 CLEAN: tuple[Pass, ...] = (
@@ -34,13 +32,12 @@ CLEAN: tuple[Pass, ...] = (
 )
 RAISE: tuple[Pass, ...] = (fuse.LAYERS, FunctionPass("dce", dce), fuse.BLOCKS, fuse.RESIDUALS, FunctionPass("dce", dce))
 _INFERENCE: tuple[Pass, ...] = (FunctionPass("remove_dropout", remove_dropout), *CLEAN, *RAISE)
-_MEMORY: tuple[Pass, ...] = (FunctionPass("add_cache", add_cache), FunctionPass("add_state", add_state))
+_MEMORY: tuple[Pass, ...] = (FunctionPass("add_state", add_state),)
 
 PIPELINES = {
     "clean": Pipeline("clean", CLEAN),
     "train": Pipeline("train", (*CLEAN, *RAISE)),
     "encode": Pipeline("encode", _INFERENCE),
-    "prefill": Pipeline("prefill", (*_INFERENCE, FunctionPass("emit_cache", emit_cache))),
     "decode": Pipeline("decode", (*_INFERENCE, *_MEMORY)),
 }
 
@@ -65,11 +62,6 @@ def encode(graph: Graph) -> Graph:
     return optimize(graph, "encode")[0]
 
 
-def prefill(graph: Graph) -> Graph:
-    """For a prompt without a past: `encode` plus the keys and values that `decode` goes on from."""
-    return optimize(graph, "prefill")[0]
-
-
 def decode(graph: Graph) -> Graph:
     """For generation: `encode` plus a growing KV cache; with P = 0 past tokens it is the prefill."""
     return optimize(graph, "decode")[0]
@@ -85,4 +77,4 @@ def decompose(graph: Graph) -> Graph:
 
 def seq2seq(graph: Graph) -> tuple[Graph, Graph]:
     """(encoder, decoder) for generation: the encoder also gives the cross-attention keys and values, once."""
-    return split(decode(graph))
+    return separate(decode(graph))

@@ -14,10 +14,12 @@ from typing import Any
 
 import networkx as nx
 
+from ..ir.backward_reads import Saved
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph, Node, Value
+from ..ir.layout import Layout, is_view
 from ..ir.op import body_of
-from .saved import Layout, Saved, is_view
+from ..ir.ops.elementwise import Add
 
 _networkx: Any = nx  # Its types are not known.
 
@@ -114,7 +116,7 @@ class Network:
 
     def __init__(self, graph: Graph, sizes: Mapping[str, int], frozen: Collection[str]) -> None:
         self.layout = Layout(graph, sizes, frozen)
-        self.nodes = [n for n in graph if n.op.name != "constant" and not is_view(self.layout, n)]
+        self.nodes = [n for n in graph if not n.op.constant and not is_view(self.layout, n)]
         self.place = {n: i for i, n in enumerate(graph)}
         self.saved: dict[Node, Saved] = {n: self.layout.saved(n) for n in self.nodes}
         self.heavy = {n for n in self.nodes if _heavy(n)}
@@ -253,10 +255,8 @@ def _rows(again: Collection[Node], dropped: Mapping[Node, int], flops: Mapping[N
 
 def _heavy(node: Node) -> bool:
     """Whether a node multiplies matrices, or is of a kind whose cost is not known to be small."""
-    if node.op.name in ("matmul", "lstm", "gru", "rnn"):
-        return True
-    if node.op.body is None:
-        return False
+    if node.op.heavy or node.op.body is None:
+        return node.op.heavy
     body = body_of(node.op, [None if v is None else v.type for v in node.operands], node.attributes)
     return any(_heavy(inner) for inner in body)
 
@@ -275,7 +275,7 @@ def blocks(graph: Graph) -> dict[Node, int]:
         if name:
             current = names.setdefault(name, len(names) + 1)
         found = [result[v.producer] for v in node.arguments if v.producer is not None]
-        residual = node.op.name == "add" and found and max(found) < current
+        residual = isinstance(node.op, Add) and found and max(found) < current
         result[node] = max(found) if residual else current
     return result
 

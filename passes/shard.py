@@ -18,13 +18,14 @@ import numpy as np
 from ..ir.encoded import Encoded
 from ..ir.errors import ConfigError, MonographError
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.attention import Attention
+from ..ir.ops.linear import Linear, is_row_parallel
+from ..ir.ops.position import Rope
+from ..ir.ops.shape import Slice
+from ..ir.shard_rules import Cut, Indivisible, Stop
 from ..ir.tensors import Array, Mapped, Tensor, sizes
 from ..ir.types import DimLike, TensorType, exact_div
-from .cuts import RULES, Cut, Indivisible, Stop, is_row_parallel
 from .decompose import decompose
-
-_BLOCKS = ("feed_forward", "gated_feed_forward", "add_rms_norm", "add_layer_norm")
-"""Composites that hold whole regions: taken apart first."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,12 @@ def plan(graph: Graph, size: int) -> Plan:
     and if no layer can be shared, naming what stops each.
     """
     ready = graph.copy()
-    decompose(ready, keep=lambda node: node.op.name not in _BLOCKS)
+    decompose(ready, keep=lambda node: node.op.has_shard_rule)
     cuts: dict[Value, Cut] = {}
     splits: dict[str, Split] = {}
     left: dict[str, str] = {}
     for node in ready:
-        if node.op.name != "linear" or any(v in cuts for v in [*node.arguments, node.output]):
+        if not isinstance(node.op, Linear) or any(v in cuts for v in [*node.arguments, node.output]):
             continue
         try:
             found = _grow(ready, node, cuts)
@@ -149,10 +150,7 @@ def _grow(graph: Graph, seed: Node, known: Mapping[Value, Cut]) -> dict[Value, C
             raise Stop(f"{_shown(v)} is needed whole")
         found[v] = cut
         for node in [*v.users, *([v.producer] if v.producer else [])]:
-            rule = RULES.get(node.op.name)
-            if rule is None:
-                raise Stop(f"{node} needs all of it")
-            for other, needed in rule(node, both).items():
+            for other, needed in node.op.shard(node, both).items():
                 if other not in both or both[other] != needed:
                     waiting[other] = needed
     return found
@@ -160,7 +158,7 @@ def _grow(graph: Graph, seed: Node, known: Mapping[Value, Cut]) -> dict[Value, C
 
 def _sections(v: Value) -> tuple[DimLike, ...]:
     """The parts of the last axis that readers take apart from each other: of a packed projection."""
-    slices = [n for n in v.users if n.op.name == "slice" and n.attributes["axis"] == -1]
+    slices = [n for n in v.users if isinstance(n.op, Slice) and n.attributes["axis"] == -1]
     if not slices or len(slices) != len(v.users):
         return (v.shape[-1],)
     parts = sorted({(n.attributes["start"], n.attributes["length"]) for n in slices})
@@ -177,20 +175,20 @@ def _check_equal(v: Value, cut: Cut, size: int, name: str) -> None:
         try:
             exact_div(section, size)
         except MonographError:
-            heads = [n for n in v.users if n.op.name in ("attention", "rope")] and cut.axis == -2
+            heads = [n for n in v.users if isinstance(n.op, (Attention, Rope))] and cut.axis == -2
             what = f"{section} {'heads' if heads else 'channels'} cannot be shared equally by {size} ranks"
             raise ConfigError(what, place=name, details=[f"axis {cut.axis} of {_shown(v)}"]) from None
 
 
 def _splits(region: Mapping[Value, Cut]) -> dict[str, Split]:
     closing = [n for v in region for n in v.users if is_row_parallel(n, region)]
-    per = "per head" if any(n.op.name == "attention" for v in region for n in v.users) else "element by element"
+    per = "per head" if any(isinstance(n.op, Attention) for v in region for n in v.users) else "element by element"
     until = f"{per}, up to {', '.join(dict.fromkeys(map(_weight, closing)))}"
     found: dict[str, Split] = {}
     for v, cut in region.items():
         if v.is_param:
             row = any(is_row_parallel(n, region) for n in v.users)
-            kind = "row" if row else "column" if any(n.op.name == "linear" for n in v.users) else "other"
+            kind = "row" if row else "column" if any(isinstance(n.op, Linear) for n in v.users) else "other"
             sections = tuple(s for s in cut.sections if isinstance(s, int))
             why = "takes cut channels in, summed over ranks" if row else until
             found[v.name] = Split(v.name, v.type, cut.axis % v.rank, sections, kind, why)
@@ -202,5 +200,5 @@ def _shown(v: Value) -> str:
 
 
 def _weight(node: Node) -> str:
-    w = node.operands[1]
-    return w.name if w is not None and w.is_param else str(node)
+    w = node.value("w")
+    return w.name if w.is_param else str(node)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
-from ..ir.graph import NOWHERE, Attributes, Graph, Node, Value, building
+from ..ir.graph import NOWHERE, Attributes, Graph, Location, Node, Value, building
 from ..ir.op import OPS, Op
 from ..ir.types import TensorType
 
@@ -53,9 +54,11 @@ class PatternGraph(Graph):
     def __init__(self) -> None:
         super().__init__("pattern")
 
-    def add(self, op: Op, operands: Sequence[Value | None], attributes: Attributes) -> tuple[Value, ...]:
+    def add(
+        self, op: Op, operands: Sequence[Value | None], attributes: Attributes, location: Location | None = None
+    ) -> tuple[Value, ...]:
         full = op.signature.attributes_of(attributes)
-        node = Node(op, operands, full, NOWHERE)
+        node = Node(op, operands, full, location or NOWHERE)
         node.outputs = [Value(self, _ANY, producer=node, index=i) for i in range(op.signature.outputs)]
         self.insert(node)
         return tuple(node.outputs)
@@ -95,7 +98,8 @@ def trace(before: Callable[..., Any], choices: Attributes) -> list[Pattern]:
     positional = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     presence = [(True, False) if p.default is None else (True,) for p in positional]
-    values = [choices.get(p.name) or _values(str(p.annotation)) for p in keyword]
+    hints = typing.get_type_hints(before)
+    values = [choices.get(p.name) or _values(hints.get(p.name)) for p in keyword]
     patterns: list[Pattern] = []
     for present in product(*presence):
         for chosen in product(*values):
@@ -105,10 +109,10 @@ def trace(before: Callable[..., Any], choices: Attributes) -> list[Pattern]:
     return sorted(patterns, key=lambda p: -p.size)
 
 
-def _values(annotation: str) -> tuple[Any, ...]:
-    if annotation == "bool":
+def _values(hint: Any) -> tuple[Any, ...]:
+    if hint is bool:
         return (True, False)
-    return (..., None) if "None" in annotation else (...,)
+    return (..., None) if type(None) in typing.get_args(hint) else (...,)
 
 
 def _trace_one(before: Callable[..., Any], present: dict[str, bool], attributes: Attributes) -> Pattern:

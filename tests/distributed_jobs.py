@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from monograph.backends.torch import to_inputs
+from monograph.data import Dataset
+from monograph.data.batch import Batch
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.task import MASKED_LM
 from monograph.ir.errors import MonographError
@@ -19,16 +21,16 @@ from monograph.ir.weights import Weights
 from monograph.training import sharded
 from monograph.training.adapters import Lora
 from monograph.training.corpus import Corpus
-from monograph.training.data import Dataset
 from monograph.training.dpo import Preferences
 from monograph.training.errors import TrainingError
 from monograph.training.finetune import distill, dpo, finetune
+from monograph.training.layout import Layout, local
+from monograph.training.learner import Learner
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
+from monograph.training.objective import LabelLoss
 from monograph.training.progress import Step
 from monograph.training.settings import Settings
-from monograph.training.source import Batch
-from monograph.training.spread import Spread, local
 from monograph.training.world import World
 from ranks import Die
 
@@ -105,13 +107,13 @@ def gradients(family: str, **settings: Any) -> dict[str, np.ndarray[Any, Any]]:
     """Loss and whole gradients of one fixed batch."""
     world = World.of(Settings(steps=1, device="cpu", **settings))
     graph = with_loss(tiny(family).graph()) if family != "bert" else tiny(family).graph()
-    spread = Spread(world, graph)
+    layout = Layout(world, graph)
     weights = Weights.initialize(graph, 1)
-    module = spread.shard(spread.build(graph, weights))
+    module = layout.shard(layout.build(graph, weights))
     loss = objective(module(**given(graph)))
     loss.backward()
     named = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
-    return {"loss": loss.detach().numpy(), **{k: spread.whole(k, g) for k, g in named.items()}}
+    return {"loss": loss.detach().numpy(), **{k: layout.whole(k, g) for k, g in named.items()}}
 
 
 def objective(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -136,31 +138,34 @@ def held(**settings: Any) -> tuple[int, int, int]:
     run = Run(tiny(), Corpus.of(TEXT, vocab=300), Settings(steps=1, batch=8, length=16, device="cpu", **settings), None)
     for _ in run:
         pass
-    named = dict(run.module.named_parameters())
-    moments = {k: local(run.optimizer.state[p]["exp_avg"]).numel() for k, p in named.items()}
+    named = dict(run.learner.module.named_parameters())
+    moments = {k: local(run.learner.optimizer.state[p]["exp_avg"]).numel() for k, p in named.items()}
     weights = {k: local(p).numel() for k, p in named.items()}
     return sum(weights.values()), sum(moments.values()), sum(n for k, n in weights.items() if "norm" in k)
 
 
-class Recording(Run):
+class Recording(LabelLoss):
     """Notes what goes through the module on this process."""
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[np.ndarray[Any, Any]]] = {}
+
+    def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
         rows = [
             np.stack([batch[k][i] for k in ("input_ids", "labels", "document_ids")])
             for i in range(len(batch["labels"]))
         ]
-        self.seen.setdefault("train" if self.module.training else "held_out", []).extend(rows)
-        return super().loss(batch)
+        self.seen.setdefault("train" if learner.module.training else "held_out", []).extend(rows)
+        return super().loss(learner, batch)
 
 
 def dealt(folder: Path, **settings: Any) -> tuple[dict[str, Any], list[float], list[float]]:
     data = Dataset.open(folder)
     settings = {"steps": 3, "batch": 8, "length": 32, "device": "cpu", "evaluate_every": 3, **settings}
-    run = Recording(tiny(vocab=data.vocab), data, Settings(**settings), None)
-    run.seen = {}
-    steps = list(run)
-    return run.seen, [s.loss for s in steps], [s.held_out for s in steps if s.held_out is not None]
+    recording = Recording()
+    steps = list(Run(tiny(vocab=data.vocab), data, Settings(**settings), objective=recording))
+    return recording.seen, [s.loss for s in steps], [s.held_out for s in steps if s.held_out is not None]
 
 
 def interrupted(at: int, **settings: Any) -> str:

@@ -22,6 +22,8 @@ from monograph.portable import first_state, next_state
 
 Array = np.ndarray[Any, Any]
 Inputs = dict[str, Array]
+Errors = dict[str, dict[str, float]]
+"""By the way to run a model and by what is run."""
 Draw = Callable[[str, torch.Tensor], "torch.Tensor | None"]
 
 TOLERANCE = 1e-4
@@ -287,12 +289,10 @@ def error(got: Array, want: Array, scale: float | None = None) -> float:
     return difference if np.isfinite(difference) else float("inf")
 
 
-def errors(
-    case: Case, folder: Path, runners: Iterable[str] = RUNNERS, parts: Iterable[str] = PARTS
-) -> dict[str, dict[str, float]]:
+def errors(case: Case, folder: Path, runners: Iterable[str] = RUNNERS, parts: Iterable[str] = PARTS) -> Errors:
     """The largest error by runner and part; parts that a runner or a model does not have are left out."""
     pair, wanted = Pair(case, folder), tuple(parts)
-    found: dict[str, dict[str, float]] = {}
+    found: Errors = {}
     for name in runners:
         runner = MAKE[name](pair)
         row = {f"{MASKS}: {kind}": e for kind, e in mask_errors(pair, runner).items()} if MASKS in wanted else {}

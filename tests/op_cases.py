@@ -413,3 +413,46 @@ RECURRENT = [
 ]
 
 CASES += RECURRENT
+
+# -- experts, and mixers with a state of fixed size --------------------------------------------------------------------
+
+
+def some_experts(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Numbers of 3 experts, none twice in a row."""
+    return rng.permuted(np.broadcast_to(np.arange(3), (*shape[:-1], 3)), axis=-1)[..., : shape[-1]]
+
+
+_EXPERTS = {f"w{i}": "f32[8,5]" if i % 3 == 2 else "f32[5,8]" for i in range(9)}
+_MOE = Case(
+    "moe",
+    {"x": X, "weights": "f32[B,S,2]", "indices": "i64[B,S,2]", **_EXPERTS},
+    {"activation": "silu"},
+    make={"indices": some_experts},
+)
+_CONV = Case("causal_conv", {"x": "f32[B,S,4]", "w": "f32[4,3]", "b": None, "tail": None, "mask": None})
+_MASKED_CONV = variant(_CONV, "mask", tail="f32[B,2,4]", mask="bool[B,S]", make={"mask": keep_some})
+_SPACE = Case(
+    "state_space",
+    {"x": "f32[B,S,4,3]", "decay": "f32[B,S,4]", "b": "f32[B,S,2,5]", "c": "f32[B,S,2,5]", "state": None},
+    low={"decay": -3.0},
+    high={"decay": -0.1},
+)
+
+CASES += [
+    Case("topk", {"x": X}, {"k": 3}),
+    Case("topk", {"x": X}, {"k": 8}, note="all"),
+    Case("topk", {"x": "i64[B,S,6]"}, {"k": 4}, high={"x": 2}, note="equals"),
+    _MOE,
+    variant(_MOE, "one of them", weights="f32[B,S,1]", indices="i64[B,S,1]"),
+    variant(_MOE, "rows", x="f32[S,8]", weights="f32[S,2]", indices="i64[S,2]", activation="gelu_tanh"),
+    _CONV,
+    variant(_CONV, "bias", b="f32[4]"),
+    variant(_CONV, "state", b="f32[4]", tail="f32[B,2,4]"),
+    variant(_CONV, "long tail", w="f32[4,6]", tail="f32[B,5,4]"),
+    variant(_CONV, "mask, no state", mask="bool[B,S]", make={"mask": keep_some}),
+    _MASKED_CONV,
+    variant(_MASKED_CONV, "holes", x="f32[B,T,4]", mask="bool[B,T]"),
+    _SPACE,
+    variant(_SPACE, "state", state="f32[B,4,3,5]"),
+    variant(_SPACE, "one group", b="f32[B,S,1,5]", c="f32[B,S,1,5]", state="f32[B,4,3,5]"),
+]

@@ -312,3 +312,45 @@ EXPECTED |= {
     "gru": recurrent(3, gru_step, 1),
     "compact": compact,
 }
+
+
+# -- experts, and mixers with a state of fixed size: token by token ----------------------------------------------------
+
+
+def topk(x: Array, k: int) -> tuple[Array, Array]:
+    rows = [sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in x.reshape(-1, x.shape[-1])]
+    order = np.array(rows).reshape(*x.shape[:-1], k)
+    return take_along_axis(x, order), order
+
+
+def moe(x: Array, weights: Array, indices: Array, *experts: Array, activation: str) -> Array:
+    y = np.zeros_like(x)
+    for at in np.ndindex(indices.shape):
+        gate, up, down = experts[3 * indices[at] : 3 * indices[at] + 3]
+        y[at[:-1]] += weights[at] * down.dot(ACTIVATIONS[activation](gate.dot(x[at[:-1]])) * up.dot(x[at[:-1]]))
+    return y
+
+
+def causal_conv(x: Array, w: Array, b: Any, tail: Any, mask: Any) -> tuple[Array, Array]:
+    tails = np.zeros((len(x), w.shape[1] - 1, x.shape[2])) if tail is None else tail.copy()
+    y = np.zeros_like(x)
+    for row, t in np.ndindex(x.shape[:2]):
+        if mask is None or mask[row, t]:
+            seen = np.concatenate([tails[row], x[row, t][None]])
+            y[row, t] = np.einsum("kc,ck->c", seen, w) + (0 if b is None else b)
+            tails[row] = seen[1:]
+    return y, tails
+
+
+def state_space(x: Array, decay: Array, b: Array, c: Array, state: Any) -> tuple[Array, Array]:
+    shape = (len(x), *x.shape[2:], b.shape[3])
+    h = np.zeros(shape) if state is None else state.copy()
+    y = np.zeros_like(x)
+    for row, t, head in np.ndindex(x.shape[:3]):
+        group = head * b.shape[2] // x.shape[2]
+        h[row, head] = math.e ** decay[row, t, head] * h[row, head] + np.outer(x[row, t, head], b[row, t, group])
+        y[row, t, head] = h[row, head] @ c[row, t, group]
+    return y, h
+
+
+EXPECTED |= {"topk": topk, "moe": moe, "causal_conv": causal_conv, "state_space": state_space}

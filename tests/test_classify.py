@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 from command_line import call
+from monograph.data.errors import CorpusError
+from monograph.data.tokenizers import train as train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import save_pretrained, with_head
 from monograph.frontends.load import load
@@ -20,8 +22,6 @@ from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.parity import compare
 from monograph.runs import prepare
-from monograph.training.data.tokenizers import train as train_tokenizer
-from monograph.training.errors import CorpusError
 from monograph.training.labelled import Labelled, cut, hold_out, labels_of
 from monograph.training.loop import Run, train
 from monograph.training.progress import Step

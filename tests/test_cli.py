@@ -57,10 +57,10 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random llama with a byte-level tokenizer, as a Hugging Face folder."""
+    from monograph.data.byte_level import train_tokenizer
     from monograph.frontends.dsl import Model, load_family
     from monograph.frontends.huggingface import save_pretrained
     from monograph.ir.weights import Weights
-    from monograph.training.tokenizer import train_tokenizer
 
     family = load_family("llama")
     model = Model(family, family.config_class.from_dict(CONFIG))

@@ -13,7 +13,7 @@ from monograph.commands.compare import polynomial
 from monograph.frontends.load import load
 from monograph.ir.cost import flops_of
 from monograph.ir.errors import ConfigError
-from monograph.training.compare import (
+from monograph.training.baselines.compare import (
     FAMILIES,
     NAMES,
     Result,
@@ -25,8 +25,8 @@ from monograph.training.compare import (
     sized,
     table_loss,
 )
+from monograph.training.baselines.ngram import NGram
 from monograph.training.corpus import Corpus, python_topics
-from monograph.training.ngram import NGram
 from monograph.training.progress import Step
 from typer.testing import CliRunner
 

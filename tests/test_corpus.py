@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monograph.data.byte_level import END, decode_bytes, encode_bytes, encode_plain, train_tokenizer
+from monograph.data.errors import CorpusError
+from monograph.data.passages import passage_key, passages
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir.errors import ConfigError
 from monograph.training.corpus import (
     Corpus,
     make_batch,
-    passage_key,
-    passages,
     python_topics,
     read_text,
     split_text,
     split_texts,
 )
-from monograph.training.errors import CorpusError
-from monograph.training.tokenizer import END, decode_bytes, encode_bytes, encode_plain, train_tokenizer
 
 TEXT = "".join(f"Passage {i} says that {i * i} is the square of {i}.\nAnd so on.\n\n" for i in range(200))
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from monograph.training.data import duplicates
-from monograph.training.data.files import whole_folder, write_json
-from monograph.training.data.minhash import Signer, bands, related, shingles
-from monograph.training.data.parts import Parts, clean_piece
-from monograph.training.data.readers import plan
-from monograph.training.data.recipe import Duplicates, Recipe
+from monograph.data import duplicates
+from monograph.data.files import whole_folder, write_json
+from monograph.data.minhash import Signer, bands, related, shingles
+from monograph.data.parts import Parts, clean_piece
+from monograph.data.readers import plan
+from monograph.data.recipe import Duplicates, Recipe
 
 RANDOM = random.Random(3)
 WORDS = [f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in "mnprst"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from monograph.data.clean import Cleaner, Counts
+from monograph.data.filters import FILTERS, SETS, Page, expand
+from monograph.data.recipe import Clean
+from monograph.data.repetition import Repeats, paragraphs, share
 from monograph.ir.errors import ConfigError
-from monograph.training.data.clean import Cleaner, Counts
-from monograph.training.data.filters import FILTERS, SETS, Page, expand
-from monograph.training.data.recipe import Clean
-from monograph.training.data.repetition import Repeats, paragraphs, share
 
 PLAIN = "The cat sat on the mat and looked at the bird that had come to have a rest with us. "
 DIFFERENT = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(200))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from monograph.training.data.errors import DataError
-from monograph.training.data.readers import Seen, documents, find, plan
-from monograph.training.data.recipe import Input
+from monograph.data.errors import DataError
+from monograph.data.readers import Seen, documents, find, plan
+from monograph.data.recipe import Input
 
 TEXTS = [f"Document {i}: " + "w\u00f6rd " * (i % 7 + 1) for i in range(40)]
 

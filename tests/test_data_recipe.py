@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monograph.data.recipe import Recipe
 from monograph.ir.errors import ConfigError
-from monograph.training.data.recipe import Recipe
 
 
 @pytest.mark.parametrize(

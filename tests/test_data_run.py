@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasketch import MinHash
+from monograph.data import DataError, Dataset, Engine, Local, RayData, Recipe, Shards, prepare
+from monograph.data.files import read_json
+from monograph.data.passages import passage_key, passages
+from monograph.data.shards import VERIFIED
+from monograph.data.tokenizers import decode_bytes, train
 from monograph.ir.errors import ConfigError
-from monograph.training.corpus import passage_key, passages, python_topics
-from monograph.training.data import DataError, Dataset, Engine, Local, RayData, Recipe, Shards, prepare
-from monograph.training.data.files import read_json
-from monograph.training.data.tokenizers import decode_bytes, train
+from monograph.training.corpus import python_topics
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +84,7 @@ def made(corpus: tuple[Path, list[str], dict[str, int]], tmp_path_factory: pytes
 
 
 def files(run: Path) -> dict[str, bytes]:
-    found = sorted(p for p in (run / "shards").rglob("*") if p.is_file())
+    found = sorted(p for p in (run / "shards").rglob("*") if p.is_file() and p.name != VERIFIED)
     return {str(p.relative_to(run)): p.read_bytes() for p in found}
 
 
@@ -192,7 +194,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     path, run = tmp_path / "r.json", tmp_path / "run"
     path.write_text(json.dumps(recipe(corpus[0]).to_dict()))
     code = (
-        "import json, sys; from monograph.training.data import Recipe, prepare; "
+        "import json, sys; from monograph.data import Recipe, prepare; "
         f"prepare(Recipe.of(json.load(open({str(path)!r}))), {str(run)!r}, "
         "show=lambda stage, done, of: print(stage, done, flush=True))"
     )
@@ -363,6 +365,42 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_goes_on(
         prepare(recipe(corpus[0]), tmp_path / "run", engine=engine, show=kill)
     prepare(recipe(corpus[0]), tmp_path / "run")
     assert files(tmp_path / "run") == files(made)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(number: signal.Signals) -> None:
+    code = (
+        "import os, time\n"
+        "from monograph.data.engine import worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = worker_pool(2)\n"
+        "    print(*{f.result() for f in [pool.submit(os.getpid) for _ in range(8)]}, flush=True)\n"
+        "    print(*pool._processes, flush=True)\n"
+        "    pool.submit(time.sleep, 600); pool.submit(time.sleep, 600); time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.send_signal(number)
+    process.wait()
+    process.stdout.close()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(map(_runs, workers)):
+        assert time.monotonic() < deadline, "a worker is left behind"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and, where that can be told, is no zombie."""
+    try:
+        if not Path("/proc/self/stat").exists():
+            os.kill(pid, 0)
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_two_runs_do_not_share_a_folder(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monograph.training.data.errors import DataError, ShardError
-from monograph.training.data.packing import all_batches, batches, permuted, rows
-from monograph.training.data.shards import Shards, ShardWriter, shard_name, token_type
+from monograph.data.errors import DataError, ShardError
+from monograph.data.packing import all_batches, batches, permuted, rows
+from monograph.data.shards import VERIFIED, Shard, Shards, ShardWriter, shard_name, token_type
 
 
 def write(folder: Path, docs: list[list[int]], per_shard: int = 7, vocab: int = 500, split: str = "train") -> Path:
@@ -130,6 +130,32 @@ def test_verify_reads_every_byte(tmp_path: Path) -> None:
     shards = Shards(folder)
     with pytest.raises(ShardError, match=r"train-00003\.tokens: has SHA-256"):
         shards.verify()
+
+
+def test_files_are_compared_with_their_digests_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "s", some_docs())
+    compared: list[str] = []
+    verify = Shard.verify_digests
+    monkeypatch.setattr(Shard, "verify_digests", lambda self: (compared.append(self.path.stem), verify(self)))
+    Shards(folder).verify_once()
+    assert len(compared) == len(Shards(folder).shards)
+    Shards(folder).verify_once()
+    assert len(compared) == len(Shards(folder).shards), "nothing has changed since"
+    tokens = sorted(folder.glob("*.tokens"))
+    contents = [p.read_bytes() for p in tokens]
+    for change in (
+        lambda data: bytes([data[0] ^ 64]) + data[1:],
+        lambda data: bytes(len(data)),
+        lambda data: data[::-1],
+    ):
+        tokens[1].write_bytes(change(contents[1]))
+        with pytest.raises(ShardError, match=r"train-00001\.tokens: has SHA-256"):
+            Shards(folder).verify_once()
+        tokens[1].write_bytes(contents[1])
+    del compared[:]
+    (folder / VERIFIED).write_text("[")
+    Shards(folder).verify_once()
+    assert len(compared) == len(tokens), "a damaged note is none"
 
 
 def test_a_writer_that_was_told_wrong_lengths_refuses(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monograph.data import tokenizers
+from monograph.data.byte_level import encode_plain, train_tokenizer
+from monograph.data.errors import DataError
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir.errors import ConfigError
 from monograph.training.corpus import python_topics
-from monograph.training.data import tokenizers
-from monograph.training.data.errors import DataError
-from monograph.training.tokenizer import encode_plain, train_tokenizer
 
 LOSSLESS = ("byte-bpe", "unigram")
 ODD = [

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from monograph.ir.dims import bind_dims, sources
 from monograph.ir.errors import MonographError, RuntimeInputError
-from monograph.ir.interpret import bind_dims, resolve
+from monograph.ir.interpret import resolve
 from monograph.ir.types import (
     Dim,
     DimLike,
@@ -201,6 +202,31 @@ def test_binding() -> None:
     del types["past"]
     assert bind_dims(types, {"mask": (2, 7), "ids": (2, 3)})["P"] == 4
     assert bind_dims({"x": tensor(f32, "2*S")}, {"x": (6,)}) == {"S": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"x": "i64[P+S]", "y": "i64[2*S+4]"}, {"P": 5, "S": 3}),
+        ({"x": "i64[B*S]", "y": "i64[B]"}, {"B": 2, "S": 3}),
+        ({"x": "i64[B*S]", "y": "i64[B]", "z": "i64[S]"}, {"B": 2, "S": 3}),
+        ({"x": "i64[8-S]"}, {"S": 3}),
+        ({"x": "i64[B*S+P]", "y": "i64[B]", "z": "i64[4*P]"}, {"B": 2, "S": 3, "P": 5}),
+    ],
+)
+def test_symbols_are_solved_in_any_order(given: dict[str, str], expected: dict[str, int]) -> None:
+    for order in (list(given), list(given)[::-1]):
+        types = {k: parse_type(given[k]) for k in order}
+        shapes = {k: tuple(at(d, expected) for d in t.shape) for k, t in types.items()}
+        assert bind_dims(types, shapes) == expected
+
+
+def test_nothing_follows_from_an_empty_factor() -> None:
+    types = {"x": parse_type("i64[B*S]"), "y": parse_type("i64[B]")}
+    assert bind_dims(types, {"x": (0,), "y": (0,)}) == {"B": 0}
+    types["z"] = parse_type("i64[S+1]")
+    assert sources(types)["S"].input == "z"
+    assert bind_dims(types, {"x": (0,), "y": (0,), "z": (4,)}) == {"B": 0, "S": 3}
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from distributed_jobs import (
     train_once,
 )
 from monograph.backends.torch import to_torch
+from monograph.data import Dataset, Recipe, prepare
 from monograph.frontends.huggingface import load_folder
 from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.weights import Weights
@@ -41,7 +42,6 @@ from monograph.passes.pipelines import train as train_pipeline
 from monograph.training import sharded
 from monograph.training.adapters import Lora
 from monograph.training.corpus import Corpus
-from monograph.training.data import Dataset, Recipe, prepare
 from monograph.training.loop import train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step

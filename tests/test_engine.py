@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from monograph.backends.onnxruntime import build
+from monograph.data.byte_level import train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.pooling import Pooling
 from monograph.frontends.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from monograph.inference.engine import Engine
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.weights import Weights
-from monograph.training.tokenizer import train_tokenizer
+from slot_nets import Made
 
 TEXT = "the cat sat on the mat. the dog sat on the log. where is the end of it? naïve café ☕ " * 4
 PROMPTS = ("the cat", "where is the end of", "a")
@@ -141,6 +142,38 @@ def test_encoder_decoder(tokenizer: Tokenizer, tmp_path: Path) -> None:
             inputs = {k: v for k, v in inputs.items() if k in graph.inputs}
             row.append(int(interpret(graph, inputs, params)["logits"][0, -1].argmax()))
         assert result.ids == row[1:], prompt
+
+
+def test_sources_that_are_not_texts(tmp_path: Path) -> None:
+    """Floats for the encoder, with and without what the decoder begins with; and floats for the whole batch."""
+    made = Made("once append window fixed", tmp_path / "frames", lengths=True)
+    engine, rng = Engine(made.open()), np.random.default_rng(2)
+    engine.session.config["decoder_start_token_id"] = 7
+    with pytest.raises(RuntimeInputError, match=r"input style f32\[B,16\] is missing"):
+        engine.generate(inputs={"frames": np.ones((1, 2, 4), np.float32)}, max_new_tokens=2)
+    both = {"frames": rng.standard_normal((1, 2, 4), np.float32), "style": rng.standard_normal((1, 16), np.float32)}
+    (result,) = engine.generate(inputs=both, max_new_tokens=1, eos=())
+    assert result.ids == [int(made.full(np.array([7]), **both)[0, -1].argmax())]
+    made = Made("once append window", tmp_path / "plain", lengths=True)
+    engine = Engine(made.open())
+    engine.session.config["decoder_start_token_id"] = 7
+    frames = rng.standard_normal((3, 6, 4), np.float32)
+    for starts in (None, [[7], [7, 3], [7, 3, 5]]):
+        results = engine.generate(starts, inputs={"frames": frames}, max_new_tokens=6, eos=())
+        for i, result in enumerate(results):
+            row = list(starts[i] if starts else [7])
+            for _ in range(6):
+                row.append(int(made.full(np.array(row), frames=frames[i : i + 1])[0, -1].argmax()))
+            assert result.prompt + result.ids == row
+    with pytest.raises(RuntimeInputError, match="there are no prompts"):
+        engine.generate()
+    made = Made("append fixed nomask", tmp_path / "style", lengths=False)
+    engine, style = Engine(made.open()), rng.standard_normal((2, 16), np.float32)
+    for i, result in enumerate(engine.generate([[1, 2], [3]], inputs={"style": style}, max_new_tokens=5, eos=())):
+        row = [[1, 2], [3]][i]
+        for _ in range(5):
+            row.append(int(made.full(np.array(row), style=style[i : i + 1])[0, -1].argmax()))
+        assert result.prompt + result.ids == row
 
 
 # -- embeddings ------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
-    check(CASES[name], tmp_path, runners=("PyTorch", "portable"))
+    check(CASES[name], tmp_path)
 
 
 def test_a_checkpoint_without_a_pooler_gives_states_only(tmp_path: Path) -> None:

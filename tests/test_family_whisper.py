@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import monograph as mg
 import pytest
-from family_parity import Case, check
+import torch
+import transformers
+from family_parity import Case, Pair, check
+from monograph.frontends.audio import LogMel
+from monograph.frontends.huggingface import save_pretrained
 from monograph.frontends.models.whisper import Whisper
 from monograph.ir.errors import ConfigError
 
@@ -42,10 +47,24 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
-    check(CASES[name], tmp_path, runners=("PyTorch", "portable"))
+    check(CASES[name], tmp_path)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
     numbers = {"layers": 1, "ffn": 8, "decoder_layers": 1, "decoder_ffn": 8}
     with pytest.raises(ConfigError, match="d_model 24 is not a multiple of decoder_attention_heads 5"):
         Whisper(vocab=9, dim=24, heads=3, decoder_heads=5, **numbers)
+
+
+def test_what_other_clients_need_stands_beside_the_model(tmp_path: Path) -> None:
+    """How speech is heard travels from the checkpoint to every folder that is made of it."""
+    pair = Pair(CASES["whisper"], tmp_path)
+    transformers.WhisperFeatureExtractor(feature_size=8).save_pretrained(tmp_path / "checkpoint")
+    save_pretrained(pair.model, tmp_path / "saved")
+    mg.export(pair.model, tmp_path / "exported")
+    mg.build(pair.model, tmp_path / "built")
+    for name in ("saved", "exported", "built"):
+        assert LogMel.read(tmp_path / name).mels == 8
+    again = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    for name, tensor in pair.reference.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)

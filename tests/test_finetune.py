@@ -13,6 +13,9 @@ import pytest
 import torch
 from monograph.backends.torch import to_inputs, to_torch
 from monograph.cli import app
+from monograph.data.batch import Batch
+from monograph.data.byte_level import train_tokenizer
+from monograph.data.errors import CorpusError
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import load_folder, save_pretrained
 from monograph.frontends.tokenizer import Tokenizer
@@ -21,15 +24,16 @@ from monograph.ir.errors import ConfigError, PassError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
 from monograph.training.adapters import Adapter, Lora
-from monograph.training.corpus import Batch, Corpus
+from monograph.training.corpus import Corpus
 from monograph.training.distill import distillation_loss
 from monograph.training.dpo import Preferences, accuracy, dpo_loss, encode_pair, log_probabilities, rewards
-from monograph.training.errors import CorpusError
-from monograph.training.finetune import Dpo, FineTune, distill, dpo, finetune, plan
+from monograph.training.finetune import distill, dpo, finetune, tuning_settings
 from monograph.training.instruct import Instructions, Row, encode_chat, encode_row, pad, read_jsonl, shuffled
+from monograph.training.loop import Run
+from monograph.training.lora import LoraWeights
 from monograph.training.loss import with_loss
+from monograph.training.preference import PreferenceLoss
 from monograph.training.progress import Step
-from monograph.training.tokenizer import train_tokenizer
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
@@ -337,11 +341,13 @@ def test_a_lora_on_a_base_in_8_bits(tokenizer: Tokenizer, taught: Model) -> None
     settings = {**QUIET, "steps": 60, "learning_rate": 1e-2, "observe": history.append}
     tuned = finetune(taught, data, lora=lora, quantized=True, **settings)
     assert answers(tuned.model, tokenizer) == list(COLOURS.values())
-    run = FineTune(taught, data, plan("lora", steps=1, length=64, batch=6, device="cpu"), None, lora, True)
-    held = {k: t for k, t in run.module.state_dict().items() if k.endswith("_proj.weight")}
+    adapter = LoraWeights(taught, data, lora, quantized=True)
+    module = Run(taught, data, tuning_settings("lora", steps=1, length=64, batch=6, device="cpu"), trained=adapter)
+    module = module.learner.module
+    held = {k: t for k, t in module.state_dict().items() if k.endswith("_proj.weight")}
     assert {t.dtype for t in held.values()} == {torch.uint8}
-    assert {k: str(t.encoding) for k, t in run.module.encoded.items()} == dict.fromkeys(held, "int8")
-    assert {k for k, p in run.module.named_parameters() if p.requires_grad} == run.adapted
+    assert {k: str(t.encoding) for k, t in module.encoded.items()} == dict.fromkeys(held, "int8")
+    assert {k for k, p in module.named_parameters() if p.requires_grad} == adapter.names
     with pytest.raises(ConfigError, match="quantized weights cannot be trained: give a LoRA"):
         finetune(taught, data, quantized=True, steps=1, **QUIET)
 
@@ -419,20 +425,23 @@ def test_dpo_starts_at_log_2_and_learns_to_prefer(tokenizer: Tokenizer, lora: Lo
 
 def test_the_reference_of_a_lora_is_the_model_without_it(tokenizer: Tokenizer) -> None:
     data, model = Preferences.of(tokenizer, PAIRS), tiny()
-    run = Dpo(model, data, plan("dpo", steps=5, length=64, batch=2, device="cpu"), None, Lora(dropout=0.5), 0.1)
+    adapter = LoraWeights(model, data, Lora(dropout=0.5))
+    objective = PreferenceLoss(model, data, 0.1, adapter)
+    settings = tuning_settings("dpo", steps=5, length=64, batch=2, device="cpu")
+    learner = Run(model, data, settings, objective=objective, trained=adapter).learner
     with torch.no_grad():
-        for name, p in run.module.named_parameters():
+        for name, p in learner.module.named_parameters():
             if name.endswith("lora_B.weight"):
                 p.normal_()
     batch = next(data.batches(2, 64))
-    run.module.train()
-    policy, reference = run.both(batch)
+    learner.module.train()
+    policy, reference = objective.both(learner, batch)
     want = log_probabilities(torch.from_numpy(logits_of(model, batch)), torch.from_numpy(batch["labels"]))
     np.testing.assert_allclose(reference.numpy(), want.numpy(), atol=1e-3)
     assert (policy - reference).abs().max() > 0.01
     assert policy.requires_grad
     assert not reference.requires_grad
-    assert run.module.training, "the mode is put back"
+    assert learner.module.training, "the mode is put back"
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------

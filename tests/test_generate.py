@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monograph.data.byte_level import train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.inference.errors import GenerationError
@@ -18,7 +19,6 @@ from monograph.inference.text import StopText
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.weights import Weights
-from monograph.training.tokenizer import train_tokenizer
 
 TEXT = "the cat sat on the mat. the dog sat on the log. where is the end of it? STOP. naïve café ☕ " * 4
 LENGTHS = (5, 1, 9)
@@ -33,13 +33,14 @@ class ReferenceSession:
         self.graph, self.params = graph, {k: 8 * weights.numpy(k) for k in graph.params}
         self.rows: list[list[int]] = []
         self.steps = 0
+        self.owner: object = None
 
     @property
     def lengths(self) -> Array:
         return np.array([len(r) for r in self.rows], np.int64)
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        self.rows = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
+        self.rows, self.owner = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)], object()
         return self.forward()
 
     def step(self, tokens: Array) -> Array:
@@ -68,9 +69,10 @@ class ScriptedSession:
     def __init__(self, *scripts: list[int], vocab: int = 600) -> None:
         self.scripts, self.vocab, self.at, self.fed = scripts, vocab, 0, []
         self.lengths = np.zeros(0, np.int64)
+        self.owner: object = None
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
-        self.at, self.fed, self.lengths = 0, [], lengths
+        self.at, self.fed, self.lengths, self.owner = 0, [], lengths, object()
         return self.say()
 
     def step(self, tokens: Array) -> Array:

@@ -15,7 +15,7 @@ from monograph.backends.onnxruntime.quantized import narrow_products
 from monograph.frontends.dsl import Model
 from monograph.frontends.load import load
 from monograph.ir import interpret, parse
-from monograph.ir.encoded import Encoded, memory_bound, plain
+from monograph.ir.encoded import Encoded, plain
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
 from monograph.passes.differential import CASES, difference, sample_inputs
@@ -104,7 +104,6 @@ def test_built_for_onnx_runtime(
     assert report.through_float == (
         {f"model.layers.{i}.self_attn.v_proj.weight": "Q5_0" for i in range(2)} if kind == "mixed" else {}
     )
-    assert report.bound == memory_bound(model.weights.values())
     assert narrow_products(report.folder)
     monkeypatch.setattr("monograph.backends.target.ACCURACY_LEVELS", {})
     exact = build(model, None, tmp_path / "exact")
@@ -155,8 +154,8 @@ def test_formats_without_an_encoding_are_named(files: dict[str, Path]) -> None:
 def test_adapters_train_over_blocks_and_merge_into_numbers(files: dict[str, Path]) -> None:
     import torch
     from monograph.backends.torch import to_torch
-    from monograph.passes.adapt import lora_params
     from monograph.passes.encode import keep_encodings
+    from monograph.passes.lora import lora_params
     from monograph.training.adapters import Adapter, Lora
 
     model = load(files["Q4_1"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("ir", "passes", "frontends", "backends", "training", "inference", "api")
+LAYERS = ("ir", "passes", "frontends", "backends", "data", "training", "inference", "api")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from monograph.backends.torch.tensors import to_array
+from monograph.data.batch import Batch
 from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir import interpret
 from monograph.training.checkpoint import open_checkpoint
@@ -25,7 +26,6 @@ from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
 from monograph.training.settings import Settings
-from monograph.training.source import Batch
 from monograph.training.speed import Arithmetic
 from training_runs import (
     SETTINGS,
@@ -54,7 +54,7 @@ def new_run(corpus: Any, steps: int, folder: Path | None = None, **settings: Any
 
 
 def weights_of(run: Run) -> dict[str, np.ndarray[Any, Any]]:
-    return {k: to_array(p).copy() for k, p in run.module.named_parameters()}
+    return {k: to_array(p).copy() for k, p in run.learner.module.named_parameters()}
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def test_parts_give_the_gradient_of_the_whole(corpus: Corpus, parts: int) -> Non
     found: list[tuple[float, dict[str, np.ndarray[Any, Any]]]] = []
     for accumulate in (1, parts):
         one = new_run(Uneven(corpus), 1, accumulate=accumulate)
-        one.module.double()
+        one.learner.module.double()
         loss = one.backward(batch)
-        found.append((loss, {k: to_array(p.grad).copy() for k, p in one.module.named_parameters()}))
+        found.append((loss, {k: to_array(p.grad).copy() for k, p in one.learner.module.named_parameters()}))
     (whole, gradients), (mean, sums) = found
     assert mean == pytest.approx(whole, rel=1e-12)
     for name, gradient in gradients.items():
@@ -122,7 +122,7 @@ def test_clipping_scales_the_gradient_to_the_norm_that_is_allowed(corpus: Corpus
         batch = next(corpus.batches(4, 16))
         _, norm = one.step(batch, 1e-3)
         plain.backward(batch)
-        for mine, theirs in zip(one.module.parameters(), plain.module.parameters(), strict=True):
+        for mine, theirs in zip(one.learner.module.parameters(), plain.learner.module.parameters(), strict=True):
             assert mine.grad is not None and theirs.grad is not None
             torch.testing.assert_close(mine.grad, theirs.grad * min(1.0, clip / norm), rtol=1e-4, atol=0)
         assert 0.01 < norm < 1e6, "told is the norm before"
@@ -136,7 +136,7 @@ def test_the_running_mean_equals_its_formula(corpus: Corpus, tmp_path: Path) -> 
     means = {k: w.astype(np.float64) for k, w in weights_of(one).items()}
     for _ in one:
         means = {k: 0.8 * m + 0.2 * weights_of(one)[k] for k, m in means.items()}
-    saved, raw = arrays_of(one.finish()), arrays(tmp_path / "checkpoints" / "step-00000006")
+    saved, raw = arrays_of(one.finish().model), arrays(tmp_path / "checkpoints" / "step-00000006")
     for name, mean in means.items():
         np.testing.assert_allclose(saved[name], mean, rtol=0, atol=1e-6, err_msg=name)
         np.testing.assert_array_equal(raw[name], weights_of(one)[name], err_msg="a checkpoint trains on")
@@ -177,7 +177,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, value: float, bad: Callable[[int], bo
     def spoiled(self: Run, batch: Batch) -> float:
         loss = backward(self, batch)
         if bad(self.done):
-            next(self.module.parameters()).grad.view(-1)[3] = value  # type: ignore[union-attr]
+            next(self.learner.module.parameters()).grad.view(-1)[3] = value  # type: ignore[union-attr]
         return loss
 
     monkeypatch.setattr(Run, "backward", spoiled)
@@ -189,10 +189,10 @@ def test_f16_leaves_out_a_step_that_overflows(corpus: Corpus, monkeypatch: pytes
     seen, means, scales = [weights_of(one)], [], []
     for _ in one:
         seen.append(weights_of(one))
-        means.append({k: m.clone() for k, m in one.average.means.items()})  # type: ignore[union-attr]
-        scales.append(one.scaler.get_scale())
+        means.append({k: m.clone() for k, m in one.learner.average.means.items()})  # type: ignore[union-attr]
+        scales.append(one.learner.scaler.get_scale())
     assert scales == [2.0**16, 2.0**16, 2.0**15, 2.0**15, 2.0**15]
-    assert one.updates == 4
+    assert one.learner.updates == 4
     same = [all(np.array_equal(a[k], b[k]) for k in a) for a, b in pairwise(seen)]
     assert same == [False, False, True, False, False]
     assert all(torch.equal(means[1][k], means[2][k]) for k in means[1]), "no update, no new mean"

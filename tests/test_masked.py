@@ -15,6 +15,8 @@ import transformers
 from command_line import call
 from monograph.backends.torch import loss as chunked
 from monograph.backends.torch import to_inputs, to_torch
+from monograph.data.errors import CorpusError
+from monograph.data.tokenizers import train as train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.load import load
 from monograph.inference.engine import Engine
@@ -24,8 +26,6 @@ from monograph.ir.types import DType
 from monograph.ir.weights import Weights
 from monograph.passes.pipelines import train as train_pipeline
 from monograph.resolve import resolve
-from monograph.training.data.tokenizers import train as train_tokenizer
-from monograph.training.errors import CorpusError
 from monograph.training.loop import train
 from monograph.training.loss import with_loss
 from monograph.training.masked import Masked, choose, hide
@@ -164,7 +164,7 @@ def test_what_cannot_be_masked(data: Masked) -> None:
 
 
 def test_shards_are_masked_too(tmp_path: Path) -> None:
-    from monograph.training.data import Recipe, prepare
+    from monograph.data import Recipe, prepare
 
     (tmp_path / "text").mkdir()
     lines = [json.dumps({"text": p}) for p in counting(200).split("\n\n") if p]

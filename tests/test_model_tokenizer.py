@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import tokenizers
+from monograph.data import Dataset
+from monograph.data import Recipe as DataRecipe
+from monograph.data import prepare as prepare_data
+from monograph.data import train_tokenizer as learn
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import save_pretrained
 from monograph.frontends.tokenizer import Tokenizer
@@ -15,10 +19,6 @@ from monograph.ir.errors import ConfigError
 from monograph.ir.weights import Weights
 from monograph.runs import prepare
 from monograph.training.corpus import Corpus
-from monograph.training.data import Dataset
-from monograph.training.data import Recipe as DataRecipe
-from monograph.training.data import prepare as prepare_data
-from monograph.training.data import train_tokenizer as learn
 from monograph.training.finetune import distill
 from monograph.training.masked import Masked
 from monograph.training.recipe import Recipe

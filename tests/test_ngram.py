@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monograph.data.byte_level import train_tokenizer
+from monograph.data.errors import CorpusError
 from monograph.inference.generate import generate
 from monograph.ir.errors import ConfigError, MonographError, RuntimeInputError, WeightsError
 from monograph.ir.interpret import Array
-from monograph.training.arpa import save_arpa
+from monograph.training.baselines.arpa import save_arpa
+from monograph.training.baselines.ngram import NGram, NGramSession, estimate
 from monograph.training.corpus import python_topics
-from monograph.training.errors import CorpusError
-from monograph.training.ngram import NGram, NGramSession, estimate
-from monograph.training.tokenizer import train_tokenizer
 
 VOCAB = 60
 

@@ -211,6 +211,17 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("lstm", ["f32[2,3,4]", "f32[12,4]", "f32[12,3]", None, None, "f32[2,3]"], {}, "h0 and c0 are given both or not"),
     ("gru", ["f32[2,3,4]", "f32[9,4]", "f32[9,3]", None, None, "f32[3]"], {}, r"h0 is f32\[3\], expected f32\[2,3\]"),
     ("gru", ["f32[2,3,4]", "f32[9,4]", "f32[9,3]", *[None] * 3, "i64[2]"], {}, r"lengths is i64\[2\], expected i32"),
+    ("topk", ["f32[2,3]"], {"k": 4}, "k is 4 but the last axis of x has 3 elements"),
+    ("topk", ["f32[2,3]"], {"k": 0}, "k is 0, expected at least 1"),
+    ("moe", ["f32[2,8]", "f32[2,1]", "i32[2,1]"], {}, "indices are i32, expected i64"),
+    ("moe", ["f32[2,8]", "f32[2,1]", "i64[2,1]"], {}, "0 weights of experts are given, expected 3 each"),
+    ("moe", ["f32[2,8]", "f32[3,1]", "i64[3,1]"], {}, r"weights are f32\[3,1\], expected a row for each token of x"),
+    ("moe", ["f32[2,8]", "f32[2,1]", "i64[2,1]", "f32[5,8]", "f32[5,8]", "f32[7,5]"], {}, "experts give 7 channels"),
+    ("causal_conv", ["f32[2,3,4]", "f32[5,3]"], {}, "w has 5 rows but x has 4 channels"),
+    ("causal_conv", ["f32[2,3,4]", "f32[4,1]"], {}, "w has 1 taps, expected at least 2"),
+    ("causal_conv", ["f32[2,3,4]", "f32[4,3]", None, "f32[2,3,4]"], {}, r"tail is f32\[2,3,4\], expected f32\[2,2,4\]"),
+    ("state_space", ["f32[2,3,4,5]", "f32[2,3,2]", *["f32[2,3,2,6]"] * 2], {}, r"decay is f32\[2,3,2\], expected"),
+    ("state_space", ["f32[2,3,4,5]", "f32[2,3,4]", *["f32[2,3,3,6]"] * 2], {}, "4 is not a multiple of 3"),
     ("compact", ["i64[2,3]"], {}, r"mask is i64\[2,3\], expected bool \[B,S\]"),
 ]
 

@@ -18,8 +18,10 @@ import pytest
 from monograph.backends.onnx import lower
 from monograph.backends.onnxruntime import ops as target
 from monograph.backends.onnxruntime.attention import GroupQuery, MultiHead, PackProjections
+from monograph.backends.onnxruntime.choices import CHOICES
 from monograph.backends.onnxruntime.logits import select_rows
-from monograph.backends.onnxruntime.rewrites import DISABLED_OPTIMIZERS, LAYERS, open_blocks
+from monograph.backends.onnxruntime.rewrites import layers, open_blocks
+from monograph.backends.target import Target
 from monograph.ir import Graph, building, interpret, ops, parse, verify
 from monograph.ir.types import f32, i32, tensor
 from monograph.ir.weights import Weights
@@ -31,7 +33,11 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "ort").glob("*.txt"))
 FUNCTIONS = [FunctionPass(f.__name__, f) for f in (open_blocks, select_rows)]
-PASSES: dict[str, Pass] = {p.name: p for p in (GroupQuery(64), MultiHead(), PackProjections(), LAYERS, *FUNCTIONS)}
+CPU = Target.of("cpu")
+LAYERS = layers(CPU)
+PASSES: dict[str, Pass] = {
+    p.name: p for p in (GroupQuery(CPU, 64), MultiHead(CPU), PackProjections(CPU), LAYERS, *FUNCTIONS)
+}
 NOTHING = Pipeline("lowered", [])
 
 
@@ -95,7 +101,7 @@ def runtime(graph: Graph, inputs: Mapping[str, Any], params: Mapping[str, Any]) 
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=list(DISABLED_OPTIMIZERS),
+        disabled_optimizers=list(CHOICES["cpu"].disabled_optimizers),
     )  # fmt: skip
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, {k: inputs[k] for k in graph.inputs if k in inputs}), strict=True))
@@ -237,6 +243,7 @@ def test_a_softcapped_head_is_computed_for_chosen_rows() -> None:
     graph = parse(
         "graph g(%x: f32[B,S,4], %past_key_values.0.key: f32[B,1,P,4]) {\n"
         "  param @w: f32[5,4]\n  param @b: f32[5]\n"
+        "  slot past_key_values.0.key -> present.0.key: append(axis=2)\n"
         "  %0 = linear(%x, @w) : f32[B,S,5]\n"
         "  %1 = add(%0, @b) : f32[B,S,5]\n"
         "  %2 = tanh(%1) : f32[B,S,5]\n"

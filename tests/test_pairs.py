@@ -14,18 +14,18 @@ import pytest
 import torch
 from command_line import call
 from monograph.backends.torch import to_inputs, to_torch
+from monograph.data.batch import split_rows
+from monograph.data.errors import CorpusError
+from monograph.data.tokenizers import train as train_tokenizer
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, MonographError
 from monograph.ir.weights import Weights
 from monograph.passes.pipelines import train as train_pipeline
-from monograph.training.data.tokenizers import train as train_tokenizer
-from monograph.training.errors import CorpusError
 from monograph.training.loss import with_loss
 from monograph.training.pairs import Pairs, hold_out
+from monograph.training.ragged import once, order
 from monograph.training.recipe import Recipe
-from monograph.training.rows import once, order
-from monograph.training.source import split_rows
 
 pytestmark = pytest.mark.slow
 

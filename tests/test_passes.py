@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 from monograph.ir import Graph, interpret, parse, verify
 from monograph.passes import fuse, pack
-from monograph.passes.adapt import add_lora, merge_lora
-from monograph.passes.cache import add_cache, emit_cache
 from monograph.passes.canonicalize import canonicalize, remove_dropout
 from monograph.passes.cse import cse
 from monograph.passes.dce import dce
 from monograph.passes.decompose import decompose
 from monograph.passes.differential import random_params
 from monograph.passes.fold import fold
+from monograph.passes.lora import add_lora, merge_lora
 from monograph.passes.manager import FunctionPass, RewritePass
+from monograph.passes.state import add_state
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "passes").glob("*.txt"))
 FUNCTIONS = (
-    add_cache, emit_cache, canonicalize, cse, dce, decompose, fold, remove_dropout, pack.pack_qkv, pack.pack_gate_up,
+    add_state, canonicalize, cse, dce, decompose, fold, remove_dropout, pack.pack_qkv, pack.pack_gate_up,
 )  # fmt: skip
 PASSES: dict[str, FunctionPass | RewritePass] = {f.__name__: FunctionPass(f.__name__, f) for f in FUNCTIONS}
 PASSES |= {p.name: p for p in (fuse.LAYERS, fuse.BLOCKS, fuse.RESIDUALS)}
 PASSES["add_lora"] = FunctionPass("add_lora", lambda g: add_lora(g, 2, 4.0, ["q_proj", "up_proj"], 0.1))
 PASSES["merge_lora"] = FunctionPass("merge_lora", merge_lora)
-CHANGE_THE_CONTRACT = ("add_cache", "add_lora", "emit_cache")
+CHANGE_THE_CONTRACT = ("add_state", "add_lora")
 
 
 def read(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir import DType, Graph, building, interpret, ops, parse, tensor, verify
 from monograph.ir.errors import MonographError, PassError
+from monograph.ir.slots import Stream
 from monograph.passes import pipelines
 from monograph.passes.differential import CASES, difference, random_params, sample_inputs
 from monograph.passes.manager import FunctionPass, Pipeline
@@ -72,12 +73,13 @@ def test_decode_step_by_step_equals_full_forward() -> None:
 
 def test_decode_goes_on_from_prefill() -> None:
     model = llama()
-    plain, prompt, cached = model.graph(), pipelines.prefill(model.graph()), pipelines.decode(model.graph())
-    assert str(prompt.outputs["present.2.value"].type) == "f32[B,2,S,8]"
+    plain, cached = model.graph(), pipelines.decode(model.graph())
+    assert str(cached.outputs["present.2.value"].type) == "f32[B,2,P+S,8]"
     params, inputs = random_params(plain), sample_inputs(plain, CASES[3])
     full = interpret(plain, inputs, params)["logits"]
-    out = interpret(prompt, {k: v[:, :4] for k, v in inputs.items()}, params)
-    pasts = {k.replace("present", "past_key_values"): v for k, v in out.items() if k.startswith("present")}
+    nothing = {s.input: np.zeros((3, 2, 0, 8), np.float32) for s in cached.slots}
+    out = interpret(cached, {k: v[:, :4] for k, v in inputs.items()} | nothing, params)
+    pasts = {s.input: out[s.output] for s in cached.slots}
     window = {k: v if k == "attention_mask" else v[:, 4:] for k, v in inputs.items()}
     rest = interpret(cached, window | pasts, params)["logits"]
     valid = inputs["attention_mask"] == 1
@@ -142,12 +144,14 @@ def test_unknown_pipeline() -> None:
         pipelines.optimize(llama().graph(), "decod")
 
 
-def test_query_dependent_mask_is_refused_by_the_cache() -> None:
+def test_a_mask_over_queries_and_keys_is_refused_as_an_input() -> None:
     graph = Graph("masked")
+    graph.input("input_ids", tensor(DType.i64, "B", "S"))
+    graph.stream = Stream()
     q = graph.input("q", tensor(DType.f32, "B", "S", 2, 8))
     mask = graph.input("attention_mask", tensor(DType.bool_, "B", 1, "S", "S"))
     graph.output("y", ops.attention(q, q, q, mask=mask, causal=True))
-    with pytest.raises(PassError, match="depends on the query"):
+    with pytest.raises(PassError, match=r"attention_mask is bool\[B,1,S,S\], expected one number a token"):
         pipelines.decode(graph)
 
 

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 import torch
 from monograph.cli import app
+from monograph.data.tables import changes_of, read_toml
 from monograph.frontends.dsl import load_family
 from monograph.ir.errors import ConfigError
 from monograph.runs import prepare
@@ -23,7 +24,6 @@ from monograph.training.loop import train
 from monograph.training.recipe import PYTHON, Recipe
 from monograph.training.settings import Settings
 from monograph.training.source import check_fit
-from monograph.training.tables import changes_of, read_toml
 from training_runs import TEXT, assert_same_weights
 from typer.testing import CliRunner
 

@@ -16,10 +16,10 @@ from monograph.backends.torch.held import Held, held_bytes
 from monograph.backends.torch.lower import prepare
 from monograph.frontends.dsl import load_family
 from monograph.ir import Graph, Init, building, ops, tensor
+from monograph.ir.backward_reads import dense, viewed
 from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.types import f32, f64, i64
 from monograph.passes.recompute import MemoryBudgetError, Network, Plan, blocks, recompute
-from monograph.passes.saved import dense, viewed
 from monograph.training.corpus import Corpus
 from monograph.training.loop import train
 from recompute_models import CONFIGS, batch, sizes_of, training_graph

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from monograph.data import Dataset, Recipe, prepare
+from monograph.data import train_tokenizer as learn
 from monograph.ir.errors import ConfigError
 from monograph.training.corpus import Corpus
-from monograph.training.data import Dataset, Recipe, prepare
-from monograph.training.data import train_tokenizer as learn
 from monograph.training.dpo import Preferences
+from monograph.training.fingerprint import digest_of, fingerprint
 from monograph.training.instruct import Instructions
 from monograph.training.labelled import Labelled
 from monograph.training.masked import Masked, Sharded
 from monograph.training.pairs import Pairs
 from monograph.training.settings import Settings
 from monograph.training.source import Source
-from monograph.training.state import digest_of, fingerprint
 from training_runs import TEXT, numbers, run, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

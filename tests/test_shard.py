@@ -16,10 +16,10 @@ from monograph.ir.ops import cross_entropy
 from monograph.ir.types import TensorType, i64
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
-from monograph.passes.adapt import add_lora
 from monograph.passes.collectives import ADD
-from monograph.passes.local import local_graph
+from monograph.passes.lora import add_lora
 from monograph.passes.shard import plan
+from monograph.passes.shard_apply import local_graph
 
 SMALL: dict[str, dict[str, Any]] = {
     "llama": {"vocab": 48, "dim": 32, "ffn": 48, "layers": 2, "heads": 8, "kv_heads": 4, "attention_bias": True},

@@ -8,8 +8,10 @@ from monograph.frontends.dsl import Model, load_family
 from monograph.ir import Dim, DType, Graph, interpret, ops, tensor, verify
 from monograph.ir.errors import ConfigError, PassError
 from monograph.ir.interpret import Array
+from monograph.ir.slots import Stream
 from monograph.passes import pipelines
 from monograph.passes.differential import CASES, Case, attention_mask, difference, random_params, sample_inputs
+from monograph.passes.state import add_state
 
 FAMILIES = ["rnn_lm", "lstm_lm", "gru_lm"]
 STATES = {"rnn_lm": "h", "lstm_lm": "hc", "gru_lm": "h"}
@@ -26,7 +28,7 @@ def test_decode_graph_has_the_contract(family: str) -> None:
     assert [k for k in graph.inputs if k.startswith("past_")] == [f"past_state.{k}" for k in labels]
     assert [k for k in graph.outputs if k != "logits"] == [f"present_state.{k}" for k in labels]
     assert str(graph.inputs["past_state.1.h"].type) == "f32[B,8]"
-    assert str(graph.inputs["attention_mask"].type) == "i64[B,T]"
+    assert str(graph.inputs["attention_mask"].type) == "i64[B,P+S]"
     assert str(graph.outputs["logits"].type) == "f32[B,S,20]"
 
 
@@ -118,27 +120,21 @@ def test_graphs_without_recurrences_are_left_alone() -> None:
     assert not any("state" in k for k in pipelines.decode(graph).inputs)
 
 
-def test_a_fixed_length_is_refused_by_the_state() -> None:
+def test_a_fixed_length_is_refused() -> None:
     graph = Graph("fixed")
-    mask = graph.input("attention_mask", tensor(DType.bool_, "B", 4))
-    x = graph.input("x", tensor(DType.f32, "B", 4, 2))
-    w, r = (graph.param(n, tensor(DType.f32, 3, k)) for n, k in (("w", 2), ("r", 3)))
-    y, _ = ops.rnn(x, w, r, lengths=ops.compact(mask)[2])
-    graph.output("y", y)
-    with pytest.raises(PassError, match=r"mask bool\[B,4\] has length 4, which is not one symbol"):
-        pipelines.decode(graph)
+    graph.stream = Stream()
+    graph.input("input_ids", tensor(DType.i64, "B", 4))
+    with pytest.raises(PassError, match=r"input_ids is i64\[B,4\]: its length is not S"):
+        add_state(graph)
 
 
-def test_a_length_called_as_the_grown_mask_is_refused() -> None:
+def test_a_dimension_called_as_the_past_is_refused() -> None:
     graph = Graph("taken")
-    mask = graph.input("attention_mask", tensor(DType.bool_, "B", "S"))
-    x, other = (graph.input(n, tensor(DType.f32, "B", s, 2)) for n, s in (("x", "S"), ("other", "T")))
-    w, r = (graph.param(n, tensor(DType.f32, 3, k)) for n, k in (("w", 2), ("r", 3)))
-    y, _ = ops.rnn(x, w, r, lengths=ops.compact(mask)[2])
-    graph.output("y", y)
-    graph.output("z", other + 1.0)
-    with pytest.raises(PassError, match="already has a length T, so mask attention_mask cannot"):
-        pipelines.decode(graph)
+    graph.stream = Stream()
+    graph.input("input_ids", tensor(DType.i64, "B", "S"))
+    graph.input("other", tensor(DType.f32, "B", "P"))
+    with pytest.raises(PassError, match=r"other is f32\[B,P\], but P counts the tokens before"):
+        add_state(graph)
 
 
 def test_tied_widths_must_agree() -> None:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from monograph.backends import target as module
 from monograph.backends.onnx import lower
-from monograph.backends.onnxruntime.build import variants_of
+from monograph.backends.onnxruntime.variants import variants_of
 from monograph.backends.target import Kernel, KernelTable, Target, kernel_table, read_table
 from monograph.frontends.models.llama import llama
 from monograph.ir import Graph, MonographError, ops
@@ -65,7 +65,7 @@ def test_the_shipped_table_agrees_with_a_runtime_that_can_be_asked() -> None:
 def test_a_whole_model_has_kernels_on_the_cpu() -> None:
     model = llama(vocab=50, dim=64, ffn=48, layers=1, heads=4, kv_heads=2, tied=True)
     weights = Weights.initialize(model.graph())
-    for graph in variants_of(model.graph(), 64).graphs.values():
+    for graph in variants_of(model.graph(), Target.of("cpu"), 64).graphs.values():
         lowered = lower(graph, weights, pipeline=NOTHING)
         kernel_table("cpu").check(lowered)
         with pytest.raises(LoweringError, match="have no kernel on cpu"):
@@ -75,7 +75,7 @@ def test_a_whole_model_has_kernels_on_the_cpu() -> None:
 def test_the_cuda_table_refuses_what_the_library_lacks() -> None:
     model = llama(vocab=50, dim=64, ffn=48, layers=2, heads=4, kv_heads=2, tied=True)
     weights = Weights.initialize(model.graph())
-    graph = variants_of(model.graph(), 64).graphs["model.onnx"]
+    graph = variants_of(model.graph(), Target.of("cpu"), 64).graphs["model.onnx"]
     with pytest.raises(LoweringError) as e:
         kernel_table("cuda").check(lower(graph, weights, pipeline=NOTHING))
     text = str(e.value)
@@ -83,7 +83,7 @@ def test_the_cuda_table_refuses_what_the_library_lacks() -> None:
     assert "com.microsoft.GroupQueryAttention (version 1) for T=float" in text
     assert "model.layers.0" in text and "model.layers.1" in text and "llama.py:" in text
     assert "there is * T=bfloat16,float16" in text
-    half = variants_of(model.graph(f16), 64).graphs["model.onnx"]
+    half = variants_of(model.graph(f16), Target.of("cuda"), 64).graphs["model.onnx"]
     kernel_table("cuda").check(lower(half, weights, pipeline=NOTHING))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monograph.backends.torch import to_inputs, to_torch
+from monograph.data.batch import Batch
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import load_folder
 from monograph.frontends.load import load
@@ -20,7 +21,7 @@ from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, MonographError, RuntimeInputError
 from monograph.ir.weights import Weights
-from monograph.training.corpus import Batch, Corpus
+from monograph.training.corpus import Corpus
 from monograph.training.errors import TrainingError
 from monograph.training.loop import Run, train
 from monograph.training.loss import with_loss
@@ -320,14 +321,14 @@ def test_a_model_of_your_own_is_trained_saved_and_loaded(corpus: Corpus, tmp_pat
 def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(self: Run, batch: Batch) -> torch.Tensor:
+    def spoiled(self: Run, batch: Batch) -> float:
         if self.done == 6:
             with torch.no_grad():
-                self.module.get_parameter("model.norm.weight").fill_(math.nan)
-        return loss(self, batch)
+                self.learner.module.get_parameter("model.norm.weight").fill_(math.nan)
+        return backward(self, batch)
 
-    loss = Run.loss
-    monkeypatch.setattr(Run, "loss", spoiled)
+    backward = Run.backward
+    monkeypatch.setattr(Run, "backward", spoiled)
     history: list[Step] = []
     with pytest.raises(TrainingError) as e:
         train(tiny(), corpus, steps=20, evaluate_every=4, folder=tmp_path, observe=history.append, **SETTINGS)

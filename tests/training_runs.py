@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monograph.data.batch import labels_of
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir import interpret
 from monograph.ir.weights import Weights
@@ -13,7 +14,6 @@ from monograph.training.corpus import Corpus
 from monograph.training.loop import train
 from monograph.training.loss import with_loss
 from monograph.training.progress import Step
-from monograph.training.source import labels_of
 
 TEXT = "".join(
     f"Line {i}: the {'cat' if i % 5 else 'dog'} {'sat' if i % 3 else 'lay'} on mat {i % 7}.\n\n" for i in range(150)

@@ -17,8 +17,8 @@ from ..ir.graph import Graph
 from ..ir.safetensors import write_file
 from ..ir.tensors import Tensor
 from ..ir.weights import Computed, Weights
-from ..passes.adapt import ALL as ALL
-from ..passes.adapt import DOWN, UP, add_lora, lora_params, merge_lora, select
+from ..passes.lora import ALL as ALL
+from ..passes.lora import DOWN, UP, add_lora, lora_params, merge_lora, select
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -45,7 +45,7 @@ its weight (fan_in_fan_out) is known from the graph."""
 
 @dataclass(frozen=True)
 class Lora:
-    """A low-rank adapter: A [rank, in] and B [out, rank] beside each layer that `targets` names (see passes/adapt.py).
+    """A low-rank adapter: A [rank, in] and B [out, rank] beside each layer that `targets` names (see passes/lora.py).
 
     rank_stabilized: the scale is alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
     """

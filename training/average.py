@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .spread import local
+from .layout import local
 
 
 class Average:

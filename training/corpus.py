@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import Batch
+from ..data.byte_level import encode_plain, train_tokenizer
+from ..data.errors import CorpusError
+from ..data.passages import passage_key, passages, portions
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.files import staged
+from ..ir.slots import TOKENS
 from ..ir.tensors import Array
-from .errors import CorpusError
-from .source import Batch
-from .tokenizer import encode_plain, train_tokenizer
 
 SPLITS = ("train", "held_out")
-_PASSAGE, _PORTION = 2000, 1_000_000
-"""Most characters of a passage, and of what is tokenised in one call."""
 
 
 def python_topics() -> str:
@@ -74,30 +74,6 @@ def split_texts(texts: Sequence[str], held_out: float = 0.1) -> list[tuple[str, 
     halves = [_cut(passages(text), held_out) for text in texts]
     seen = {passage_key(p) for train, _ in halves for p in train}
     return [("".join(a), "".join(p for p in b if passage_key(p) not in seen)) for a, b in halves]
-
-
-def passages(text: str) -> list[str]:
-    """The text in pieces that join to it again: blocks with the blank lines after them, long ones cut at line ends.
-
-    A line that is too long by itself is cut anywhere.
-    """
-    found: list[str] = []
-    current: list[str] = []
-    size, after_blank = 0, False
-    lines = text.splitlines(keepends=True)
-    for line in (whole[i : i + _PASSAGE] for whole in lines for i in range(0, len(whole), _PASSAGE)):
-        blank = not line.strip()
-        if current and ((after_blank and not blank) or size + len(line) > _PASSAGE):
-            found.append("".join(current))
-            current, size = [], 0
-        current.append(line)
-        size, after_blank = size + len(line), blank
-    return [*found, "".join(current)] if current else found
-
-
-def passage_key(passage: str) -> bytes:
-    """What makes two passages the same: their words in order."""
-    return hashlib.sha256(" ".join(passage.split()).encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _cut(pieces: list[str], held_out: float) -> tuple[list[str], list[str]]:
@@ -221,10 +197,10 @@ def make_batch(rows: Array) -> Batch:
     x, y = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
     positions = np.broadcast_to(np.arange(x.shape[1], dtype=np.int64), x.shape)
     return {
-        "input_ids": np.maximum(x, 0),
-        "attention_mask": (x >= 0).astype(np.int64),
-        "position_ids": np.ascontiguousarray(positions),
-        "labels": np.where(y >= 0, y, -100),
+        TOKENS.ids: np.maximum(x, 0),
+        TOKENS.mask: (x >= 0).astype(np.int64),
+        TOKENS.positions: np.ascontiguousarray(positions),
+        LABELS: np.where(y >= 0, y, -100),
     }
 
 
@@ -251,19 +227,6 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Array:
         if tokenizer.eos_id is not None:
             ids.append(np.array([tokenizer.eos_id], dtype))
     return np.concatenate(ids) if ids else np.empty(0, dtype)
-
-
-def portions(text: str) -> Iterator[str]:
-    """The text in pieces of at most a megabyte, so that the tokenizer's tables stay small."""
-    current: list[str] = []
-    size = 0
-    for p in passages(text):
-        if current and size + len(p) > _PORTION:
-            yield "".join(current)
-            current, size = [], 0
-        current.append(p)
-        size += len(p)
-    yield "".join(current)
 
 
 def _about(path: Path) -> dict[str, Any]:

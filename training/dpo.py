@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..data.batch import IGNORED, Batch
+from ..data.errors import CorpusError
 from ..frontends.tokenizer import Tokenizer
-from .errors import CorpusError
 from .instruct import (
     Row,
     encode_chat,
@@ -23,8 +24,6 @@ from .instruct import (
     shuffled,
     split_rows,
 )
-from .loss import IGNORED
-from .source import Batch
 
 Pair = tuple[Row, Row]
 

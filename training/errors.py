@@ -1,14 +1,10 @@
-"""Errors of training: a text that cannot be used, and a run that went wrong."""
+"""The error of a run that went wrong."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..ir.errors import MonographError
-
-
-class CorpusError(MonographError):
-    """A text is damaged, empty, or too short for what was asked."""
 
 
 class TrainingError(MonographError):

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import IGNORED, Batch
+from ..data.byte_level import encode_plain
+from ..data.errors import CorpusError
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
-from .errors import CorpusError
-from .loss import IGNORED
-from .rows import parse
-from .source import Batch
-from .tokenizer import encode_plain
+from ..ir.slots import TOKENS
+from .ragged import parse
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -210,8 +211,8 @@ def pad(rows: Sequence[Row]) -> Batch:
         labels[i, :n] = np.where(r.said[1:], r.ids[1:], IGNORED)
     positions = np.broadcast_to(np.arange(length, dtype=np.int64), ids.shape)
     return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": np.ascontiguousarray(positions),
-        "labels": labels,
+        TOKENS.ids: ids,
+        TOKENS.mask: mask,
+        TOKENS.positions: np.ascontiguousarray(positions),
+        LABELS: labels,
     }

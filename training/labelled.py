@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import Batch
+from ..data.errors import CorpusError
+from ..data.tokenizers import train as train_tokenizer
+from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
+from ..ir.slots import TOKENS
 from ..ir.tensors import Array
-from .data.tokenizers import train as train_tokenizer
-from .errors import CorpusError
-from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
-from .source import Batch
+from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
 Row = tuple[str, str]
 """Label and text."""
@@ -128,11 +130,11 @@ class Labelled:
         texts = [cut(part.texts[i], length, tail) for i in rows]
         ids, mask, positions = padded(texts, self.tokenizer.pad_id or 0)
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "token_type_ids": np.zeros_like(ids),
-            "labels": part.labels[rows],
+            TOKENS.ids: ids,
+            TOKENS.mask: mask,
+            TOKENS.positions: positions,
+            TOKEN_TYPES: np.zeros_like(ids),
+            LABELS: part.labels[rows],
         }
 
 

@@ -1,45 +1,40 @@
-"""The training loop: AdamW on the PyTorch backend, for any model and source of batches of the same task."""
+"""The training loop: a run holds its parts and does the steps, for any model and source of batches of the same task.
+
+Each part is told of in its own file and knows nothing of the loop: the objective (what is made small), the learner
+(module, optimizer, running average), the evaluator (held-out part, patience), the checkpointer (what is on disk to go
+on from) and what is kept (the model the run gives).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..backends.torch import compiled, to_inputs
-from ..backends.torch.allocator import keep_pages
+from ..data.batch import Batch, tokens_of
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
-from ..ir.graph import Graph
-from ..ir.weights import Weights
-from ..passes.documents import drop_padding_mask
-from ..passes.separate import separate_documents
-from .average import Average
-from .evaluate import Evaluation
-from .keeping import Keeping
+from .checkpointing import Checkpointer, DataDigests
+from .errors import TrainingError
+from .evaluator import Evaluator, Metrics
+from .fingerprint import digest_of, fingerprint
+from .kept import Kept
+from .learner import Learner
 from .lock import held
-from .log import Log
-from .loss import with_loss
-from .memory import budget
+from .log import PLOT, Log, plot_losses
+from .objective import LabelLoss, Objective, shares_of
 from .progress import Display, Step
-from .schedule import parameter_groups, rate_at
-from .settings import PRECISIONS, Settings
+from .schedule import rate_at
+from .seeding import seeded
+from .settings import Settings
 from .signals import Stop, stoppable
-from .source import Batch, Source, check_fit, labels_of, split_rows, tokens_of
+from .source import Source, check_fit
 from .speed import Arithmetic
-from .spread import Spread, unread
-from .state import digest_of, fingerprint, seeded
+from .trained_weights import FullWeights, TrainedWeights, Tuned
 from .world import World, is_lost, left_on_error
-
-_LEAST_SCALE = 2.0**-14
-"""Of the loss in f16: below, something other than its range is wrong."""
-
-Metrics = Callable[[Model], Mapping[str, float]]
 
 
 def train(
@@ -70,7 +65,7 @@ def train(
     """
     with left_on_error():
         run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
-    return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe)
+    return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe).model
 
 
 def drive(
@@ -80,14 +75,14 @@ def drive(
     progress: bool = True,
     tensorboard: bool = False,
     observe: Callable[[Step], None] = lambda step: None,
-) -> Model:
-    """Do the steps of a run and show them; gives the trained model."""
+) -> Tuned:
+    """Do the steps of a run and show them; gives what was trained."""
     shown = progress and run.world.first
     with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
         note = display.note if run.world.first else _silent
         stack.callback(run.world.close)
         _lock(run, stack, note)
-        stack.enter_context(_heard(run))
+        stack.enter_context(_told(run))
         run.begin(resume, note)
         if shown:
             run.arithmetic.measure_peak(run.settings)
@@ -108,110 +103,98 @@ def _lock(run: Run, stack: contextlib.ExitStack, note: Callable[[str], None]) ->
     """The first process holds the folder for all until the stack ends, after what an error still writes there."""
     folder = run.folder
     if folder is not None:
-        with _heard(run):
+        with _told(run):
             run.world.told(lambda: stack.enter_context(held(folder, note)))
 
 
 @contextlib.contextmanager
-def _heard(run: Run) -> Iterator[None]:
+def _told(run: Run) -> Iterator[None]:
     """A full disk, and another process that ends or does not answer, become a TrainingError with the last model."""
     try:
         yield
     except OSError as e:
-        raise run.ended(f"after step {run.done}: {e.strerror or e}", agreed=run.world.alone) from e
+        raise run.kept.error(f"after step {run.done}: {e.strerror or e}", agreed=run.world.alone) from e
     except RuntimeError as e:
         if run.world.alone or not is_lost(e):
             raise
-        raise run.lost(e) from e
+        # Nothing can be agreed upon any more, and the first process saves what it has.
+        first = str(e).strip().splitlines()[:1] or [type(e).__name__]
+        what = f"another process was lost after step {run.done}: {first[0]}"
+        raise run.kept.error(what, agreed=False) from e
 
 
-class Run(Keeping):
-    """One training run: module, optimizer and the state that is known to be good. Iterating does the steps."""
+class Run:
+    """One training run. Iterating does the steps; `done` of them are behind it.
 
-    rows = 1
-    """Of a batch, to each one that the setting `batch` counts."""
+    objective: None is the loss of the labels. trained: None is all weights of the model.
+    """
 
     def __init__(
-        self, model: Model, source: Source, settings: Settings, folder: Path | None, metrics: Metrics | None = None
+        self,
+        model: Model,
+        source: Source,
+        settings: Settings,
+        folder: Path | None = None,
+        metrics: Metrics | None = None,
+        *,
+        objective: Objective | None = None,
+        trained: TrainedWeights | None = None,
     ) -> None:
         check_fit(model, source, settings.length)
         if settings.patience and len(source.held_out) == 0:
             raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
-        self.model, self.source, self.settings, self.folder = model, source, settings, folder
-        graph = self.objective()
-        self.inputs = list(graph.inputs)
+        self.source, self.settings, self.folder = source, settings, folder
+        self.objective = objective or LabelLoss(settings.label_smoothing)
+        trained = trained or FullWeights(model, source)
+        graph = self.objective.graph(trained.graph)
         self.world = World.of(settings)
-        self.spread = Spread(self.world, graph)
         self.arithmetic = Arithmetic(graph, self.world.size)
-        self.weights = self.first_weights(graph)
-        if settings.kind == "cpu":
-            keep_pages()
-        module = self.built(graph)
-        self.module: Any = self.spread.shard(module)
-        self.wrapped = self.spread.parallel(self.module)
-        self.forward = compiled(self.wrapped) if settings.compile else self.wrapped
-        groups = parameter_groups(self.module, settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
-        self.scaler = torch.amp.GradScaler(settings.kind, enabled=settings.precision == "f16")
-        self.average = Average(self.module, settings.ema) if settings.ema else None
-        self.evaluation = Evaluation(self, metrics)
-        self.done = self.updates = self.kept = 0
-        self.good, self.safe = self.trained(self.weights), ""
-        self.data, self.digest = fingerprint(source, settings), "" if folder is None else digest_of(source)
+        rows, static = self.objective.rows_per_unit * settings.batch, bool(getattr(source, "static", False))
+        self.learner = Learner(graph, trained, settings, self.world, rows=rows, static=static)
+        self.objective.prepare(self.learner)
+        self.evaluator = Evaluator(self.learner, self.objective, source, metrics)
+        self.kept = Kept(trained, self.world, folder, trained.tuned(self.learner.weights))
+        self.checkpointer: Checkpointer | None = None
+        data = fingerprint(source, settings)
+        if folder is not None:
+            digests = DataDigests(data, digest_of(source))
+            self.checkpointer = Checkpointer(folder, self.learner, self.evaluator, self.kept, settings, digests)
+        self.done = 0
         self.log: Log | None = None
         self.stop = Stop()
 
-    @property
-    def static(self) -> bool:
-        """Whether every batch has the same shape; a source that does not tell may have any."""
-        return bool(getattr(self.source, "static", False))
+    # -- beginning and end -----------------------------------------------------------------------------------------
 
-    def built(self, graph: Graph) -> Any:
-        """The module of this process, in which only what is trained gets a gradient."""
-        s = self.settings
-        frozen = [name for name in graph.params if not self.trains(name)]
-        rows = self.rows * s.batch // (s.accumulate * self.world.data)
-        kept = budget(graph, s, rows, frozen, shared=self.world.sharded or self.world.tensor > 1)
-        module = self.spread.build(graph, self.weights, static=self.static, **kept)
-        idle = unread(module)
-        for name, p in module.named_parameters():
-            p.requires_grad_(self.trains(name) and name not in idle)
-        return module
+    def begin(self, resume: bool, note: Callable[[str], None] = _silent) -> None:
+        """Begin anew or, with `resume`, where the run in the folder stopped, if it got as far as a checkpoint.
 
-    # -- what is learned -------------------------------------------------------------------------------------------
+        Raises ConfigError if the folder holds another run that a new one would replace.
+        """
+        if self.learner.module.plan is not None:
+            note(str(self.learner.module.plan).partition("\n")[0])
+        if self.checkpointer is None:
+            if resume:
+                raise ConfigError("resume needs the folder of the run to go on with")
+            return
+        found = self.checkpointer.existing()
+        if resume and found:
+            self.done = self.checkpointer.resume(note)
+            note(f"{self.folder}: going on after step {self.done} of {self.settings.steps}")
+        elif resume:
+            note(f"{self.folder} holds no checkpoint yet: beginning with step 1")
+        elif found:
+            what = f"holds a run that got to {found[-1].name}, which a new one would replace"
+            raise ConfigError(what, place=str(self.folder), hint="resume it, or take another folder")
 
-    def objective(self) -> Graph:
-        """The graph of a step: its output `loss` is made small, or that of `Run.loss`."""
-        return self.head(self.learner())
-
-    def learner(self) -> Graph:
-        """The graph that learns, up to its logits."""
-        return self.plain_graph()
-
-    def head(self, graph: Graph) -> Graph:
-        """What is computed from the logits inside the graph."""
-        return with_loss(graph, label_smoothing=self.settings.label_smoothing)
-
-    def plain_graph(self, model: Model | None = None) -> Graph:
-        """A model's graph for this data: documents apart, and no mask where nothing can see what it hides."""
-        graph = (model or self.model).graph()
-        if self.source.task == "causal-lm":
-            # Rows are padded on the right only: no token that counts sees the padding.
-            drop_padding_mask(graph)
-        if getattr(self.source, "documents", False):
-            separate_documents(graph)
-        return graph
-
-    def first_weights(self, graph: Graph) -> Weights:
-        return self.model.weights or Weights.initialize(graph, self.settings.seed)
-
-    def trains(self, name: str) -> bool:
-        """Whether a parameter is trained; the others stay as they are."""
-        return True
-
-    def count(self, batch: Batch) -> int:
-        """How many equal parts the loss of a batch is the mean of: its labels."""
-        return labels_of(batch)
+    def finish(self, note: Callable[[str], None] = _silent) -> Tuned:
+        """What was trained; from its folder if it has one, where it is written first, with the plot."""
+        result = self.kept.finish()
+        if self.log is not None and self.folder is not None:
+            try:
+                plot_losses(self.folder)
+            except ConfigError as e:
+                note(f"no {PLOT}: {e}")
+        return result
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +202,7 @@ class Run(Keeping):
         s, first, tokens, training = self.settings, self.done, 0, 0.0
         batches = self.source.batches(s.batch, s.length, s.seed, first)
         begin = time.perf_counter()
-        while self.done < s.steps and not self.evaluation.exhausted:
+        while self.done < s.steps and not self.evaluator.exhausted:
             start, batch = time.perf_counter(), next(batches)
             rate = rate_at(self.done, s)
             loss, norm = self.step(batch, rate)
@@ -238,63 +221,57 @@ class Run(Keeping):
 
     def step(self, batch: Batch, rate: float) -> tuple[float, float]:
         """One update; (loss before it, gradient norm before clipping). Raises TrainingError, updating nothing."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.begin_update(rate)
         with seeded(self.settings, self.done, self.world):
             loss = self.backward(batch)
-        self.scaler.unscale_(self.optimizer)
-        norm = self.clip()
+        norm = self.learner.clip()
         if not math.isfinite(loss):
             raise self.failure(f"loss of step {self.done + 1}", loss)
-        if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > _LEAST_SCALE):
+        if not math.isfinite(norm) and not self.learner.may_overflow:
             raise self.failure(f"gradient norm of step {self.done + 1}", norm)
-        self.scaler.step(self.optimizer)  # In f16 it leaves out a step whose gradient overflowed.
-        self.scaler.update()
-        if math.isfinite(norm):
-            self.updates += 1
-            if self.average is not None:
-                self.average.update()
+        self.learner.update(norm)
         return loss, norm
 
-    def clip(self) -> float:
-        """Scale the gradients down to the largest norm there may be; gives the norm before, of all of them."""
-        if self.world.alone:
-            return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip).item()
-        return self.spread.clip(self.module.named_parameters(), self.settings.clip)
-
     def backward(self, batch: Batch) -> float:
-        """Gradients of the mean loss over all labels of the batch, part by part; gives that loss."""
-        shares = self.shares(batch, self.settings.accumulate)
-        mean, total = 0.0, max(self.count(batch), 1)
-        for i, (part, number) in enumerate(shares, 1):
-            with self.spread.gradients(self.module, self.wrapped, i == len(shares)):
-                loss = self.loss(part)
+        """Gradients of the mean loss over all labels of the batch, share by share; gives that loss."""
+        shares = shares_of(self.objective, self.world, batch, self.settings.accumulate)
+        mean, total = 0.0, max(self.objective.count(batch), 1)
+        for i, (share, number) in enumerate(shares, 1):
+            with self.learner.gradients(last=i == len(shares)):
+                loss = self.objective.loss(self.learner, share)
                 if number != total:
                     loss = loss * (number / total)
-                # The processes' gradients are averaged where their losses are to be added.
-                self.scaler.scale(loss * self.world.data if self.world.data > 1 else loss).backward()
+                self.learner.backward(loss)
             mean += loss.item()
         return self.world.sum(mean)[0]
 
-    def shares(self, batch: Batch, number: int) -> list[tuple[Batch, int]]:
-        """At most `number` parts of a batch that this process computes one after another, and what each counts for.
+    def measure(self) -> tuple[float | None, dict[str, float]]:
+        """(held-out loss, metrics by name) of the weights that would be kept now. None without a held-out part."""
+        with self.learner.averaged():
+            loss, metrics = self.evaluator.measure()
+            if loss is not None and not math.isfinite(loss):
+                raise self.failure(f"held-out loss after step {self.done}", loss)
+            if self.evaluator.worth_keeping and (self.folder is None or self.settings.patience):
+                self.kept.hold(self.learner.snapshot(), self.done)
+        return loss, metrics
 
-        All processes get equally many: where a batch has too few rows, some get one that counts for nothing.
-        """
-        found = [(part, self.count(part)) for part in self.split(batch, number * self.world.data)]
-        return self.world.mine(found + [(found[0][0], 0)] * (-len(found) % self.world.data))
+    def keep(self, step: Step) -> None:
+        """Log a step and, when it is time, write a checkpoint. Raises TrainingError when a signal ended the run."""
+        if self.log is not None:
+            self.log.write(step)
+        over = self.done == self.settings.steps or self.evaluator.exhausted
+        asked = self.world.any(self.stop.asked)
+        if self.checkpointer is not None and (self.done % self.settings.checkpoint_every == 0 or over or asked):
+            if self.log is not None:
+                self.log.flush()
+            try:
+                self.checkpointer.save(self.done)
+            except TrainingError as e:
+                raise self.kept.error(e.what, details=e.details) from e
+        if asked and not over:
+            name = self.stop.name or "a signal to another process"
+            raise self.kept.error(f"{name} ended the run after step {self.done} of {self.settings.steps}")
 
-    def split(self, batch: Batch, number: int) -> Sequence[Batch]:
-        """A batch in at most `number` nearly equal parts."""
-        return split_rows(batch, number)
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        given = to_inputs({k: batch[k] for k in self.inputs}, self.settings.device)
-        with self.autocast():
-            return self.forward(**given)["loss"]
-
-    def autocast(self) -> torch.autocast:
-        narrow = PRECISIONS[self.settings.precision]
-        return torch.autocast(self.settings.kind, narrow, enabled=narrow is not None)
+    def failure(self, name: str, value: float) -> TrainingError:
+        what = f"{name} (of {self.settings.steps}) is {value}, at learning rate {self.learner.rate:.3g}"
+        return self.kept.error(what)

@@ -10,16 +10,18 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from ..data.batch import IGNORED, Batch, check_tokenizer
+from ..data.errors import CorpusError
+from ..data.passages import portions
+from ..data.shards import Shards
+from ..data.tokenizers import document_end
+from ..data.tokenizers import train as train_tokenizer
+from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
+from ..ir.slots import TOKENS
 from ..ir.tensors import Array
-from .corpus import placed, portions, read_text, split_texts
-from .data.shards import Shards
-from .data.tokenizers import document_end
-from .data.tokenizers import train as train_tokenizer
-from .errors import CorpusError
-from .loss import IGNORED
-from .source import Batch, check_tokenizer
+from .corpus import placed, read_text, split_texts
 
 MASKED, RANDOM = 0.8, 0.1
 """Of the chosen tokens: share that becomes the mask token, share that becomes any token. The rest stays."""
@@ -52,21 +54,17 @@ class Encoded:
 
     @staticmethod
     def of(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
-        core, end = tokenizer.core, document_end(tokenizer)
+        end = document_end(tokenizer)
         ids: list[Array] = []
         begins: list[Array] = []
-        saved, core.encode_special_tokens = core.encode_special_tokens, True
-        try:
-            for text in filter(None, texts):
-                for part in portions(text):
-                    found = core.encode(part, add_special_tokens=False)
-                    words = np.array(found.word_ids, np.int64)
-                    ids.append(np.array(found.ids, np.uint32))
-                    begins.append(np.diff(words, prepend=-1) != 0)
-                ids.append(np.array([] if end is None else [end], np.uint32))
-                begins.append(np.ones(len(ids[-1]), bool))
-        finally:
-            core.encode_special_tokens = saved
+        for text in filter(None, texts):
+            for part in portions(text):
+                found = tokenizer.literal.encode(part, add_special_tokens=False)
+                words = np.array(found.word_ids, np.int64)
+                ids.append(np.array(found.ids, np.uint32))
+                begins.append(np.diff(words, prepend=-1) != 0)
+            ids.append(np.array([] if end is None else [end], np.uint32))
+            begins.append(np.ones(len(ids[-1]), bool))
         return Encoded(np.concatenate(ids), np.concatenate(begins)) if ids else Encoded(np.zeros(0), np.zeros(0, bool))
 
 
@@ -146,10 +144,12 @@ class Masked:
         """
         if whole_word:
             raise ConfigError("shards do not say where words begin: whole words are masked in text files only")
-        train = Shards(folder, "train")
+        train, held_out = Shards(folder, "train"), Shards(folder, "held_out")
         own = Tokenizer.open(train.folder / "tokenizer")
         check_tokenizer(tokenizer, own, str(folder))
-        return Masked(own, Sharded(train), Sharded(Shards(folder, "held_out")), share)
+        for shards in (train, held_out):
+            shards.verify_once()
+        return Masked(own, Sharded(train), Sharded(held_out), share)
 
     @property
     def vocab(self) -> int:
@@ -211,11 +211,11 @@ class Masked:
         row = hide(row, chosen, int(t.mask_id or 0), _ordinary(t.size, t.special_ids), rng)
         size, rest = width + 2, width + 2 - len(row)
         return {
-            "input_ids": np.pad(row, (0, rest), constant_values=t.pad_id or 0),
-            "attention_mask": np.pad(np.ones(len(row), np.int64), (0, rest)),
-            "position_ids": np.arange(size),
-            "token_type_ids": np.zeros(size, np.int64),
-            "labels": np.pad(labels, (0, rest), constant_values=IGNORED),
+            TOKENS.ids: np.pad(row, (0, rest), constant_values=t.pad_id or 0),
+            TOKENS.mask: np.pad(np.ones(len(row), np.int64), (0, rest)),
+            TOKENS.positions: np.arange(size),
+            TOKEN_TYPES: np.zeros(size, np.int64),
+            LABELS: np.pad(labels, (0, rest), constant_values=IGNORED),
         }
 
 

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..data.batch import IGNORED, Batch
+from ..data.errors import CorpusError
+from ..data.tokenizers import train as train_tokenizer
+from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
+from ..ir.slots import TARGETS, TOKENS
 from ..ir.tensors import Array
-from .data.tokenizers import train as train_tokenizer
-from .errors import CorpusError
-from .loss import IGNORED
-from .rows import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
-from .source import Batch
+from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
 Pair = tuple[str, str]
 """Source and target."""
@@ -147,11 +148,10 @@ class Pairs:
         source = padded([part.source[i] for i in rows], fill)
         target = padded([np.concatenate([[self.start], t]) for t in targets], fill)
         labels = padded([np.concatenate([t, [end]]) for t in targets], IGNORED)[0]
-        names = ("input_ids", "attention_mask", "position_ids")
         return {
-            **dict(zip(names, source, strict=True)),
-            **dict(zip((f"decoder_{n}" for n in names), target, strict=True)),
-            "labels": labels,
+            **dict(zip(TOKENS.names, source, strict=True)),
+            **dict(zip(TARGETS.names, target, strict=True)),
+            LABELS: labels,
         }
 
 

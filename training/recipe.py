@@ -10,13 +10,13 @@ from typing import Any
 
 import tomli_w
 
+from ..data.tables import between, merged, one_of, read_toml, some, tables
+from ..data.tokenizers import KINDS as TOKENIZERS
 from ..ir.errors import ConfigError
 from ..ir.files import staged
 from .adapters import ALL
-from .data.tokenizers import KINDS as TOKENIZERS
-from .finetune import plan
+from .finetune import tuning_settings
 from .settings import Settings
-from .tables import between, merged, one_of, read_toml, some, tables
 
 KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
 METHODS = ("train", "lora", "dpo", "distill")
@@ -230,7 +230,7 @@ def _settings(given: dict[str, Any], parts: Mapping[str, Any]) -> Settings:
     if not tuned and "distill" not in parts:
         return Settings.of(given)
     kind = "dpo" if "dpo" in parts else "lora" if "lora" in parts else "full"
-    return plan("dpo lora" if kind == "dpo" and "lora" in parts else kind, **given)
+    return tuning_settings("dpo lora" if kind == "dpo" and "lora" in parts else kind, **given)
 
 
 def targets_of(recipe: LoraRecipe) -> str | tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ..data.tables import typed_fields
 from ..ir.errors import ConfigError, did_you_mean
-from .tables import typed_fields
 
 PRECISIONS: dict[str, torch.dtype | None] = {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}
 STRATEGIES = ("ddp", "fsdp")

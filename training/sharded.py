@@ -25,7 +25,7 @@ from ..ir.tensors import Array, Tensor
 from ..ir.types import TensorType
 from ..ir.weights import Weights
 from .errors import TrainingError
-from .spread import Piece
+from .layout import Piece
 
 SHARDED = "sharded"
 """Folder of a checkpoint that holds the blocks of all processes."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sized
 from typing import Protocol
 
-import numpy as np
-
+from ..data.batch import Batch
 from ..frontends.dsl import Model
+from ..frontends.task import LOGITS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
-from ..ir.tensors import Array
-from .loss import IGNORED
-
-Batch = dict[str, Array]
-"""Inputs of the graph by name and `labels`, i64, first axis the rows; IGNORED labels do not count.
-
-`document_ids` [B,S], if there, number the documents within a row, which do not see each other.
-"""
+from ..ir.ops.linear import Embedding
+from ..ir.slots import TOKENS
+from ..passes.document_mask import separate_documents
+from ..passes.padding_mask import drop_padding_mask
 
 
 class Source(Protocol):
@@ -57,7 +53,7 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
     if model.task != source.task:
         raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     graph = model.graph()
-    logits, positions = graph.outputs["logits"].shape[-1], _positions(graph)
+    logits, positions = graph.outputs[LOGITS].shape[-1], _positions(graph)
     if positions is not None and length > positions:
         raise ConfigError(f"length is {length}, but the model has {positions} positions")
     labels = len(getattr(source, "labels", ()))
@@ -68,35 +64,20 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
         raise ConfigError(f"the model has {vocab} tokens but the tokenizer of the data has {source.vocab}")
 
 
-def check_tokenizer(model: Tokenizer | None, data: Tokenizer, place: str = "", whose: str = "the model's") -> None:
-    """Raises ConfigError if the ids of the data mean other texts to the model. None: it came without a tokenizer."""
-    difference = "" if model is None else model.difference(data)
-    if difference:
-        raise ConfigError(f"the data has another tokenizer than {whose}: {difference}", place=place)
+def plain_graph(model: Model, source: Source) -> Graph:
+    """A model's graph for this data: documents apart, and no mask where nothing can see what it hides."""
+    graph = model.graph()
+    if source.task == "causal-lm":
+        # Rows are padded on the right only: no token that counts sees the padding.
+        drop_padding_mask(graph)
+    if getattr(source, "documents", False):
+        separate_documents(graph)
+    return graph
 
 
 def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
-    given = graph.inputs.get("position_ids")
+    given = graph.inputs.get(TOKENS.positions)
     uses = () if given is None else given.uses
-    found = [node.arguments[1].shape[0] for node, i in uses if node.op.name == "embedding" and i == 0]
+    found = [node.arguments[1].shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
     return next((rows for rows in found if isinstance(rows, int)), None)
-
-
-def labels_of(batch: Batch) -> int:
-    """How many labels count."""
-    return int((batch["labels"] != IGNORED).sum())
-
-
-def tokens_of(batch: Batch) -> int:
-    """How many tokens are read: those of source and target, without padding."""
-    masks = [v for k, v in batch.items() if k in ("attention_mask", "decoder_attention_mask")]
-    return int(sum(m.sum() for m in masks)) if masks else int(batch["input_ids"].size)
-
-
-def split_rows(batch: Batch, parts: int) -> Sequence[Batch]:
-    """The rows of a batch in at most `parts` nearly equal parts, in order."""
-    if parts == 1:
-        return [batch]
-    places = np.array_split(np.arange(len(batch["labels"])), parts)
-    return [{k: v[p[0] : p[-1] + 1] for k, v in batch.items()} for p in places if len(p)]

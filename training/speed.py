@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..backends.torch.limits import peak_flops
+from ..data.batch import Batch
 from ..ir.cost import at, flops_of
+from ..ir.dims import bind_dims
 from ..ir.graph import Graph
-from ..ir.interpret import bind_dims
 from ..ir.types import Dim
 from .settings import PRECISIONS, Settings
-from .source import Batch
 
 
 class Arithmetic:

@@ -12,7 +12,7 @@ from ..console import Json, command, err, out, print_json, table
 from ..ir import MonographError
 
 if TYPE_CHECKING:
-    from ..training.compare import Result
+    from ..training.baselines.compare import Result
     from ..training.corpus import Corpus
 
 
@@ -41,9 +41,9 @@ def compare(
 
     Without --text: the language reference that Python carries, 0.46 MB of English.
     """
-    from ..training.compare import Settings
-    from ..training.compare import compare as run
-    from ..training.compare import plot as draw
+    from ..training.baselines.compare import Settings
+    from ..training.baselines.compare import compare as run
+    from ..training.baselines.compare import plot as draw
 
     settings = Settings(
         steps, batch, length, parameters, order, learning_rate, seed, tuple(numbers("contexts", contexts))

@@ -35,7 +35,7 @@ def data(
         return
     if output is None:
         raise MonographError("no folder was given for the run", hint="monograph data RECIPE --out FOLDER")
-    from ..training.data import prepare
+    from ..data import prepare
 
     with progress(json_output) as bars:
         report = prepare(recipe, output, engine=_engine(engine, workers, address), redo=redo, show=_Show(bars))
@@ -59,8 +59,8 @@ class _Show:
 
 
 def _engine(name: str, workers: int, address: str | None) -> Any:
-    from ..training.data import Local, RayData
-    from ..training.data.engine import workers_by_default
+    from ..data import Local, RayData
+    from ..data.engine import workers_by_default
 
     if name not in ENGINES:
         raise MonographError(f"no engine is called {name!r}{did_you_mean(name, ENGINES)}")
@@ -72,8 +72,8 @@ def _engine(name: str, workers: int, address: str | None) -> Any:
 
 
 def _check(run: Path, json_output: bool) -> None:
-    from ..training.data import Shards
-    from ..training.data.shards import SPLITS
+    from ..data import Shards
+    from ..data.shards import SPLITS
 
     found: dict[str, Any] = {}
     for split in SPLITS:

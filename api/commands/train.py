@@ -35,8 +35,8 @@ def train(
 
     The folder gets the model, checkpoints, log.jsonl, loss.png and recipe.toml with every default filled in.
     """
+    from ..data.tables import changes_of, merged
     from ..training.recipe import Recipe
-    from ..training.tables import changes_of, merged
 
     given = {
         "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "precision": precision,
@@ -54,8 +54,8 @@ def train(
 
 
 def _of_model(model: str, text: list[Path] | None, changes: dict[str, Any]) -> Any:
+    from ..data.tables import merged
     from ..training.recipe import PYTHON, Recipe
-    from ..training.tables import merged
 
     values: dict[str, Any] = {
         "model": {"path": model},

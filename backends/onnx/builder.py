@@ -302,6 +302,7 @@ class Builder:
 
     def _store_transposed(self, live: set[onnx_ir.Value]) -> None:
         """Replace a weight whose every reader is one Transpose by the transposed weight."""
+        gone: set[onnx_ir.Node] = set()
         for name, h in list(self.initializers.items()):
             source = h.value.const_value
             readers = [node for node in h.value.consumers() if node.outputs[0] in live]
@@ -319,7 +320,8 @@ class Builder:
             live.discard(h.value)
             node.outputs[0].replace_all_uses_with(new.value)
             node.replace_input_with(0, None)
-            self.nodes.remove(node)
+            gone.add(node)
+        self.nodes = [node for node in self.nodes if node not in gone]
 
 
 def _frozen(attribute: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...ir.dims import Source, sources
 from ...ir.errors import LoweringError
 from ...ir.types import Dim, DimLike, TensorType, i64
 
@@ -46,19 +48,20 @@ class Dims:
         return self.known[d]
 
     def symbol(self, name: str) -> Handle:
-        """A symbol, from an input that has it as a dimension, or else from one that has it in a sum."""
-        axes = [(h, axis, d) for h in self.op.inputs.values() for axis, d in enumerate(h.shape) if isinstance(d, Dim)]
-        for h, axis, d in axes:
-            if d.name == name:
-                return self.axis(h, axis)
-        bare = {d.name for _, _, d in axes}
-        for h, axis, d in axes:
-            rest = d - Dim.symbol(name)
-            others = rest.symbols if isinstance(rest, Dim) else frozenset[str]()
-            if name in d.symbols and name not in others and others <= bare:
-                return self.op.Sub(self.axis(h, axis), self.single(rest), types=[_ONE])
-        shown = ", ".join(map(str, self.op.inputs.values()))
-        raise LoweringError(f"no input determines dimension {name}: the inputs are {shown}")
+        """A symbol, from the input that it follows from."""
+        source = self.sources.get(name)
+        if source is None:
+            shown = ", ".join(map(str, self.op.inputs.values()))
+            raise LoweringError(f"no input determines dimension {name}: the inputs are {shown}")
+        found = self.axis(self.op.inputs[source.input], source.axis)
+        if source.rest != 0:
+            found = self.op.Sub(found, self.single(source.rest), types=[_ONE])
+        return found if source.factor == 1 else self.op.Div(found, self.single(source.factor), types=[_ONE])
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Where each symbol comes from; all inputs are there before the first dimension is asked for."""
+        return sources({name: h.type for name, h in self.op.inputs.items()})
 
     def axis(self, h: Handle, axis: int) -> Handle:
         return self.op.Shape(h, start=axis, end=axis + 1, types=[_ONE])

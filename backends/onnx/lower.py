@@ -13,7 +13,7 @@ from ...ir.errors import LoweringError, WeightsError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import body_of
 from ...ir.value import leaves
-from ...ir.weights import Computed, Tensor, is_computed, param_only
+from ...ir.weights import Computed, Tensor, param_only
 from ...passes.encode import plain_again
 from ...passes.manager import Pipeline
 from .builder import Builder, Handle, UnavailableError
@@ -48,7 +48,8 @@ def lower(
 class _Lowering:
     def __init__(self, graph: Graph, weights: Mapping[str, Tensor], op: Builder) -> None:
         self.graph, self.weights, self.op = graph, weights, op
-        self.folded = folded_values(graph)
+        self.folded, self.first = folded_values(graph), first_parameters(graph)
+        self.numbers: dict[str, int] = {}
         self.handles: dict[Value, Handle] = {}
 
     def model(self) -> onnx_ir.Model:
@@ -94,13 +95,23 @@ class _Lowering:
 
     def expression_name(self, v: Value) -> str:
         """The path of the first parameter in the expression, and what was done last."""
-        first: Value = v
-        while first.producer is not None:
-            first = next(a for a in first.producer.arguments if a.is_param or is_computed(a))
         assert v.producer is not None
-        name = f"{first.name}.{v.producer.op.name}"
-        known = sum(1 for k in self.op.initializers if k == name or k.startswith(f"{name}."))
-        return f"{name}.{known}" if known else name
+        name = f"{self.first[v].name}.{v.producer.op.name}"
+        while True:
+            count = self.numbers[name] = self.numbers.get(name, -1) + 1
+            free = f"{name}.{count}" if count else name
+            if free not in self.op.initializers and free not in self.graph.params:
+                return free
+
+
+def first_parameters(graph: Graph) -> dict[Value, Value]:
+    """The first parameter that each value is computed from, if it is computed from one."""
+    found = {v: v for v in graph.params.values()}
+    for node in graph:
+        first = next((found[v] for v in node.arguments if v in found), None)
+        if first is not None:
+            found.update(dict.fromkeys(node.outputs, first))
+    return found
 
 
 def folded_values(graph: Graph) -> set[Value]:
@@ -109,12 +120,12 @@ def folded_values(graph: Graph) -> set[Value]:
     Left to run time: large ones over a parameter that is also read as it is (a tied embedding), which would be
     stored twice.
     """
-    fixed = param_only(graph)
+    fixed, first = param_only(graph), first_parameters(graph)
 
     def read_outside(v: Value) -> bool:
         return graph.is_output(v) or any(o not in fixed for user in v.users for o in user.outputs)
 
-    found = {v for v in fixed if v.producer is not None and read_outside(v) and is_computed(v)}
+    found = {v for v in fixed if v.producer is not None and v in first and read_outside(v)}
     stored = {v for v in graph.params.values() if read_outside(v)}
     return {v for v in found if not (_bytes(v) > _SMALL and stored.intersection(leaves(v)))}
 

@@ -9,7 +9,8 @@ from ...ir.graph import Value
 from ...ir.op import Op, op
 from ...ir.ops.attention import attention
 from ...ir.ops.cache import cache_append, cache_read
-from ...ir.ops.shape import concat, reshape, slice_
+from ...ir.ops.position import rotate
+from ...ir.ops.shape import reshape
 from ...ir.types import TensorType, bool_, broadcast, exact_div
 
 
@@ -111,21 +112,8 @@ class OnnxRotary(Op):
         return x.type
 
     def body(self, x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_dim: int | None) -> Value:
-        batch, length, heads, width = x.shape
-        half = cosines.shape[2]
-        c, s = (reshape(v, shape=(batch, length, 1, half)) for v in (cosines, sines))
-        turned = x if rotary_dim is None else slice_(x, axis=-1, start=0, length=rotary_dim)
-        pairs = (batch, length, heads, half, 2) if interleaved else (batch, length, heads, 2, half)
-        axis = -1 if interleaved else -2
-        both = reshape(turned, shape=pairs)
-        one = (batch, length, heads, half)
-        a, b = (reshape(slice_(both, axis=axis, start=i, length=1), shape=one) for i in (0, 1))
-        whole = (*one, 1) if interleaved else (batch, length, heads, 1, half)
-        ends = (reshape(a * c - b * s, shape=whole), reshape(b * c + a * s, shape=whole))
-        y = reshape(concat(*ends, axis=axis), shape=(batch, length, heads, 2 * half))
-        if rotary_dim is None:
-            return y
-        return concat(y, slice_(x, axis=-1, start=rotary_dim, length=width - rotary_dim), axis=-1)
+        c, s = (reshape(v, shape=(*v.shape[:2], 1, v.shape[2])) for v in (cosines, sines))
+        return rotate(x, c, s, interleaved=interleaved, rotary_dim=rotary_dim)
 
     def onnx(self, op: Any, x: Any, cosines: Any, sines: Any, *, interleaved: bool, rotary_dim: int | None) -> Any:
         flat = merged(op, x)

@@ -7,16 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...ir.backward_reads import everything
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
 from ...ir.ops.checks import typed
 from ...ir.ops.recurrent import GRU, LSTM, RNN, Arrays, Recurrent
 from ...ir.ops.shape import concat, reshape, slice_
-from ...ir.types import TensorType
+from ...ir.shard_rules import needs_all
+from ...ir.types import DimLike, TensorType
 from ...passes.pattern import Report
-
-ORDERS = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
-"""Where ONNX's gates are among PyTorch's: i o f c of i f g o, and z r h of r z n."""
 
 
 def gates_in_order(w: Value, order: Sequence[int]) -> Value:
@@ -38,20 +37,21 @@ class RecurrentToOnnx:
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
         for node in graph:
-            if node.op.name in ORDERS:
+            target = TARGETS.get(type(node.op))
+            if target is not None:
                 with graph.at(node):
-                    self.rewrite(graph, node)
+                    self.rewrite(graph, node, target)
                 report.counts[self.name] += 1
         return report
 
-    def rewrite(self, graph: Graph, node: Node) -> None:
-        order = ORDERS[node.op.name]
+    def rewrite(self, graph: Graph, node: Node, target: OnnxRecurrent) -> None:
+        order = target.order
         x, *weights = node.operands[:5]
         w_ih, w_hh, b_ih, b_hh = (None if w is None else gates_in_order(w, order) for w in weights)
         assert w_ih is not None and w_hh is not None
         bias = None if b_ih is None or b_hh is None else concat(b_ih, b_hh, axis=0)
         packed = [None if w is None else reshape(w, shape=(1, *w.shape)) for w in (w_ih, w_hh, bias)]
-        made = graph.add(TARGETS[node.op.name], (x, *packed, *node.operands[5:]), node.attributes)
+        made = graph.add(target, (x, *packed, *node.operands[5:]), node.attributes)
         for old, new in zip(node.outputs, made, strict=True):
             graph.replace(old, new)
         graph.erase(node)
@@ -60,7 +60,12 @@ class RecurrentToOnnx:
 class OnnxRecurrent(Op):
     """A recurrent op of ONNX: x [B,S,C], weights [1,G*H,C] and [1,G*H,H], bias [1,2*G*H], states [B,H], lengths."""
 
+    heavy = True
+    backward_reads = everything
+    shard = needs_all
     plain: ClassVar[Recurrent]
+    order: ClassVar[tuple[int, ...]]
+    """Where ONNX's gates are among PyTorch's."""
 
     def types(self, x: Value, w: Value, r: Value, b: Value | None, *states: Value | None) -> tuple[TensorType, ...]:
         """Types of y and of a state, after checking the weights."""
@@ -73,9 +78,13 @@ class OnnxRecurrent(Op):
         typed(state, ", one row per batch row", **{f"state{i}": s for i, s in enumerate(states)})
         return TensorType(x.dtype, (*x.shape[:2], hidden)), state
 
+    def flops(self, x: Value, w: Value, r: Value, *_: Value | None, **attributes: Any) -> DimLike:
+        tokens, hidden = x.shape[0] * x.shape[1], r.shape[2]
+        return self.plain.step_flops(tokens, x.shape[2], hidden)
+
     def run(self, x: Any, w: Any, r: Any, b: Any, *rest: Any, **attributes: Any) -> Arrays:
         """The plain op on weights put back into PyTorch's order."""
-        order = ORDERS[self.plain.name]
+        order = self.order
         halves = (None, None) if b is None else np.split(b[0], 2)
 
         def back(m: Any) -> Any:
@@ -119,6 +128,7 @@ class OnnxRNN(OnnxRecurrent):
     """RNN-14 or later."""
 
     plain = RNN()
+    order = (0,)
 
     def infer(
         self,
@@ -145,6 +155,7 @@ class OnnxLSTM(OnnxRecurrent):
     """LSTM-14 or later."""
 
     plain = LSTM()
+    order = (0, 3, 1, 2)  # i o f c of i f g o.
 
     def infer(
         self,
@@ -170,6 +181,7 @@ class OnnxGRU(OnnxRecurrent):
     """GRU-14 or later, with the reset gate after the product."""
 
     plain = GRU()
+    order = (1, 0, 2)  # z r h of r z n.
 
     def infer(
         self,
@@ -190,4 +202,4 @@ class OnnxGRU(OnnxRecurrent):
         return self.write(op, x, w, r, b, [h0], lengths, linear_before_reset=1)
 
 
-TARGETS: dict[str, OnnxRecurrent] = {"rnn": OnnxRNN(), "lstm": OnnxLSTM(), "gru": OnnxGRU()}
+TARGETS: dict[type[Op], OnnxRecurrent] = {RNN: OnnxRNN(), LSTM: OnnxLSTM(), GRU: OnnxGRU()}

@@ -7,8 +7,9 @@ from typing import Any
 
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
-from ...ir.ops.elementwise import cast, constant, cos, sin, where
-from ...ir.ops.position import rope
+from ...ir.ops.cache import CacheAppend, CacheRead
+from ...ir.ops.elementwise import constant, where
+from ...ir.ops.position import rope, rotary_angles
 from ...ir.ops.reduce import any as any_
 from ...ir.ops.shape import expand, reshape, transpose
 from ...ir.types import DimLike, DType, never_negative
@@ -57,11 +58,8 @@ class RotaryToOnnx(Rewrite):
 
 def rotary_tables(positions: Value, frequencies: Value, scale: float, dtype: DType) -> tuple[Value, Value]:
     """(cosines, sines) [B,S,R/2] of the angles of all positions."""
-    angle = cast(reshape(positions, shape=(*positions.shape, 1)), dtype=frequencies.dtype) * frequencies
-    c, s = cos(angle), sin(angle)
-    if scale != 1.0:
-        c, s = c * scale, s * scale
-    return (c, s) if c.dtype == dtype else (cast(c, dtype=dtype), cast(s, dtype=dtype))
+    places = reshape(positions, shape=(*positions.shape, 1))
+    return rotary_angles(places, frequencies, scale=scale, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,11 @@ class Appended:
 def appended(v: Value, reader: Node) -> Appended | None:
     """How `v` came out of a cache, if `reader` alone reads it and nobody else reads what the append made."""
     read = v.producer
-    if read is None or read.op.name != "cache_read" or v.users != [reader] or v.graph.is_output(v):
+    if read is None or not isinstance(read.op, CacheRead) or v.users != [reader] or v.graph.is_output(v):
         return None
     present = read.operands[0]
     append = present.producer if present is not None else None
-    if present is None or append is None or append.op.name != "cache_append" or present.users != [read]:
+    if present is None or append is None or not isinstance(append.op, CacheAppend) or present.users != [read]:
         return None
     past, new = append.arguments
     return Appended(past, new, append, read)
@@ -89,10 +87,8 @@ def appended(v: Value, reader: Node) -> Appended | None:
 
 def keys_of(node: Node) -> Value | None:
     """Which keys each query of an attention node may see, [.., S or 1, T or 1]; None: all. Primitives only."""
-    q, k, _, _, mask, lengths, _ = node.operands
-    assert q is not None and k is not None
-    a = node.attributes
-    return Attention.keep(q.shape[1], k.shape[1], q.shape[0], mask, lengths, a["causal"], a["window"])
+    q, k, a = node.value("q"), node.value("k"), node.attributes
+    return Attention.keep(q.shape[1], k.shape[1], q.shape[0], node["mask"], node["lengths"], a["causal"], a["window"])
 
 
 def full_rows(x: Value, rows: DimLike, keys: DimLike) -> Value:
@@ -105,11 +101,9 @@ def full_rows(x: Value, rows: DimLike, keys: DimLike) -> Value:
 
 def never_empty(node: Node) -> bool:
     """Whether every query surely has a key: no mask, and no query before the first key."""
-    q, k, _, _, mask, lengths, _ = node.operands
-    assert q is not None and k is not None
-    return (
-        mask is None and lengths is None and (not node.attributes["causal"] or never_negative(k.shape[1] - q.shape[1]))
-    )
+    if node["mask"] is not None or node["lengths"] is not None:
+        return False
+    return not node.attributes["causal"] or never_negative(node.value("k").shape[1] - node.value("q").shape[1])
 
 
 def zero_where_empty(y: Value, keep: Value) -> Value:
@@ -139,7 +133,7 @@ class AttentionToOnnx:
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
         for node in graph:
-            if node.op.name != "attention":
+            if not isinstance(node.op, Attention):
                 continue
             reason = self.reason(node)
             if reason:
@@ -151,15 +145,14 @@ class AttentionToOnnx:
         return report
 
     def reason(self, node: Node) -> str | None:
-        if node.operands[6] is not None:
+        if node["sinks"] is not None:
             return "Attention-23 has no input for sinks"
         if node.attributes["softcap"] is not None:
             return "runtimes disagree on whether softcap comes before the mask"
         return None
 
     def rewrite(self, graph: Graph, node: Node) -> None:
-        q, k, v, bias, *_ = node.operands
-        assert q is not None and k is not None and v is not None
+        q, k, v, bias = node.value("q"), node.value("k"), node.value("v"), node["bias"]
         rows, keys = q.shape[1], k.shape[1]
         keep = keys_of(node)
         mask = keep
@@ -185,7 +178,7 @@ class AttentionToOnnx:
 
 
 def _is_read(v: Value) -> bool:
-    return v.producer is not None and v.producer.op.name == "cache_read"
+    return v.producer is not None and isinstance(v.producer.op, CacheRead)
 
 
 def heads_first(k: Value, v: Value) -> tuple[Value, Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +38,20 @@ class Placed:
     @property
     def name(self) -> str:
         return self.value.name or ""
+
+
+_BASE, _FACTOR = 300_000_000, 3
+
+
+def memory_bound(models: Iterable[onnx_ir.Model], read: Iterable[Tensor]) -> int:
+    """Most bytes of resident memory for writing models: 300 MB and three times the largest tensor.
+
+    read: the tensors that they are made of. A tensor counts in the widest form it takes on its way: four bytes a
+    number, or as it is stored.
+    """
+    stored = (placed.tensor.nbytes for model in models for placed in layout(model))
+    sizes = (max(t.bytes, t.bytes * 32 // t.dtype.bits) for t in read)
+    return _BASE + _FACTOR * max((0, *stored, *sizes))
 
 
 def aligned(end: int, size: int) -> int:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ir.graph import Graph, Node, Value
-from ...ir.ops.elementwise import cast
-from ...ir.ops.shape import reshape
-from ...ir.types import Dim, DType, TensorType, bool_, i32
-from ...passes.cache import PAST, self_attentions
+from ...ir.ops.attention import Attention
+from ...ir.ops.cache import CacheAppend, CacheRead
+from ...ir.ops.elementwise import Cast, Constant, cast, less
+from ...ir.ops.linear import Linear
+from ...ir.ops.position import Rope
+from ...ir.ops.shape import Concat, Expand, Reshape, Slice, reshape
+from ...ir.slots import TOKENS
+from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ...passes.dce import dce
+from ...passes.left_padding import passes_over
 from ...passes.pack import pack_linears
 from ...passes.pattern import NearMiss, Report
 from ..onnx.rewrites import Appended, appended
+from ..target import Target
+from .choices import choices_of
 from .ops import group_query_attention, multi_head_attention, rotary_table
 
 LENGTHS, TOTAL = "lengths", "total_length"
@@ -26,7 +33,7 @@ class Cached:
     """A causal attention over a cache, as GroupQueryAttention takes it apart.
 
     q, k, v: [B,S,heads*D] before rotation where `rope` is the rotation the kernel does itself, else after.
-    packed: the value that q, k and v are slices of, side by side.
+    packed: the value that q, k and v are slices of, side by side. window: of the slots of keys and values (0: none).
     """
 
     node: Node
@@ -37,22 +44,27 @@ class Cached:
     values: Appended
     rope: Node | None
     packed: Value | None
-    mask: Value | None
+    window: int
 
     @property
     def heads(self) -> int:
-        heads = self.node.operands[0]
-        assert heads is not None and isinstance(heads.shape[2], int)
-        return heads.shape[2]
+        heads = self.node.value("q").shape[2]
+        assert isinstance(heads, int)
+        return heads
+
+    @property
+    def width(self) -> int:
+        width = self.node.value("q").shape[3]
+        assert isinstance(width, int)
+        return width
 
 
-def cached(node: Node) -> Cached | str:
-    """How GroupQueryAttention computes this attention, or why it cannot."""
-    q, k, v, bias, mask, lengths, _ = node.operands
-    assert q is not None and k is not None and v is not None
-    if bias is not None:
+def cached(node: Node, target: Target) -> Cached | str:
+    """How GroupQueryAttention of the target computes this attention, or why it cannot."""
+    q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
+    if node["bias"] is not None:
         return "it has a bias over keys, which GroupQueryAttention does not place by row in a ragged batch"
-    if lengths is not None:
+    if node["lengths"] is not None:
         return "it has lengths of its own beside the cache"
     keys, values = appended(k, node), appended(v, node)
     if keys is None or values is None:
@@ -61,39 +73,62 @@ def cached(node: Node) -> Cached | str:
         return f"values are {v.shape[3]} wide but keys {k.shape[3]}"
     if not isinstance(k.shape[3], int) or k.shape[3] % 8:
         return f"heads are {k.shape[3]} wide, not a multiple of 8"
-    if q.dtype not in (DType.f32, DType.f16):
-        return f"there is no GroupQueryAttention in {q.dtype}"
-    source = None
-    if mask is not None:
-        source = key_mask_input(mask)
-        if source is None or source.shape[1] != k.shape[1]:
-            return "its mask is not the key padding mask of the inputs"
-    rope = _common_rope(q, keys.new)
-    turned = (q, keys.new) if rope is None else (q.producer.operands[0], keys.new.producer.operands[0])  # type: ignore[union-attr]
+    if not target.has("GroupQueryAttention", q.dtype):
+        return f"there is no GroupQueryAttention in {q.dtype} on {target.provider}"
+    if mask is not None and not is_key_mask(mask, k.shape[1]):
+        return "its mask is not the key padding mask of the inputs"
+    window = window_of(keys.past)
+    rope = None if window else _common_rope(q, keys.new)
+    turned = (q, keys.new) if rope is None else (unturned(q), unturned(keys.new))
     flat = [_flat(x) for x in (*turned, values.new)]
-    return Cached(node, *flat, keys, values, rope, _packed(flat), source)  # type: ignore[arg-type]
+    return Cached(node, *flat, keys, values, rope, _packed(flat), window)
 
 
-def key_mask_input(mask: Value) -> Value | None:
-    """The 0/1 input [B,T] behind a mask bool [B,1,1,T], if that is all the mask is."""
-    if mask.producer is None or mask.producer.op.name != "reshape":
-        return None
-    (kept,) = mask.producer.arguments
-    if kept.rank != 2 or mask.shape != (kept.shape[0], 1, 1, kept.shape[1]) or kept.producer is None:
-        return None
-    source = kept.producer.arguments[0] if kept.producer.op.name == "cast" and kept.dtype == bool_ else None
-    return source if source is not None and source.graph.inputs.get(source.name) is source else None
+def window_of(past: Value) -> int:
+    """The window of the slot that brings a value; 0 if it brings all tokens."""
+    return next((s.window for s in past.graph.slots if s.input == past.name), 0)
+
+
+def unturned(x: Value) -> Value:
+    """What goes into the rotation that makes `x`."""
+    assert x.producer is not None
+    return x.producer.value("x")
+
+
+def is_key_mask(mask: Value, keys: DimLike) -> bool:
+    """Whether a mask bool [B,1,1,T] is the stream's mask over `keys` keys, or the end of it, and nothing else."""
+    chain = key_mask_chain(mask)
+    stream = mask.graph.stream or TOKENS
+    if not chain or mask.shape != (mask.shape[0], 1, 1, keys):
+        return False
+    source = chain[-1].arguments[0]
+    return source.graph.inputs.get(stream.mask) is source
+
+
+def key_mask_chain(mask: Value) -> list[Node]:
+    """The nodes between a mask bool [B,1,1,T] and the 0/1 input it is: reshape, cast and perhaps a slice."""
+    chain: list[Node] = []
+    v = mask
+    for kind in (Reshape, Cast, Slice):
+        node = v.producer
+        if node is not None and isinstance(node.op, kind):
+            chain.append(node)
+            v = node.arguments[0]
+        elif kind is not Slice:
+            return []
+    return chain
 
 
 def _common_rope(q: Value, k: Value) -> Node | None:
     """The rotation of q if k has the same one and the kernel does such: by the positions input, R a multiple of 16."""
     a, b = q.producer, k.producer
-    if a is None or b is None or a.op.name != "rope" or b.op.name != "rope" or a.attributes != b.attributes:
+    if a is None or b is None or not isinstance(a.op, Rope) or a.op is not b.op or a.attributes != b.attributes:
         return None
-    _, positions, frequencies = a.arguments
-    if a.arguments[1:] != b.arguments[1:] or positions.graph.inputs.get(positions.name) is not positions:
+    positions, frequencies = a.value("positions"), a.value("frequencies")
+    stream = positions.graph.stream or TOKENS
+    if a.arguments[1:] != b.arguments[1:] or positions.graph.inputs.get(stream.positions) is not positions:
         return None
-    plain = frequencies.producer is not None and frequencies.producer.op.name == "constant"
+    plain = frequencies.producer is not None and isinstance(frequencies.producer.op, Constant)
     turned = 2 * frequencies.shape[0]
     whole = isinstance(turned, int) and turned % 16 == 0 and isinstance(q.shape[3], int) and q.shape[3] % 16 == 0
     return a if plain and whole else None
@@ -102,7 +137,7 @@ def _common_rope(q: Value, k: Value) -> Node | None:
 def _flat(x: Value) -> Value:
     """x [B,S,H,D] as [B,S,H*D], without a node where it was just taken apart."""
     batch, length, heads, width = x.shape
-    if x.producer is not None and x.producer.op.name == "reshape":
+    if x.producer is not None and isinstance(x.producer.op, Reshape):
         (before,) = x.producer.arguments
         if before.shape == (batch, length, heads * width):
             return before
@@ -110,9 +145,9 @@ def _flat(x: Value) -> Value:
 
 
 def _packed(flat: Sequence[Value]) -> Value | None:
-    """The value of which the three are consecutive slices that leave nothing over."""
+    """The packed projection, if q, k and v are its three consecutive slices."""
     slices = [x.producer for x in flat]
-    if any(n is None or n.op.name != "slice" or n.attributes["axis"] != -1 for n in slices):
+    if any(n is None or not isinstance(n.op, Slice) or n.attributes["axis"] != -1 for n in slices):
         return None
     sources = {n.arguments[0] for n in slices if n is not None}
     spans = [(n.attributes["start"], n.attributes["length"]) for n in slices if n is not None]
@@ -125,6 +160,20 @@ def _packed(flat: Sequence[Value]) -> Value | None:
     return source if not others and source.rank == 3 and source.shape[-1] == end else None
 
 
+def cached_attentions(graph: Graph) -> list[Node]:
+    """The attentions of a graph with slots that read what is remembered."""
+    growing = {graph.inputs[s.input] for s in graph.slots if s.axis is not None and s.output}
+    found: list[Node] = []
+    reached: set[Value] = set(growing)
+    for node in graph:
+        if isinstance(node.op, Attention):
+            if node["k"] in reached or node["v"] in reached:
+                found.append(node)
+        elif isinstance(node.op, (CacheAppend, CacheRead, Concat, Expand)) and reached.intersection(node.arguments):
+            reached.update(node.outputs)
+    return found
+
+
 class PackProjections:
     """Query, key and value projections side by side, wherever GroupQueryAttention then takes them undivided.
 
@@ -133,14 +182,17 @@ class PackProjections:
 
     name = "pack_projections"
 
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
     def run(self, graph: Graph) -> Report:
         count = 0
-        for node in self_attentions(graph):
-            found = cached(node)
+        for node in cached_attentions(graph):
+            found = cached(node, self.target)
             if isinstance(found, str) or found.packed is not None:
                 continue
             linears = [x.producer for x in (found.q, found.k, found.v)]
-            if all(n is not None and n.op.name == "linear" and len(n.output.users) == 1 for n in linears):
+            if all(n is not None and isinstance(n.op, Linear) and len(n.output.users) == 1 for n in linears):
                 count += len(set(linears)) == 3 and pack_linears(graph, [n for n in linears if n is not None])
         dce(graph)
         return Report({self.name: count})
@@ -149,24 +201,25 @@ class PackProjections:
 class GroupQuery:
     """Every cached attention => GroupQueryAttention over shared buffers; the mask becomes lengths.
 
-    All of them or none: one cache that grows beside others that do not would need both kinds of graph at once.
+    All of them or none: a cache that the kernel does not write in place would need the other kind of graph.
     The result is right for prompts padded on the right only. A session looks at each mask and takes the other
-    graph for any other.
+    graph for any other. A window has a buffer and lengths of its own, so the kernel does not rotate there.
     """
 
     name = "ort_group_query_attention"
 
-    def __init__(self, positions: int) -> None:
-        self.positions = positions
+    def __init__(self, target: Target, positions: int) -> None:
+        self.target, self.positions = target, positions
 
     def run(self, graph: Graph) -> Report:
-        found = [cached(node) for node in self_attentions(graph)]
-        nodes = [n for n, f in zip(self_attentions(graph), found, strict=True) if isinstance(f, str)]
+        nodes = cached_attentions(graph)
+        found = [cached(node, self.target) for node in nodes]
         misses = [
-            NearMiss(self.name, n.location, str(reason), 1, 1, frozenset(), True)
-            for n, reason in zip(nodes, [f for f in found if isinstance(f, str)], strict=True)
+            NearMiss(self.name, n.location, f, 1, 1, frozenset(), True)
+            for n, f in zip(nodes, found, strict=True)
+            if isinstance(f, str)
         ]
-        fits = [f for f in found if not isinstance(f, str)]
+        fits = [self.affordable(f) for f in found if not isinstance(f, str)]
         outside = self.outside(graph, fits) if fits and not misses else None
         if outside is not None:
             misses = [NearMiss(self.name, outside[0].location, outside[1], 1, 1, frozenset(), True)]
@@ -175,44 +228,77 @@ class GroupQuery:
         self.rewrite(graph, fits)
         return Report({self.name: len(fits)})
 
+    def affordable(self, f: Cached) -> Cached:
+        """Without the rotation in the kernel where its table would cost more than what it saves."""
+        if f.rope is None or self.positions * f.width <= choices_of(self.target.provider).rotary_table:
+            return f
+        q, k = (_flat(x) for x in (f.node.value("q"), f.keys.new))
+        return replace(f, q=q, k=k, rope=None, packed=None)
+
     def outside(self, graph: Graph, fits: Sequence[Cached]) -> tuple[Node, str] | None:
         """A node besides the caches and masks of the attentions that needs to know how long the past is."""
         inside = {f.node for f in fits} | {n for f in fits for s in (f.keys, f.values) for n in (s.append, s.read)}
         for f in fits:
-            mask = f.node.operands[4]
-            while mask is not None and mask.producer is not None:
-                inside.add(mask.producer)
-                mask = mask.producer.arguments[0]
+            mask = f.node["mask"]
+            inside.update(key_mask_chain(mask) if mask is not None else ())
+        stream = graph.stream or TOKENS
+        mask = graph.inputs.get(stream.mask)
+        pasts = {s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols} - {"B"}
         for node in graph:
-            if node not in inside and any(PAST.symbols & v.type.symbols for v in node.outputs):
+            if node.op.states and (mask is None or not passes_over(node, mask)):
+                return node, f"{node.op.name} is not told which tokens of a padded prompt count"
+            if node not in inside and not _is_new_mask(node) and pasts & _lengths_named(node):
                 return node, f"{node.op.name} depends on the length of the past, which a shared buffer does not show"
         return None
 
     def rewrite(self, graph: Graph, fits: Sequence[Cached]) -> None:
         batch = fits[0].q.shape[0]
-        lengths, total = graph.input(LENGTHS, TensorType(i32, (batch,))), graph.input(TOTAL, TensorType(i32, ()))
+        counts: dict[int, tuple[Value, Value]] = {}
+        for window in sorted({f.window for f in fits}):
+            lengths, total = counted_in(window)
+            types = TensorType(i32, (batch,)), TensorType(i32, ())
+            counts[window] = graph.input(lengths, types[0]), graph.input(total, types[1])
         for f in fits:
             with graph.at(f.node):
-                results = self.attention(f, lengths, total)
+                results = self.attention(f, *counts[f.window])
             for old, new in zip((f.node.output, f.keys.append.output, f.values.append.output), results, strict=True):
                 graph.replace(old, new)
             for node in (f.node, f.keys.read, f.values.read, f.keys.append, f.values.append):
                 if node.order >= 0:
                     graph.erase(node)
         dce(graph)
-        for name in {"position_ids", "decoder_position_ids", *(f.mask.name for f in fits if f.mask is not None)}:
+        self.mask_of_new(graph)
+        stream = graph.stream or TOKENS
+        for name in (stream.positions, stream.mask):
             if name in graph.inputs and not graph.inputs[name].uses:
                 del graph.inputs[name]
 
+    def mask_of_new(self, graph: Graph) -> None:
+        """Which of the new tokens count, for layers that go from one to the next: those before the end of their row."""
+        found = [n for n in graph if _is_new_mask(n)]
+        if not found:
+            return
+        stream = graph.stream or TOKENS
+        mask = found[0].output
+        batch = mask.shape[0]
+        counts = LENGTHS if LENGTHS in graph.inputs else next(k for k in graph.inputs if k.startswith(LENGTHS))
+        lengths = graph.inputs[counts]
+        positions = graph.inputs.get(stream.positions) or graph.input(stream.positions, TensorType(i64, mask.shape))
+        with graph.at(found[0]):
+            valid = less(positions, reshape(cast(lengths, dtype=i64), shape=(batch, 1)))
+            new = cast(valid, dtype=mask.dtype)
+        for node in found:
+            graph.replace(node.output, new)
+        dce(graph)
+
     def attention(self, f: Cached, lengths: Value, total: Value) -> tuple[Value, Value, Value]:
-        q4, sinks, a = f.node.operands[0], f.node.operands[6], f.node.attributes
-        assert q4 is not None
+        q4, sinks, a = f.node.value("q"), f.node["sinks"], f.node.attributes
         batch, rows, heads, width = q4.shape
         q, k, v = (reshape(x, shape=(batch, rows, -1)) if x.rank == 4 else x for x in (f.q, f.k, f.v))
         table: list[Value | None] = [None, None]
         interleaved = False
         if f.rope is not None:
-            frequencies = f.rope.arguments[2].producer
+            frequencies = f.rope.value("frequencies").producer
             assert frequencies is not None
             interleaved = f.rope.attributes["interleaved"]
             given = {"frequencies": frequencies.attributes["value"], "scale": f.rope.attributes["scale"]}
@@ -225,15 +311,38 @@ class GroupQuery:
         return reshape(y, shape=(batch, rows, heads, width)), *presents
 
 
+def counted_in(window: int) -> tuple[str, str]:
+    """Inputs (tokens of each row, their most) of the buffers of a window; 0: of those that hold all tokens."""
+    return (f"{LENGTHS}.{window}", f"{TOTAL}.{window}") if window else (LENGTHS, TOTAL)
+
+
+def _is_new_mask(node: Node) -> bool:
+    """Whether a node takes the part of the stream's mask that is about the new tokens."""
+    stream = node.outputs[0].graph.stream or TOKENS
+    source = node.arguments[0] if isinstance(node.op, Slice) else None
+    if source is None or source.graph.inputs.get(stream.mask) is not source:
+        return False
+    return node.output.shape[1:] == (Dim.symbol(stream.length),)
+
+
+def _lengths_named(node: Node) -> frozenset[str]:
+    """Symbols in the types and attributes of a node."""
+    dims = [d for d in node.attributes.values() if isinstance(d, Dim)]
+    return frozenset(s for v in node.outputs for s in v.type.symbols) | {s for d in dims for s in d.symbols}
+
+
 class MultiHead:
     """Attention without causality and with nothing but a key mask => MultiHeadAttention."""
 
     name = "ort_multi_head_attention"
 
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
         for node in graph:
-            if node.op.name != "attention" or node.attributes["causal"]:
+            if not isinstance(node.op, Attention) or node.attributes["causal"]:
                 continue
             reason = self.reason(node)
             if reason is None:
@@ -246,43 +355,26 @@ class MultiHead:
         return report
 
     def reason(self, node: Node) -> str | None:
-        q, k, _, bias, mask, lengths, sinks = node.operands
-        assert q is not None and k is not None
+        q, k, mask = node.value("q"), node.value("k"), node["mask"]
         if q.shape[2] != k.shape[2]:
             return f"{q.shape[2]} query heads share {k.shape[2]} key heads, and the kernel wants one each"
-        given = {"a bias": bias, "lengths": lengths, "sinks": sinks, "a softcap": node.attributes["softcap"]}
+        given = {"a bias": node["bias"], "lengths": node["lengths"], "sinks": node["sinks"]}
+        given |= {"a softcap": node.attributes["softcap"]}
         extra = [name for name, x in given.items() if x is not None]
         if extra:
             return f"it has {' and '.join(extra)}"
-        if q.dtype != DType.f32:
-            return f"there is no MultiHeadAttention in {q.dtype} on every provider"
+        if not self.target.has("MultiHeadAttention", q.dtype):
+            return f"there is no MultiHeadAttention in {q.dtype} on {self.target.provider}"
         batch, keys = k.shape[:2]
         if mask is not None and mask.shape != (batch, 1, 1, keys):
             return f"its mask {mask.type} is not one over keys, [{batch},1,1,{keys}]"
         return None
 
     def attention(self, node: Node) -> Value:
-        q, k, v, _, mask, *_ = node.operands
-        assert q is not None and k is not None and v is not None
+        q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
         keys = None if mask is None else cast(reshape(mask, shape=(mask.shape[0], mask.shape[3])), dtype=i32)
         flat = [reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v)]
         heads = q.shape[2]
         assert isinstance(heads, int)
         y = multi_head_attention(*flat, keys, heads=heads, scale=node.attributes["scale"])
         return reshape(y, shape=node.output.shape)
-
-
-def windows(graph: Graph) -> bool:
-    """Whether any causal attention drops old keys."""
-    return any(n.attributes["window"] is not None for n in self_attentions(graph))
-
-
-def past_layers(graph: Graph) -> list[tuple[int, int, int]]:
-    """(key heads, key width, value width) of each layer's cache, from the inputs past_key_values.N.key and .value."""
-    found: list[tuple[int, int, int]] = []
-    while f"past_key_values.{len(found)}.key" in graph.inputs:
-        keys, values = (graph.inputs[f"past_key_values.{len(found)}.{n}"].shape for n in ("key", "value"))
-        sizes = (keys[1], keys[3], values[3])
-        assert not any(isinstance(d, Dim) for d in sizes)
-        found.append(sizes)  # type: ignore[arg-type]
-    return found

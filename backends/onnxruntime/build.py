@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir
 
 from ...frontends.dsl import Model
-from ...frontends.huggingface import hf_config
+from ...frontends.huggingface import write_companions
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
-from ...ir.encoded import memory_bound
+from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import Stage, staged
 from ...ir.graph import Graph
+from ...ir.slots import TOKENS
 from ...ir.weights import Tensor
-from ...passes.cache import self_attentions
 from ...passes.encode import keep_encodings, through_float
-from ...passes.manager import Pipeline, PipelineReport, Step
+from ...passes.manager import Pipeline, Step
 from ...passes.pattern import NearMiss
-from ...passes.pipelines import PIPELINES
-from ...passes.split import split
-from ...passes.state import recurrences
 from ..onnx.lower import lower
+from ..onnx.save import memory_bound
 from ..target import Target
-from .attention import past_layers, windows
-from .cache import STATE
+from .attention import GroupQuery, MultiHead
+from .choices import choices_of
 from .contract import FILE, VERSION, Contract
+from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
 from .logits import ROWS
-from .quantized import quantized_layers
-from .rewrites import DISABLED_OPTIMIZERS, common, lengths_variant, mask_variant
+from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
 
 OPSET = 23
-MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
 DEFAULT_POSITIONS = 4096
-FUSED = ("ort_group_query_attention", "ort_multi_head_attention")
+FUSED = (GroupQuery.name, MultiHead.name)
 _NOTHING = Pipeline("lowered", [])
 
 
@@ -49,9 +45,8 @@ class BuildReport:
 
     attentions: how many there are (`total`) and how many became which op in the graph that serves first.
     nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
-    seconds. through_float: block format by weight, of those that
-    the target has no blocks for, which became plain numbers. bytes: of the data file. bound: most bytes of resident
-    memory the build may take. seconds: all of it.
+    seconds. through_float: block format by weight, of those that the target has no blocks for, which became plain
+    numbers. bytes: of the data file. bound: most bytes of resident memory the build may take. seconds: all of it.
     """
 
     folder: Path
@@ -80,21 +75,6 @@ class BuildReport:
         )
 
 
-@dataclass
-class _Variants:
-    """The graphs of a build by file name, and what was noted on the way."""
-
-    graphs: dict[str, Graph] = field(default_factory=dict[str, Graph])
-    reports: dict[str, PipelineReport] = field(default_factory=dict[str, PipelineReport])
-    attentions: int = 0
-    windowed: bool = False
-    masked: str = MASKED
-
-    def run(self, name: str, pipeline: Pipeline, graph: Graph) -> Graph:
-        self.reports[name] = pipeline.run(graph)
-        return graph
-
-
 def build(
     model: Model | Graph,
     weights: Mapping[str, Tensor] | None,
@@ -103,13 +83,16 @@ def build(
     *,
     max_positions: int | None = None,
     strict: bool = False,
+    dump: Path | None = None,
+    announce: Callable[[int], None] = lambda bound: None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write a folder that `open` serves; gives the report, prints nothing.
 
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
-    attention became one of ONNX Runtime's own attention ops. progress(bytes done, bytes in all, tensor).
+    attention became one of ONNX Runtime's own attention ops. dump: folder for the text of each graph after every pass.
+    announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
     Nothing is visible in the folder before everything is written. Raises LoweringError for a node that the target
     has no kernel for, WeightsError for missing or damaged tensors.
     """
@@ -127,11 +110,14 @@ def build(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, positions)
-    report = _report(variants, Path(folder), _contract(model, graph, target, variants, positions))
+    variants = variants_of(graph, target, positions, dump)
+    contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
+    report = _report(variants, Path(folder), contract)
+    check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
+    announce(report.bound)
     with staged(folder) as stage:
         report.bytes = write_variants(stage, models, progress)
         _text(stage, FILE, report.contract.to_json())
@@ -147,39 +133,15 @@ def positions_of(model: Model | Graph) -> int:
     return found if isinstance(found, int) and found > 0 else DEFAULT_POSITIONS
 
 
-def variants_of(graph: Graph, positions: int) -> _Variants:
-    """The graphs that are built for a plain (or already cached) graph."""
-    variants = _Variants()
-    cached = any(k.startswith("past_key_values.") for k in graph.inputs)
-    remembers = bool(self_attentions(graph)) or bool(recurrences(graph))
-    serves = cached or (remembers and "logits" in graph.outputs)
-    graph = graph.copy()
-    if not cached:
-        variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
-    if "decoder_input_ids" in graph.inputs:
-        encoder, graph = split(graph)
-        encoder = variants.run(f"{ENCODER} common", common(), encoder)
-        variants.graphs[ENCODER] = variants.run(ENCODER, mask_variant(), encoder)
-    variants.run("common", common(), graph)
-    variants.attentions, variants.windowed = graph.counts().get("attention", 0), windows(graph)
-    if serves and self_attentions(graph):
-        shared = variants.run(LENGTHS, lengths_variant(positions), graph.copy())
-        if variants.reports[LENGTHS].counts.get("ort_group_query_attention"):
-            variants.graphs[LENGTHS] = shared
-    # A model with one graph for everything has it under the name that everybody looks for.
-    only = MASKED if LENGTHS in variants.graphs else LENGTHS
-    variants.graphs[only] = variants.run(MASKED, mask_variant(), graph)
-    variants.masked = only
-    return variants
-
-
-def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Variants, positions: int) -> Contract:
+def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Variants, positions: int) -> Contract:
     last = variants.graphs[variants.masked]
     is_model = isinstance(model, Model)
-    layers = past_layers(last)
+    stream = last.stream or graph.stream or (TOKENS if TOKENS.ids in last.inputs else None)
+    counted = any(s.axis is not None and s.output for s in last.slots)
+    counted = counted or (stream is not None and stream.positions in last.inputs)
     return Contract(
         version=VERSION,
-        kind="decoder" if layers or any(k.startswith(STATE) for k in last.inputs) else "encoder",
+        kind="decoder" if last.slots or last.stream is not None else "encoder",
         family=model.name if is_model else graph.name,
         task=model.task.name if is_model else "",
         provider=target.provider,
@@ -188,15 +150,32 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: _Var
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
-        layers=tuple(layers),
-        positions=positions if layers or any(k.endswith("position_ids") for k in last.inputs) else 0,
-        windowed=variants.windowed,
+        slots=last.slots,
+        stream=stream,
+        alone=variants.alone,
+        inputs={file: {k: v.type for k, v in g.inputs.items()} for file, g in variants.graphs.items()},
+        output=model.task.output if is_model else next(iter(last.outputs)),
+        bounds=bounds_of(*variants.graphs.values()),
+        unread=tuple(k for k in graph.inputs if all(k not in g.inputs for g in variants.graphs.values())),
+        zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
+        positions=positions if counted else 0,
         rows=ROWS in last.inputs,
-        disabled_optimizers=DISABLED_OPTIMIZERS,
+        disabled_optimizers=choices_of(target.provider).disabled_optimizers,
     )
 
 
-def _report(variants: _Variants, folder: Path, contract: Contract) -> BuildReport:
+def _check_positions(contract: Contract, asked: int | None) -> Contract:
+    """A contract for no more tokens than a learned table of positions has. Raises LoweringError if more were asked."""
+    rows = contract.bounds.get(contract.stream.positions) if contract.stream is not None else None
+    if rows is None or contract.positions <= rows:
+        return contract
+    if asked is not None:
+        what = f"max_positions is {asked}, but the model's table of positions has {rows} rows"
+        raise LoweringError(what, place=contract.family)
+    return replace(contract, positions=rows)
+
+
+def _report(variants: Variants, folder: Path, contract: Contract) -> BuildReport:
     report = BuildReport(folder, contract)
     counts = variants.graphs[LENGTHS].counts()
     names = (*FUSED, "onnx_attention", "onnx_cached_attention", "attention")
@@ -219,22 +198,18 @@ def _check_fused(report: BuildReport) -> None:
 
 
 def _lowered(
-    variants: _Variants, weights: Mapping[str, Tensor], target: Target, report: BuildReport
+    variants: Variants, weights: Mapping[str, Tensor], target: Target, report: BuildReport
 ) -> dict[str, onnx_ir.Model]:
     """The ONNX models by file name, with every node known to have a kernel."""
     models: dict[str, onnx_ir.Model] = {}
     table = target.table
-    quantized = Pipeline("quantized", [quantized_layers(target)])
     report.kernels = table.source
     for name, graph in variants.graphs.items():
-        passes = quantized.run(graph)
-        report.steps += passes.steps
-        report.misses += passes.misses
         models[name] = lower(graph, weights, OPSET, pipeline=_NOTHING)
         table.check(models[name])
         report.nodes[name] = _count(models[name])
         report.through_float |= through_float(graph, weights)
-    report.bound = memory_bound(weights.values())
+    report.bound = memory_bound(models.values(), (weights[k] for g in variants.graphs.values() for k in g.params))
     return models
 
 
@@ -246,12 +221,8 @@ def _count(model: onnx_ir.Model) -> dict[str, int]:
 
 
 def _companions(stage: Stage, model: Model) -> None:
-    """What clients expect beside a model: its config, how to generate with it, its tokenizer."""
-    _text(stage, "config.json", json.dumps(hf_config(model, model.weights), indent=2, ensure_ascii=False) + "\n")
-    if model.generation:
-        _text(stage, "generation_config.json", json.dumps(model.generation, indent=2, ensure_ascii=False) + "\n")
-    if model.tokenizer is not None:
-        model.tokenizer.write(stage)
+    """What clients expect beside a model, and how an encoder's vectors become one."""
+    write_companions(stage, model, model.weights)
     pooling = Pooling.read(model.folder) if model.folder is not None else None
     if pooling is not None:
         _text(stage, POOLING, pooling.to_json())

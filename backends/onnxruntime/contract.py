@@ -1,29 +1,38 @@
-"""What a built folder promises: files, caches by layer, limits; checked again when it is opened."""
+"""What a built folder promises: files, what they take in, what is remembered, limits; checked again when opened."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ...ir.errors import ConfigError, RuntimeInputError
+from ...frontends.task import LOGITS, TOKEN_TYPES
+from ...ir.errors import ConfigError, MonographError
+from ...ir.slots import Growth, Slot, Stream
+from ...ir.types import TensorType, parse_type
 
 FILE = "monograph.json"
-VERSION = 1
+VERSION = 2
+
+Types = Mapping[str, TensorType]
 
 
 @dataclass(frozen=True)
 class Contract:
     """Contents of monograph.json.
 
-    kind: `decoder` (logits, with a cache or recurrent states) or `encoder` (one stateless call).
-    lengths: file of the graph for prompts padded on the right, over shared buffers ("" if the model has none).
-    masked: file of the graph for any mask. encoder: file of the graph that reads the source first ("" if none).
-    layers: (key heads, key width, value width) of each cache. positions: most tokens a row may have; 0: any number.
-    windowed: some attention forgets old keys. rows: logits are given for chosen positions, input `logits_rows`.
+    kind: `decoder` (remembers what it has read) or `encoder` (one call without state).
+    masked: file of the graph for any mask. lengths: file of the graph for prompts padded on the right, over buffers
+    ("" if the model has none). encoder: file of the graph that reads the source first ("" if none).
+    slots: what is remembered. stream: the tokens that are read (None: the model reads none).
+    alone: why rows of different lengths are not run together by the masked graph ("": they are).
+    inputs: names and types by file. output: the one that `prefill` and `step` give.
+    positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
+    zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
+    bounds: for an integer input that is an index, how many rows its table has.
     """
 
     version: int
@@ -36,10 +45,16 @@ class Contract:
     masked: str
     lengths: str = ""
     encoder: str = ""
-    layers: tuple[tuple[int, int, int], ...] = ()
+    slots: tuple[Slot, ...] = ()
+    stream: Stream | None = None
+    alone: str = ""
+    inputs: Mapping[str, Types] = field(default_factory=dict[str, Types])
+    output: str = LOGITS
     positions: int = 0
-    windowed: bool = False
     rows: bool = False
+    zeros: tuple[str, ...] = (TOKEN_TYPES,)
+    unread: tuple[str, ...] = ()
+    bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
 
     @property
@@ -47,8 +62,19 @@ class Contract:
         """`positions` as a number that every length can be compared with."""
         return self.positions or sys.maxsize
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The windows that slots have, each once."""
+        return tuple(dict.fromkeys(s.window for s in self.slots if s.growth is Growth.window))
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        said: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        said["slots"] = [_slot_json(s) for s in self.slots]
+        if self.stream is not None:
+            said["stream"] = {f.name: getattr(self.stream, f.name) for f in fields(self.stream)}
+        said["inputs"] = {file: {k: str(t) for k, t in types.items()} for file, types in self.inputs.items()}
+        said["bounds"] = dict(self.bounds)
+        return json.dumps(said, indent=2) + "\n"
 
     @staticmethod
     def read(folder: Path) -> Contract:
@@ -57,55 +83,114 @@ class Contract:
         if not path.is_file():
             raise ConfigError(f"{folder} has no {FILE}: it is not a folder that `build` wrote", place=str(path))
         try:
-            given = json.loads(path.read_text())
-        except ValueError as e:
+            said: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as e:
             raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
-        if not isinstance(given, dict) or given.get("version") != VERSION:
-            found = given.get("version") if isinstance(given, dict) else type(given).__name__
-            raise ConfigError(f"is of version {found}, expected {VERSION}: build the model again", place=str(path))
-        problems = _problems(given)
-        if problems:
-            raise ConfigError("is not a contract", place=str(path), details=problems)
-        lists = {
-            "layers": tuple(map(tuple, given["layers"])),
-            "disabled_optimizers": tuple(given["disabled_optimizers"]),
-        }
-        contract = Contract(**{**given, **lists})
+        given = cast("dict[str, Any]", said) if isinstance(said, dict) else {"version": type(said).__name__}
+        if given.get("version") != VERSION:
+            what = f"is of version {given.get('version')}, expected {VERSION}: build the model again"
+            raise ConfigError(what, place=str(path))
+        reader = _Reader()
+        contract = reader.contract(given)
+        if contract is None or reader.problems:
+            raise ConfigError("is not a contract", place=str(path), details=reader.problems)
         for name in filter(None, (contract.masked, contract.lengths, contract.encoder)):
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"names {name!r}, which is not a file beside it", place=str(path))
         return contract
 
 
-def _problems(given: dict[str, Any]) -> list[str]:
-    types = {"int": int, "str": str, "bool": bool}
-    fields = {f.name: f for f in dataclasses.fields(Contract)}
-    found = [f"unknown key {k!r}" for k in given if k not in fields]
-    found += [f"key {k!r} is missing" for k in fields if k not in given]
-    for k, f in fields.items():
-        expected = types.get(str(f.type), list)
-        if k in given and type(given[k]) is not expected:
-            found.append(f"{k!r} is {given[k]!r}, expected {expected.__name__}")
-    layers = given.get("layers")
-    if isinstance(layers, list):
-        for i, sizes in enumerate(layers):
-            if not isinstance(sizes, list) or len(sizes) != 3 or not all(type(n) is int and n > 0 for n in sizes):
-                found.append(f"layer {i} is {sizes!r}, expected [key heads, key width, value width]")
+def _slot_json(slot: Slot) -> dict[str, Any]:
+    said: dict[str, Any] = {f.name: getattr(slot, f.name) for f in fields(slot)}
+    return said | {"growth": slot.growth.value, "type": str(slot.type)}
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,), "str": (str,), "bool": (bool,), "int | None": (int, type(None)), "Stream | None": (dict, type(None)),
+    "Growth": (str,), "TensorType": (str,), "tuple[Slot, ...]": (list,), "tuple[str, ...]": (list,),
+    "Mapping[str, Types]": (dict,), "Mapping[str, int]": (dict,),
+}  # fmt: skip
+"""What JSON has for the fields of a contract, a slot and a stream, by the text of their annotations."""
+
+
+class _Reader:
+    """Turns JSON into a contract; everything that is wrong with it is noted, not only the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def contract(self, given: dict[str, Any]) -> Contract | None:
+        if not self.fits(given, Contract, ""):
+            return None
+        slots = [self.slot(s, f"slot {i}") for i, s in enumerate(given["slots"])]
+        said = given["stream"]
+        stream = Stream(**said) if said is not None and self.fits(said, Stream, "stream: ") else None
+        inputs = {file: self.types(types, file) for file, types in given["inputs"].items()}
+        for name, n in given["bounds"].items():
+            if type(n) is not int or n < 1:
+                self.problems.append(f"the bound of {name!r} is {n!r}, expected a number of at least 1")
+        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
+        for k, found in names.items():
+            if not all(isinstance(n, str) for n in found):
+                self.problems.append(f"{k!r} is {list(found)!r}, expected names")
+        whole = tuple(s for s in slots if s is not None)
+        parts: dict[str, Any] = {"slots": whole, "stream": stream, "inputs": inputs, **names}
+        return Contract(**{**given, **parts})
+
+    def fits(self, given: Any, of: type, lead: str) -> bool:
+        """Whether an object has the fields of a class, each of the right kind."""
+        before = len(self.problems)
+        if not isinstance(given, dict):
+            self.problems.append(f"{lead}is {given!r}, expected an object")
+            return False
+        given = cast("dict[str, Any]", given)
+        known = {f.name: _KINDS[str(f.type)] for f in fields(of)}
+        self.problems += [f"{lead}unknown key {k!r}" for k in given if k not in known]
+        self.problems += [f"{lead}key {k!r} is missing" for k in known if k not in given]
+        for k, kinds in known.items():
+            if k in given and type(given[k]) not in kinds:
+                names = " or ".join("null" if t is type(None) else t.__name__ for t in kinds)
+                self.problems.append(f"{lead}{k!r} is {given[k]!r}, expected {names}")
+        return len(self.problems) == before
+
+    def slot(self, given: Any, lead: str) -> Slot | None:
+        if not self.fits(given, Slot, f"{lead}: "):
+            return None
+        type_ = self.type(given["type"], lead)
+        growths = [g.value for g in Growth]
+        if given["growth"] not in growths:
+            self.problems.append(f"{lead}: growth is {given['growth']!r}, expected one of {', '.join(growths)}")
+        elif type_ is not None:
+            parts: dict[str, Any] = {**given, "growth": Growth(given["growth"]), "type": type_}
+            slot = Slot(**parts)
+            self.problems += [f"{lead}: {slot.input}: {p}" for p in _slot_problems(slot)]
+            return slot
+        return None
+
+    def types(self, given: Any, file: str) -> dict[str, TensorType]:
+        if not isinstance(given, dict):
+            self.problems.append(f"inputs of {file} are {given!r}, expected an object")
+            return {}
+        found = {k: self.type(t, f"{file}: {k}") for k, t in cast("dict[str, Any]", given).items()}
+        return {k: t for k, t in found.items() if t is not None}
+
+    def type(self, text: Any, lead: str) -> TensorType | None:
+        try:
+            return parse_type(text)
+        except (MonographError, TypeError):
+            self.problems.append(f"{lead}: {text!r} is not a type such as f32[B,S,64]")
+            return None
+
+
+def _slot_problems(slot: Slot) -> list[str]:
+    grows = slot.growth in (Growth.append, Growth.window)
+    found: list[str] = []
+    if grows and (slot.axis is None or not 0 < slot.axis < slot.type.rank):
+        found.append(f"axis is {slot.axis}, expected one of {slot.type} behind the first")
+    if (slot.growth is Growth.window) != (slot.window > 0):
+        found.append(f"growth {slot.growth.value} with window {slot.window}")
+    if (slot.growth is Growth.once) != (slot.output == ""):
+        found.append(f"growth {slot.growth.value} with output {slot.output!r}")
+    if slot.type.rank < 1:
+        found.append(f"type {slot.type} has no axis of rows")
     return found
-
-
-def check_layers(contract: Contract, inputs: dict[str, list[Any]], file: str) -> None:
-    """Compare the caches the contract promises with the inputs of a graph. Raises RuntimeInputError."""
-    expected = {
-        f"past_key_values.{i}.{name}": (heads, width)
-        for i, (heads, k, v) in enumerate(contract.layers)
-        for name, width in (("key", k), ("value", v))
-    }
-    found = {k: (s[1], s[3]) for k, s in inputs.items() if k.startswith("past_key_values.") and len(s) == 4}
-    wrong = [
-        f"{k}: the contract has {expected.get(k, 'nothing')}, the graph has {found.get(k, 'nothing')}"
-        for k in sorted({*expected, *found})
-        if expected.get(k) != found.get(k)
-    ]
-    if wrong:
-        raise RuntimeInputError("caches do not agree (heads, width)", place=file, details=wrong)

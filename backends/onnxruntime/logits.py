@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ...frontends.task import LOGITS
 from ...ir.graph import Graph, Node, Value
+from ...ir.ops.linear import Linear
 from ...ir.ops.shape import gather, reshape
 from ...ir.types import Dim, TensorType, i64
 from ...passes.dce import dce
@@ -17,8 +19,8 @@ def select_rows(graph: Graph) -> int:
 
     The head is the last linear and what follows it one position at a time.
     """
-    logits = graph.outputs.get("logits")
-    if logits is None or logits.rank != 3 or not any(k.startswith("past_") for k in graph.inputs):
+    logits = graph.outputs.get(LOGITS)
+    if logits is None or logits.rank != 3 or not any(s.output for s in graph.slots):
         return 0
     chain = _head(logits)
     if chain is None:
@@ -48,9 +50,9 @@ def _head(logits: Value) -> list[Node] | None:
         others = [a for a in node.arguments[1:] if a is not v]
         if len(node.outputs) != 1 or not all(_same_everywhere(a) for a in others):
             return None
-        if node.op.name == "linear":
+        if isinstance(node.op, Linear):
             return [*chain, node] if v.rank == 3 else None
-        if node.op.name not in ("tanh", "mul", "div", "add", "sub", "cast"):
+        if not node.op.elementwise:
             return None
         chain.append(node)
         v = node.operands[0]
@@ -61,5 +63,5 @@ def _head(logits: Value) -> list[Node] | None:
 
 def _same_everywhere(v: Value) -> bool:
     """A parameter or a constant along the last axis only."""
-    fixed = stored_weight(v) is not None or (v.producer is not None and v.producer.op.name == "constant")
+    fixed = stored_weight(v) is not None or (v.producer is not None and v.producer.op.constant)
     return fixed and v.rank <= 2 and not v.type.symbols

@@ -14,7 +14,8 @@ from ...ir.ops.attention import attention
 from ...ir.ops.elementwise import cast, constant, cos, less, less_equal, maximum, sin, sub, where
 from ...ir.ops.feed_forward import Activation, silu
 from ...ir.ops.linear import linear
-from ...ir.ops.norm import rms_norm
+from ...ir.ops.norm import layer_norm, rms_norm
+from ...ir.ops.position import rotate
 from ...ir.ops.shape import concat, expand, gather, iota, reshape, slice_, take_along_axis, transpose
 from ...ir.types import DimLike, DType, TensorType, bool_, f32, i32, i64
 from ..onnx.builder import MICROSOFT
@@ -133,19 +134,9 @@ def _first_free(lengths: Value, rows: DimLike) -> Value:
 
 def _rotate(x: Value, cosines: Value, sines: Value, interleaved: bool) -> Value:
     """x [B,S,H,D] turned by angles [B,S,R/2], pairs as in `rope`."""
-    batch, length, heads, width = x.shape
     half = cosines.shape[2]
-    c, s = (reshape(t, shape=(batch, length, 1, half)) for t in (cosines, sines))
-    turned = slice_(x, axis=-1, start=0, length=2 * half)
-    if interleaved:
-        pairs = reshape(turned, shape=(batch, length, heads, half, 2))
-        a, b = (reshape(slice_(pairs, axis=-1, start=i, length=1), shape=(batch, length, heads, half)) for i in (0, 1))
-        ends = (reshape(y, shape=(batch, length, heads, half, 1)) for y in (a * c - b * s, b * c + a * s))
-        y = reshape(concat(*ends, axis=-1), shape=(batch, length, heads, 2 * half))
-    else:
-        a, b = (slice_(turned, axis=-1, start=i * half, length=half) for i in (0, 1))
-        y = concat(a * c - b * s, b * c + a * s, axis=-1)
-    return concat(y, slice_(x, axis=-1, start=2 * half, length=width - 2 * half), axis=-1)
+    c, s = (reshape(t, shape=(*t.shape[:2], 1, half)) for t in (cosines, sines))
+    return rotate(x, c, s, interleaved=interleaved, rotary_dim=2 * half)
 
 
 def _join(past: Value, new: Value, start: Value) -> Value:
@@ -204,6 +195,26 @@ class OrtSkipRMSNorm(Op):
         y, mean, deviation, total = op.SkipSimplifiedLayerNormalization(
             x, r, w, outputs=4, domain=MICROSOFT, epsilon=eps
         )
+        mean.value.name = deviation.value.name = ""  # Optional outputs that nobody asked for.
+        return y, total
+
+
+class OrtSkipLayerNorm(Op):
+    """SkipLayerNormalization: (layer_norm(x + r, w, b), x + r)."""
+
+    def infer(
+        self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float
+    ) -> tuple[TensorType, TensorType]:
+        check(x.type == r.type, f"x is {x.type} but r is {r.type}: the kernel does not broadcast")
+        check(x.rank in (2, 3), f"x is {x.type}, expected rank 2 or 3")
+        return x.type, x.type
+
+    def body(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+        s = x + r
+        return layer_norm(s, w, b, eps=eps), s
+
+    def onnx(self, op: Any, x: Any, r: Any, w: Any, b: Any = None, *, eps: float) -> Any:
+        y, mean, deviation, total = op.SkipLayerNormalization(x, r, w, b, outputs=4, domain=MICROSOFT, epsilon=eps)
         mean.value.name = deviation.value.name = ""  # Optional outputs that nobody asked for.
         return y, total
 
@@ -268,5 +279,5 @@ class OrtMultiHeadAttention(Op):
 
 
 group_query_attention, multi_head_attention = op(OrtGroupQueryAttention), op(OrtMultiHeadAttention)
-rotary_table, skip_rms_norm = op(OrtRotaryTable), op(OrtSkipRMSNorm)
+rotary_table, skip_rms_norm, skip_layer_norm = op(OrtRotaryTable), op(OrtSkipRMSNorm), op(OrtSkipLayerNorm)
 quick_gelu, tied_linear = op(OrtQuickGelu), op(OrtTiedLinear)

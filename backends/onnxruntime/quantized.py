@@ -17,8 +17,9 @@ import onnx
 from ...ir.errors import check
 from ...ir.graph import Value
 from ...ir.interpret import Array
-from ...ir.op import Op, op
-from ...ir.types import TensorType, i8, u8
+from ...ir.op import Op, op, unmoved
+from ...ir.shard_rules import needs_all
+from ...ir.types import DimLike, TensorType, i8, u8
 from ..onnx.builder import MICROSOFT
 from ..onnx.quantized import QuantizedLayers, Stored, with_offsets
 from ..target import Target
@@ -29,6 +30,9 @@ _BLOCKS = (16, 32, 64, 128, 256)
 
 class OrtPackCodes(Op):
     """Codes i8 [rows, blocks, block] around 0 as bytes around 8 (two to a byte) or 128. Stored, never run."""
+
+    shard = needs_all
+    flops = unmoved
 
     def infer(self, codes: Value, *, bits: int) -> TensorType:
         check(codes.dtype == i8 and bits in _ZERO, f"codes are {codes.type} of {bits} bits, expected i8 of 4 or 8")
@@ -52,6 +56,12 @@ class OrtMatMulNBits(Op):
 
     accuracy_level: 4 multiplies by x in 8 bits a block, where that is faster; 0 computes in the type of x.
     """
+
+    heavy = True
+    shard = needs_all
+
+    def flops(self, x: Value, codes: Value, *rest: Value | None, **attributes: Any) -> DimLike:
+        return 2 * x.type.elements * codes.shape[0]
 
     def infer(
         self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, bits: int, accuracy_level: int = 0
@@ -79,6 +89,11 @@ class OrtMatMulNBits(Op):
 
 class OrtGatherBlockQuantized(Op):
     """Rows of scale * code by ids [...]: [..., blocks, block], from codes and scales as MatMulNBits has them."""
+
+    shard = needs_all
+
+    def flops(self, codes: Value, ids: Value, scales: Value, *, bits: int) -> DimLike:
+        return self.infer(codes, ids, scales, bits=bits).elements
 
     def infer(self, codes: Value, ids: Value, scales: Value, *, bits: int) -> TensorType:
         rows, blocks, width = codes.shape

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ...ir.graph import Graph, Node, Value
-from ...ir.ops import add_rms_norm, linear, silu
+from ...ir.ops import add_layer_norm, add_rms_norm, linear, silu
+from ...ir.ops.feed_forward import FeedForward, GatedFeedForward
+from ...ir.ops.linear import Linear
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import inline_body
@@ -11,13 +13,11 @@ from ...passes.manager import FunctionPass, Pass, Pipeline, RewritePass
 from ...passes.pattern import Rewrite
 from ..onnx.recurrent import RecurrentToOnnx
 from ..onnx.rewrites import AttentionToOnnx, RotaryToOnnx
+from ..target import Target
 from .attention import GroupQuery, MultiHead, PackProjections
+from .choices import choices_of
 from .logits import select_rows
-from .ops import quick_gelu, skip_rms_norm, tied_linear
-
-DISABLED_OPTIMIZERS = ("SkipLayerNormFusion", "BiasGeluFusion")
-"""ONNX Runtime's own fusions that make a CPU graph slower: SkipLayerNormalization takes 3 times as long as Add and
-LayerNormalization, BiasGelu twice as long as Gelu after a bias that stayed in the matrix product."""
+from .ops import quick_gelu, skip_layer_norm, skip_rms_norm, tied_linear
 
 
 class SkipRMSNorm(Rewrite):
@@ -33,6 +33,21 @@ class SkipRMSNorm(Rewrite):
 
     def after(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, Value]:
         return skip_rms_norm(x, r, w, eps=eps)
+
+
+class SkipLayerNorm(Rewrite):
+    """add_layer_norm => SkipLayerNormalization, for providers where it is faster than its parts."""
+
+    name = "ort_skip_layer_norm"  # type: ignore[assignment]
+
+    def before(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+        return add_layer_norm(x, r, w, b, eps=eps)
+
+    def when(self, x: Value, **_: object) -> bool | str:
+        return x.rank in (2, 3) or f"x is {x.type}, and the kernel takes rank 2 or 3"
+
+    def after(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+        return skip_layer_norm(x, r, w, b, eps=eps)
 
 
 class QuickGelu(Rewrite):
@@ -65,37 +80,44 @@ class TiedLinear(Rewrite):
 
 
 def _transposing(node: Node, w: Value) -> bool:
-    return node.op.name == "linear" and node.operands[1] is w and not node.attributes["transposed"]
+    return isinstance(node.op, Linear) and node["w"] is w and not node.attributes["transposed"]
 
 
 def open_blocks(graph: Graph) -> int:
     """Feed-forward blocks become linear layers and activations, which have kernels. Gives how many."""
-    blocks = [n for n in graph if n.op.name in ("feed_forward", "gated_feed_forward")]
+    blocks = [n for n in graph if isinstance(n.op, (FeedForward, GatedFeedForward))]
     for node in blocks:
         inline_body(graph, node)
     return len(blocks)
 
 
-LAYERS = RewritePass("ort_layers", [SkipRMSNorm(), QuickGelu(), TiedLinear()])
 _CSE, _DCE = FunctionPass("cse", cse), FunctionPass("dce", dce)
 _ROTARY = RewritePass("onnx_rotary", [RotaryToOnnx()])
 
 
-def common() -> Pipeline:
+def layers(target: Target) -> RewritePass:
+    """Layers as the provider's own ops, where those are faster than their parts."""
+    choices = choices_of(target.provider)
+    chosen = {SkipRMSNorm: choices.skip_rms_norm, SkipLayerNorm: choices.skip_layer_norm, QuickGelu: choices.quick_gelu}
+    return RewritePass("ort_layers", [*(rewrite() for rewrite, wanted in chosen.items() if wanted), TiedLinear()])
+
+
+def common(target: Target) -> Pipeline:
     """What every variant begins with: packed weights are the same in all of them, and are stored once."""
-    packing: list[Pass] = [PackProjections(), FunctionPass("open_blocks", open_blocks)]
-    return Pipeline("ort_common", [*packing, FunctionPass("select_rows", select_rows), LAYERS])
+    packing: list[Pass] = [PackProjections(target)] if choices_of(target.provider).pack_projections else []
+    rest: list[Pass] = [FunctionPass("open_blocks", open_blocks), FunctionPass("select_rows", select_rows)]
+    return Pipeline("ort_common", [*packing, *rest, layers(target)])
 
 
-def lengths_variant(positions: int) -> Pipeline:
+def lengths_variant(target: Target, positions: int) -> Pipeline:
     """For prompts padded on the right: lengths for masks, shared buffers for caches, tables of `positions` rows."""
-    return Pipeline("ort_lengths", [GroupQuery(positions), *_rest()])
+    return Pipeline("ort_lengths", [GroupQuery(target, positions), *_rest(target)])
 
 
-def mask_variant() -> Pipeline:
+def mask_variant(target: Target) -> Pipeline:
     """For any mask: every mask is explicit, caches grow. Also the only variant of a graph without a cache."""
-    return Pipeline("ort_mask", _rest())
+    return Pipeline("ort_mask", _rest(target))
 
 
-def _rest() -> list[Pass]:
-    return [MultiHead(), AttentionToOnnx(), _ROTARY, RecurrentToOnnx(), _CSE, _DCE]
+def _rest(target: Target) -> list[Pass]:
+    return [MultiHead(target), AttentionToOnnx(), _ROTARY, RecurrentToOnnx(), _CSE, _DCE]

@@ -1,10 +1,10 @@
-"""Serve a built folder: stateless runs through the mask guard, and generation over a cache."""
+"""Serve a built folder: stateless runs through the mask guard, and generation over slots."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,34 @@ import numpy as np
 
 from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
-from .cache import Cache
-from .contract import Contract, check_layers
-from .growing import GrowingCaches, RecurrentStates
-from .guard import Array, checked, token_ids
-from .options import Loaded, load
-from .shared import SharedBuffers
-from .stateless import encode, forward
+from ...ir.slots import Growth
+from .compact import Compact
+from .contract import Contract, Types
+from .feeds import along, check_loaded, others
+from .guard import Array, check_names, checked, token_ids
+from .memory import Memory
+from .memory_cpu import CpuMemory
+from .options import load
+from .padded import Padded
+from .runtime import Loaded
+from .state import NOTHING, State, check_room
+from .stateless import beside, completed, execute, forward
 
 CAPACITY = 512
 """Tokens a row has room for before buffers grow the first time."""
+
+MEMORIES: dict[str, Callable[[], Memory]] = {"cpu": CpuMemory}
+"""Where the buffers of slots lie, by provider."""
 
 _TUNE_TOKENS, _TUNE_ROUNDS = 256, 3
 
 
 class Session:
-    """A model that runs.
+    """A model that runs: its contract, its graphs, and one buffer for each of its slots.
 
-    config: contents of config.json. `run` is stateless. `prefill`, `append` and `step` keep keys and values, for one
-    batch at a time. Not to be used from several threads at once.
+    config: contents of config.json. `run` is stateless. `prefill`, `append` and `step` remember what they read, for
+    one batch at a time. owner: a token that is another one whenever a new batch begins; whoever holds an old one
+    knows that the session reads something else now. Not to be used from several threads at once.
     """
 
     def __init__(
@@ -38,11 +47,16 @@ class Session:
     ) -> None:
         self.folder, self.contract, self.threads, self.flash = folder, contract, threads, flash
         self.config: dict[str, Any] = read_json(folder / "config.json")
+        self.memory = MEMORIES[contract.provider]()
+        self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
-        self._cache: Cache | None = None
-        self._extra: dict[str, Array] = {}
-        self.graph(contract.lengths or contract.masked)
+        self._cache: State | None = None
+        self._source: dict[str, Array] = {}
+        self._file = contract.lengths or contract.masked
+        self._beside: Types = others(contract, self._file) if contract.kind == "decoder" else {}
+        self._ids = contract.stream.ids if contract.stream is not None else ""
+        self.graph(self._file)
 
     def graph(self, file: str) -> Loaded:
         """One of the graphs of the folder, opened when first needed; all of them read the same data file."""
@@ -51,40 +65,39 @@ class Session:
             # pages, and is a fifth slower for it.
             second = bool(self.contract.lengths) and file == self.contract.masked
             loaded = load(self.folder / file, self.contract, self.threads, flash=self.flash, packed=not second)
-            if file != self.contract.encoder:
-                check_layers(self.contract, loaded.inputs, str(self.folder / file))
+            check_loaded(self.contract, loaded, str(self.folder / file))
             self._loaded[file] = loaded
         return self._loaded[file]
 
     # -- stateless ---------------------------------------------------------------------------------------------
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """One full forward: outputs by name, logits [B,S,V] at every position.
+        """One full forward: outputs by name, at every position.
 
-        inputs: `input_ids` i64 [B,S] and what else the model takes. Left out, `attention_mask` is all ones,
-        `position_ids` follow from it, `token_type_ids` are 0 and pasts are empty. A mask may have zeros anywhere.
+        inputs: all that the model takes, by name: token ids i64 [B,S], floats in the model's dtype. Left out, a mask
+        is all ones, positions follow from it, token types are 0 and pasts are empty. A mask may have zeros anywhere.
         Raises RuntimeInputError for anything that does not fit, with names and numbers.
         """
         if self.contract.kind != "decoder":
-            return encode(self.graph(self.contract.masked), inputs)
+            file = self.contract.masked
+            return execute(self.graph(file), completed(self.contract, file, inputs))
         if not self.contract.encoder:
             return forward(self.graph, self.contract, inputs, {})
-        source = {k: v for k, v in inputs.items() if k in self.graph(self.contract.encoder).inputs}
+        source = {k: v for k, v in inputs.items() if k in self.contract.inputs[self.contract.encoder]}
         rest = {k: v for k, v in inputs.items() if k not in source}
         return forward(self.graph, self.contract, rest, self._encoded(source))
 
     def _encoded(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """What the decoder needs of a source: the encoder's results, and the source mask."""
-        ids = checked("input_ids", inputs.get("input_ids", np.zeros((0, 0), np.int64)), np.int64, 2, 1)
-        mask = np.asarray(inputs.get("attention_mask", np.ones(ids.shape, np.int64)), np.int64)
-        return {"attention_mask": mask, **encode(self.graph(self.contract.encoder), inputs)}
+        """What the decoder needs of a source: the encoder's results, and what they were made from."""
+        given = completed(self.contract, self.contract.encoder, inputs)
+        return given | execute(self.graph(self.contract.encoder), given)
 
     # -- with state --------------------------------------------------------------------------------------------
 
     @property
     def lengths(self) -> Array:
         """Tokens each row has so far, i64 [B]; empty before `prefill`."""
-        return np.zeros(0, np.int64) if self._cache is None else self._cache.lengths.copy()
+        return NOTHING.copy() if self._cache is None else self._cache.lengths.copy()
 
     @property
     def capacity(self) -> int:
@@ -93,46 +106,66 @@ class Session:
             return self._cache.capacity
         return min(self._first_capacity, self.contract.limit)
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the buffers of all slots; 0 before `prefill`."""
+        return 0 if self._cache is None else self._cache.bytes
+
     def encode(self, inputs: Mapping[str, Any]) -> None:
         """Read the source of an encoder-decoder: keys and values of cross-attention are computed once. Resets."""
         if not self.contract.encoder:
             raise RuntimeInputError(f"{self.contract.family} has no encoder beside its decoder")
         self.reset()
-        self._extra = self._encoded(inputs)
+        self._source = self._encoded(inputs)
 
-    def prefill(self, tokens: Any, lengths: Any) -> Array:
+    def prefill(self, tokens: Any, lengths: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Start anew with prompts i64 [B,S], padded on the right to lengths i64 [B]; logits f32 [B,V] after each.
 
+        inputs: what a model takes beside tokens, by name: [B,S,...] along with them, or [B,...] for the whole batch.
         Raises RuntimeInputError for a length of 0 or beyond S, or more tokens than the model has positions.
         """
-        tokens, lengths = token_ids("tokens", tokens), checked("lengths", lengths, np.int64, 1, 1)
-        batch, width = tokens.shape
-        if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > width:
-            what = f"lengths are {lengths.tolist()}, expected {batch} numbers from 1 to {width}"
-            raise RuntimeInputError(what)
         self._check_decoder()
-        if self.contract.encoder and len(self._extra.get("attention_mask", ())) != batch:
-            raise RuntimeInputError(f"{len(self._extra.get('attention_mask', ()))} sources are read for {batch} rows")
+        tokens = self._tokens(tokens)
+        lengths = self._counts("lengths", lengths, *tokens.shape)
+        source = next(iter(self._source.values()), None)
+        if self.contract.encoder and (source is None or len(source) != len(tokens)):
+            raise RuntimeInputError(f"{0 if source is None else len(source)} sources are read for {len(tokens)} rows")
+        given, fixed = self._split(tokens, inputs or {})
+        fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
+                                 if s.growth is Growth.once and s.first}  # fmt: skip
+        check_room(int(lengths.max()), self.contract)
         if self._cache is None:
-            self._cache = self._new_cache()
-        try:
-            return self._cache.start(np.ascontiguousarray(tokens[:, : int(lengths.max())]), lengths)
-        except RuntimeInputError:
-            self._cache = None  # Half a prompt is nothing to go on from.
-            raise
+            self._cache = self._new_state()
+        self.owner = object()
+        rows = int(lengths.max())
+        return self._cache.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
 
-    def append(self, tokens: Any) -> Array:
-        """Add tokens i64 [B,S] to every row; logits f32 [B,V] after the last. Rows together are fast for B = 1."""
-        tokens = token_ids("tokens", tokens)
-        return self._running(len(tokens)).extend(tokens)
+    def append(self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None) -> Array:
+        """Add tokens i64 [B,S] to every row, or the first lengths[b] of them; logits f32 [B,V] after the last.
 
-    def step(self, tokens: Any) -> Array:
-        """Add one token a row, i64 [B]; logits f32 [B,V] after it. Raises RuntimeInputError past the positions."""
-        tokens = token_ids("tokens", tokens, 1)
-        return self._running(len(tokens)).extend(tokens[:, None])
+        inputs: what comes along with tokens [B,S,...], by name. Raises RuntimeInputError past the positions, and
+        where the runtime fails; the error says what has become of the state.
+        """
+        tokens = self._tokens(tokens)
+        state = self._running(len(tokens))
+        batch, rows = tokens.shape
+        counts = np.full(batch, rows) if lengths is None else self._counts("lengths", lengths, batch, rows)
+        given, fixed = self._split(tokens, inputs or {}, begun=True)
+        if fixed:
+            raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
+        longest = int(counts.max())
+        return state.extend({k: v[:, :longest] for k, v in given.items()}, counts)
+
+    def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
+        """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
+        return self.append(token_ids("tokens", tokens, 1)[:, None], None, inputs)
 
     def truncate(self, lengths: Any) -> None:
-        """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each."""
+        """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each.
+
+        Raises RuntimeInputError naming a slot that cannot be cut: a recurrent state, or a window that would need
+        tokens which it has dropped.
+        """
         lengths = checked("lengths", lengths, np.int64, 1)
         now = self.lengths
         if lengths.shape != now.shape or (lengths > now).any() or (lengths < 1).any():
@@ -142,16 +175,37 @@ class Session:
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
         if self._cache is not None:
-            self._cache.lengths = np.zeros(0, np.int64)
-        self._extra = {}
-        if self.contract.encoder:
-            self._cache = None
+            self._cache.lengths = NOTHING
+        self._source = {}
+        self.owner = object()
+
+    # -- checks ------------------------------------------------------------------------------------------------
+
+    def _tokens(self, tokens: Any) -> Array:
+        return token_ids("tokens", tokens, 2, self.contract.bounds.get(self._ids))
+
+    def _counts(self, name: str, counts: Any, batch: int, rows: int) -> Array:
+        counts = checked(name, counts, np.int64, 1, 1)
+        if counts.shape != (batch,) or int(counts.min()) < 1 or int(counts.max()) > rows:
+            raise RuntimeInputError(f"{name} are {counts.tolist()}, expected {batch} numbers from 1 to {rows}")
+        return counts
+
+    def _split(
+        self, tokens: Array, inputs: Mapping[str, Any], *, begun: bool = False
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """(what comes along with tokens, the tokens included; what stays for the batch). begun: the latter is known."""
+        types = self._beside
+        check_names(inputs, {*types})
+        wanted = {k: t for k, t in types.items() if not begun or k in inputs or along(self.contract, t)}
+        found = beside(self.contract, wanted, inputs, tokens.shape)
+        given = {k: v for k, v in found.items() if along(self.contract, types[k])}
+        return {self._ids: tokens, **given}, {k: v for k, v in found.items() if k not in given}
 
     def _check_decoder(self) -> None:
         if self.contract.kind != "decoder":
             raise RuntimeInputError(f"{self.contract.family} has no cache: call `run`")
 
-    def _running(self, rows: int) -> Cache:
+    def _running(self, rows: int) -> State:
         self._check_decoder()
         if self._cache is None or len(self._cache.lengths) == 0:
             raise RuntimeInputError("nothing has been read yet: call `prefill` first")
@@ -159,12 +213,11 @@ class Session:
             raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._cache.lengths)}")
         return self._cache
 
-    def _new_cache(self) -> Cache:
+    def _new_state(self) -> State:
+        loaded = self.graph(self._file)
         if self.contract.lengths:
-            return SharedBuffers(self.graph(self.contract.lengths), self.contract, self._first_capacity, self._extra)
-        if not self.contract.layers:
-            return RecurrentStates(self.graph(self.contract.masked), self.contract, self._extra)
-        return GrowingCaches(self.graph(self.contract.masked), self.contract, self._extra)
+            return Compact(loaded, self.contract, self.memory, self._first_capacity)
+        return Padded(loaded, self.contract, self.memory)
 
 
 def open(folder: str | Path, *, threads: int | None = None, capacity: int = CAPACITY, tune: bool = False) -> Session:
@@ -177,14 +230,14 @@ def open(folder: str | Path, *, threads: int | None = None, capacity: int = CAPA
     """
     folder = Path(folder)
     contract = Contract.read(folder)
-    if contract.provider != "cpu":
-        raise RuntimeInputError(
-            f"sessions on {contract.provider} are not supported yet, only on cpu", place=str(folder)
-        )
+    if contract.provider not in MEMORIES:
+        known = ", ".join(MEMORIES)
+        what = f"sessions on {contract.provider} are not supported yet, only on {known}"
+        raise RuntimeInputError(what, place=str(folder))
     if capacity < 1:
         raise RuntimeInputError(f"capacity is {capacity}, expected at least 1")
     tiled = Session(folder, contract, threads=threads, capacity=capacity)
-    if not tune or not contract.lengths:
+    if not tune or not contract.lengths or contract.encoder or others(contract, contract.lengths):
         return tiled
     plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False)
     return min((tiled, plain), key=_prompt_seconds)
@@ -193,7 +246,7 @@ def open(folder: str | Path, *, threads: int | None = None, capacity: int = CAPA
 def _prompt_seconds(session: Session) -> float:
     """Median seconds of a prompt of ordinary length; the session is left empty."""
     length = min(_TUNE_TOKENS, session.contract.limit)
-    tokens, lengths = np.ones((1, length), np.int64), np.array([length])
+    tokens, lengths = np.zeros((1, length), np.int64), np.array([length])
     session.prefill(tokens, lengths)
     seconds: list[float] = []
     for _ in range(_TUNE_ROUNDS):

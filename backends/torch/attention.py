@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir import ops
+from ...ir.backward_reads import Saved, Strides, dense, width_of
 from ...ir.errors import check
-from ...ir.graph import Value
+from ...ir.graph import Node, Value
+from ...ir.layout import Layout
 from ...ir.op import Op
 from ...ir.ops.attention import Attention
+from ...ir.shard_rules import needs_all
 from ...ir.types import TensorType, bool_, broadcast, never_negative
 from ...passes.pattern import Rewrite
 
@@ -19,6 +22,9 @@ class ScaledDotProductAttention(Op):
     mask: bool (True = may attend; every row must have a key) or additive in the dtype of q, broadcast to [B,H,S,T].
     causal: query i sees keys up to i, which needs S = T.
     """
+
+    autocast = True
+    shard = needs_all
 
     def infer(
         self, q: Value, k: Value, v: Value, mask: Value | None = None, *, causal: bool, scale: float
@@ -38,6 +44,23 @@ class ScaledDotProductAttention(Op):
     def torch(self, torch: Any, q: Any, k: Any, v: Any, mask: Any = None, *, causal: bool, scale: float) -> Any:
         sdpa = torch.nn.functional.scaled_dot_product_attention
         return sdpa(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
+
+    def strides(self, shape: tuple[int, ...]) -> Strides | None:
+        """By length, then by heads, as the layers around attention lie."""
+        batch, heads, length, width = shape
+        return dense((batch, length, heads, width))[0], width, heads * width, 1
+
+    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+        """q, k, v, the result and a sum for each row; a bool mask is first made additive. (Dao et al. 2022)"""
+        q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
+        internal = layout.rows(q) * width_of(q)
+        if mask is not None and mask.dtype == bool_:
+            return Saved((q, k, v, node.output), internal + layout.bytes(mask.type.with_dtype(q.dtype)))
+        if mask is not None and mask in layout.learns:
+            # The kernels give no gradient of the mask: scores and weights are then made one by one.
+            scores = layout.size(q.type.elements * k.shape[2]) // layout.size(q.shape[3])
+            return Saved((q, k, v, mask), 2 * scores * width_of(q))
+        return Saved((*node.arguments, node.output), internal)
 
 
 SDPA = ScaledDotProductAttention()

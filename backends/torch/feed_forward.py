@@ -14,9 +14,12 @@ import torch
 from torch.nn import functional
 
 from ...ir import ops
-from ...ir.graph import Value
+from ...ir.backward_reads import Saved
+from ...ir.graph import Node, Value
+from ...ir.layout import Layout
 from ...ir.op import Op
 from ...ir.ops.feed_forward import ACTIVATIONS, activate
+from ...ir.shard_rules import needs_all
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
 from .products import by_hand, linear, plain_product, product, transformed
@@ -31,6 +34,9 @@ _SLOPE, _BEND = 2 * (2 / torch.pi) ** 0.5, 2 * (2 / torch.pi) ** 0.5 * 0.044715
 
 class ActivatedLinear(Op):
     """linear(act(x) * up, w, b), without `up` linear(act(x), w, b): x and up [..., K], w [N, K] -> [..., N]."""
+
+    autocast = True
+    shard = needs_all
 
     def infer(
         self,
@@ -59,6 +65,10 @@ class ActivatedLinear(Op):
 
     def torch(self, torch: Any, x: Any, w: Any, up: Any = None, b: Any = None, **attributes: Any) -> Any:
         return x.tracer.create_proxy("call_function", activated_linear, (x, w, up, b), attributes)
+
+    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+        """What goes in: the activation is made again."""
+        return Saved(tuple(v for v in (node["x"], node["w"], node["up"]) if v is not None))
 
 
 ACTIVATED = ActivatedLinear()

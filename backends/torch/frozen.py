@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...ir import backward_reads as reads
 from ...ir import ops
 from ...ir.encodings import Encoding
 from ...ir.graph import Attributes, Graph, Node, Value
 from ...ir.op import Op
 from ...ir.ops.linear import Embedding, Linear
 from ...ir.ops.quant import Dequantize
+from ...ir.shard_rules import needs_all
 from ...ir.types import DType, TensorType, f32
 from .tensors import autocast_dtype, torch_dtype
 
@@ -20,6 +22,8 @@ class FrozenLinear(Op):
     """linear(x, dequantize(w), b)."""
 
     reads_encoded: ClassVar[bool] = True
+    backward_reads = reads.nothing
+    shard = needs_all
 
     def complete(self, x: Value, w: Value, b: Value | None = None, **attributes: Any) -> Attributes:
         return attributes | {"encoding": str(w.type.encoding)}
@@ -41,6 +45,8 @@ class FrozenEmbedding(Op):
     """embedding(ids, dequantize(w)): only the rows that are asked for are dequantized."""
 
     reads_encoded: ClassVar[bool] = True
+    backward_reads = reads.nothing
+    shard = needs_all
 
     def complete(self, ids: Value, w: Value, **attributes: Any) -> Attributes:
         return {"encoding": str(w.type.encoding), "dtype": w.dtype}

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from ...ir import ops
+from ...ir.backward_reads import Saved
 from ...ir.errors import RuntimeInputError, check
-from ...ir.graph import Value
+from ...ir.graph import Node, Value
+from ...ir.layout import Layout
 from ...ir.op import Op
+from ...ir.shard_rules import needs_all
 from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
 from .products import plain_product, product
@@ -23,6 +26,8 @@ LEAST_ROWS, MOST_ROWS = 64, 512
 
 class LinearCrossEntropy(Op):
     """cross_entropy(linear(x, w, b), labels): x [..., C], w [V, C], labels [...] -> a scalar."""
+
+    shard = needs_all
 
     def infer(
         self,
@@ -55,6 +60,12 @@ class LinearCrossEntropy(Op):
     ) -> Any:
         arguments = (x, w, labels, b, ignore_index, label_smoothing)
         return x.tracer.create_proxy("call_function", linear_cross_entropy, arguments, {})
+
+    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+        """The gradients themselves, made with the loss."""
+        x, w, b = node.value("x"), node.value("w"), node["b"]
+        gradients = [x, *(v for v in (w, b) if w in layout.learns)]
+        return Saved((), sum(layout.bytes(v.type) for v in gradients if v is not None))
 
 
 FUSED = LinearCrossEntropy()

@@ -12,8 +12,13 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...ir.dims import sources
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
+from ...ir.op import Op
+from ...ir.ops.elementwise import Where
+from ...ir.ops.linear import Embedding, Linear
+from ...ir.ops.norm import RMSNorm
 from ...ir.ops.quant import Dequantize
 from ...ir.types import Dim, DType
 from ...passes.cse import cse
@@ -23,26 +28,20 @@ from ...passes.encode import open_encodings
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
+from .experts import choose_experts, chosen_experts
 from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
 from .frozen import over_encodings
 from .loss import FUSED, LossOverVocabulary, linear_cross_entropy
 from .norm import rms_norm
 from .products import linear
-from .recompute import NARROW, NOT_AGAIN, RECOMPUTE, Recomputation, Step
+from .recompute import NOT_AGAIN, RECOMPUTE, Recomputation, Step
 from .tensors import torch_dtype
 from .tied import tied_embedding
 
-_WITH_NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": operator.pow,
-    "equal": operator.eq,
-    "less": operator.lt,
-    "less_equal": operator.le,
-}
-"""Ops that take a plain number beside a tensor, so that no constant has to live on the device."""
+_KERNELS: dict[type[Op], Callable[..., Any]] = {RMSNorm: rms_norm}
+"""Functions of this backend that take the place of an op's `torch` method."""
+_STATIC_KERNELS: dict[type[Op], Callable[..., Any]] = {Linear: linear}
+"""The same where shapes do not change."""
 
 CONSTANTS = "monograph_constants"
 """Name of the submodule that gives constant tensors by name."""
@@ -52,6 +51,7 @@ def prepare(graph: Graph) -> Graph:
     """A copy in which every node has a `torch` method: attention on SDPA, the loss in chunks, the rest in parts."""
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
+    choose_experts(ready)
     decompose(ready, keep=lambda node: node.op.torch is not None or isinstance(node.op, Dequantize))
     over_encodings(ready)
     dce(ready)
@@ -66,7 +66,8 @@ class Tracer(fx.Tracer):
     """Traces a module again, as pickle does, without looking into the functions of this backend."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(activated_linear, linear, linear_cross_entropy, rms_norm, tied_embedding))
+        ours = activated_linear, chosen_experts, linear, linear_cross_entropy, rms_norm, tied_embedding
+        super().__init__(autowrap_functions=ours)
 
 
 class Lowering:
@@ -86,6 +87,7 @@ class Lowering:
         self.namespace = Recorder(self, torch)
         self.values: dict[Value, Any] = {}
         self.sizes: dict[Dim, Any] = {}
+        self.sources = sources({k: v.type for k, v in self.graph.inputs.items()})
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
         self.recomputation = Recomputation()
         self._training: Any = None
@@ -160,15 +162,18 @@ class Lowering:
     def size(self, d: Dim) -> Any:
         """The number a symbolic dimension has at run time. Raises LoweringError if no input shows it."""
         if d not in self.sizes:
-            self.sizes[d] = self.symbol(d) if d.name else self.polynomial(d)
+            self.sizes[d] = self.symbol(d.name) if d.name else self.polynomial(d)
         return self.sizes[d]
 
-    def symbol(self, d: Dim) -> Any:
-        for v in self.graph.inputs.values():
-            if d in v.shape:
-                return self.proxy("call_method", "size", (self.values[v], v.shape.index(d)))
-        given = ", ".join(f"{k}: {v.type}" for k, v in self.graph.inputs.items())
-        raise LoweringError(f"dimension {d} is not a dimension of any input ({given})", place=self.graph.name)
+    def symbol(self, name: str) -> Any:
+        source = self.sources.get(name)
+        if source is None:
+            given = ", ".join(f"{k}: {v.type}" for k, v in self.graph.inputs.items())
+            raise LoweringError(f"dimension {name} does not follow from any input ({given})", place=self.graph.name)
+        found = self.proxy("call_method", "size", (self.values[self.graph.inputs[source.input]], source.axis))
+        if source.rest != 0:
+            found = found - self.attribute(source.rest)
+        return found if source.factor == 1 else found // self.attribute(source.factor)
 
     def polynomial(self, d: Dim) -> Any:
         total: Any = 0
@@ -191,7 +196,7 @@ class Lowering:
 
     def node(self, node: Node) -> list[fx.Node]:
         """Translate one node; gives its calls. Raises LoweringError naming one PyTorch has no way to express."""
-        if node.op.name == "constant":
+        if node.op.constant:
             self.values[node.output] = self.constant(node)
             return []
         before = next(iter(reversed(self.fx.nodes)), None)
@@ -215,7 +220,7 @@ class Lowering:
             if call.op not in ("call_function", "call_method") or call.target in NOT_AGAIN:
                 continue
             function = getattr(torch.Tensor, call.target) if isinstance(call.target, str) else call.target
-            step = Step(function, position in plan.recomputed, call in kept, node.op.random, node.op.name in NARROW)
+            step = Step(function, position in plan.recomputed, call in kept, node.op.random, node.op.autocast)
             call.args = (self.recomputation.add(step), *call.args)
             call.op, call.target = "call_module", RECOMPUTE
 
@@ -229,9 +234,9 @@ class Lowering:
 
     def with_numbers(self, node: Node) -> Any:
         """The node with its scalar constants as plain numbers, or None where PyTorch wants tensors."""
-        function, data = _WITH_NUMBERS.get(node.op.name), node.arguments
-        if node.op.name == "where":
-            function, data = torch.where, node.arguments[1:]
+        function, data = node.op.operator, node.arguments
+        if isinstance(node.op, Where):
+            function, data = torch.where, [node.value("x"), node.value("y")]
         given = [self.value(v) for v in data]
         if function is None or all(isinstance(x, fx.Proxy) for x in given):
             return None
@@ -250,12 +255,12 @@ class Lowering:
             attributes["device"] = self.device
         if node.op.random:
             attributes["training"] = self.training
-        if self.static and node.op.name == "linear":
-            return self.call(linear, *operands, **attributes)
         if self.static and node.op is ACTIVATED:
             attributes["static"] = True
-        if node.op.name == "rms_norm":
-            return self.call(rms_norm, *operands, **attributes)
+        kernel = _STATIC_KERNELS.get(type(node.op)) if self.static else None
+        kernel = kernel or _KERNELS.get(type(node.op))
+        if kernel is not None:
+            return self.call(kernel, *operands, **attributes)
         return node.op.torch(self.namespace, *operands, **attributes)
 
     def is_tied(self, node: Node) -> bool:
@@ -264,14 +269,14 @@ class Lowering:
         Then both gradients are there whenever one is. Not with a plan, which knows calls of one result only; `static`
         is said of modules that train with one loss, again and again.
         """
-        if self.plan is not None or not self.static or node.op.name != "embedding":
+        if self.plan is not None or not self.static or not isinstance(node.op, Embedding):
             return False
-        table, outputs = node.arguments[1], list(self.graph.outputs.values())
+        table, outputs = node.value("table"), list(self.graph.outputs.values())
         loss = outputs[0].producer if len(outputs) == 1 else None
-        return loss is not None and loss.op is FUSED and loss.arguments[1] is table and table.is_param
+        return loss is not None and loss.op is FUSED and loss["w"] is table and table.is_param
 
     def tied(self, node: Node) -> Any:
-        ids, table = node.arguments
+        ids, table = node.value("ids"), node.value("table")
         found = self.call(tied_embedding, self.tensor(ids), self.tensor(table))
         self.values[table] = found[1]
         return found[0]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...ir.dims import bind_dims
 from ...ir.encoded import Encoded
 from ...ir.errors import LoweringError, RuntimeInputError, WeightsError, did_you_mean
 from ...ir.graph import Graph
-from ...ir.interpret import bind_dims
 from ...ir.tensors import Array, Tensor, held
 from ...ir.types import TensorType
 from ...ir.weights import Weights, fits

@@ -27,13 +27,12 @@ RECOMPUTE = "monograph_recompute"
 NOT_AGAIN = (getattr, "size")
 """Calls that make no tensor."""
 
-NARROW = ("linear", "activated_linear", "matmul", "scaled_dot_product_attention")
-"""Ops that autocast runs in its own dtype."""
-
 
 @dataclass(frozen=True)
 class Step:
-    """One call. again: it may run twice; kept: its outputs stay; random: it draws numbers; narrow: one of NARROW."""
+    """One call. again: it may run twice. kept: its outputs stay. random: it draws numbers. narrow: autocast runs it in
+    its own dtype.
+    """
 
     function: Callable[..., Any]
     again: bool

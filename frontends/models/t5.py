@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def stack(
     first = m / "block.0.layer.0.SelfAttention"
     bias = distance_bias(first, c, columns, columns, both_ways=memory is None)
     x = drop(x, c.dropout)
-    common = {"heads": c.heads, "width": c.width, "scale": 1.0, "names": ("q", "k", "v", "o")}
+    common: dict[str, Any] = {"heads": c.heads, "width": c.width, "scale": 1.0, "names": ("q", "k", "v", "o")}
     for b in m.layers("block", layers):
         y = (b / "layer.0").rms_norm("layer_norm", x, c.eps)
         y = attention(b / "layer.0.SelfAttention", y, mask=mask, bias=bias, causal=memory is not None, **common)

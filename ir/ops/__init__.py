@@ -33,6 +33,8 @@ from .elementwise import sqrt as sqrt
 from .elementwise import sub as sub
 from .elementwise import tanh as tanh
 from .elementwise import where as where
+from .experts import moe as moe
+from .experts import topk as topk
 from .feed_forward import dropout as dropout
 from .feed_forward import feed_forward as feed_forward
 from .feed_forward import gated_feed_forward as gated_feed_forward
@@ -72,3 +74,5 @@ from .shape import reshape as reshape
 from .shape import slice_ as slice_
 from .shape import take_along_axis as take_along_axis
 from .shape import transpose as transpose
+from .state_space import causal_conv as causal_conv
+from .state_space import state_space as state_space

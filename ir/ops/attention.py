@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..errors import check
-from ..graph import Value
+from ..flow import Link, Links
+from ..graph import Node, Value
 from ..op import Op, op
+from ..shard_rules import Cut, Cuts, Indivisible, Stop, first_cut, whole
 from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
 from .checks import floating, typed
 from .elementwise import cast, constant, less, less_equal, tanh, where
@@ -71,6 +74,34 @@ class Attention(Op):
         check(window is None or (causal and window > 0), f"window is {window}: it needs causal=True and at least 1 key")
         return TensorType(q.dtype, (batch, rows, heads, v.shape[3]))
 
+    keys = {"k": "key", "v": "value"}
+    masks = ("bias", "mask")
+    counts = frozenset({"lengths"})
+
+    def links(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        bias: Value | None = None,
+        mask: Value | None = None,
+        lengths: Value | None = None,
+        sinks: Value | None = None,
+        *,
+        causal: bool,
+        **attributes: Any,
+    ) -> Links:
+        found = [Link(0, 0, 0), Link(0, 1, 1), Link(0, 2, 2), Link(0, 3, None)]
+        for i, x in ((1, k), (2, v)):
+            last = Link(i, 3, None if x is k else 3)
+            found += [Link(i, 0, 0), Link(i, 1, 1 if causal else None, upto=causal), Link(i, 2, 2), last]
+        # Axes of a mask [B,H,S,T] counted from the right: keys, queries, heads, batch.
+        ends = (Link(0, 0, 1 if causal else None, upto=causal), Link(0, 0, 1), Link(0, 0, 2), Link(0, 0, 0))
+        for i, x in ((3, bias), (4, mask)):
+            rank = 0 if x is None else x.rank
+            found += [replace(ends[rank - 1 - axis], operand=i, axis=axis) for axis in range(rank)]
+        return tuple(found)
+
     def body(
         self,
         q: Value,
@@ -111,6 +142,21 @@ class Attention(Op):
         weights = reshape(weights, shape=(*stacked, keys))
         y = matmul(weights, transpose(v, permutation=(0, 2, 1, 3)))
         return transpose(reshape(y, shape=(batch, heads, rows, value_width)), permutation=(0, 2, 1, 3))
+
+    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+        """By heads: queries, keys, values and what is added or masked per head."""
+        _, cut = first_cut(node, known)
+        q, k, v = node.value("q"), node.value("k"), node.value("v")
+        if cut.axis not in (-2, -3) or len(cut.sections) > 1:
+            raise Stop(f"{node} is cut by heads only")
+        if 1 in (q.shape[-2], k.shape[-2]):
+            raise Indivisible(f"{k.shape[-2]} key/value heads for {q.shape[-2]} query heads at {node}")
+        found = {x: whole(x, -2) for x in (q, k, v, node.output)}
+        for x in (node["bias"], node["mask"]):
+            if x is not None and x.rank >= 3 and x.shape[-3] != 1:
+                found[x] = whole(x, -3)
+        sinks = node["sinks"]
+        return found if sinks is None else {**found, sinks: whole(sinks, -1)}
 
     @staticmethod
     def keep(

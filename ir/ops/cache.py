@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import shard_rules
 from ..errors import check
 from ..graph import Value
 from ..op import Op, op
@@ -11,6 +12,8 @@ from .shape import concat, transpose
 
 class CacheAppend(Op):
     """past [B,K,P,D] followed by new [B,S,K,D]: [B,K,P+S,D], the layout of `past_key_values.N.key`."""
+
+    shard = shard_rules.needs_all
 
     def infer(self, past: Value, new: Value) -> TensorType:
         check(past.rank == 4 and new.rank == 4, f"past is {past.type} and new is {new.type}, expected rank 4")
@@ -25,6 +28,8 @@ class CacheAppend(Op):
 
 class CacheRead(Op):
     """Cache [B,K,T,D] in the layout of attention: [B,T,K,D]."""
+
+    shard = shard_rules.needs_all
 
     def infer(self, cache: Value) -> TensorType:
         check(cache.rank == 4, f"cache is {cache.type}, expected rank 4")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import OpError, check
-from ..graph import Value
+from ..flow import Link, Links
+from ..graph import Node, Value
 from ..op import Op, op
 from ..types import Dim, DimLike, TensorType, product
 from .checks import floating, rank, same_dtype, typed
 from .reduce import accumulator
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 _windows: Any = np.lib.stride_tricks.sliding_window_view
 
@@ -26,6 +32,14 @@ class Convolution(Op):
     """
 
     axes: ClassVar[int]
+    heavy = True
+    autocast = True
+    shard = shard_rules.needs_all
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """As of a product: the gradient of x is made with w, and that of w with x."""
+        x, w = node.value("x"), node.value("w")
+        return reads.Saved(tuple(v for v, other in ((x, w), (w, x)) if other in layout.learns))
 
     def infer(
         self,
@@ -58,6 +72,17 @@ class Convolution(Op):
             right = len(values) == self.axes and min(values) >= least[name]
             check(right, f"{name} is {attributes[name]}, expected {self.axes} of at least {least[name]}")
         return {"groups": groups, **full}
+
+    def links(self, x: Value, w: Value, b: Value | None = None, *, groups: int, **attributes: PerAxis) -> Links:
+        found = [Link(0, 0, 0), Link(0, 1, None), Link(1, 0, 1), *(Link(1, i, None) for i in range(1, w.rank))]
+        for i in range(self.axes):
+            stride, padding, dilation = (each(attributes[k])[i] for k in ("stride", "padding", "dilation"))
+            at, taps = 2 + i, w.shape[2 + i]
+            if stride == 1 and isinstance(taps, int):
+                found += [Link(0, at, at, shift=padding - k * dilation) for k in range(taps)]
+            else:
+                found.append(Link(0, at, None))
+        return (*found, *(() if b is None else (Link(2, 0, 1),)))
 
     def flops(self, x: Value, w: Value, b: Value | None = None, **attributes: Any) -> DimLike:
         y, taps = self.infer(x, w, b, **attributes), product(w.shape[1:])

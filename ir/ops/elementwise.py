@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import builtins
 import math
-from typing import Any, ClassVar
+import operator as of_python
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
+from ..canonical import constant_right, made_by, neutral, same_type
 from ..errors import OpError, check
-from ..graph import Value
-from ..op import Op, op
+from ..flow import Links, aligned
+from ..graph import Node, Value
+from ..op import Op, op, unmoved
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import floating, number, same_dtype
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 _where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 
 
+def elementwise_links(*operands: Value) -> Links:
+    """Links of operands that broadcast against each other."""
+    return aligned([v.shape for v in operands], builtins.max(v.rank for v in operands))
+
+
 class Elementwise(Op):
     """One result per element; torch and ONNX call it by `torch_name` and `onnx_name`."""
 
+    elementwise = True
     torch_name: ClassVar[str]
     onnx_name: ClassVar[str]
 
     def flops(self, *operands: Value | None, **attributes: Any) -> DimLike:
         return product(broadcast(*(v.shape for v in operands if v is not None)) or ())
+
+    def links(self, *operands: Value, **attributes: Any) -> Links:
+        return elementwise_links(*operands)
 
     def torch(self, torch: Any, *xs: Any) -> Any:
         return getattr(torch, self.torch_name)(*xs)
@@ -71,12 +89,26 @@ class Add(Binary):
 
     commutative = True
     torch_name, onnx_name = "add", "Add"
+    backward_reads = reads.nothing
+    canonical = (constant_right, neutral(0))
+    operator = of_python.add
 
 
 class Sub(Binary):
     """x - y, broadcast."""
 
     torch_name, onnx_name = "subtract", "Sub"
+    backward_reads = reads.nothing
+    canonical = (neutral(0),)
+    operator = of_python.sub
+
+
+def _onto_operand(node: Node) -> Value | None:
+    """f(x) * c is f(x * c) for transposes and scores, if nothing else reads f(x)."""
+    x, number = node.value("x"), node.value("y")
+    if x.producer is None or number.number is None or x.users != [node] or x.graph.is_output(x):
+        return None
+    return x.producer.op.times(x.producer, number)
 
 
 class Mul(Binary):
@@ -84,12 +116,38 @@ class Mul(Binary):
 
     commutative = True
     torch_name, onnx_name = "multiply", "Mul"
+    backward_reads = reads.each_other
+    canonical = (constant_right, neutral(1), _onto_operand)
+    operator = of_python.mul
+
+
+def _over_root(node: Node) -> Value | None:
+    """a / sqrt(b) is a * rsqrt(b), and 1 / sqrt(b) is rsqrt(b)."""
+    a, root = node.value("x"), made_by(node.value("y"), Sqrt)
+    if root is None:
+        return None
+    inverse = rsqrt(root.value("x"))
+    return inverse if a.number == 1 and inverse.type == node.output.type else a * inverse
+
+
+def _times_reciprocal(node: Node) -> Value | None:
+    """x / c is x * (1 / c), where the dtype holds 1 / c to its full precision."""
+    x, number = node.value("x"), node.value("y").number
+    if not number or node.output.type != x.type or not x.dtype.is_normal(1.0 / number):
+        return None
+    return x * constant(value=1.0 / number, dtype=x.dtype)
 
 
 class Div(Binary):
     """x / y, broadcast; floating point only."""
 
     torch_name, onnx_name = "divide", "Div"
+    canonical = (neutral(1), _over_root, _times_reciprocal)
+    operator = of_python.truediv
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        x, y = node.arguments
+        return reads.Saved(tuple(v for v in ((x, y) if y in layout.learns else (y,)) if v.number is None))
 
     def infer(self, x: Value, y: Value) -> TensorType:
         check(x.dtype.is_float, f"x is {x.dtype}: integer division rounds differently on every backend")
@@ -101,6 +159,18 @@ class Maximum(Binary):
 
     commutative = True
     torch_name, onnx_name = "maximum", "Max"
+    backward_reads = reads.operands
+    canonical = (constant_right,)
+
+
+def _named_power(node: Node) -> Value | None:
+    """x ** 2 is x * x; x ** 0.5 is sqrt; x ** -0.5 is rsqrt."""
+    x, exponent = node.value("x"), node.value("y").number
+    if exponent == 2:
+        return x * x
+    if exponent == 0.5:
+        return sqrt(x)
+    return rsqrt(x) if exponent == -0.5 else None
 
 
 class Minimum(Binary):
@@ -108,12 +178,16 @@ class Minimum(Binary):
 
     commutative = True
     torch_name, onnx_name = "minimum", "Min"
+    backward_reads = reads.operands
 
 
 class Pow(Binary):
     """x ** y, broadcast; floating point only."""
 
     torch_name, onnx_name = "pow", "Pow"
+    backward_reads = reads.operands
+    canonical = (neutral(1), _named_power)
+    operator = of_python.pow
 
     def infer(self, x: Value, y: Value) -> TensorType:
         floating(x=x)
@@ -129,64 +203,81 @@ class Signed(Unary):
         return x.type
 
 
+def _negated(node: Node) -> Value | None:
+    """-(-x) is x."""
+    inner = made_by(node.value("x"), Neg)
+    return inner.value("x") if inner else None
+
+
 class Neg(Signed):
     """-x."""
 
     torch_name, onnx_name = "negative", "Neg"
+    backward_reads = reads.nothing
+    canonical = (_negated,)
 
 
 class Abs(Signed):
     """|x|."""
 
     torch_name, onnx_name = "abs", "Abs"
+    backward_reads = reads.first
 
 
 class Exp(Unary):
     """e ** x."""
 
     torch_name, onnx_name = "exp", "Exp"
+    backward_reads = reads.output
 
 
 class Log(Unary):
     """Natural logarithm."""
 
     torch_name, onnx_name = "log", "Log"
+    backward_reads = reads.first
 
 
 class Sqrt(Unary):
     """Square root."""
 
     torch_name, onnx_name = "sqrt", "Sqrt"
+    backward_reads = reads.output
 
 
 class Tanh(Unary):
     """Hyperbolic tangent."""
 
     torch_name, onnx_name = "tanh", "Tanh"
+    backward_reads = reads.output
 
 
 class Sin(Unary):
     """Sine, x in radians."""
 
     torch_name, onnx_name = "sin", "Sin"
+    backward_reads = reads.first
 
 
 class Cos(Unary):
     """Cosine, x in radians."""
 
     torch_name, onnx_name = "cos", "Cos"
+    backward_reads = reads.first
 
 
 class Floor(Unary):
     """The largest integer that is at most x."""
 
     torch_name, onnx_name = "floor", "Floor"
+    backward_reads = reads.nothing
 
 
 class Rsqrt(Unary):
     """1 / sqrt(x)."""
 
     torch_name, onnx_name = "rsqrt", "Sqrt"
+    backward_reads = reads.output
 
     def numpy(self, x: Any) -> Any:
         return (1.0 / np.sqrt(x)).astype(x.dtype)
@@ -199,6 +290,7 @@ class Erf(Unary):
     """Gauss error function."""
 
     torch_name, onnx_name = "erf", "Erf"
+    backward_reads = reads.first
 
     def numpy(self, x: Any) -> Any:
         return _erf(x.astype(np.float64)).astype(x.dtype)
@@ -208,6 +300,7 @@ class Sigmoid(Unary):
     """1 / (1 + e ** -x)."""
 
     torch_name, onnx_name = "sigmoid", "Sigmoid"
+    backward_reads = reads.output
 
     def numpy(self, x: Any) -> Any:
         z = np.exp(-np.abs(x))
@@ -215,6 +308,8 @@ class Sigmoid(Unary):
 
 
 class Comparison(Binary):
+    backward_reads = reads.nothing
+
     def result(self, dtype: DType) -> DType:
         return bool_
 
@@ -224,6 +319,7 @@ class Equal(Comparison):
 
     commutative = True
     torch_name, onnx_name = "eq", "Equal"
+    operator = of_python.eq
 
     def infer(self, x: Value, y: Value) -> TensorType:
         return self.broadcast(x, y)
@@ -236,15 +332,19 @@ class Less(Comparison):
     """x < y, bool."""
 
     torch_name, onnx_name = "less", "Less"
+    operator = of_python.lt
 
 
 class LessEqual(Comparison):
     """x <= y, bool."""
 
     torch_name, onnx_name = "less_equal", "LessOrEqual"
+    operator = of_python.le
 
 
 class Logical(Binary):
+    backward_reads = reads.nothing
+
     def infer(self, x: Value, y: Value) -> TensorType:
         check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
         return self.broadcast(x, y)
@@ -268,6 +368,7 @@ class LogicalNot(Unary):
     """not x."""
 
     torch_name, onnx_name = "logical_not", "Not"
+    backward_reads = reads.nothing
 
     def infer(self, x: Value) -> TensorType:
         check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
@@ -276,6 +377,9 @@ class LogicalNot(Unary):
 
 class Where(Op):
     """x where condition, else y; all broadcast."""
+
+    elementwise = True
+    backward_reads = reads.first
 
     def infer(self, condition: Value, x: Value, y: Value) -> TensorType:
         check(condition.dtype == bool_, f"condition is {condition.dtype}, expected bool")
@@ -286,6 +390,9 @@ class Where(Op):
 
     def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
         return product(broadcast(condition.shape, x.shape, y.shape) or ())
+
+    def links(self, condition: Value, x: Value, y: Value) -> Links:
+        return elementwise_links(condition, x, y)
 
     def numpy(self, condition: Any, x: Any, y: Any) -> Any:
         return _where(condition, x, y)
@@ -300,8 +407,21 @@ class Where(Op):
 class Cast(Op):
     """x in another element type."""
 
+    elementwise = True
+    backward_reads = reads.nothing
+    canonical = (same_type,)
+    flops = unmoved
+
+    def view(
+        self, node: Node, strides: reads.Strides, old: tuple[int, ...], new: tuple[int, ...]
+    ) -> reads.Strides | None:
+        return strides if node.value("x").dtype == node.output.dtype else None
+
     def infer(self, x: Value, *, dtype: DType) -> TensorType:
         return x.type.with_dtype(dtype)
+
+    def links(self, x: Value, *, dtype: DType) -> Links:
+        return elementwise_links(x)
 
     def numpy(self, x: Any, *, dtype: DType) -> Any:
         return x.astype(dtype.numpy)
@@ -315,6 +435,11 @@ class Cast(Op):
 
 class Constant(Op):
     """A number, or nested tuples of numbers, written out in the graph."""
+
+    constant = True
+    backward_reads = reads.nothing
+    shard = shard_rules.needs_all
+    flops = unmoved
 
     def infer(self, *, value: Any, dtype: DType) -> TensorType:
         try:
@@ -331,6 +456,9 @@ class Constant(Op):
             fits = fits and bool((kept.astype(np.float64) == given).all())
         check(fits, f"value {value!r} cannot be written as {dtype}")
         return TensorType(dtype, given.shape)
+
+    def links(self, *, value: Any, dtype: DType) -> Links:
+        return ()
 
     def numpy(self, *, value: Any, dtype: DType) -> Any:
         return np.asarray(value, dtype=dtype.numpy)

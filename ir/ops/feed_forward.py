@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check, did_you_mean
-from ..graph import Value
+from ..flow import Links
+from ..graph import Node, Value
 from ..op import Op, op
+from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import DimLike, TensorType
 from .checks import floating, not_scalar, rank, same_dtype, typed
-from .elementwise import abs, constant, erf, exp, log, maximum, neg, sigmoid, tanh
+from .elementwise import abs, constant, elementwise_links, erf, exp, log, maximum, neg, sigmoid, tanh
 from .linear import linear
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 
 class Activation(Op):
+    """An elementwise composite of one operand."""
+
+    elementwise = True
+
     def infer(self, x: Value) -> TensorType:
         floating(x=x)
         return x.type
@@ -27,6 +38,9 @@ class Gelu(Op):
 
     `tanh` uses the approximation 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
     """
+
+    elementwise = True
+    backward_reads = reads.first
 
     def infer(self, x: Value, *, tanh: bool = False) -> TensorType:
         floating(x=x)
@@ -50,6 +64,8 @@ _tanh = tanh
 class Silu(Activation):
     """x * sigmoid(x). (Elfwing et al. 2017; Ramachandran et al. 2017 call it swish)"""
 
+    backward_reads = reads.first
+
     def body(self, x: Value) -> Value:
         return x * sigmoid(x)
 
@@ -59,6 +75,8 @@ class Silu(Activation):
 
 class Relu(Activation):
     """max(x, 0)."""
+
+    backward_reads = reads.output
 
     def body(self, x: Value) -> Value:
         return maximum(x, constant(value=0.0, dtype=x.dtype))
@@ -72,6 +90,8 @@ class Relu(Activation):
 
 class Softplus(Activation):
     """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|), which never overflows. (Dugas et al. 2000)"""
+
+    backward_reads = reads.first
 
     def body(self, x: Value) -> Value:
         return maximum(x, constant(value=0.0, dtype=x.dtype)) + log(exp(neg(abs(x))) + 1.0)
@@ -106,6 +126,15 @@ def activate(x: Value, activation: str) -> Value:
     if activation == "gelu_tanh":
         return gelu(x, tanh=True)
     return silu(x) if activation == "silu" else relu(x)
+
+
+def activate_in_onnx(op: Any, x: Any, activation: str) -> Any:
+    """The same in an ONNX lowering."""
+    if activation == "silu":
+        return op.Mul(x, op.Sigmoid(x))
+    return (
+        op.Relu(x) if activation == "relu" else op.Gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    )
 
 
 class FeedForward(Op):
@@ -190,6 +219,10 @@ class GatedFeedForward(Op):
         return linear(hidden, w_down, b_down)
 
 
+def _never(node: Node) -> Value | None:
+    return node.value("x") if node.attributes["p"] == 0 else None
+
+
 class Dropout(Op):
     """In training, zero a share `p` of the elements and scale the rest by 1/(1-p); else x. (Srivastava et al. 2014)
 
@@ -197,11 +230,16 @@ class Dropout(Op):
     """
 
     random = True
+    elementwise = True
+    canonical = (_never,)
 
     def infer(self, x: Value, *, p: float) -> TensorType:
         floating(x=x)
         check(0.0 <= p < 1.0, f"p is {p}, expected 0 <= p < 1")
         return x.type
+
+    def links(self, x: Value, *, p: float) -> Links:
+        return elementwise_links(x)
 
     def flops(self, x: Value, *, p: float) -> DimLike:
         return 2 * x.type.elements
@@ -214,6 +252,20 @@ class Dropout(Op):
 
     def onnx(self, op: Any, x: Any, *, p: float) -> Any:
         return op.Identity(x)
+
+    def view(
+        self, node: Node, strides: reads.Strides, old: tuple[int, ...], new: tuple[int, ...]
+    ) -> reads.Strides | None:
+        return strides if node.attributes["p"] == 0 else None
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """The mask, scaled, in the width of x."""
+        return reads.Saved((), layout.bytes(node.value("x").type))
+
+    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+        if len(first_cut(node, known)[1].sections) > 1:
+            raise Stop(f"{node} draws numbers for sections that lie apart")
+        return shard_rules.elementwise(self, node, known)
 
 
 feed_forward, gated_feed_forward, dropout = op(FeedForward), op(GatedFeedForward), op(Dropout)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
 from ..types import TensorType, i64
 from .checks import floating, not_scalar
 from .elementwise import cast, constant, equal, exp, log, logical_not, maximum, where
 from .reduce import max, mean, sum
 from .shape import reshape, take_along_axis
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 
 class CrossEntropy(Op):
@@ -20,6 +25,8 @@ class CrossEntropy(Op):
     logits [..., V], labels i64 [...]. With label_smoothing e the target is (1-e) on the label plus e/V on every
     class (Szegedy et al. 2016). With no valid label the loss is 0.
     """
+
+    shard = shard_rules.needs_all
 
     def infer(
         self, logits: Value, labels: Value, *, ignore_index: int = -100, label_smoothing: float = 0.0
@@ -52,6 +59,10 @@ class CrossEntropy(Op):
             rows, labels.reshape(-1), ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
         )
         return total / (labels != ignore_index).sum().clamp(min=1)
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """The labels, and log-probabilities of all classes."""
+        return reads.Saved((node.value("labels"),), layout.bytes(node.value("logits").type))
 
 
 cross_entropy = op(CrossEntropy)

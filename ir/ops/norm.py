@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
 from ..types import TensorType
 from .checks import floating, not_scalar, typed
 from .elementwise import rsqrt
 from .reduce import mean
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 
 def _check_norm(x: Value, eps: float, **weights: Value | None) -> None:
@@ -22,6 +27,8 @@ def _check_norm(x: Value, eps: float, **weights: Value | None) -> None:
 
 class RMSNorm(Op):
     """y = x / sqrt(mean(x**2) + eps) * w, over the last axis. (Zhang & Sennrich 2019)"""
+
+    shard = shard_rules.norm
 
     def infer(self, x: Value, w: Value, *, eps: float = 1e-6) -> TensorType:
         _check_norm(x, eps, w=w)
@@ -36,9 +43,22 @@ class RMSNorm(Op):
     def onnx(self, op: Any, x: Any, w: Any, *, eps: float) -> Any:
         return op.RMSNormalization(x, w, axis=-1, epsilon=eps)
 
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """x and a number for each row. In narrow types, without a kernel, x and its square in float32 and two of the
+        numbers; for the gradient of w also x scaled, in both widths.
+        """
+        x, w = node.value("x"), node.value("w")
+        rows = layout.rows(x) * reads.width_of(x)
+        if x.dtype.bits >= 32:
+            return reads.Saved((x,), rows)
+        wide = layout.size(x.type.elements) * reads.width_of(x)
+        return reads.Saved((), 2 * rows + wide + (wide if w in layout.learns else 0))
+
 
 class LayerNorm(Op):
     """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, over the last axis. (Ba et al. 2016)"""
+
+    shard = shard_rules.norm
 
     def infer(self, x: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5) -> TensorType:
         _check_norm(x, eps, w=w, b=b)
@@ -54,6 +74,10 @@ class LayerNorm(Op):
 
     def onnx(self, op: Any, x: Any, w: Any, b: Any = None, *, eps: float) -> Any:
         return op.LayerNormalization(x, w, *([] if b is None else [b]), axis=-1, epsilon=eps)
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        x = node.value("x")
+        return reads.Saved((x,), 2 * layout.rows(x) * reads.width_of(x))
 
 
 rms_norm, layer_norm = op(RMSNorm), op(LayerNorm)

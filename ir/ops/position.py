@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import shard_rules
 from ..errors import ConfigError, check, did_you_mean
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
-from ..types import Dim, TensorType
+from ..shard_rules import Cut, Cuts, Stop, first_cut
+from ..types import Dim, DType, TensorType
 from .checks import floating, indices, rank
 from .elementwise import cast, constant, cos, sin
 from .shape import concat, reshape, slice_
@@ -57,33 +59,50 @@ class Rope(Op):
     def body(
         self, x: Value, positions: Value, frequencies: Value, *, interleaved: bool, rotary_dim: int | None, scale: float
     ) -> Value:
-        batch, length, heads, width = (x.shape[i] for i in range(4))
-        half = frequencies.shape[0]
-        angle = cast(reshape(positions, shape=(batch, length, 1, 1)), dtype=frequencies.dtype) * frequencies
-        c, s = cos(angle), sin(angle)
-        if scale != 1.0:
-            c, s = c * scale, s * scale
-        if frequencies.dtype != x.dtype:
-            c, s = cast(c, dtype=x.dtype), cast(s, dtype=x.dtype)
-        turned = x if rotary_dim is None else slice_(x, axis=-1, start=0, length=rotary_dim)
-        if interleaved:
-            pairs = reshape(turned, shape=(batch, length, heads, half, 2))
-            a, b = (
-                reshape(slice_(pairs, axis=-1, start=i, length=1), shape=(batch, length, heads, half)) for i in (0, 1)
-            )
-            whole = (batch, length, heads, half, 1)
-            ends = reshape(a * c - b * s, shape=whole), reshape(b * c + a * s, shape=whole)
-            y = reshape(concat(*ends, axis=-1), shape=(batch, length, heads, 2 * half))
-        else:
-            a, b = (slice_(turned, axis=-1, start=i * half, length=half) for i in (0, 1))
-            y = concat(a * c - b * s, b * c + a * s, axis=-1)
-        if rotary_dim is None:
-            return y
-        return concat(y, slice_(x, axis=-1, start=rotary_dim, length=width - rotary_dim), axis=-1)
+        batch, length = x.shape[0], x.shape[1]
+        places = reshape(positions, shape=(batch, length, 1, 1))
+        c, s = rotary_angles(places, frequencies, scale=scale, dtype=x.dtype)
+        return rotate(x, c, s, interleaved=interleaved, rotary_dim=rotary_dim)
+
+    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+        _, cut = first_cut(node, known)
+        if cut.axis != -2:
+            raise Stop(f"{node} turns whole heads")
+        return dict.fromkeys((node.value("x"), node.output), cut)
+
+
+def rotary_angles(positions: Value, frequencies: Value, *, scale: float, dtype: DType) -> tuple[Value, Value]:
+    """(cosines, sines) of position * frequency, times `scale`: positions [...,1], frequencies [R/2] -> [...,R/2]."""
+    angle = cast(positions, dtype=frequencies.dtype) * frequencies
+    c, s = cos(angle), sin(angle)
+    if scale != 1.0:
+        c, s = c * scale, s * scale
+    return (c, s) if frequencies.dtype == dtype else (cast(c, dtype=dtype), cast(s, dtype=dtype))
+
+
+def rotate(x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_dim: int | None = None) -> Value:
+    """x [B,S,H,D] with its pairs of channels, as `Rope` says, turned by angles whose cosines are given [B,S,1,R/2]."""
+    batch, length, heads, width = (x.shape[i] for i in range(4))
+    half = cosines.shape[-1]
+    turned = x if rotary_dim is None else slice_(x, axis=-1, start=0, length=rotary_dim)
+    if interleaved:
+        pairs = reshape(turned, shape=(batch, length, heads, half, 2))
+        a, b = (reshape(slice_(pairs, axis=-1, start=i, length=1), shape=(batch, length, heads, half)) for i in (0, 1))
+        whole = (batch, length, heads, half, 1)
+        ends = reshape(a * cosines - b * sines, shape=whole), reshape(b * cosines + a * sines, shape=whole)
+        y = reshape(concat(*ends, axis=-1), shape=(batch, length, heads, 2 * half))
+    else:
+        a, b = (slice_(turned, axis=-1, start=i * half, length=half) for i in (0, 1))
+        y = concat(a * cosines - b * sines, b * cosines + a * sines, axis=-1)
+    if rotary_dim is None:
+        return y
+    return concat(y, slice_(x, axis=-1, start=rotary_dim, length=width - rotary_dim), axis=-1)
 
 
 class SinusoidalPositions(Op):
     """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine: [B,S] -> [B,S,dim]. (Vaswani et al. 2017)"""
+
+    shard = shard_rules.needs_all
 
     def infer(self, positions: Value, *, dim: int, dtype: Any) -> TensorType:
         check(dim % 2 == 0, f"dim is {dim}, expected an even number")

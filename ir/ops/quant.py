@@ -6,10 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..backward_reads import nothing
 from ..encodings import Encoding
 from ..errors import check
+from ..flow import Link, Links
 from ..graph import Attributes, Value
-from ..op import Op, op
+from ..op import Op, op, unmoved
+from ..shard_rules import elementwise, needs_all
 from ..types import DType, TensorType, f32, i8, u8
 from .elementwise import cast
 from .shape import reshape, transpose
@@ -31,6 +34,9 @@ class EncodedPart(Op):
     """
 
     reads_encoded: ClassVar[bool] = True
+    backward_reads = nothing
+    shard = needs_all
+    flops = unmoved
 
     def complete(self, w: Value, *, part: str, encoding: str) -> Attributes:
         return {"part": part, "encoding": str(encoding_of(w))}
@@ -45,6 +51,9 @@ class EncodedPart(Op):
         width = block if part == "codes" else 1
         dtype = e.scale if part != "codes" else u8 if e.bits == 4 else i8
         return TensorType(dtype, (*lines, length // block if block else 0, width))
+
+    def links(self, w: Value, *, part: str, encoding: str) -> Links:
+        return tuple(Link(0, axis, None) for axis in range(w.rank))
 
     def numpy(self, w: Any, *, part: str, encoding: str) -> Any:
         e = Encoding.parse(encoding)
@@ -80,6 +89,7 @@ class Dequantize(Op):
 
     reads_encoded: ClassVar[bool] = True
     folds: ClassVar[bool] = False
+    shard = elementwise
 
     def infer(self, w: Value) -> TensorType:
         encoding_of(w)

@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import check
+from ..flow import Link, Links
 from ..graph import Value
-from ..op import Op, op
+from ..op import Op, op, unmoved
 from ..types import DimLike, TensorType, bool_, i32, i64
 from .checks import floating, rank, same_dtype, typed
 from .reduce import accumulator
@@ -30,9 +33,20 @@ class Recurrent(Op):
     y is 0 there. Outputs: y [B,S,H], then the last states [B,H].
     """
 
+    heavy = True
+    backward_reads = reads.everything
+    shard = shard_rules.needs_all
     gates: ClassVar[int]
-    elementwise: ClassVar[int]
+    channel_flops: ClassVar[int]
     """Floating-point operations per step and channel besides the two products, with biases."""
+
+    states = {"h0": 1}
+    state_names = {"h0": "h"}
+    counts = frozenset({"lengths"})
+
+    def links(self, x: Value, *operands: Value | None, **attributes: Any) -> Links:
+        last = ((Link(0, 0, 0, output), Link(0, 1, None, output)) for output in self.states.values())
+        return (Link(0, 0, 0), Link(0, 1, 1, upto=True), *(link for pair in last for link in pair))
 
     def results(
         self, x: Value, weights: Sequence[Value | None], lengths: Value | None, **states: Value | None
@@ -59,8 +73,11 @@ class Recurrent(Op):
         return TensorType(x.dtype, (batch, steps, hidden)), state
 
     def flops(self, x: Value, weight_ih: Value, weight_hh: Value, *_: Value | None, **attributes: Any) -> DimLike:
-        tokens, hidden = x.shape[0] * x.shape[1], weight_hh.shape[1]
-        return 2 * tokens * self.gates * hidden * (x.shape[2] + hidden) + self.elementwise * tokens * hidden
+        return self.step_flops(x.shape[0] * x.shape[1], x.shape[2], weight_hh.shape[1])
+
+    def step_flops(self, tokens: DimLike, width: DimLike, hidden: DimLike) -> DimLike:
+        """Of all steps: both products and what is done to each channel."""
+        return 2 * tokens * self.gates * hidden * (width + hidden) + self.channel_flops * tokens * hidden
 
     def scan(
         self, cell: Callable[..., Arrays], x: Any, weights: Sequence[Any], states: Sequence[Any], lengths: Any
@@ -115,7 +132,7 @@ def _sigmoid(x: Any) -> Any:
 class RNN(Recurrent):
     """h = act(w_ih x + b_ih + w_hh h + b_hh), act tanh or relu. (Elman 1990)"""
 
-    gates, elementwise = 1, 4
+    gates, channel_flops = 1, 4
     choices = {"activation": ("tanh", "relu")}
 
     def infer(
@@ -151,7 +168,9 @@ class LSTM(Recurrent):
     (Hochreiter & Schmidhuber 1997; the forget gate is that of Gers et al. 2000)
     """
 
-    gates, elementwise = 4, 21
+    states = {"h0": 1, "c0": 2}
+    state_names = {"h0": "h", "c0": "c"}
+    gates, channel_flops = 4, 21
 
     def infer(
         self,
@@ -186,7 +205,7 @@ class GRU(Recurrent):
     (Cho et al. 2014, in the form of PyTorch and cuDNN: the reset gate is applied after the product.)
     """
 
-    gates, elementwise = 3, 17
+    gates, channel_flops = 3, 17
 
     def infer(
         self,
@@ -219,6 +238,16 @@ class Compact(Op):
     for another, where the last kept one before it went, or 0. lengths i32 [B]: kept positions of each row.
     So a recurrence that knows lengths only passes over any position a mask hides, wherever it is.
     """
+
+    compacts = True
+
+    def links(self, mask: Value) -> Links:
+        kept = (Link(0, axis, axis, output) for output in (0, 1) for axis in (0, 1))
+        return (*kept, Link(0, 0, 0, 2), Link(0, 1, None, 2))
+
+    backward_reads = reads.nothing
+    shard = shard_rules.needs_all
+    flops = unmoved
 
     def infer(self, mask: Value) -> tuple[TensorType, TensorType, TensorType]:
         check(mask.dtype == bool_ and mask.rank == 2, f"mask is {mask.type}, expected bool [B,S]")

@@ -6,7 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import backward_reads as reads
+from .. import shard_rules
 from ..errors import OpError, check
+from ..flow import Link, Links, along
 from ..graph import Value
 from ..op import Op, op
 from ..types import DimLike, DType, TensorType, bool_, i64
@@ -35,9 +38,20 @@ def reduced(x: Value, axis: int, keepdims: bool) -> TensorType:
     return TensorType(x.dtype, x.shape[:at] + ((1,) if keepdims else ()) + x.shape[at + 1 :])
 
 
+def reduced_links(x: Value, axis: int, keepdims: bool) -> Links:
+    """All of one axis is read; those behind it move up unless it stays."""
+    at = axis % x.rank
+    others = (Link(0, i, i - (i > at and not keepdims)) for i in range(x.rank) if i != at)
+    return (Link(0, at, None), *others)
+
+
 class Reduce(AlongAxis):
+    shard = shard_rules.needs_all
     torch_name: ClassVar[str]
     onnx_name: ClassVar[str]
+
+    def links(self, x: Value, *, axis: int, keepdims: bool) -> Links:
+        return reduced_links(x, axis, keepdims)
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         floating(x=x)
@@ -60,6 +74,7 @@ class Sum(Reduce):
     """Sum over one axis, of floats or i64 (narrower integers would be widened by some backends only)."""
 
     torch_name, onnx_name = "sum", "ReduceSum"
+    backward_reads = reads.nothing
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
@@ -70,12 +85,14 @@ class Mean(Reduce):
     """Arithmetic mean over one axis."""
 
     torch_name, onnx_name = "mean", "ReduceMean"
+    backward_reads = reads.nothing
 
 
 class Max(Reduce):
     """Largest element over one axis."""
 
     torch_name, onnx_name = "amax", "ReduceMax"
+    backward_reads = reads.both_ends
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         number(x=x)
@@ -87,6 +104,7 @@ class Any_(Reduce):
 
     torch_name, onnx_name = "any", "ReduceMax"
     name = "any"  # type: ignore[assignment]
+    backward_reads = reads.nothing
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
@@ -101,9 +119,15 @@ class Any_(Reduce):
 class Argmax(AlongAxis):
     """Index of the first largest element along an axis, i64."""
 
+    backward_reads = reads.nothing
+    shard = shard_rules.needs_all
+
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = False) -> TensorType:
         number(x=x)
         return reduced(x, axis, keepdims).with_dtype(i64)
+
+    def links(self, x: Value, *, axis: int, keepdims: bool) -> Links:
+        return reduced_links(x, axis, keepdims)
 
     def flops(self, x: Value, *, axis: int, keepdims: bool) -> DimLike:
         return x.type.elements
@@ -121,9 +145,17 @@ class Argmax(AlongAxis):
 class Softmax(AlongAxis):
     """e**x / sum(e**x) over one axis, computed after subtracting the largest element."""
 
+    keeps_layout = True
+    backward_reads = reads.output
+    shard = shard_rules.along_axis
+
     def infer(self, x: Value, *, axis: int = -1) -> TensorType:
         floating(x=x)
         return x.type
+
+    def links(self, x: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at), Link(0, at, None)))
 
     def flops(self, x: Value, *, axis: int) -> DimLike:
         return 5 * x.type.elements
@@ -143,9 +175,16 @@ class Softmax(AlongAxis):
 class Cumsum(AlongAxis):
     """y[i] = x[0] + ... + x[i] along an axis, of floats or i64."""
 
+    backward_reads = reads.nothing
+    shard = shard_rules.along_axis
+
     def infer(self, x: Value, *, axis: int = -1) -> TensorType:
         check(x.dtype.is_float or x.dtype == i64, f"x is {x.dtype}, expected a floating-point type or i64: cast it")
         return x.type
+
+    def links(self, x: Value, *, axis: int) -> Links:
+        at = axis % x.rank
+        return along(x.shape, at, (Link(0, at, at, upto=True),))
 
     def flops(self, x: Value, *, axis: int) -> DimLike:
         return x.type.elements

@@ -1,0 +1,252 @@
+"""State of the graph that takes lengths: buffers that kernels write in place, rows side by side without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...ir.errors import RuntimeInputError
+from ...ir.slots import Growth
+from .contract import Contract
+from .feeds import counts_of
+from .held import KINDS, Appended, Held, Replaced, Windowed, places_of, refusal
+from .logits import ROWS
+from .memory import Array, Buffer, Memory
+from .runtime import Loaded
+from .state import NOTHING, Along, check_cut, check_room, stream_of, told
+
+
+class Compact:
+    """Slots in buffers, each in the way that its growth wants, bound once for all steps of a batch.
+
+    Row b of a buffer has its tokens in the first places, whatever the others have; what lies behind them is never
+    read. `used` says how many, by window (0: all tokens).
+    """
+
+    def __init__(self, loaded: Loaded, contract: Contract, memory: Memory, capacity: int) -> None:
+        self.loaded, self.contract, self.memory = loaded, contract, memory
+        self.size = min(capacity, contract.limit)
+        self.lengths: Array = NOTHING
+        self.batch = 0
+        self.used: dict[int, Array] = {}
+        self.held: list[Held] = []
+        self.fixed: dict[str, Buffer] = {}
+        self.steps: dict[tuple[int, ...], TokenCall] = {}
+
+    @property
+    def capacity(self) -> int:
+        return self.size if any(s.growth is Growth.append for s in self.contract.slots) else self.contract.limit
+
+    @property
+    def bytes(self) -> int:
+        fixed = [b for k, b in self.fixed.items() if any(s.input == k for s in self.contract.slots)]
+        return sum(h.bytes for h in self.held) + sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in fixed)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
+        batch, rows = along[stream_of(self.contract).ids].shape
+        self.lengths = NOTHING
+        nothing = np.zeros(batch, np.int64)
+        self.prepare(batch, rows, fixed)
+        self.used = dict.fromkeys((0, *self.contract.windows), nothing)
+        inputs = {h.slot.input: h.past for h in self.held}
+        outputs = {h.slot.output: h.present for h in self.held}
+        prompts = dict[Windowed, Buffer]()
+        for held in self.held:
+            if isinstance(held, Windowed):
+                inputs[held.slot.input] = held.allocate(0)
+                prompts[held] = outputs[held.slot.output] = held.allocate(rows)
+        call = TokenCall(self, batch, rows, inputs | self.fixed, outputs)
+        try:
+            logits = call.run(along, nothing, lengths, self.used)
+        except RuntimeInputError as e:
+            raise told(e, kept=False) from e
+        for held, present in prompts.items():
+            held.take(present, lengths)
+        self.used = {n: np.minimum(lengths, n - 1) if n else lengths.copy() for n in self.used}
+        self.commit()
+        self.lengths = lengths.copy()
+        return logits
+
+    def prepare(self, batch: int, rows: int, fixed: Mapping[str, Array]) -> None:
+        """Buffers for a new batch: those of the one before, where it had as many rows."""
+        size = self.room(rows)
+        grown = size > self.size and any(h.grows for h in self.held)
+        self.size = size
+        if batch != self.batch or grown or not self.held:
+            self.held, self.steps, self.batch = [], {}, batch
+            for slot in self.contract.slots:
+                if slot.growth is not Growth.once:
+                    places = places_of(slot, self.size, self.contract.limit)
+                    dtype = self.loaded.dtypes[slot.input]
+                    self.held.append(KINDS[slot.growth](slot, self.memory, batch, dtype, places))
+        for held in self.held:
+            if isinstance(held, Replaced):
+                held.begin(fixed.get(held.slot.first) if held.slot.first else None)
+        if self.fixed or fixed:
+            self.steps = {}
+        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+
+    def room(self, needed: int) -> int:
+        """The capacity that rows of `needed` tokens want, doubling up to the model's positions."""
+        size = self.size
+        while size < needed:
+            size = min(self.contract.limit, max(1, 2 * size))
+        return size
+
+    def extend(self, along: Along, counts: Array) -> Array:
+        check_room(int((self.lengths + counts).max()), self.contract)
+        before, self.lengths = self.lengths, NOTHING  # Whoever stops in the middle leaves nothing to go on from.
+        lengths, logits = before, dict[int, Array]()
+        try:
+            for part, now in self.pieces(along, counts):
+                found = self.read(part, now, lengths)
+                logits |= dict(zip(np.flatnonzero(now).tolist(), found, strict=True))
+                lengths = lengths + now
+        except RuntimeInputError as e:
+            kept = lengths is before
+            self.lengths = before if kept else NOTHING
+            raise told(e, kept=kept) from e
+        self.lengths = lengths
+        return np.stack([logits[row] for row in range(self.batch)])
+
+    def pieces(self, along: Along, counts: Array) -> Iterator[tuple[dict[str, Array], Array]]:
+        """(tokens, how many of each row) in pieces that the buffers of all windows have places for."""
+        rows = int(counts.max())
+        free = [h.buffer.shape[h.slot.axis or 0] - h.kept for h in self.held if isinstance(h, Windowed)
+                if h.buffer.shape[h.slot.axis or 0] < self.contract.limit]  # fmt: skip
+        size = min([rows, *free])
+        for start in range(0, rows, size):
+            now = np.clip(counts - start, 0, size)
+            yield {k: v[:, start : start + size] for k, v in along.items()}, now
+
+    def read(self, along: Along, now: Array, lengths: Array) -> Array:
+        """Add now[b] tokens to each row; outputs [N,V] of the rows that got any."""
+        self.reserve(int((lengths + now).max()), lengths)
+        self.make_room(now)
+        rows = next(iter(along.values())).shape[1]
+        if rows == 1 and now.all():
+            logits = self.step(along, lengths, now)
+        elif self.batch == 1:
+            logits = self.call(along, lengths, now)
+        else:  # Kernels take several new tokens behind a past for one row only.
+            logits = np.concatenate([self.row(along, lengths, now, b) for b in range(self.batch) if now[b]])
+            for held in self.held:
+                for b in np.flatnonzero(now == 0).tolist():
+                    held.skip(b)
+        self.used = {n: used + now for n, used in self.used.items()}
+        self.commit()
+        return logits
+
+    def commit(self) -> None:
+        for held in self.held:
+            held.commit()
+
+    # -- room --------------------------------------------------------------------------------------------------
+
+    def reserve(self, needed: int, lengths: Array) -> None:
+        """Make places for rows of `needed` tokens in what grows with all of them."""
+        size = self.room(needed)
+        growing = [h for h in self.held if isinstance(h, Appended)]
+        if size == self.size or not growing:
+            return
+        self.steps = {}
+        for held in growing:
+            held.grow(size, lengths)
+        self.size = size
+
+    def make_room(self, now: Array) -> None:
+        """Move down the rows of windows that have no places for what comes."""
+        for window, used in self.used.items():
+            held = [h for h in self.held if isinstance(h, Windowed) and h.slot.window == window]
+            if not held:
+                continue
+            places = held[0].buffer.shape[held[0].slot.axis or 0]
+            full = np.flatnonzero(used + now > places).tolist()
+            for row in full:
+                for h in held:
+                    h.drop(row, int(used[row]))
+            if full:
+                self.used[window] = np.where(used + now > places, np.minimum(used, window - 1), used)
+
+    def truncate(self, lengths: Array) -> None:
+        now = self.lengths
+        check_cut((h.slot, refusal(h.slot, lengths, now, self.used[h.slot.window])) for h in self.held)
+        self.used = {n: used - (now - lengths) for n, used in self.used.items()}
+        self.lengths = lengths.copy()
+
+    # -- calls -------------------------------------------------------------------------------------------------
+
+    def step(self, along: Along, lengths: Array, now: Array) -> Array:
+        """One token a row, through bindings that are made once for as long as the buffers stay: one for each of the
+        ways round that states take turns."""
+        turn = tuple(h.turn for h in self.held if isinstance(h, Replaced))
+        if turn not in self.steps:
+            self.steps[turn] = self.bound(self.batch, 1)
+        return self.steps[turn].run(along, lengths, now, self.used).copy()
+
+    def call(self, along: Along, lengths: Array, now: Array) -> Array:
+        rows = next(iter(along.values())).shape[1]
+        return self.bound(self.batch, rows).run(along, lengths, now, self.used)
+
+    def bound(self, batch: int, rows: int) -> TokenCall:
+        inputs = {h.slot.input: h.past for h in self.held} | self.fixed
+        return TokenCall(self, batch, rows, inputs, {h.slot.output: h.present for h in self.held})
+
+    def row(self, along: Along, lengths: Array, now: Array, row: int) -> Array:
+        """The tokens of one row, without its padding, over its own part of every buffer."""
+        view, one = self.memory.row, slice(row, row + 1)
+        inputs = {h.slot.input: view(h.past, row) for h in self.held}
+        inputs |= {k: view(b, row) for k, b in self.fixed.items()}
+        outputs = {h.slot.output: view(h.present, row) for h in self.held}
+        part = {k: v[one, : now[row]] for k, v in along.items()}
+        call = TokenCall(self, 1, int(now[row]), inputs, outputs)
+        return call.run(part, lengths[one], now[one], {n: used[one] for n, used in self.used.items()})
+
+
+class TokenCall:
+    """A binding for [B,S] tokens: what comes with every call is written into buffers of its own."""
+
+    def __init__(
+        self, owner: Compact, batch: int, rows: int, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+    ) -> None:
+        loaded, self.memory = owner.loaded, owner.memory
+        stream, self.rows = stream_of(owner.contract), rows
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in loaded.inputs.items():
+            if name not in inputs:
+                shapes[name] = tuple(n if isinstance(n, int) else (batch, rows)[min(i, 1)] for i, n in enumerate(shape))
+        self.feeds = {k: self.memory.allocate(s, loaded.dtypes[k]) for k, s in shapes.items()}
+        self.positions, self.windows = stream.positions, (0, *owner.contract.windows)
+        self.chosen, self.output = ROWS in self.feeds, owner.contract.output
+        vocab: Any = loaded.outputs[self.output][-1]
+        shape = (batch, vocab) if self.chosen else (batch, rows, vocab)
+        self.logits = self.memory.allocate(shape, loaded.dtypes[self.output])
+        self.columns, self.firsts = np.arange(rows), np.arange(batch) * rows
+        given = {k: b for k, b in inputs.items() if k in loaded.inputs}
+        self.call = self.memory.bind(loaded, given | self.feeds, {**outputs, self.output: self.logits})
+
+    def run(self, along: Along, before: Array, now: Array, used: Mapping[int, Array]) -> Array:
+        """Output [B,V] (float32) after the last new token of each row, in memory that the next run writes over."""
+        write, feeds = self.memory.write, self.feeds
+        for name, array in along.items():
+            if name in feeds:
+                write(feeds[name], array)
+        if self.positions in feeds:
+            write(feeds[self.positions], before[:, None] + self.columns)
+        for window in self.windows:
+            by_row, most = counts_of(window)
+            after = used[window] + now
+            if by_row in feeds:
+                write(feeds[by_row], after)
+            if most in feeds:  # Kernels want room for every column of a prompt, even if no row fills it.
+                write(feeds[most], np.maximum(after.max(), self.rows))
+        if self.chosen:
+            write(feeds[ROWS], self.firsts + now - 1)
+        self.call.run()
+        found = self.memory.download(self.logits)
+        logits = found if self.chosen else found[np.arange(len(now)), now - 1]
+        return logits.astype(np.float32, copy=False)

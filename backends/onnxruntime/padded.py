@@ -1,0 +1,177 @@
+"""State of the graph that takes masks: every call gives longer caches, rows are padded on the left and end together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...ir.errors import RuntimeInputError
+from ...ir.slots import Growth, Slot
+from .contract import Contract
+from .held import refusal, shape_of
+from .logits import ROWS
+from .memory import Array, Buffer, Memory
+from .runtime import Loaded
+from .state import NOTHING, Along, check_cut, check_room, stream_of, told
+
+Pasts = dict[str, Buffer]
+
+
+class Padded:
+    """Slots as the graph gives them: one column a token, so that the columns of row b are the last lengths[b] ones.
+
+    Where the model does not stand padding (`Contract.alone`, or no input for a mask), and for chunks of different
+    lengths, each row is taken out of the batch without its padding, run, and put back.
+    """
+
+    def __init__(self, loaded: Loaded, contract: Contract, memory: Memory) -> None:
+        self.loaded, self.contract, self.memory = loaded, contract, memory
+        self.lengths: Array = NOTHING
+        self.pasts: Pasts = {}
+        self.fixed: dict[str, Buffer] = {}
+        self.slots = [s for s in contract.slots if s.growth is not Growth.once]
+        self.together = not contract.alone and stream_of(contract).mask in loaded.inputs
+
+    @property
+    def capacity(self) -> int:
+        return self.contract.limit
+
+    @property
+    def bytes(self) -> int:
+        kept = {s.input for s in self.contract.slots}
+        buffers = [*self.pasts.values(), *(b for k, b in self.fixed.items() if k in kept)]
+        return sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in buffers)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
+        batch = len(lengths)
+        self.lengths, self.pasts = NOTHING, {}
+        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+        pasts: Pasts = {}
+        for slot in self.slots:
+            first = fixed.get(slot.first) if slot.first else None
+            zeros = self.memory.allocate(shape_of(slot, batch), self.loaded.dtypes[slot.input])
+            pasts[slot.input] = zeros if first is None else self.memory.upload(first)
+        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False)
+
+    def extend(self, along: Along, counts: Array) -> Array:
+        return self.read(along, self.lengths, counts, self.pasts, kept=True)
+
+    def read(self, along: Along, before: Array, counts: Array, pasts: Pasts, *, kept: bool) -> Array:
+        """Add counts[b] tokens to each row of a state, which becomes that of this object when all is done."""
+        check_room(int((before + counts).max()), self.contract)
+        even = self.together or len(set(before.tolist())) == 1
+        ragged = len(set(counts.tolist())) > 1
+        first = not before.any()
+        run = self.call if even and (not ragged or (first and self.together)) else self.one_by_one
+        try:
+            logits, pasts = run(along, before, counts, pasts, self.fixed)
+        except RuntimeInputError as e:
+            raise told(e, kept=kept) from e
+        self.pasts, self.lengths = pasts, before + counts
+        return logits
+
+    def one_by_one(
+        self, along: Along, before: Array, counts: Array, pasts: Pasts, fixed: Mapping[str, Buffer]
+    ) -> tuple[Array, Pasts]:
+        """Every row alone."""
+        found: list[tuple[Array, Pasts]] = []
+        for row, count in enumerate(counts.tolist()):
+            one = slice(row, row + 1)
+            own = {s.input: self.row(s, pasts[s.input], row, int(before[row])) for s in self.slots}
+            part = {k: v[one, :count] for k, v in along.items()}
+            still = {k: self.memory.row(b, row) for k, b in fixed.items()}
+            found.append(self.call(part, before[one], counts[one], own, still))
+        joined = {s.input: self.joined(s, [p[s.input] for _, p in found]) for s in self.slots}
+        return np.concatenate([logits for logits, _ in found]), joined
+
+    def call(
+        self, along: Along, before: Array, counts: Array, pasts: Pasts, fixed: Mapping[str, Buffer]
+    ) -> tuple[Array, Pasts]:
+        """All rows in one call: all get as many tokens, or they get their first ones."""
+        batch, rows = len(counts), int(counts.max())
+        stream, after = stream_of(self.contract), before + counts
+        total = int(after.max())
+        new = {k: _ended(v, counts, rows) for k, v in along.items()}
+        columns = np.arange(total)
+        pad = (total - after)[:, None]
+        feeds = new | {
+            stream.mask: (columns >= pad).astype(np.int64),
+            stream.positions: np.maximum(columns[total - rows :] - pad, 0),
+            ROWS: np.arange(batch) * rows + rows - 1,
+        }
+        given = {k: self.memory.upload(v) for k, v in feeds.items() if k in self.loaded.inputs}
+        found = self.memory.run(self.loaded, given | pasts | dict(fixed))
+        pasts = {s.input: self.newest(s, found[s.output]) for s in self.slots}
+        logits = self.memory.download(found[self.contract.output])
+        return (logits if self.contract.rows else logits[:, -1]).astype(np.float32), pasts
+
+    # -- columns -----------------------------------------------------------------------------------------------
+
+    def newest(self, slot: Slot, present: Buffer) -> Buffer:
+        """What of a present is worth keeping: of a window the tokens that count for the next one."""
+        kept = slot.window - 1
+        if slot.growth is not Growth.window or present.shape[slot.axis or 0] <= kept:
+            return present
+        total, rows = present.shape[slot.axis or 0], present.shape[0]
+        return self.moved(slot, present, [total - kept] * rows, [kept] * rows)
+
+    def moved(self, slot: Slot, source: Buffer, starts: list[int], counts: list[int]) -> Buffer:
+        """A buffer whose rows end with counts[b] columns of a row, from starts[b] on."""
+        assert slot.axis is not None
+        places = max(counts)
+        target = self.memory.allocate(shape_of(slot, len(counts), places), source.dtype)
+        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            self.memory.shift(source, start, target, places - count, count, row=row, axis=slot.axis)
+        return target
+
+    def row(self, slot: Slot, past: Buffer, row: int, length: int) -> Buffer:
+        """The columns of one row without its padding."""
+        one = self.memory.row(past, row)
+        if slot.axis is None:
+            return one
+        columns = past.shape[slot.axis]
+        count = min(length, columns)
+        return self.moved(slot, one, [columns - count], [count])
+
+    def joined(self, slot: Slot, rows: list[Buffer]) -> Buffer:
+        """Rows side by side, padded on the left."""
+        places = 0 if slot.axis is None else max(b.shape[slot.axis] for b in rows)
+        target = self.memory.allocate(shape_of(slot, len(rows), places), rows[0].dtype)
+        for row, one in enumerate(rows):
+            if slot.axis is None:
+                self.memory.copy(one, self.memory.row(target, row))
+            else:
+                count = one.shape[slot.axis]
+                into = self.memory.row(target, row)
+                self.memory.shift(one, 0, into, places - count, count, row=0, axis=slot.axis)
+        return target
+
+    # -- forgetting --------------------------------------------------------------------------------------------
+
+    def truncate(self, lengths: Array) -> None:
+        now, pasts = self.lengths, dict(self.pasts)
+        check_cut((s, refusal(s, lengths, now, self.held(s))) for s in self.slots)
+        for slot in self.slots:
+            if slot.axis is not None and not np.array_equal(lengths, now):
+                past, held = pasts[slot.input], self.held(slot)
+                starts, counts = past.shape[slot.axis] - held, held - (now - lengths)
+                pasts[slot.input] = self.moved(slot, past, starts.tolist(), counts.tolist())
+        self.pasts, self.lengths = pasts, lengths.copy()
+
+    def held(self, slot: Slot) -> Array:
+        """How many columns of a slot are those of each row, i64 [B]."""
+        columns = 0 if slot.axis is None else self.pasts[slot.input].shape[slot.axis]
+        return np.minimum(self.lengths, columns)
+
+
+def _ended(x: Array, counts: Array, rows: int) -> Array:
+    """x [B,S,...] with its first counts[b] entries at the end of `rows` columns, zeros before them."""
+    if (counts == rows).all():
+        return x[:, :rows]
+    moved = np.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype)
+    for target, row, count in zip(moved, x, counts.tolist(), strict=True):
+        target[rows - count :] = row[:count]
+    return moved

@@ -1,0 +1,71 @@
+"""The graphs that a model is built as: one for prompts padded on the right, one for any mask, one for a source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...ir.graph import Graph
+from ...passes.encoder_decoder import is_separable, separate
+from ...passes.left_padding import why_alone
+from ...passes.manager import Pipeline, PipelineReport
+from ...passes.pipelines import PIPELINES
+from ...passes.token_flow import stream_of
+from ..target import Target
+from .attention import GroupQuery, cached_attentions
+from .quantized import quantized_layers
+from .rewrites import common, lengths_variant, mask_variant
+
+MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
+
+
+@dataclass
+class Variants:
+    """The graphs of a build by file name, and what was noted on the way.
+
+    attentions: how many the main graph has. masked: file of the graph for any mask. alone: why its rows of different
+    lengths cannot run together. dump: folder for the text of the graph after every pass.
+    """
+
+    graphs: dict[str, Graph] = field(default_factory=dict[str, Graph])
+    reports: dict[str, PipelineReport] = field(default_factory=dict[str, PipelineReport])
+    attentions: int = 0
+    masked: str = MASKED
+    alone: str = ""
+    dump: Path | None = None
+
+    def run(self, name: str, pipeline: Pipeline, graph: Graph) -> Graph:
+        """Run a pipeline and keep its report under `name`."""
+        place = None if self.dump is None else self.dump / f"{len(self.reports)}-{name.replace(' ', '-')}"
+        self.reports[name] = pipeline.run(graph, dump=place)
+        return graph
+
+
+def variants_of(graph: Graph, target: Target, positions: int, dump: Path | None = None) -> Variants:
+    """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots."""
+    variants = Variants(dump=dump)
+    serves = bool(graph.slots) or stream_of(graph) is not None
+    graph = graph.copy()
+    if not graph.slots:
+        variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
+    if serves:
+        variants.alone = why_alone(graph)
+    if serves and is_separable(graph):
+        encoder, graph = separate(graph)
+        variants.run("encoder common", common(target), encoder)
+        variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
+    variants.run("common", common(target), graph)
+    variants.attentions = sum(bool(n.op.keys) for n in graph)
+    if cached_attentions(graph):
+        shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
+        if variants.reports[LENGTHS].counts.get(GroupQuery.name):
+            variants.graphs[LENGTHS] = shared
+    # A model with one graph for everything has it under the name that everybody looks for.
+    variants.masked = MASKED if LENGTHS in variants.graphs else LENGTHS
+    variants.graphs[variants.masked] = variants.run(MASKED, _lowered(mask_variant(target), target), graph)
+    return variants
+
+
+def _lowered(pipeline: Pipeline, target: Target) -> Pipeline:
+    """A pipeline and, after it, encoded weights as the target's kernels take them."""
+    return Pipeline(pipeline.name, [*pipeline.passes, quantized_layers(target)])

@@ -1,0 +1,48 @@
+"""A batch: what every source of training data gives, and what is asked of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..frontends.task import LABELS
+from ..frontends.tokenizer import Tokenizer
+from ..ir.errors import ConfigError
+from ..ir.slots import TARGETS, TOKENS
+from ..ir.tensors import Array
+
+IGNORED = -100
+"""Label of positions that do not count."""
+
+Batch = dict[str, Array]
+"""Inputs of the graph by name and `labels`, i64, first axis the rows; IGNORED labels do not count.
+
+`document_ids` [B,S], if there, number the documents within a row, which do not see each other.
+"""
+
+
+def check_tokenizer(model: Tokenizer | None, data: Tokenizer, place: str = "", whose: str = "the model's") -> None:
+    """Raises ConfigError if the ids of the data mean other texts to the model. None: it came without a tokenizer."""
+    difference = "" if model is None else model.difference(data)
+    if difference:
+        raise ConfigError(f"the data has another tokenizer than {whose}: {difference}", place=place)
+
+
+def labels_of(batch: Batch) -> int:
+    """How many labels count."""
+    return int((batch[LABELS] != IGNORED).sum())
+
+
+def tokens_of(batch: Batch) -> int:
+    """How many tokens are read: those of source and target, without padding."""
+    masks = [v for k, v in batch.items() if k in (TOKENS.mask, TARGETS.mask)]
+    return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
+
+
+def split_rows(batch: Batch, parts: int) -> Sequence[Batch]:
+    """The rows of a batch in at most `parts` nearly equal parts, in order."""
+    if parts == 1:
+        return [batch]
+    places = np.array_split(np.arange(len(batch[LABELS])), parts)
+    return [{k: v[p[0] : p[-1] + 1] for k, v in batch.items()} for p in places if len(p)]

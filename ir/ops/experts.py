@@ -1,0 +1,137 @@
+"""Mixture of experts: the best k of a row of scores, and feed-forward blocks of which each token takes a few."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import backward_reads as reads
+from .. import shard_rules
+from ..errors import check
+from ..flow import Link, Links, along
+from ..graph import Node, Value
+from ..op import Op, op
+from ..types import DimLike, TensorType, i64, product
+from .checks import not_scalar, number, rank, same_dtype, typed
+from .elementwise import constant, equal, where
+from .feed_forward import ACTIVATIONS, GatedFeedForward, activate_in_onnx, gated_feed_forward
+from .reduce import sum as sum_
+
+if TYPE_CHECKING:
+    from ..layout import Layout
+
+
+class Topk(Op):
+    """(values, indices i64) of the k largest elements along the last axis, largest first; of equals the first counts.
+
+    x [..., N] -> [..., k] twice.
+    """
+
+    def infer(self, x: Value, *, k: int) -> tuple[TensorType, TensorType]:
+        number(x=x)
+        not_scalar(x=x)
+        width = x.shape[-1]
+        check(k > 0, f"k is {k}, expected at least 1")
+        check(not isinstance(width, int) or k <= width, f"k is {k} but the last axis of x has {width} elements")
+        values = TensorType(x.dtype, (*x.shape[:-1], k))
+        return values, values.with_dtype(i64)
+
+    shard = shard_rules.needs_all
+
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """The places of the best; a sort keeps those of all elements."""
+        whole = layout.bytes(node.arguments[0].type.with_dtype(i64))
+        return reads.Saved((node.outputs[1],), whole - layout.bytes(node.outputs[1].type))
+
+    def links(self, x: Value, *, k: int) -> Links:
+        last = x.rank - 1
+        return tuple(link for i in (0, 1) for link in along(x.shape, last, (Link(0, last, None, i),), output=i))
+
+    def flops(self, x: Value, *, k: int) -> DimLike:
+        return x.type.elements
+
+    def numpy(self, x: Any, *, k: int) -> tuple[Any, Any]:
+        # A stable sort of the reversed row, read from its end: of equals the first comes first.
+        order = (x.shape[-1] - 1 - np.argsort(x[..., ::-1], axis=-1, kind="stable"))[..., ::-1][..., :k]
+        return np.take_along_axis(x, order, axis=-1), order.astype(np.int64)
+
+    def torch(self, torch: Any, x: Any, *, k: int) -> tuple[Any, Any]:
+        # torch.topk promises no order among equals.
+        found = torch.sort(x, dim=-1, descending=True, stable=True)
+        return torch.narrow(found[0], -1, 0, k), torch.narrow(found[1], -1, 0, k)
+
+    def onnx(self, op: Any, x: Any, *, k: int) -> tuple[Any, Any]:
+        values, indices = op.TopK(x, op.constant(np.array([k], np.int64)), axis=-1, outputs=2)
+        return values, indices
+
+
+topk = op(Topk)
+
+
+class Moe(Op):
+    """sum over j of weights[..., j] * expert[indices[..., j]](x), each a gated feed-forward. (Shazeer et al. 2017)
+
+    x [..., C]; weights and indices (i64) [..., k]: the experts of each token. experts: for each expert its w_gate
+    [F,C], w_up [F,C] and w_down [C,F]. The body computes every expert for every token, and weighs those that a token
+    did not choose by 0; lowerings let each expert read the tokens that chose it.
+    """
+
+    choices = {"activation": ACTIVATIONS}
+
+    def infer(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str = "silu") -> TensorType:
+        check(indices.dtype == i64, f"indices are {indices.dtype}, expected i64")
+        check(weights.shape == indices.shape, f"weights are {weights.type} but indices are {indices.type}")
+        same_dtype(x.dtype, weights=weights)
+        fits = weights.rank == x.rank and weights.shape[:-1] == x.shape[:-1]
+        check(fits, f"weights are {weights.type}, expected a row for each token of x {x.type}")
+        check(bool(experts) and len(experts) % 3 == 0, f"{len(experts)} weights of experts are given, expected 3 each")
+        rank(2, **{f"experts[{i}]": w for i, w in enumerate(experts)})
+        for i in range(0, len(experts), 3):
+            for j in range(3):
+                typed(experts[j].type, ", as of the first expert", **{f"experts[{i + j}]": experts[i + j]})
+        made = GatedFeedForward().infer(x, *experts[:3], activation=activation)
+        check(made == x.type, f"experts give {made.shape[-1]} channels, expected {x.shape[-1]} as x has")
+        return x.type
+
+    def body(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> Value:
+        total: Value | None = None
+        zero = constant(value=0.0, dtype=weights.dtype)
+        for i in range(0, len(experts), 3):
+            chosen = equal(indices, constant(value=i // 3, dtype=i64))
+            share = sum_(where(chosen, weights, zero), axis=-1, keepdims=True)
+            part = gated_feed_forward(x, *experts[i : i + 3], activation=activation) * share
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def onnx(self, op: Any, x: Any, weights: Any, indices: Any, *experts: Any, activation: str) -> Any:
+        """Each expert reads the tokens that chose it; one that nobody chose multiplies no row."""
+        tokens, chosen = product(x.shape[:-1]), product(weights.shape)
+        rows, flat = op.reshape(x, (tokens, x.shape[-1])), op.reshape(indices, (chosen,))
+        shares = op.reshape(weights, (chosen, 1))
+        each = op.dim(weights.shape[-1])
+        y = op.Expand(op.constant(np.array(0, x.dtype.numpy)), op.shape(rows.shape))
+        for i in range(0, len(experts), 3):
+            gate, up, down = map(op.transposed, experts[i : i + 3])
+            uses = op.Reshape(op.NonZero(op.Equal(flat, op.constant(np.array(i // 3, np.int64)))), op.shape((-1,)))
+            token = op.Div(uses, each)
+            read = op.Gather(rows, token, axis=0)
+            hidden = op.Mul(activate_in_onnx(op, op.MatMul(read, gate), activation), op.MatMul(read, up))
+            made = op.Mul(op.MatMul(hidden, down), op.Gather(shares, uses, axis=0))
+            y = op.ScatterND(y, op.Unsqueeze(token, op.constant(np.array([1], np.int64))), made, reduction="add")
+        return op.Reshape(y, op.shape(x.shape))
+
+    def links(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> Links:
+        found: list[Link] = []
+        for i, v in enumerate((x, weights, indices)):
+            found += along(v.shape, v.rank - 1, (Link(i, v.rank - 1, None),), operand=i)
+        return (*found, *(Link(3 + i, axis, None) for i in range(len(experts)) for axis in (0, 1)))
+
+    def flops(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> DimLike:
+        """Of the experts that are chosen: k for each token."""
+        chosen = product(weights.shape)
+        return chosen * (6 * experts[0].shape[0] * x.shape[-1] + 4 * experts[0].shape[0] + 2 * x.shape[-1])
+
+
+moe = op(Moe)

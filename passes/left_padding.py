@@ -1,0 +1,119 @@
+"""Whether rows of different lengths may run together, padded on the left: that changes nothing for any of them."""
+
+from __future__ import annotations
+
+from ..ir.graph import Graph, Node, Value
+from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
+from ..ir.ops.feed_forward import Relu, Silu
+from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
+from ..ir.slots import TOKENS
+from ..ir.types import Dim, bool_
+from ..ir.value import leaves
+
+_MOVES = (Reshape, Transpose, Expand, Cast)
+"""Ops that give the elements of their operand as they are."""
+
+
+def why_alone(graph: Graph) -> str:
+    """Why rows of different lengths must run one by one in a serving graph; "" if they need not.
+
+    Padded on the left, the tokens of a row stand in one piece and end with those of the others. That is right where
+    masks hide the padding, and where columns are only held against each other.
+    """
+    stream = graph.stream or TOKENS
+    mask = graph.inputs.get(stream.mask)
+    if mask is None:
+        return "the model has no mask that could hide padding"
+    for node in graph:
+        reason = _reason(node, mask, stream.length)
+        if reason:
+            return f"{node.op.name} at {node.location} {reason}"
+    return ""
+
+
+def _reason(node: Node, mask: Value, length: str) -> str:
+    if node.op.keys:
+        if any(_over_tokens(node.value(k), length) for k in node.op.keys):
+            hiding = [v for k in node.op.masks if (v := node[k]) is not None and v.dtype is bool_]
+            return "" if any(mask in leaves(v) for v in hiding) else "has no mask that hides padding"
+    elif isinstance(node.op, Iota):
+        return "" if _is_relative(node.output) or not _over_tokens(node.output, length) else "counts columns"
+    elif isinstance(node.op, Slice):
+        (x,) = node.arguments
+        axis: int = node.attributes["axis"]
+        if x is not mask and _over(x, axis, length) and not _ends_with(node, x, axis) and not _masked(x, mask):
+            return "reads columns where padding may stand"
+    elif node.op.states:
+        known = passes_over(node, mask) or _masked(node.arguments[0], mask)
+        return "" if known or not _over_tokens(node.arguments[0], length) else "would read padding"
+    elif _mixes(node, length) and not _masked(node.arguments[0], mask):
+        return "reads tokens where padding may stand"
+    return ""
+
+
+def passes_over(node: Node, mask: Value) -> bool:
+    """Whether a layer with a state is told by the mask which tokens count."""
+    told = [node[name] for name in node.op.signature.operands if name in node.op.counts or name == "mask"]
+    return any(v is not None and mask in leaves(v) for v in told)
+
+
+def _over(v: Value, axis: int, length: str) -> bool:
+    d = v.shape[axis]
+    return isinstance(d, Dim) and length in d.symbols
+
+
+def _over_tokens(v: Value, length: str) -> bool:
+    return any(_over(v, axis, length) for axis in range(v.rank))
+
+
+def _ends_with(node: Node, x: Value, axis: int) -> bool:
+    """Whether a slice takes the newest columns."""
+    return node.attributes["start"] + node.attributes["length"] == x.shape[axis]
+
+
+def _mixes(node: Node, length: str) -> bool:
+    """Whether a node other than attention reads from token to token."""
+    if node.op.compacts or not any(_over_tokens(v, length) for v in node.arguments):
+        return False
+    for link in node.op.links(*node.operands, **node.attributes):
+        given = node.operands[link.operand]
+        over = given is not None and _over(given, link.axis, length)
+        if over and (link.to is None or link.upto or link.shift != 0) and not node.op.compacts:
+            return True
+    return False
+
+
+def _masked(v: Value, mask: Value) -> bool:
+    """Whether a value is 0 where the mask is, because the mask itself is a factor of it or all that it is made of."""
+    if v is mask or set(leaves(v)) <= {mask}:
+        return True
+    node = v.producer
+    if node is None:
+        return False
+    if isinstance(node.op, Mul):
+        return any(_masked(x, mask) for x in node.arguments)
+    if node.op.states:
+        return v.index == 0 and passes_over(node, mask)
+    return isinstance(node.op, (*_MOVES, Slice, Silu, Relu)) and _masked(node.arguments[0], mask)
+
+
+def _is_relative(v: Value) -> bool:
+    """Whether a count of columns is only subtracted from another, or compared with one."""
+    for node in v.users:
+        if isinstance(node.op, (Sub, Comparison)):
+            if not all(_counts(x) for x in node.arguments):
+                return False
+        elif isinstance(node.op, _MOVES):
+            if not _is_relative(node.output):
+                return False
+        else:
+            return False
+    return True
+
+
+def _counts(v: Value) -> bool:
+    """Whether a value is a count of columns and nothing else."""
+    node = v.producer
+    while node is not None and (isinstance(node.op, _MOVES)):
+        node = node.arguments[0].producer
+    return node is not None and isinstance(node.op, Iota)

@@ -1,0 +1,78 @@
+"""What training makes small: a graph, the loss of a batch, and the number of things that the loss is the mean of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from ..data.batch import Batch, labels_of, split_rows
+from ..ir.graph import Graph
+from .learner import Learner
+from .loss import with_loss
+from .world import World
+
+
+class Objective(Protocol):
+    """One kind of loss. rows_per_unit: rows of a batch per unit of the setting `batch`."""
+
+    @property
+    def rows_per_unit(self) -> int: ...
+
+    def graph(self, logits: Graph) -> Graph:
+        """The graph to train, from one that ends in the logits."""
+        ...
+
+    def prepare(self, learner: Learner) -> None:
+        """Build what the loss needs beside the learner, on its device. Raises ConfigError if the two do not fit."""
+        ...
+
+    def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
+        """The mean loss of a batch."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """How many equal terms the loss of a batch is the mean of."""
+        ...
+
+    def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
+        """The batch in at most `number` nearly equal shares."""
+        ...
+
+
+class LabelLoss:
+    """Cross-entropy with the labels, computed inside the graph.
+
+    smoothing: share of the target that is spread over all tokens.
+    """
+
+    rows_per_unit = 1
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self.smoothing = smoothing
+
+    def graph(self, logits: Graph) -> Graph:
+        return with_loss(logits, label_smoothing=self.smoothing)
+
+    def prepare(self, learner: Learner) -> None:
+        pass
+
+    def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
+        with learner.autocast():
+            return learner.forward(**learner.inputs_of(batch))["loss"]
+
+    def count(self, batch: Batch) -> int:
+        return labels_of(batch)
+
+    def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
+        return split_rows(batch, number)
+
+
+def shares_of(objective: Objective, world: World, batch: Batch, number: int) -> list[tuple[Batch, int]]:
+    """At most `number` shares of a batch that this process computes one after another, and what each counts for.
+
+    All processes get equally many: where a batch has too few rows, some get one that counts for nothing.
+    """
+    found = [(share, objective.count(share)) for share in objective.divide(batch, number * world.data)]
+    return world.mine(found + [(found[0][0], 0)] * (-len(found) % world.data))
