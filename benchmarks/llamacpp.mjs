@@ -42,7 +42,7 @@ async function surprise(ids) {
     return total;
 }
 
-const answer = {ids: asked.texts.map((t) => Array.from(model.tokenize(t, false))), greedy: [], surprise: []};
+const answer = {ids: asked.texts.map((t) => Array.from(model.tokenize(t, true))), greedy: [], surprise: []};
 for (const prompt of asked.prompts) answer.greedy.push(await greedy(prompt));
 for (const chunk of asked.chunks) answer.surprise.push(await surprise(chunk));
 console.log(JSON.stringify(answer));
