@@ -28,7 +28,7 @@ lint: $(LINT) ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(LINT) ## strict types in ir/ and passes/
+types: $(LINT) ## strict types of the rooms that pyproject.toml names
 	$(BIN)/basedpyright
 
 bench: $(READY) ## every table of README.md, measured on this machine (long)

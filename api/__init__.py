@@ -25,6 +25,7 @@ from .ir import Graph as Graph
 from .ir import MonographError as MonographError
 from .ir import Value as Value
 from .ir import ops as ops
+from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ _LATER = {
 
 __all__ = [
     "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
-    "MonographError", "Pairs", "Program", "Scope", "Stream", "Task", "Value", "bench", "build", "export", "key",
+    "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "bench", "build", "export", "key",
     "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 

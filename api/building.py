@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import shutil
 import tempfile
-import uuid
-import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frontends.dsl import Model
-from .frontends.huggingface import write_companions
+from .frontends.dsl import Model, Program
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
-from .ir.files import staged
+from .ir.files import whole
 from .ir.types import f32
 from .ir.weights import Weights
 from .passes import pipelines
+from .passes.encode import keep_encodings, through_float
+from .passes.encoder_decoder import separate
 
 if TYPE_CHECKING:
     import torch.fx
@@ -31,20 +31,17 @@ Progress = Callable[[int, int, str], None]
 TARGETS = ("cpu", "cuda", "onnx")
 """`cpu`, `cuda`: ONNX Runtime's own fused ops for that provider. `onnx`: standard opset, runs in any runtime."""
 
-_BASE, _FACTOR = 300_000_000, 3
-
-
-def memory_bound(model: Model) -> int:
-    """Most bytes of resident memory of a build: 300 MB and three times the largest tensor, four bytes a number."""
-    sizes = [v.type.elements for v in model.graph().params.values()]
-    return _BASE + _FACTOR * max((4 * n for n in sizes if isinstance(n, int)), default=0)
-
 
 def weights_of(model: Model) -> Weights:
     """The weights of a model. Raises WeightsError when it has none yet."""
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint="load a checkpoint, or train it")
     return model.weights
+
+
+def once(model: Model, dtype: DType = f32) -> Model:
+    """The same model with its graph made: whatever is done with it afterwards starts from a copy of that."""
+    return dataclasses.replace(model, source=Program(model.name, model.task, model.graph(dtype)))
 
 
 def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.GraphModule:
@@ -57,15 +54,18 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
 
 
-def serving_graphs(model: Model, dtype: DType = f32) -> dict[str, Graph]:
-    """The graphs a served model consists of, by file name: one, or encoder and decoder. Weights in blocks stay so."""
-    graph = model.graph(dtype, encoded=True)
-    if not model.task.generates:
-        return {"model": pipelines.encode(graph)}
-    if not model.task.separated:
-        return {"model": pipelines.decode(graph)}
-    encoder, decoder = pipelines.seq2seq(graph)
-    return {"encoder_model": encoder, "decoder_model": decoder}
+@dataclass
+class ExportReport:
+    """What an export did.
+
+    nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
+    on its way. bound: most bytes of resident memory it may take.
+    """
+
+    folder: Path
+    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    through_float: dict[str, str] = field(default_factory=dict[str, str])
+    bound: int = 0
 
 
 def export(
@@ -75,25 +75,70 @@ def export(
     target: str = "onnx",
     dtype: DType = f32,
     opset: int = 23,
+    dump: Path | None = None,
+    announce: Callable[[int], None] = lambda bound: None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a folder with the ONNX model, its config and its tokenizer; gives the folder.
 
     target: only "onnx", standard ops for any runtime (`build` makes those of ONNX Runtime). Weights are written
-    tensor by tensor, never all in memory. The folder appears whole or not at all. Raises MonographError subclasses
-    for an unknown target, missing weights or an op that the target cannot say.
+    tensor by tensor, never all in memory. dump: folder for the text of each graph after every pass. announce(bytes):
+    called once with the most memory that writing may take. The folder appears whole or not at all, in the place of an
+    older one. Raises MonographError subclasses for a folder that holds other files, an unknown target, missing weights
+    or an op that the target cannot say.
     """
     if target != "onnx":
         raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")
-    from .backends import onnx as backend
+    return write_export(model, folder, dtype, opset, dump=dump, announce=announce, progress=progress).folder
 
-    weights = weights_of(model)
-    with whole(folder) as work:
-        for name, graph in serving_graphs(model, dtype).items():
-            backend.export(graph, weights, work / f"{name}.onnx", opset, progress=progress)
-        with staged(work) as stage:
-            write_companions(stage, model, weights)
-    return Path(folder)
+
+def write_export(
+    model: Model,
+    folder: str | Path,
+    dtype: DType = f32,
+    opset: int = 23,
+    *,
+    dump: Path | None = None,
+    announce: Callable[[int], None] = lambda bound: None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """`export`, for those who want to know what it did."""
+    from .backends import onnx as backend
+    from .backends.onnx.folder import foreign, write_companions
+    from .backends.onnx.save import checked, count, memory_bound
+
+    weights, report = weights_of(model), ExportReport(Path(folder))
+    graphs = {
+        f"{name}.onnx": backend.prepared(g, opset, dump=None if dump is None else dump / f"{i}-{name}")
+        for i, (name, g) in enumerate(serving_graphs(model, dtype, dump).items(), 1)
+    }
+    models = {name: backend.lower(g, weights, opset, pipeline=backend.AS_IT_IS) for name, g in graphs.items()}
+    for name, g in graphs.items():
+        report.nodes[name] = count(models[name])
+        report.through_float |= through_float(g, weights)
+    report.bound = memory_bound(models.values(), (weights[k] for g in graphs.values() for k in g.params))
+    announce(report.bound)
+    with whole(folder, replaces=foreign) as stage:
+        for name, made in models.items():
+            checked(backend.save(made, stage.work / name, progress))
+        write_companions(stage, model)
+    return report
+
+
+def serving_graphs(model: Model, dtype: DType = f32, dump: Path | None = None) -> dict[str, Graph]:
+    """The graphs a served model consists of, by file name without its ending: one, or encoder and decoder.
+
+    Weights that are stored in blocks stay in them. dump: folder for the text after every pass.
+    """
+    graph = model.graph(dtype)
+    if model.weights is not None:
+        keep_encodings(graph, model.weights)
+    place = None if dump is None else dump / "0-graph"
+    pipelines.PIPELINES["decode" if model.task.generates else "encode"].run(graph, dump=place)
+    if not (model.task.generates and model.task.separated):
+        return {"model": graph}
+    encoder, decoder = separate(graph)
+    return {"encoder_model": encoder, "decoder_model": decoder}
 
 
 def build(
@@ -104,47 +149,37 @@ def build(
     max_positions: int | None = None,
     strict: bool = False,
     threads: int | None = None,
+    dump: Path | None = None,
+    announce: Callable[[int], None] = lambda bound: None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Build for ONNX Runtime and open the result, ready to generate, embed or run.
+    """Build for ONNX Runtime; gives an engine that generates, embeds or runs, with the report of the build.
 
-    folder: where it goes (None: a temporary folder that lives as long as the engine). target: "cpu" or "cuda".
-    max_positions: most tokens a row may have (None: what the config says). strict: fail unless every attention is
-    fused. threads: of the engine (None: one a physical core). Raises LoweringError for what the target cannot do,
-    WeightsError for missing or damaged weights.
+    folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
+    "cuda". max_positions: most tokens a row may have (None: what the config says). strict: fail unless every attention
+    is fused. threads: of the engine (None: one a physical core). dump: folder for the text of each graph after every
+    pass. announce(bytes): called once with the most memory that writing may take. The engine opens what was built when
+    it is first used. Raises LoweringError for what the target cannot do, WeightsError for missing or damaged weights,
+    MonographError for a folder that holds other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
 
-    temporary = tempfile.mkdtemp(prefix="monograph-") if folder is None else None
-    place = Path(temporary or str(folder))
+    place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        backend.build(model, None, place, target, max_positions=max_positions, strict=strict, progress=progress)
-        engine = Engine.open(place, threads=threads)
+        report = backend.build(
+            model,
+            None,
+            place,
+            target,
+            max_positions=max_positions,
+            strict=strict,
+            dump=dump,
+            announce=announce,
+            progress=progress,
+        )
     except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
         raise
-    if temporary is not None:
-        weakref.finalize(engine, shutil.rmtree, temporary, ignore_errors=True)
-    return engine
-
-
-@contextlib.contextmanager
-def whole(folder: str | Path) -> Generator[Path, None, None]:
-    """A folder to work in, whose files move to `folder` when the block ends; after an error nothing is left."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise MonographError("is a file, not a folder", place=str(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-    work.mkdir()
-    try:
-        yield work
-        if not folder.exists():
-            work.rename(folder)
-            return
-        for file in work.iterdir():
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return Engine.built(report, threads=threads, owned=folder is None)

@@ -13,7 +13,6 @@ import numpy as np
 
 from .building import export, weights_of
 from .frontends.dsl import Model
-from .frontends.task import CAUSAL_LM, LOGITS
 from .ir import Graph, MonographError
 from .ir.cost import at
 from .ir.ops.attention import Attention
@@ -23,7 +22,7 @@ from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
 from .passes import pipelines
-from .portable import first_state, next_state
+from .portable import first_state, next_state, slots_of, stream_of
 
 
 class Decoder(Protocol):
@@ -74,8 +73,8 @@ def bench(
     `prompt` tokens and `new_tokens` steps, batch 1. threads: None takes all cores. The runtime's own optimizer is on
     for all three. Raises MonographError for a model that does not generate.
     """
-    if model.task != CAUSAL_LM:
-        raise MonographError(f"{model.name} is a {model.task} model; only causal-lm models are measured")
+    if not model.task.generates or model.task.separated:
+        raise MonographError(f"{model.name} is a {model.task} model; only those that continue a text are measured")
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)
@@ -93,7 +92,7 @@ def bench(
 
         times = interleaved({name: clock(name) for name in variants}, rounds)
     ceilings = ceilings.best(measure(threads))
-    flops, moved = work(model.graph(), prompt, prompt + new_tokens // 2)
+    flops, moved = work(model.graph(), model.task.output, prompt, prompt + new_tokens // 2)
     rows = [_speed(name, nodes[name], times[name], prompt, new_tokens, flops, moved, ceilings) for name in variants]
     return Benchmark(rows, ceilings, prompt, new_tokens, rounds, flops, moved)
 
@@ -118,16 +117,15 @@ def build_variants(model: Model, folder: Path, threads: int) -> tuple[dict[str, 
     """How to open each variant, and the nodes of its graph, by name."""
     from .backends import onnx as portable
     from .backends import onnxruntime as fused
-    from .passes.manager import Pipeline
 
     cached = pipelines.decode(model.graph())
     apart = pipelines.decompose(cached)
-    portable.export(apart, weights_of(model), folder / "apart", pipeline=Pipeline("as it is", []))
+    portable.export(apart, weights_of(model), folder / "apart", pipeline=portable.AS_IT_IS)
     export(model, folder / "onnx")
     report = fused.build(model, None, folder / "cpu", "cpu")
     variants: dict[str, Callable[[], Decoder]] = {
-        "before the passes": lambda: Growing(folder / "apart", threads),
-        "standard ops": lambda: Growing(folder / "onnx", threads),
+        "before the passes": lambda: Growing(folder / "apart", threads, model.task.output),
+        "standard ops": lambda: Growing(folder / "onnx", threads, model.task.output),
         "fused for ONNX Runtime": lambda: fused.open(folder / "cpu", threads=threads),
     }
     counts = (_count(folder / "apart"), _count(folder / "onnx"), sum(report.nodes["model.onnx"].values()))
@@ -143,7 +141,7 @@ def _count(folder: Path) -> int:
 class Growing:
     """A portable export: caches are inputs and outputs, handed back without a copy, and grow by one entry a step."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, output: str) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -153,8 +151,9 @@ class Growing:
         self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.inputs = [i.name for i in self.session.get_inputs()]
+        self.slots, self.stream = slots_of(self.session), stream_of(self.session) or TOKENS
         self.state: dict[str, Any] = {}
-        self.length = 0
+        self.output, self.length = output, 0
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         self.length = 0
@@ -167,14 +166,14 @@ class Growing:
     def _call(self, tokens: Array) -> Array:
         start, self.length = self.length, self.length + tokens.shape[1]
         given = {
-            TOKENS.ids: self._value(tokens),
-            TOKENS.mask: self._value(np.ones((1, self.length), np.int64)),
-            TOKENS.positions: self._value(np.arange(start, self.length, dtype=np.int64)[None]),
+            self.stream.ids: self._value(tokens),
+            self.stream.mask: self._value(np.ones((1, self.length), np.int64)),
+            self.stream.positions: self._value(np.arange(start, self.length, dtype=np.int64)[None]),
         }
         feeds = {k: v for k, v in {**given, **self.state}.items() if k in self.inputs}
         found = dict(zip(self.outputs, self.session.run_with_ort_values(self.outputs, feeds), strict=True))
-        self.state = next_state(found)
-        return found[LOGITS].numpy()[:, -1]
+        self.state = next_state(found, self.slots)
+        return found[self.output].numpy()[:, -1]
 
 
 def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, float]:
@@ -191,14 +190,14 @@ def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, floa
     return seconds(lambda: decoder.prefill(tokens, lengths)), seconds(steps)
 
 
-def work(graph: Graph, prompt: int, total: int) -> tuple[int, int]:
+def work(graph: Graph, output: str, prompt: int, total: int) -> tuple[int, int]:
     """(float operations of a prompt, bytes that one token at position `total` must read), both in float32.
 
-    Operations: those of every node, as the ops count them, less the logits of all tokens but the last. Bytes: every
+    Operations: those of every node, as the ops count them, less the main output of all tokens but the last. Bytes: every
     weight that is multiplied with, once, and all keys and values before the token.
     """
     flops = sum(at(n.op.flops(*n.operands, **n.attributes), {"B": 1, "S": prompt}) for n in graph)
-    logits = graph.outputs[LOGITS].producer
+    logits = graph.outputs[output].producer
     if logits is not None:
         flops -= at(logits.op.flops(*logits.operands, **logits.attributes), {"B": 1, "S": prompt - 1})
     weights = {v for v in graph.params.values() if not all(isinstance(n.op, Embedding) for n in v.users)}

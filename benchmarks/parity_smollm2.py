@@ -17,10 +17,11 @@ from monograph.assets import fetch
 from monograph.backends.onnxruntime import open as open_session
 from monograph.console import working
 from monograph.frontends.huggingface import save_pretrained
-from monograph.frontends.task import CAUSAL_LM
+from monograph.frontends.task import CAUSAL_LM, LOGITS
 from monograph.ir import DType
 from monograph.ir.slots import TOKENS
-from monograph.parity import Inputs, Runner, Spans, compare, onnx_runner, run_runner, torch_runner
+from monograph.parity import compare
+from monograph.runners import Call, Inputs, Runner, Spans, onnx_runner, run_runner, torch_runner
 from monograph.training.corpus import python_topics
 from report import WORK, parser, publish
 
@@ -57,16 +58,17 @@ def transformers_runner(folder: Path) -> Runner:
 
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def run(given: Inputs, spans: Spans) -> Any:
+    def run(call: Call) -> dict[str, Any]:
+        given = call.inputs
         cache = DynamicCache(config=module.config)
         parts = []
-        for start, stop in spans:
+        for start, stop in call.spans:
             sliced = {k: torch.from_numpy(given[k][:, start:stop]) for k in (TOKENS.ids, TOKENS.positions)}
             mask = torch.from_numpy(given[TOKENS.mask][:, :stop])
             with torch.no_grad():
                 out = module(**sliced, attention_mask=mask, past_key_values=cache, use_cache=True)
             parts.append(out.logits.numpy())
-        return np.concatenate(parts, axis=1)
+        return {LOGITS: np.concatenate(parts, axis=1)}
 
     return run
 
@@ -74,14 +76,14 @@ def transformers_runner(folder: Path) -> Runner:
 def session_runner(session: Any) -> Runner:
     """As the engine generates: a prompt, then single steps over shared buffers; zeros where it gives no logits."""
 
-    def run(given: Inputs, spans: Spans) -> Any:
-        ids = given[TOKENS.ids]
+    def run(call: Call) -> dict[str, Any]:
+        ids, spans = call.inputs[TOKENS.ids], call.spans
         first = session.prefill(ids[:, : spans[0][1]], np.array([spans[0][1]]))
         found = np.zeros((*ids.shape, first.shape[-1]), np.float32)
         found[:, spans[0][1] - 1] = first
         for start, _ in spans[1:]:
             found[:, start] = session.step(ids[:, start])
-        return found
+        return {LOGITS: found}
 
     return run
 
@@ -98,8 +100,8 @@ def main() -> None:
         mg.build(model, WORK / "smollm2-cpu")
     runners: dict[str, Callable[[], Runner]] = {
         "PyTorch": lambda: torch_runner(model),
-        "ONNX, standard ops": lambda: onnx_runner(WORK / "smollm2-onnx", model),
-        "ONNX Runtime, fused": lambda: run_runner(open_session(WORK / "smollm2-cpu"), model),
+        "ONNX, standard ops": lambda: onnx_runner(WORK / "smollm2-onnx", model.graph()),
+        "ONNX Runtime, fused": lambda: run_runner(open_session(WORK / "smollm2-cpu"), model.graph()),
         SESSION: lambda: session_runner(open_session(WORK / "smollm2-cpu")),
     }
     expected = run_all(transformers_runner(HF), table)
@@ -130,7 +132,7 @@ def main() -> None:
 
 
 def run_all(run: Runner, table: dict[str, tuple[Inputs, Spans]]) -> dict[str, Any]:
-    return {case: run(fed, spans) for case, (fed, spans) in table.items()}
+    return {case: run(Call(fed, spans, fed[TOKENS.mask]))[LOGITS] for case, (fed, spans) in table.items()}
 
 
 def torch_version() -> str:

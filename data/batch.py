@@ -9,7 +9,7 @@ import numpy as np
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
-from ..ir.slots import TARGETS, TOKENS
+from ..ir.slots import TARGETS, TOKENS, Stream
 from ..ir.tensors import Array
 
 IGNORED = -100
@@ -29,6 +29,11 @@ def check_tokenizer(model: Tokenizer | None, data: Tokenizer, place: str = "", w
         raise ConfigError(f"the data has another tokenizer than {whose}: {difference}", place=place)
 
 
+def token_inputs(ids: Array, mask: Array, positions: Array, stream: Stream = TOKENS) -> Batch:
+    """The inputs of a stream of tokens by name, each i64 [B,S] or [S]."""
+    return dict(zip(stream.names, (ids, mask, positions), strict=True))
+
+
 def labels_of(batch: Batch) -> int:
     """How many labels count."""
     return int((batch[LABELS] != IGNORED).sum())
@@ -40,7 +45,7 @@ def tokens_of(batch: Batch) -> int:
     return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
 
 
-def split_rows(batch: Batch, parts: int) -> Sequence[Batch]:
+def divided(batch: Batch, parts: int) -> Sequence[Batch]:
     """The rows of a batch in at most `parts` nearly equal parts, in order."""
     if parts == 1:
         return [batch]

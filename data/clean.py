@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .filters import FILTERS, Filter, Page, expand
 from .recipe import Clean
@@ -16,6 +16,7 @@ from .recipe import Clean
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
 )
+_FORMS: dict[str, Literal["NFC", "NFKC"]] = {"NFC": "NFC", "NFKC": "NFKC"}
 _NEWLINE = re.compile("\r\n?|\x85|\u2028|\u2029")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANK = re.compile(r"\n{3,}")
@@ -60,7 +61,7 @@ class Cleaner:
     """Applies the steps of a recipe in their documented order: Unicode, characters, edits, lines, documents."""
 
     def __init__(self, settings: Clean) -> None:
-        self.form = settings.unicode
+        self.form: Literal["NFC", "NFKC"] | None = _FORMS.get(settings.unicode)
         chosen = [FILTERS[name] for name in expand(settings.filters)]
         self.limits = {f.name: settings.limits.get(f.name, f.limit) for f in chosen}
         self.edits, self.lines, self.documents = (
@@ -90,7 +91,7 @@ class Cleaner:
 
     def characters(self, text: str, counts: Counts) -> str:
         """The text in one normal form, without control characters, with line feeds only and no trailing blanks."""
-        if self.form != "none" and not unicodedata.is_normalized(self.form, text):
+        if self.form is not None and not unicodedata.is_normalized(self.form, text):
             text = unicodedata.normalize(self.form, text)
             counts.documents["unicode_normalised"] += 1
         if not text.isascii() or "\r" in text:

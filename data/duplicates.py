@@ -18,6 +18,8 @@ from ..ir.tensors import Array
 from .files import whole_folder, write_json
 from .parts import Parts
 
+Table = np.memmap[Any, np.dtype[Any]]
+"""An array in a file, written as it is changed."""
 _LEAST = 1 << 14
 _PAIRS = 4096
 _CHUNK = 1 << 20
@@ -66,7 +68,9 @@ def near(run: Path, number: int, count: int, band: int, least: float, target: Pa
             alone = state[ids] == KEPT
             yield keys[a:b][alone], ids[alone]
 
-    edges, likeness, candidates = [], [], 0
+    edges: list[Array] = []
+    likeness: list[Array] = []
+    candidates = 0
     for later, first, previous in groups(slices()):
         pairs = np.unique(np.concatenate([np.stack([later, x], axis=1) for x in (first, previous)]), axis=0)
         candidates += len(pairs)
@@ -200,11 +204,11 @@ def _mark(state: Array, here: Array, start: int) -> int:
     return int((states == NEAR).sum())
 
 
-def _tables(folder: Path, documents: int) -> tuple[Array, Array]:
+def _tables(folder: Path, documents: int) -> tuple[Table, Table]:
     return _table(folder, "first", "<i8", documents), _table(folder, "state", "u1", documents)
 
 
-def _table(folder: Path, name: str, dtype: str, documents: int) -> Array:
+def _table(folder: Path, name: str, dtype: str, documents: int) -> Table:
     return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), (documents,))
 
 

@@ -17,7 +17,7 @@ from .errors import DataError
 from .files import read_json, whole_folder, write_json
 from .parts import Parts
 from .recipe import Recipe
-from .shards import SPLITS, ShardWriter, shard_name, token_type
+from .shards import SIDES, ShardWriter, shard_name, token_type
 from .tokenizers import document_end
 
 _BATCH = 64
@@ -55,7 +55,7 @@ def kept(run: Path, recipe: Recipe, parts: Parts, part: int) -> Iterator[Kept]:
     for row, text in enumerate(parts.texts(part)):
         if stays[row]:
             held = draw(leaders[row], recipe.split.seed) < recipe.split.held_out
-            yield Kept(low + row, text, SPLITS[held], draw(own[row], -1))
+            yield Kept(low + row, text, SIDES[held], draw(own[row], -1))
 
 
 def draw(key: bytes, seed: int) -> float:
@@ -69,7 +69,7 @@ def tokenizer_texts(run: Path, recipe: Recipe, sample: float) -> Iterator[str]:
     parts = Parts.of(run)
     for part in range(len(parts)):
         for doc in kept(run, recipe, parts, part):
-            if doc.split == SPLITS[0] and doc.draw < sample:
+            if doc.split == SIDES[0] and doc.draw < sample:
                 yield doc.text
 
 
@@ -79,10 +79,10 @@ def tokenize_part(run: Path, recipe: Recipe, part: int, target: Path) -> dict[st
     parts = Parts.of(run)
     end = document_end(tokenizer)
     kind = token_type(tokenizer.size)
-    lengths: dict[str, list[int]] = {name: [] for name in SPLITS}
-    characters = dict.fromkeys(SPLITS, 0)
+    lengths: dict[str, list[int]] = {name: [] for name in SIDES}
+    characters = dict.fromkeys(SIDES, 0)
     with whole_folder(target) as folder:
-        files = {name: (folder / f"{name}.tokens").open("wb") for name in SPLITS}
+        files = {name: (folder / f"{name}.tokens").open("wb") for name in SIDES}
         try:
             for batch in _batches(kept(run, recipe, parts, part)):
                 for doc, ids in zip(batch, encode_all(tokenizer, [d.text for d in batch]), strict=True):
@@ -93,11 +93,11 @@ def tokenize_part(run: Path, recipe: Recipe, part: int, target: Path) -> dict[st
         finally:
             for file in files.values():
                 file.close()
-        for name in SPLITS:
+        for name in SIDES:
             np.save(folder / f"{name}.lengths.npy", np.array(lengths[name], np.int64))
         result = {
             name: {"documents": len(lengths[name]), "tokens": sum(lengths[name]), "characters": characters[name]}
-            for name in SPLITS
+            for name in SIDES
         }
         write_json(folder / "result.json", result)
     return result
@@ -116,7 +116,7 @@ def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 def plan_shards(results: list[dict[str, Any]], most: int) -> list[tuple[str, list[int]]]:
     """Which parts go into which shard: parts in order, a shard is closed once it has `most` tokens."""
     shards: list[tuple[str, list[int]]] = []
-    for name in SPLITS:
+    for name in SIDES:
         waiting: list[int] = []
         tokens = 0
         for part, result in enumerate(results):

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
-from ..ir.slots import TOKENS
-from .batch import IGNORED, Batch, check_tokenizer
+from ..passes.document_mask import DOCUMENTS
+from .batch import IGNORED, Batch, check_tokenizer, token_inputs
 from .errors import DataError
 from .shards import Shards
 
@@ -117,14 +117,12 @@ def _row(shards: Shards, start: int, length: int) -> Batch:
     inputs[:here] = ids[:here]
     documents[:here] = np.cumsum(np.concatenate([[False], ~same]))[:here]
     begins = np.flatnonzero(np.concatenate([[True], np.diff(documents) != 0]))
-    positions[:] = np.arange(length) - np.repeat(begins, np.diff([*begins, length]))
+    positions[:] = np.arange(length) - np.repeat(begins, np.diff(begins, append=length))
     mask = (documents >= 0).astype(np.int64)
     return {
-        TOKENS.ids: inputs,
-        TOKENS.mask: mask,
-        TOKENS.positions: positions,
+        **token_inputs(inputs, mask, positions),
         LABELS: labels,
-        "document_ids": documents.astype(np.int64),
+        DOCUMENTS: documents.astype(np.int64),
     }
 
 

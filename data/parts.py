@@ -164,7 +164,7 @@ class Parts:
         """Rows of a table for documents by number, in the order of `ids`."""
         order = np.argsort(ids, kind="stable")
         parts = np.searchsorted(self.base, ids[order], side="right") - 1
-        pieces = []
+        pieces: list[Array] = []
         for part, group in itertools.groupby(range(len(order)), key=lambda i: int(parts[i])):
             at = np.fromiter(group, np.int64)
             pieces.append(self.table(part, name)[ids[order[at]] - self.base[part]])

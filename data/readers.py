@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from ..ir.errors import did_you_mean
 from .errors import DataError, need
 from .recipe import Input
+from .tables import is_table
 
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = {
@@ -276,7 +277,7 @@ def _parquet_file(path: str | Path) -> Any:
         raise DataError(f"is not a parquet file that can be read: {e}", place=str(path)) from None
 
 
-def _parquet(span: Span, settings: Input, seen: Seen) -> Iterator[tuple[str, bytes | str]]:
+def _parquet(span: Span, settings: Input, seen: Seen) -> Iterator[tuple[str, bytes]]:
     with _parquet_file(span.path) as file:
         names = file.schema_arrow.names
         if settings.field not in names:
@@ -316,9 +317,9 @@ def _decode(place: str, data: bytes, span: Span, settings: Input, seen: Seen) ->
     except (ValueError, RecursionError) as e:
         seen.damaged("not_json", place, refuse, str(e))
         return None
-    found = value.get(settings.field) if isinstance(value, dict) else None
+    found = value.get(settings.field) if is_table(value) else None
     if not isinstance(found, str):
-        keys = ", ".join(map(str, value))[:80] if isinstance(value, dict) else type(value).__name__
+        keys = ", ".join(map(str, value))[:80] if is_table(value) else type(value).__name__
         seen.damaged("no_text", place, refuse, f"no text under {settings.field!r} (found {keys})")
         return None
     return found

@@ -54,7 +54,7 @@ class Clean:
 
     unicode: str = "NFC"
     filters: tuple[str, ...] = DEFAULT
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         one_of(self.unicode, UNICODE, "clean.unicode")

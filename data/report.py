@@ -17,7 +17,7 @@ from .files import read_json, write_json
 from .filters import FILTERS
 from .parts import Parts
 from .recipe import Recipe
-from .shards import SPLITS, Shards
+from .shards import SIDES, Shards
 
 _EXAMPLES, _EXCERPT = 8, 300
 _CHUNK = 1 << 20
@@ -66,8 +66,8 @@ def collect(run: Path, recipe: Recipe, manifest: dict[str, Any], engine: str) ->
             "examples": _examples(run, recipe.duplicates.threshold),
         },
         "tokenizer": stages["tokenizer"],
-        "splits": {s: {**stages["tokenize"]["splits"][s], **stages["pack"]["splits"][s]} for s in SPLITS},
-        "lengths": {s: lengths(Shards(run / "shards", s)) for s in SPLITS},
+        "splits": {s: {**stages["tokenize"]["splits"][s], **stages["pack"]["splits"][s]} for s in SIDES},
+        "lengths": {s: lengths(Shards(run / "shards", s)) for s in SIDES},
         "seconds": {name: entry["seconds"] for name, entry in manifest["stages"].items() if "seconds" in entry},
     }
 
@@ -180,7 +180,7 @@ def page(value: dict[str, Any]) -> str:
         "<h2>Cleaning</h2>" + _filters_table(value["filters"]),
         "<h2>Duplicates</h2>" + _duplicates(value["duplicates"]),
         "<h2>Length of documents, in tokens</h2>"
-        + "".join(f"<h3>{s}</h3>{_histogram(value['lengths'][s])}" for s in SPLITS if value["lengths"][s]["counts"]),
+        + "".join(f"<h3>{s}</h3>{_histogram(value['lengths'][s])}" for s in SIDES if value["lengths"][s]["counts"]),
         "<h2>Shards</h2>" + _table([{"split": s, **row} for s, row in value["splits"].items()]),
         "<h2>Time</h2>" + _table([{"stage": k, "seconds": v} for k, v in value["seconds"].items()]),
     ]
@@ -222,7 +222,7 @@ def _duplicates(value: dict[str, Any]) -> str:
 
 def _histogram(value: dict[str, Any]) -> str:
     counts, most = value["counts"], max(value["counts"])
-    rows = []
+    rows: list[str] = []
     for i, n in enumerate(counts):
         y, width = 18 * i, 420 * n / most
         rows.append(f'<text x="90" y="{y + 12}" text-anchor="end">{1 << i:,}-{(2 << i) - 1:,}</text>')

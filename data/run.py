@@ -24,7 +24,8 @@ from .minhash import bands
 from .parts import Parts
 from .readers import find, plan, to_json
 from .recipe import Recipe, digest
-from .shards import SPLITS, Shards
+from .shards import SIDES, Shards
+from .tables import is_table
 
 FORMAT = 1
 """Raised when a stage gives another result for the same input: older runs are then not gone on with."""
@@ -255,14 +256,14 @@ class _Run:
     def _tokenize(self) -> dict[str, Any]:
         parts = Parts.of(self.folder)
         results = self._map("tokenize", [self._task("tokenize", f"tokens/{i:06d}", part=i) for i in range(len(parts))])
-        totals = {s: {k: sum(r[s][k] for r in results) for k in results[0][s]} for s in SPLITS}
+        totals = {s: {k: sum(r[s][k] for r in results) for k in results[0][s]} for s in SIDES}
         return {"splits": totals}
 
     def _pack(self) -> dict[str, Any]:
         count = len(Parts.of(self.folder))
         results = [read_json(self.folder / "tokens" / f"{i:06d}" / "result.json") for i in range(count)]
         tasks: list[Task] = []
-        numbers = dict.fromkeys(SPLITS, 0)
+        numbers = dict.fromkeys(SIDES, 0)
         for split, members in plan_shards(results, self.recipe.shards.tokens):
             target = f"packed/{split}-{numbers[split]:06d}"
             tasks.append(self._task("pack", target, split=split, number=numbers[split], members=members))
@@ -274,7 +275,7 @@ class _Run:
                 "shards": numbers[s],
                 **{k: sum(h[k] for h in headers if h["split"] == s) for k in ("documents", "tokens")},
             }
-            for s in SPLITS
+            for s in SIDES
         }
         tokenizer = {"tokenizer": about["digest"], "vocab": about["vocab"], "document_end": about["document_end"]}
         self._publish(tasks, {"format": FORMAT, "splits": splits, **tokenizer})
@@ -306,7 +307,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
+    if is_table(before) and is_table(now):
         keys = dict.fromkeys([*before, *now])
         return [line for k in keys for line in _differences(before.get(k), now.get(k), f"{name}.{k}".lstrip("."))]
     return [] if before == now else [f"{name} was {before!r} and is {now!r}"]

@@ -19,9 +19,10 @@ import numpy as np
 from ..ir.tensors import Array
 from .errors import DataError, ShardError
 from .files import read_json, write_json
+from .tables import is_table
 
 FORMAT = "monograph-shard-1"
-SPLITS = ("train", "held_out")
+SIDES: tuple[str, ...] = ("train", "held_out")
 KINDS = ("tokens", "offsets")
 VERIFIED = ".verified.json"
 _FIELDS = {"format": str, "split": str, "documents": int, "tokens": int, "dtype": str, "vocab": int, "tokenizer": str}
@@ -224,11 +225,10 @@ class Shards(Sequence[Array]):
         What was compared is noted in VERIFIED, if the folder can be written.
         """
         path = self.folder / VERIFIED
-        try:
-            noted = read_json(path) if path.exists() else {}
-        except DataError:
-            noted = {}
-        noted = noted if isinstance(noted, dict) else {}
+        noted: dict[str, Any] = {}
+        with contextlib.suppress(DataError):
+            found: Any = read_json(path) if path.exists() else None
+            noted = dict(found) if is_table(found) else {}
         now = {shard.path.name: json.loads(json.dumps(shard.state())) for shard in self.shards}
         changed = [shard for shard in self.shards if noted.get(shard.path.name) != now[shard.path.name]]
         for shard in changed:
@@ -245,7 +245,7 @@ class Shards(Sequence[Array]):
 
 def _header(path: Path) -> dict[str, Any]:
     header = read_json(path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not is_table(header) or header.get("format") != FORMAT:
         raise ShardError(f"is not the header of a shard ({FORMAT})", place=str(path))
     for key, kind in _FIELDS.items():
         value = header.get(key)
@@ -253,7 +253,7 @@ def _header(path: Path) -> dict[str, Any]:
             raise ShardError(f"{key} is {value!r}", place=str(path))
     if header["dtype"] not in ("uint16", "uint32"):
         raise ShardError(f"dtype is {header['dtype']!r}, expected uint16 or uint32", place=str(path))
-    return header
+    return dict(header)
 
 
 def _map(path: Path, kind: np.dtype[Any], count: int) -> Array:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
 from ..ir.errors import ConfigError, did_you_mean
 
-_KINDS: dict[str, tuple[type, str]] = {
-    "str": (str, "a text"),
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "bool": (bool, "true or false"),
+_PLAIN: dict[type, tuple[type, str]] = {
+    str: (str, "a text"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "true or false"),
 }
-_PLAIN: dict[str, Callable[[Any], Any]] = {"int": int, "float": float}
-"""NumPy's numbers are numbers too, but neither JSON nor TOML holds them."""
+"""What is taken for a value of each type, and its name in messages. NumPy's numbers are numbers too."""
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -58,18 +57,28 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     """Nested tables with those of `changes` over them; what should be a table but is none stays, to be refused."""
     found = dict(values)
     for name, new in changes.items():
-        old = found.get(name, {})
-        if isinstance(new, Mapping):
-            found[name] = merged(old, new) if isinstance(old, Mapping) else old
+        old: Any = found.get(name, {})
+        if is_table(new):
+            found[name] = merged(old, new) if is_table(old) else old
         else:
             found[name] = new
     return found
 
 
+def is_table(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, (list, tuple))
+
+
 def typed_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by field of a dataclass, as plain Python values. Raises ConfigError for a value of another type."""
-    kinds = {f.name: str(f.type) for f in dataclasses.fields(kind)}
-    return {k: None if v is None and kinds[k].endswith("None") else _typed(k, v, kinds[k]) for k, v in values.items()}
+    kinds = get_type_hints(kind)
+    return {
+        k: None if v is None and NoneType in get_args(kinds[k]) else _typed(k, v, kinds[k]) for k, v in values.items()
+    }
 
 
 def tables(values: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, dict[str, Any]]:
@@ -86,7 +95,7 @@ def tables(values: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, di
 
 
 def _table(name: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    known = get_type_hints(kind)
     found: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
@@ -95,25 +104,31 @@ def _table(name: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _typed(name: str, value: Any, kind: str) -> Any:
-    kind = kind.removesuffix(" | None")
-    if kind.startswith("tuple["):
-        element, _, rest = kind.removeprefix("tuple[").removesuffix("]").partition(", ")
-        number = None if rest == "..." else 2
-        if not isinstance(value, (list, tuple)) or (number is not None and len(value) != number):
-            raise ConfigError(f"{name} is {value!r}, expected a list{f' of {number}' if number else ''}")
-        return tuple(_typed(f"{name}[{i}]", v, element) for i, v in enumerate(value))
-    if kind.startswith("dict"):
-        if not isinstance(value, Mapping):
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A value of the type `kind`. Raises ConfigError naming the field."""
+    if get_origin(kind) is UnionType:
+        (kind,) = (k for k in get_args(kind) if k is not NoneType)
+    if get_origin(kind) is tuple:
+        return _typed_list(name, value, get_args(kind))
+    if get_origin(kind) is dict:
+        if not is_table(value):
             raise ConfigError(f"{name} is {value!r}, expected a table")
         return dict(value)
-    expected, words = _KINDS[kind]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+    expected, words = _PLAIN[kind]
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{name} is {value!r}, expected {words}")
-    return _PLAIN[kind](value) if kind in _PLAIN else value
+    return kind(value)
 
 
-def one_of(value: str, known: tuple[str, ...], name: str) -> None:
+def _typed_list(name: str, value: Any, elements: tuple[Any, ...]) -> tuple[Any, ...]:
+    """elements: the types of the tuple; of one of any length, the type of all and an ellipsis."""
+    number = None if elements[-1] is Ellipsis else len(elements)
+    if not is_list(value) or (number is not None and len(value) != number):
+        raise ConfigError(f"{name} is {value!r}, expected a list{f' of {number}' if number else ''}")
+    return tuple(_typed(f"{name}[{i}]", v, elements[0]) for i, v in enumerate(value))
+
+
+def one_of(value: str, known: Collection[str], name: str) -> None:
     if value not in known:
         raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(known)}{did_you_mean(value, known)}")
 

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -26,6 +26,7 @@ from ..ir.errors import ConfigError, did_you_mean
 from . import byte_level
 from .byte_level import END, encode_plain
 from .errors import DataError
+from .tables import is_table
 
 _ASCII = ["\t", "\n", *map(chr, range(0x20, 0x7F))]
 _BYTES = [f"<0x{b:02X}>" for b in range(256)]
@@ -98,8 +99,8 @@ def document_end(tokenizer: Tokenizer) -> int | None:
     """The id that closes a document: end of text, else the separator, else None."""
     if tokenizer.eos_id is not None:
         return tokenizer.eos_id
-    name = tokenizer.settings.get("sep_token")
-    name = name.get("content") if isinstance(name, dict) else name
+    name: Any = tokenizer.settings.get("sep_token")
+    name = name.get("content") if is_table(name) else name
     return tokenizer.core.token_to_id(name) if isinstance(name, str) else None
 
 
@@ -108,10 +109,11 @@ def encode_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
     if not _falls_back(tokenizer):
         _check_byte_level(tokenizer)
         return byte_level.encode_bytes(tokenizer, data)
+    known = tokenizer.core.get_vocab(with_added_tokens=True)
     ids: list[int] = []
     for piece in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
         if re.fullmatch("[\udc80-\udcff]", piece):
-            ids.append(tokenizer.core.token_to_id(_BYTES[ord(piece) - 0xDC00]))
+            ids.append(known[_BYTES[ord(piece) - 0xDC00]])
         elif piece:
             ids += encode_plain(tokenizer, piece)
     return ids
@@ -178,7 +180,8 @@ def _unigram(texts: Iterable[str], vocab: int, specials: list[str]) -> tokenizer
     core = tokenizers.Tokenizer(models.Unigram(entries, unk_id=len(specials), byte_fallback=True))
     core.pre_tokenizer = learner.pre_tokenizer
     core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in [*specials, "<unk>"]])
+    special = [AddedToken(name, special=True, normalized=False) for name in [*specials, "<unk>"]]
+    cast(Any, core).add_special_tokens(special)
     return core
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import monograph as mg
 from monograph.assets import fetch
-from monograph.building import memory_bound
 from monograph.commands.bench import print_benchmark
 from monograph.commands.run import speed, write_text
 from monograph.commands.verify import print_parity
@@ -49,11 +48,13 @@ def chat(prompt: str) -> bool:
     with shown_work("fetching") as show:
         path = fetch("smollm2", progress=lambda step, done: show(f"{step}, {human_bytes(done)}"))
     model = mg.load(path)
-    print(f"building {OUT / 'smollm2'}: at most {human_bytes(memory_bound(model))} of memory")
     with progress() as bars:
         bar = bars.add_task("building")
         engine = mg.build(
-            model, OUT / "smollm2", progress=lambda done, total, name: bars.update(bar, completed=done, total=total)
+            model,
+            OUT / "smollm2",
+            announce=lambda bound: print(f"building {OUT / 'smollm2'}: at most {human_bytes(bound)} of memory"),
+            progress=lambda done, total, name: bars.update(bar, completed=done, total=total),
         )
     with shown_work("verifying") as show:
         parity = mg.verify(model, engine, observe=show)

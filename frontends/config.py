@@ -96,6 +96,10 @@ class Config:
             raise ConfigError(f"config of {cls.__name__.lower()} is not understood", place=place, details=problems)
         return cls(**values)
 
+    def changed(self, **changes: Any) -> Self:
+        """The same with other values for some of its fields."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
+
     def to_dict(self) -> dict[str, Any]:
         """The fields under their config.json keys."""
         return {f.metadata.get("hf", f.name): getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

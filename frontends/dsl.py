@@ -171,7 +171,7 @@ class Family:
         names = list(inspect.signature(self.function).parameters)[2:]
         inputs = [graph.input(name, self._typed(name, config, dtype)) for name in names]
         with building(graph):
-            result = self.function(Scope(graph, "", dtype, self.std), config, *inputs)
+            result: Value | dict[str, Value] = self.function(Scope(graph, "", dtype, self.std), config, *inputs)
         outputs = result if isinstance(result, dict) else {self.task.output: result}
         if self.task.output not in outputs:
             what = f"{self.name} gives {', '.join(outputs)}, but the output of its task is {self.task.output!r}"
@@ -223,7 +223,11 @@ def model(
     how its weights are stored. Raises MonographError for an unknown task or input.
     """
     if function is None:
-        return lambda f: model(f, task=task, std=std, name=name, checkpoint=checkpoint, gguf=gguf)
+
+        def decorate(f: Callable[..., Any]) -> Any:
+            return model(f, task=task, std=std, name=name, checkpoint=checkpoint, gguf=gguf)
+
+        return decorate
     contract = task_of(task)
     parameters = list(inspect.signature(function).parameters)
     for given in parameters[2:]:

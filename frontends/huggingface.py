@@ -15,8 +15,9 @@ from ..ir import DType, Graph
 from ..ir.errors import ConfigError, WeightsError, did_you_mean
 from ..ir.files import Stage, staged
 from ..ir.tensors import Tensor
+from ..ir.types import f32
 from ..ir.weights import Weights
-from .dsl import Checkpoint, Family, Model, families_of, load_family
+from .dsl import Checkpoint, Config, Family, Model, families_of, load_family
 from .fit import check_plausible
 from .tokenizer import Tokenizer, read_json
 
@@ -64,9 +65,10 @@ def load_folder(
     family = family or family_of(settings, task, str(place))
     weights = _modern(Weights.open(folder), family)
     settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
-    model = Model(family, family.config_class.from_dict(settings, str(place)), folder=folder)
-    check_plausible(model.config, weights)
-    model, weights = _untied(model, weights, family)
+    config = family.config_class.from_dict(settings, str(place))
+    check_plausible(config, weights)
+    config, weights = _untied(config, weights, family)
+    model = Model(family, config, folder=folder)
     model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / GENERATION)
     if tokenizer and (folder / "tokenizer.json").exists():
@@ -82,7 +84,8 @@ def family_of(settings: Mapping[str, Any], task: str | None = None, place: str =
     name = settings["model_type"].replace("-", "_")
     family = load_family(name, task)
     heads = {a: f for f in families_of(family) for a in (f.checkpoint.architecture, *f.checkpoint.also)}
-    said = settings.get("architectures") or []
+    said: list[Any] = settings.get("architectures") or []
+    said = said if isinstance(said, list) else [said]  # pyright: ignore[reportUnnecessaryIsInstance] - of a file
     if task is not None or not said or not any(heads):
         return family
     found = next((heads[a] for a in said if a in heads), None)
@@ -102,7 +105,7 @@ def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tupl
     if model.family is None or model.config is None:
         raise ConfigError(f"model {model.name} is not one of a family, so it has no other head")
     family = load_family(model.name, task)
-    made = dataclasses.replace(model, source=family, config=dataclasses.replace(model.config, **changes))
+    made = dataclasses.replace(model, source=family, config=model.config.changed(**changes))
     if model.weights is None:
         return made, []
     graph, heads = made.graph(), family.checkpoint.heads
@@ -145,23 +148,25 @@ def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
     return weights.renamed(name)
 
 
-def _untied(model: Model, weights: Weights, family: Family) -> tuple[Model, Weights]:
-    """The model with an output layer of its own, if the file has one that is not the tensor it is said to equal.
+def _untied(config: Config, weights: Weights, family: Family) -> tuple[Config, Weights]:
+    """The config of a model with an output layer of its own, if the file has one that differs from what it is said
+    to equal, and the weights with all of it.
 
     As the reference implementation: config.json may say that they are tied, the file knows better.
     """
-    if not getattr(model.config, "tied", False):
-        return model, weights
     names = family.checkpoint.tied
-    weights = _named(weights, model.graph(), family)
+    if not names or not getattr(config, "tied", False):
+        return config, weights
+    weights = _named(weights, family.graph(config, f32), family)
     stored = {own: twin for own, twin in names.items() if own in weights}
     alone = {own: twin for own, twin in stored.items() if twin not in weights}
     if alone:
         weights = weights.renamed(lambda k: alone.get(k, k))
     if all(own in alone or _equal(weights[own], weights[twin]) for own, twin in stored.items()):
-        return model, weights
-    untied = dataclasses.replace(model, config=dataclasses.replace(model.config, tied=False))
-    return untied, weights | {own: weights[own if own in weights else twin] for own, twin in names.items()}
+        return config, weights
+    return config.changed(tied=False), weights | {
+        own: weights[own if own in weights else twin] for own, twin in names.items()
+    }
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -200,7 +205,9 @@ def download(repository: str, *, revision: str | None = None, cache: str | Path 
     from huggingface_hub import errors
 
     try:
-        found = huggingface_hub.snapshot_download(repository, revision=revision, cache_dir=cache, allow_patterns=FILES)
+        found: str = huggingface_hub.snapshot_download(  # pyright: ignore[reportUnknownMemberType]
+            repository, revision=revision, cache_dir=cache, allow_patterns=FILES
+        )
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as e:
         first = str(e).strip().splitlines()[:1] or [""]
         what = f"cannot be fetched from the hub ({type(e).__name__}: {first[0]})"
@@ -253,15 +260,16 @@ def write_companions(stage: Stage, model: Model, weights: Weights | None = None)
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
     """config.json: what the checkpoint said, under what the model is now."""
     before = read_json(model.folder / "config.json") if model.folder else {}
-    said = model.config.to_dict() if model.config is not None else {}
+    said: dict[str, Any] = model.config.to_dict() if model.config is not None else {}
     config = {k: v for k, v in said.items() if v is not None or k in before}
     stored = model.family.checkpoint if model.family is not None else Checkpoint()
     if stored.architecture:
         config["architectures"] = [stored.architecture]  # The checkpoint may have had another head.
     if weights is not None:
         config |= {k: _any(weights, pattern) for k, pattern in stored.from_weights.items()}
-    if config.get("id2label"):
-        config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
+    labels: dict[str, str] = config.get("id2label") or {}
+    if labels:
+        config["label2id"] = {name: int(i) for i, name in labels.items()}
     fixed: dict[str, Any] = {"model_type": before.get("model_type", model.name)}
     ids = {f"{k}_token_id": getattr(model.tokenizer, f"{k}_id", None) for k in ("bos", "eos", "pad")}
     if model.task.separated:

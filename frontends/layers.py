@@ -177,10 +177,16 @@ def rope_settings(c: RotaryConfig, *, partial: float | None = None) -> dict[str,
 def rope_arguments(
     given: Mapping[str, Any], theta: float, max_positions: int, partial: float | None = None
 ) -> dict[str, Any]:
-    """The same of one set of settings; theta and partial are those beside them, which they win over."""
+    """The same of one set of settings; theta and partial are those beside them, which they win over.
+
+    partial: None for a family that turns whole heads, whatever the settings say: those that say otherwise stay in
+    `scaling`, where they are refused.
+    """
     found = {k: v for k, v in given.items() if v is not None and k not in _UNREAD}
     found = {k: v for k, v in found.items() if v or not k.startswith("mscale")}
-    theta, part = found.pop("rope_theta", theta), found.pop("partial_rotary_factor", partial)
+    theta, part = found.pop("rope_theta", theta), partial
+    if partial is not None:
+        part = found.pop("partial_rotary_factor", partial)
     if found.get("rope_type", found.get("type")) in ("llama3", "yarn"):
         found.setdefault("original_max_position_embeddings", max_positions)
     return {"theta": theta, "scaling": found, "partial": 1.0 if part is None else part}

@@ -102,7 +102,7 @@ def language_model(
     order, place, lengths = compacted(attention_mask)
     ids = ops.take_along_axis(input_ids, order, axis=1)
     x = drop(embed(m, ids, c.vocab, c.width), c.dropout)
-    settings = {"dropout": c.dropout, "bias": c.bias, **attributes}
+    settings: dict[str, Any] = {"dropout": c.dropout, "bias": c.bias, **attributes}
     y, _ = recurrent(m / "rnn", kind, x, c.dim, c.layers, lengths, **settings)
     y = drop(spread(y, place), c.dropout)
     return wide(m, c.dim).linear("lm_head", y, c.vocab, bias=not c.tied, tie="embedding" if c.tied else None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-from ..backends.onnxruntime import Session
+from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
 from ..frontends.pooling import Pooling
 from ..frontends.tokenizer import Tokenizer
@@ -22,23 +25,63 @@ from .sampling import Array
 class Engine:
     """Generation, embeddings, labels, masked tokens and plain runs over one session.
 
-    Not to be used from several threads at once.
+    report: what the build did, if this is the engine of one. owned: a folder that goes when the engine is closed or
+    nobody holds it any more. An engine is a context manager. Not to be used from several threads at once.
     """
 
-    def __init__(self, session: Session, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None) -> None:
-        self.session, self.tokenizer, self.pooling = session, tokenizer, pooling or Pooling()
+    def __init__(
+        self,
+        session: Session | Callable[[], Session],
+        tokenizer: Tokenizer | None = None,
+        pooling: Pooling | None = None,
+        *,
+        folder: Path | None = None,
+        report: BuildReport | None = None,
+        owned: Path | None = None,
+    ) -> None:
+        self.tokenizer, self.pooling, self.report = tokenizer, pooling or Pooling(), report
+        self._session = session if isinstance(session, Session) else None
+        self._opener = None if isinstance(session, Session) else session
+        self._folder = folder
+        self._removal = None if owned is None else weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: str | Path, *, threads: int | None = None, tune: bool = False) -> Self:
         """An engine for a folder that `build` wrote. threads, tune: see the session. Errors name the file."""
         folder = Path(folder)
-        session = open_session(folder, threads=threads, tune=tune)
-        tokenizer = Tokenizer.open(folder) if (folder / "tokenizer.json").exists() else None
-        return cls(session, tokenizer, Pooling.read(folder))
+        return cls(open_session(folder, threads=threads, tune=tune), *_beside(folder))
+
+    @classmethod
+    def built(cls, report: BuildReport, *, threads: int | None = None, owned: bool = False) -> Self:
+        """The engine of what was just built, which is opened when it is first used. owned: the folder is its own."""
+        folder = report.folder
+        opener = functools.partial(open_session, folder, threads=threads)
+        return cls(opener, *_beside(folder), folder=folder, report=report, owned=folder if owned else None)
+
+    @property
+    def session(self) -> Session:
+        """Raises what opening the folder raises, and RuntimeInputError once the engine is closed."""
+        if self._session is None:
+            if self._opener is None:
+                raise RuntimeInputError("the engine is closed")
+            self._session, self._opener = self._opener(), None
+        return self._session
+
+    def close(self) -> None:
+        """Let go of the session, and remove the folder if the engine owns it. Doing it again changes nothing."""
+        self._session = self._opener = None
+        if self._removal is not None:
+            self._removal()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def folder(self) -> Path:
-        return self.session.folder
+        return self._folder or self.session.folder
 
     @property
     def config(self) -> dict[str, Any]:
@@ -175,3 +218,8 @@ class Engine:
         raise RuntimeInputError(
             "config.json has neither decoder_start_token_id nor bos_token_id", place=str(self.folder)
         )
+
+
+def _beside(folder: Path) -> tuple[Tokenizer | None, Pooling | None]:
+    """What stands beside a built model."""
+    return Tokenizer.open(folder) if (folder / "tokenizer.json").exists() else None, Pooling.read(folder)

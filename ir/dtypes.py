@@ -10,6 +10,8 @@ import numpy as np
 
 from .errors import MonographError
 
+_finfo: Any = ml_dtypes.finfo
+
 
 class DType(enum.Enum):
     """Element type; the value is the name used in text and in error messages."""
@@ -42,7 +44,7 @@ class DType(enum.Enum):
 
     def is_normal(self, number: float) -> bool:
         """Whether a floating-point type holds a number to its full precision: not zero, and of a size it has."""
-        info = ml_dtypes.finfo(self.numpy)
+        info = _finfo(self.numpy)
         return float(info.smallest_normal) <= abs(number) <= float(info.max)
 
     @property

@@ -1,24 +1,34 @@
-"""Write files whole or not at all: everything goes to temporary names and is renamed together at the end."""
+"""Write folders and files whole or not at all: under hidden names first, brought to the disk, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import glob
 import os
+import shutil
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import MonographError
+
+_SUFFIX, _FILES = ".tmp", "files"
+_EXCHANGE, _HERE = 2, -100
+"""RENAME_EXCHANGE and AT_FDCWD of Linux."""
+
 
 class Stage:
-    """Files on their way into `folder`; none is visible under its own name before the `staged` block ends.
+    """Files on their way into `folder`; none has its own name before the block that made the stage ends.
 
-    stale: files of an older result, removed once the new ones are in place.
+    work: the hidden folder in which they are written. stale: files of an older result in `folder`, removed once the
+    new ones are in place.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.suffix = f".{uuid.uuid4().hex}.tmp"
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder, self.work = folder, work
         self.names: list[str] = []
         self.stale: set[Path] = set()
 
@@ -34,26 +44,166 @@ class Stage:
         """The temporary path of a file that will be called `name`, for writers that want a path."""
         if name not in self.names:
             self.names.append(name)
-        return self.folder / f".{name}{self.suffix}"
+        return self.work / name
+
+
+@contextlib.contextmanager
+def whole(
+    folder: str | Path, *, replaces: Callable[[Path], str] = lambda folder: "", keep: bool = False
+) -> Generator[Stage, None, None]:
+    """Write a folder that appears, or takes the place of an older one, in one rename when the block ends.
+
+    Files may be written through the stage or straight into `stage.work`. After an error, or when the process dies at
+    any moment, what was there before is untouched, or the new folder is complete; never a mixture. (A mount point
+    cannot be renamed: there the files are, one by one.) What killed writers of the same folder left behind is
+    removed. replaces(folder): why its content may not be replaced, "" if it may. keep: if the folder has come into
+    being meanwhile, it stays and the new one goes. Raises MonographError for a folder that may not be replaced.
+    """
+    folder = Path(os.path.realpath(folder))
+    _check_replaced(folder, replaces)
+    if folder.is_mount():
+        with staged(folder) as stage:
+            old = {p for p in folder.iterdir() if p.is_file()}
+            yield stage
+            stage.stale |= {p for p in old if not stage.path(p.name).exists()}
+        return
+    with _made(folder.parent):
+        sweep(folder)
+        with _hidden(folder.parent, folder.name) as work:
+            yield Stage(folder, work)
+            _check_replaced(folder, replaces)
+            put(work, folder, keep=keep)
 
 
 @contextlib.contextmanager
 def staged(folder: str | Path) -> Generator[Stage, None, None]:
-    """Create `folder` if needed and stage files in it: all renamed at the end of the block, or none after an error."""
+    """Add files to a folder that may hold others: each is whole, and all are renamed at the end or none after an error.
+
+    What killed writers left behind is removed.
+    """
     folder = Path(folder)
-    created = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = Stage(folder)
+    with _made(folder):
+        sweep(folder / _FILES)
+        with _hidden(folder, _FILES) as work:
+            stage = Stage(folder, work)
+            yield stage
+            for path in sorted(work.iterdir()):
+                sync(path)
+                path.replace(folder / path.name)
+            for old in stage.stale:
+                old.unlink(missing_ok=True)
+            sync(folder)
+
+
+def put(work: Path, folder: Path, *, keep: bool = False) -> None:
+    """Bring all that is in `work` to the disk, then give it the name of `folder`, beside it, and remove the old one.
+
+    keep: an older folder stays, and `work` goes.
+    """
+    for path in sorted(work.rglob("*"), reverse=True):
+        sync(path)
+    sync(work)
     try:
-        yield stage
-        for name in stage.names:
-            stage.path(name).replace(folder / name)
-        for old in stage.stale:
-            old.unlink(missing_ok=True)
+        work.rename(folder)  # Onto nothing, or onto an empty folder.
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not keep:
+            old = work.with_name(_hidden_name(folder.name))
+            if not _exchanged(work, folder):
+                folder.rename(old)
+                work.rename(folder)
+                work = old
+        shutil.rmtree(work, ignore_errors=True)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # Such systems open no folders.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead writers of a folder left beside it.
+
+    A writer holds a lock on its hidden folder for as long as it lives, on systems that have such locks; elsewhere
+    nothing is removed.
+    """
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_SUFFIX}"):
+        if not left.is_dir() or left.is_symlink():
+            continue
+        with contextlib.suppress(OSError), _locked(left) as alone:
+            if alone:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _hidden_name(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex}{_SUFFIX}"
+
+
+@contextlib.contextmanager
+def _hidden(parent: Path, name: str) -> Generator[Path, None, None]:
+    """A new hidden folder in `parent`, locked; gone after the block unless it was renamed."""
+    work = parent / _hidden_name(name)
+    work.mkdir()
+    try:
+        with _locked(work):
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[bool, None, None]:
+    """Whether nobody else has the lock of a folder, which is held until the block ends or the process dies."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # Held by another, or a file system without locks.
+            alone = False
+        else:
+            alone = True
+        yield alone
+    finally:
+        os.close(handle)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Exchange the names of two folders in one step, where the system can; gives whether it did."""
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if exchange is None:
+        return False
+    return exchange(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0
+
+
+def _check_replaced(folder: Path, replaces: Callable[[Path], str]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise MonographError("is a file, not a folder", place=str(folder))
+    if folder.is_dir() and any(folder.iterdir()) and (reason := replaces(folder)):
+        raise MonographError(reason, place=str(folder), hint="give a new or an empty folder")
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Generator[None, None, None]:
+    """Create a folder and those above it; after an error, those go again that were not there and are empty."""
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
     except BaseException:
-        for name in stage.names:
-            stage.path(name).unlink(missing_ok=True)
-        for made in created:
+        for made in new:
             with contextlib.suppress(OSError):
                 made.rmdir()
         raise

@@ -169,11 +169,11 @@ class Op:
         """How an output that is no view is laid out, if the op decides that."""
         return None
 
-    def backward_reads(self, node: Node, layout: Layout) -> Saved:
+    def backward_reads(self, node: Node, layout: Layout, /) -> Saved:
         """What the backward pass of a use reads again. Rules that ops share are in backward_reads.py."""
         return everything(self, node, layout)
 
-    def shard(self, node: Node, known: Cuts) -> dict[Value, Cut]:
+    def shard(self, node: Node, known: Cuts, /) -> dict[Value, Cut]:
         """How operands and outputs are cut over ranks, if they are as `known` says. Raises Stop for what cannot be."""
         rule = elementwise if self.elementwise and not self.random else needs_all
         return rule(self, node, known)

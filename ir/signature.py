@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .errors import OpError, did_you_mean
+from .errors import MonographError, OpError, did_you_mean
 from .value import Attributes, Value
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ class Signature:
     def __init__(self, op: Op) -> None:
         parameters = inspect.signature(op.infer).parameters.values()
         kinds = inspect.Parameter
-        self.hints: Mapping[str, Any] = typing.get_type_hints(op.infer)
+        try:
+            self.hints: Mapping[str, Any] = typing.get_type_hints(op.infer)
+        except NameError as e:
+            what = f"op {op.name}: {e.name} in an annotation of `infer` is not there when the program runs"
+            raise MonographError(what, hint="import it outside of `if TYPE_CHECKING`") from e
         self.outputs = _outputs(self.hints.get("return"))
         self.operands = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
         self.variadic = next((p.name for p in parameters if p.kind is kinds.VAR_POSITIONAL), None)

@@ -112,8 +112,3 @@ def next_input(output: str) -> str | None:
     """The input that brings an output to the next call, or an encoder's to the first one; None: it is no state."""
     begin = next((k for k in _NEXT if output.startswith(k)), None)
     return None if begin is None else _NEXT[begin] + output.removeprefix(begin)
-
-
-def is_past(input: str) -> bool:
-    """Whether an input brings what was remembered, by its name."""
-    return input.startswith(tuple(_NEXT.values()))

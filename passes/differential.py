@@ -12,7 +12,7 @@ from ..ir.interpret import Array, interpret, resolve
 from ..ir.ops.linear import Embedding
 from ..ir.ops.shape import Gather
 from ..ir.slots import TARGETS, TOKENS, Growth, Slot
-from ..ir.types import Dim, TensorType
+from ..ir.types import Dim, TensorType, bool_
 
 MASKS = ("all-ones", "right-padded", "left-padded", "holed")
 
@@ -144,25 +144,30 @@ def window(graph: Graph, inputs: Mapping[str, Array], start: int, stop: int) -> 
 
 
 def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
-    """Random inputs of the plain contract for a graph: ids inside their tables, masks of the case, true positions."""
+    """Random inputs of the plain contract for a graph: ids inside their tables, masks of the case, true positions.
+
+    Every length that has a name is that of the case.
+    """
     rng = np.random.default_rng(seed + 1)
     shape = (case.batch, case.length)
+    streams = (TOKENS, TARGETS, graph.stream or TOKENS)
     inputs: dict[str, Array] = {}
-    streams = (graph.stream or TOKENS, TOKENS, TARGETS)
     for name, v in graph.inputs.items():
         if any(name == s.input for s in graph.slots):
             continue
-        if any(name == s.mask for s in streams):
+        sizes = dict.fromkeys(v.type.symbols, case.length) | {"B": case.batch}
+        if name in {s.mask for s in streams}:
             inputs[name] = attention_mask(case.mask, *shape)
-        elif any(name == s.positions for s in streams):
+        elif name in {s.positions for s in streams}:
             mask = attention_mask(case.mask, *shape)
             inputs[name] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         elif v.dtype.is_float:
-            sizes = {"B": case.batch, **{s.length: case.length for s in streams}}
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.standard_normal(concrete).astype(v.dtype.numpy)
         else:
-            inputs[name] = rng.integers(0, _rows(v), shape)
+            most = 2 if v.dtype is bool_ else _rows(v)
+            concrete = tuple(resolve(d, sizes) for d in v.shape)
+            inputs[name] = rng.integers(0, most, concrete).astype(v.dtype.numpy)
     return inputs
 
 

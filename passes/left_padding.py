@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..ir.flow import Link
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.cache import CacheAppend, CacheRead
 from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
@@ -72,15 +74,27 @@ def _ends_with(node: Node, x: Value, axis: int) -> bool:
 
 
 def _mixes(node: Node, length: str) -> bool:
-    """Whether a node other than attention reads from token to token."""
-    if node.op.compacts or not any(_over_tokens(v, length) for v in node.arguments):
+    """Whether a node other than attention reads from token to token; a cache only keeps them for who reads it."""
+    if (
+        isinstance(node.op, (CacheAppend, CacheRead))
+        or node.op.compacts
+        or not any(_over_tokens(v, length) for v in node.arguments)
+    ):
         return False
     for link in node.op.links(*node.operands, **node.attributes):
         given = node.operands[link.operand]
         over = given is not None and _over(given, link.axis, length)
-        if over and (link.to is None or link.upto or link.shift != 0) and not node.op.compacts:
+        if over and (link.to is None or link.upto or not _ends_together(node, link)):
             return True
     return False
+
+
+def _ends_together(node: Node, link: Link) -> bool:
+    """Whether the newest column of an operand is the newest of the output, as where tokens are added to a past."""
+    given = node.operands[link.operand]
+    if given is None or link.to is None or link.shift == 0:
+        return True
+    return link.shift == node.outputs[link.output].shape[link.to] - given.shape[link.axis]
 
 
 def _masked(v: Value, mask: Value) -> bool:

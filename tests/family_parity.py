@@ -18,7 +18,7 @@ import torch
 import transformers
 from monograph.frontends.task import Role, fill_stream
 from monograph.ir.types import f32
-from monograph.portable import first_state, next_state
+from monograph.portable import first_state, next_state, slots_of
 
 Array = np.ndarray[Any, Any]
 Inputs = dict[str, Array]
@@ -197,10 +197,11 @@ class Portable:
         encoder = folder / "encoder_model.onnx"
         self.encoder = session(encoder) if encoder.exists() else None
         self.main = session(folder / ("decoder_model.onnx" if encoder.exists() else "model.onnx"))
+        self.slots = slots_of(self.main)
 
     def full(self, inputs: Inputs) -> Inputs:
         encoded = self.encoded(inputs)
-        return call(self.main, {**inputs, **encoded, **first_state(self.main, ROWS), **next_state(encoded)})
+        return call(self.main, {**inputs, **encoded, **first_state(self.main, ROWS), **next_state(encoded, self.slots)})
 
     def encoded(self, inputs: Inputs) -> Inputs:
         return {} if self.encoder is None else call(self.encoder, inputs)
@@ -212,14 +213,14 @@ class Portable:
         padded = np.stack([np.roll(row, start) for row, start in zip(tokens, starts, strict=True)])
         mask = (np.arange(padded.shape[1])[None] >= starts[:, None]).astype(np.int64)
         given = {**(source := self.pair.source()), **(encoded := self.encoded(source))}
-        state = {**first_state(self.main, ROWS), **next_state(encoded)}
+        state = {**first_state(self.main, ROWS), **next_state(encoded, self.slots)}
         every = {task.stream.ids: padded, task.stream.mask: mask}
         fill_stream(every, task.stream)
         for begin in (0, *range(longest, longest + STEPS - chunk + 1, chunk)):
             end = begin + chunk if begin else longest
             now = {k: v[:, begin:end] for k, v in every.items()} | {task.stream.mask: mask[:, :end]}
             found = call(self.main, {**given, **now, **state})
-            state |= next_state(found)
+            state |= next_state(found, self.slots)
             yield end - longest, found[self.pair.output][:, -1]
 
 

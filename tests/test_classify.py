@@ -22,7 +22,7 @@ from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.weights import Weights
 from monograph.parity import compare
 from monograph.runs import prepare
-from monograph.training.labelled import Labelled, cut, hold_out, labels_of
+from monograph.training.labelled import Labelled, hold_out, labels_of, truncated
 from monograph.training.loop import Run, train
 from monograph.training.progress import Step
 from monograph.training.recipe import Recipe
@@ -148,7 +148,7 @@ def test_a_batch_is_padded_texts_and_a_label_each() -> None:
     assert found["token_type_ids"] == [[0] * 5] * 3
     assert found["labels"] == [0, 0, 1]
     assert data.sizes(5)["cut_texts"] == 2
-    assert cut(np.arange(9), 5, 2).tolist() == [0, 1, 2, 7, 8]
+    assert truncated(np.arange(9), 5, 2).tolist() == [0, 1, 2, 7, 8]
 
 
 def test_a_step_depends_on_seed_and_number_only(data: Labelled) -> None:

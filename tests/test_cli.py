@@ -81,7 +81,7 @@ def test_every_command_has_help() -> None:
 
 
 def test_show_prints_a_graph_that_parses_back(config: Path) -> None:
-    for more in ([], ["--pipeline", "decode"], ["--decompose"], ["--pipeline", "prefill", "--decompose"]):
+    for more in ([], ["--pipeline", "decode"], ["--decompose"], ["--pipeline", "encode", "--decompose"]):
         text = call("show", config, *more).stdout
         assert str(parse(text)) == text
 
@@ -93,9 +93,10 @@ def test_show_counts_and_pipelines(config: Path) -> None:
     assert str(parse(plain["text"])) == plain["text"]
     assert decode["counts"]["cache_append"] == 4
     assert "text" not in decode
-    prefill = value("show", config, "--pipeline", "prefill")
-    assert "present.1.value" in parse(prefill["text"]).outputs
-    assert "past_key_values.1.value" not in parse(prefill["text"]).inputs
+    assert len(decode["slots"]) == 4
+    assert decode["slots"][0] == "slot past_key_values.0.key -> present.0.key: append(axis=2)"
+    assert decode["slots"][0] in call("show", config, "--pipeline", "decode", "--counts").stdout
+    assert "slots" not in plain
     assert "attention" in call("show", config, "--counts").stdout
 
 
@@ -134,10 +135,10 @@ def test_optimize_reports_every_pass_and_checks_numbers(config: Path, tmp_path: 
     found = value("optimize", config, "--decompose", "--check", "--dump", tmp_path / "dump", "-o", tmp_path / "g.txt")
     names = [s["name"] for s in found["steps"]]
     assert "canonicalize" in names
-    assert "add_cache" in names
+    assert "add_state" in names
     assert len(list((tmp_path / "dump").glob("*.txt"))) == len(names)
     assert "past_key_values.0.key" in parse((tmp_path / "g.txt").read_text()).inputs
-    assert "add_cache" in call("optimize", config).stdout
+    assert "add_state" in call("optimize", config).stdout
 
 
 def test_a_python_file_is_a_model(tmp_path: Path) -> None:
@@ -191,10 +192,13 @@ def test_build_states_its_bound_and_stays_correct(checkpoint: Path, tmp_path: Pa
     assert found["bound_bytes"] == 300_000_000 + 3 * 4 * 300 * 32
     assert found["peak_bytes"] > 0
     assert found["check"]["passed"] is True
-    assert any(parse(p.read_text()).inputs for p in dump.glob("final-*.txt"))
+    assert all(parse(p.read_text()).inputs for p in dump.glob("*/*.txt"))
+    assert next(p.name for p in sorted(dump.iterdir())) == "0-graph"
     assert {"config.json", "tokenizer.json", "model.onnx"} <= {p.name for p in out.iterdir()}
     if target == "cpu":
         assert found["fused"] == found["attentions"]["total"] == 2
+        assert (len(found["slots"]), found["alone"], found["through_float"]) == (4, "", {})
+        assert found["state_bytes"] == 2 * 2 * 2 * 8 * 64 * 4
     assert value("verify", checkpoint, out, "--no-torch")["passed"] is True
 
 
@@ -203,6 +207,7 @@ def test_build_prints_the_bound_before_anything_else(checkpoint: Path, tmp_path:
     lines = call("build", checkpoint, tmp_path / "out", "--explain", "--strict").stdout.splitlines()
     assert lines[0].startswith("llama: at most 300.1 MB")
     assert "2 of 2 attentions fused" in lines[1]
+    assert any("remembers 4 slots, 16.4 kB a row at 64 tokens" in line for line in lines)
     assert any("peak memory" in line for line in lines)
 
 
@@ -210,8 +215,8 @@ def test_build_prints_the_bound_before_anything_else(checkpoint: Path, tmp_path:
 def test_verify_fails_above_its_tolerance(checkpoint: Path) -> None:
     found = value("verify", checkpoint)
     backends = {r["backend"] for r in found["rows"]}
-    assert backends == {"torch", "onnx", "ort", "ort session"}
-    assert len(found["rows"]) == 4 * len({r["case"] for r in found["rows"]})
+    assert backends == {"torch", "onnx", "ort", "ort session", "ort chunks"}
+    assert len(found["rows"]) == 5 * len({r["case"] for r in found["rows"]})
     assert all(r["argmax"] == 1.0 for r in found["rows"])
     assert value("verify", checkpoint, "--no-torch", "--tolerance", "0", code=1)["passed"] is False
     assert call("verify", checkpoint, "--no-torch", "--tolerance", "0").exit_code == 1

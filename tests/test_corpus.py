@@ -16,11 +16,11 @@ from monograph.frontends.tokenizer import Tokenizer
 from monograph.ir.errors import ConfigError
 from monograph.training.corpus import (
     Corpus,
+    hold_out_text,
+    hold_out_texts,
     make_batch,
     python_topics,
     read_text,
-    split_text,
-    split_texts,
 )
 
 TEXT = "".join(f"Passage {i} says that {i * i} is the square of {i}.\nAnd so on.\n\n" for i in range(200))
@@ -116,7 +116,7 @@ def test_passages_end_at_blank_lines_or_when_long() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
 def test_nothing_leaks(share: float) -> None:
     for text in (python_topics(), TEXT, TEXT + TEXT):
-        train, held_out = split_text(text, share)
+        train, held_out = hold_out_text(text, share)
         assert text.startswith(train)
         assert not {passage_key(p) for p in passages(train)} & {passage_key(p) for p in passages(held_out)}
         assert len(train) <= (1 - share) * len(text) < len(train) + 3000
@@ -124,13 +124,13 @@ def test_nothing_leaks(share: float) -> None:
 
 def test_split_by_hand() -> None:
     text = "one\n\ntwo\n\nthree\n\n  two\n\nfour\n\n"
-    assert split_text(text, 0.5) == ("one\n\ntwo\n\n", "three\n\nfour\n\n")
-    assert split_text(text, 0.0) == (text, "")
-    assert split_text("one passage", 0.5) == ("one passage", ""), "there is always something to train on"
+    assert hold_out_text(text, 0.5) == ("one\n\ntwo\n\n", "three\n\nfour\n\n")
+    assert hold_out_text(text, 0.0) == (text, "")
+    assert hold_out_text("one passage", 0.5) == ("one passage", ""), "there is always something to train on"
 
 
 def test_nothing_leaks_between_files() -> None:
-    a, b = split_texts(["one\n\ntwo\n\n", "two\n\nthree\n\n"], 0.5)
+    a, b = hold_out_texts(["one\n\ntwo\n\n", "two\n\nthree\n\n"], 0.5)
     assert (a, b) == (("one\n\n", ""), ("two\n\n", "three\n\n")), "`two` is in the training part of the second file"
 
 
@@ -152,7 +152,7 @@ def test_topics_are_english_about_python() -> None:
 
 
 def test_ids_are_those_of_the_parts(tokenizer: Tokenizer) -> None:
-    train, held_out = split_text(TEXT)
+    train, held_out = hold_out_text(TEXT)
     corpus = Corpus.of(TEXT, tokenizer)
     assert corpus.train.tolist() == [*encode_plain(tokenizer, train), 0]
     assert corpus.held_out.tolist() == [*encode_plain(tokenizer, held_out), 0]

@@ -300,3 +300,35 @@ def test_a_whole_checkpoint_is_converted_within_the_memory_of_one_tensor(tmp_pat
     assert total == 538_060_032
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > total
     assert peak < 300_000_000 + 3 * largest
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama", {"is_causal": False}, "key 'is_causal' = False is not supported, only True"),
+        ("llama", {"partial_rotary_factor": 0.5}, r"key 'partial_rotary_factor' = 0\.5 is not supported, only 1\.0"),
+        ("gpt2", {"pruned_heads": {"0": [1]}}, "key 'pruned_heads' = .* is not supported, only {}"),
+        ("gpt2", {"some_switch": False}, "unknown key 'some_switch' = False"),
+    ],
+)
+def test_a_key_that_changes_numbers_is_refused_by_name(tmp_path, name, change, message):
+    save_pretrained(tiny(name), tmp_path)
+    change_config(tmp_path, **change)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", {"partial_rotary_factor": 1.0, "rope_interleaved": False, "is_causal": True, "unsloth_version": "1"}),
+        ("llama", {"is_llama_config": True, "transformers.js_config": {"a": 1}, "some_switch": None}),
+        ("gpt2", {"pruned_heads": {}, "output_past": True, "use_bfloat16": False, "add_cross_attention": False}),
+        ("bert", {"directionality": "bidi", "pooler_type": "first_token_transform", "is_causal": False}),
+    ],
+)
+def test_keys_that_compute_nothing_are_left_alone(tmp_path, name, change):
+    model = tiny(name)
+    save_pretrained(model, tmp_path)
+    change_config(tmp_path, **change)
+    assert load(tmp_path).config == model.config

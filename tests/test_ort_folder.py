@@ -61,6 +61,7 @@ def test_the_folder_is_complete(built: Callable[[str], Built]) -> None:
     slots = [(s["input"], s["output"], s["growth"], s["type"], s["axis"]) for s in contract["slots"]]
     assert slots[3] == ("past_key_values.1.value", "present.1.value", "append", "f32[B,2,P,16]", 2) and len(slots) == 4
     assert contract["inputs"]["model.onnx"]["input_ids"] == "i64[B,S]" and contract["positions"] == POSITIONS
+    assert contract["alone"] == "", "the mask of every attention hides padding"
     assert contract["stream"]["ids"] == "input_ids" and contract["bounds"] == {"input_ids": VOCAB}
 
 

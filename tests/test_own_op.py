@@ -179,6 +179,21 @@ def test_a_mistake_of_the_author_shows_its_own_traceback() -> None:
         to_torch(graph)
 
 
+class Unimported(Op):
+    """Its author imports a type for the checker only."""
+
+    def infer(self, x: Value) -> "Missing":  # type: ignore[name-defined]  # noqa: F821, UP037
+        return x.type
+
+    def body(self, x: Value) -> Value:
+        return x
+
+
+def test_a_type_that_is_there_for_the_checker_only_is_named() -> None:
+    with pytest.raises(mg.MonographError, match="op unimported: Missing in an annotation of `infer` is not there"):
+        op(Unimported)(Graph("g").input("x", tensor(f32, 3)))
+
+
 def test_a_mistake_of_the_user_is_told_with_its_place() -> None:
     graph = Graph("misused")
     x = graph.input("x", tensor(f32, 3))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from command_line import call
 from monograph.backends.torch import to_inputs, to_torch
-from monograph.data.batch import split_rows
+from monograph.data.batch import divided
 from monograph.data.errors import CorpusError
 from monograph.data.tokenizers import train as train_tokenizer
 from monograph.frontends.dsl import Model, load_family
@@ -188,7 +188,7 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_computed_by_hand(name: str, smo
         b for b in pairs.batches(8, 32, seed=1) if (b["labels"] == -100).any() and b["attention_mask"].min() < 1
     )
     losses: list[float] = []
-    for row in split_rows(batch, 8):
+    for row in divided(batch, 8):
         sizes = row["attention_mask"].sum(), row["decoder_attention_mask"].sum()
         alone = {k: row[k][:, : sizes[k.startswith("decoder_")]] for k in graph.inputs}
         logits = interpret(graph, alone, weights.numpy)["logits"][0].astype(np.float64)

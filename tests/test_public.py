@@ -60,7 +60,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     text = "".join(f"The for statement {i} is used to iterate over the elements.\n\n" for i in range(300))
     names = readme.run({"steps=1000, batch=8": "steps=2, batch=2, length=16", "mg.python_topics()": repr(text)})
     assert names["parity"].passed
-    assert {r.backend for r in names["parity"].rows} == {"torch", "ort", "ort session"}
+    assert {r.backend for r in names["parity"].rows} == {"torch", "ort", "ort session", "ort chunks"}
     assert len(names["sample"].ids) == 40
     assert (tmp_path / "out" / "gpt" / "model.onnx").exists()
     place = next(n.location for n in names["model"].graph() if n.op.name == "attention")
@@ -90,8 +90,9 @@ def test_the_parity_table_of_every_kind_of_model(family: str) -> None:
     model = load_family(family)(**TINY[family])
     model.weights = Weights.initialize(model.graph(), seed=1)
     parity = verify(model)
-    generates = model.task in ("causal-lm", "seq2seq-lm")
-    assert {r.backend for r in parity.rows} == {"torch", "onnx", "ort"} | ({"ort session"} if generates else set())
+    generates = model.task.generates
+    decoding = {"ort session", "ort chunks"} if generates else set[str]()
+    assert {r.backend for r in parity.rows} == {"torch", "onnx", "ort"} | decoding
     assert any("decode" in r.case for r in parity.rows) == generates
     assert parity.passed
     assert all(r.difference < 1e-5 and r.scale > 0.01 for r in parity.rows)
@@ -120,7 +121,7 @@ def test_build_without_a_folder_leaves_nothing_behind() -> None:
 @pytest.mark.slow
 def test_export_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import monograph as mg
-    from monograph import building
+    from monograph.backends.onnx import folder
     from monograph.frontends.dsl import load_family
     from monograph.ir.weights import Weights
 
@@ -133,7 +134,7 @@ def test_export_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(building, "write_companions", fail)
+        patch.setattr(folder, "write_companions", fail)
         mg.export(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(mg.MonographError, match="no export target is called 'onx', did you mean 'onnx'"):
@@ -142,3 +143,51 @@ def test_export_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(mg.MonographError, match="is a file, not a folder"):
         mg.export(model, tmp_path / "file")
     assert (mg.export(model, tmp_path / "out") / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_holds_one_build_and_nothing_else(tmp_path: Path) -> None:
+    """Neither a mixture of an old build and a new one, nor files of somebody else that are deleted."""
+    import monograph as mg
+    from monograph.frontends.dsl import load_family
+    from monograph.ir.weights import Weights
+
+    def made(family: str) -> mg.Model:
+        model = load_family(family)(**TINY[family])
+        model.weights = Weights.initialize(model.graph(), seed=1)
+        return model
+
+    decoder, encoder, out = made("llama"), made("bert"), tmp_path / "out"
+    for write in (mg.build, mg.export, mg.build):
+        for model in (decoder, encoder):
+            write(model, out)
+            write(model, tmp_path / write.__name__ / model.name)
+            alone = {p.name for p in (tmp_path / write.__name__ / model.name).iterdir()}
+            assert {p.name for p in out.iterdir()} == alone
+    (out / "notes.txt").write_text("mine")
+    for write in (mg.build, mg.export):
+        with pytest.raises(mg.MonographError, match=r"out: holds notes\.txt, which no build wrote"):
+            write(decoder, out)
+    assert (out / "notes.txt").read_text() == "mine"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(mg.MonographError, match="holds build and 2 more, which no build wrote"):
+        mg.export(decoder, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_engine_owns_its_temporary_folder() -> None:
+    import monograph as mg
+    from monograph.frontends.dsl import load_family
+    from monograph.ir.weights import Weights
+
+    model = load_family("llama")(**TINY["llama"])
+    model.weights = Weights.initialize(model.graph(), seed=1)
+    with mg.build(model) as engine:
+        assert engine.folder.exists()
+        assert engine.report is not None
+        assert engine.report.bound > 300_000_000
+        assert engine.run({"input_ids": [[1, 2]]})["logits"].shape == (1, 2, 60)
+    assert not engine.folder.exists()
+    engine.close()
+    with pytest.raises(mg.MonographError, match="the engine is closed"):
+        engine.run({"input_ids": [[1, 2]]})

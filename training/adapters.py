@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..frontends.dsl import Model
 from ..frontends.tokenizer import read_json
@@ -157,7 +157,7 @@ def peft_config(adapter: Adapter, model: Model) -> dict[str, Any]:
     transposed = {node.attributes["transposed"] for nodes in chosen.values() for node in nodes}
     return {
         "peft_type": "LORA",
-        "task_type": _TASKS.get(model.task),
+        "task_type": _TASKS.get(str(model.task)),
         "base_model_name_or_path": adapter.base or (str(model.folder) if model.folder else None),
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
@@ -189,12 +189,13 @@ def _lora(settings: Mapping[str, Any], place: str) -> Lora:
         problems.append(f"lora_alpha is {alpha!r}, expected a number")
     if not _is_number(dropout) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout is {dropout!r}, expected a number from 0 to less than 1")
-    named = isinstance(targets, list) and all(isinstance(t, str) for t in targets)
+    listed = cast(list[Any], targets) if isinstance(targets, list) else []
+    named = bool(listed) and all(isinstance(t, str) for t in listed)
     if not targets or not (named or isinstance(targets, str)):
         problems.append(f"target_modules is {targets!r}, expected names or a pattern")
     if problems:
         raise ConfigError("is not an adapter that is understood", place=place, details=problems)
-    given = targets if isinstance(targets, str) else tuple(targets or ())
+    given = targets if isinstance(targets, str) else tuple(listed)
     return Lora(rank, float(alpha), given, float(dropout), bool(settings.get("use_rslora")))
 
 

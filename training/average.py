@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
 from .layout import local
+from .torch_typed import move_all
 
 
 class Average:
@@ -21,10 +22,10 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         means, weights = ([local(t) for t in d.values()] for d in (self.means, self.weights))
-        torch._foreach_lerp_(means, weights, 1 - self.decay)
+        move_all(means, weights, 1 - self.decay)
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None]:
         """The module computes with the means inside the block."""
         self._swap()
         try:

@@ -34,6 +34,7 @@ from .kept import Kept
 from .learner import Learner
 from .settings import Settings
 from .sharded import Blocks
+from .torch_typed import from_array
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,9 @@ def _load_states(found: Checkpoint, learner: Learner) -> None:
             continue
         moments = {m: _like(stored, f"{m}.{name}", p) for m in MOMENTS}
         learner.optimizer.state[p] = {"step": torch.tensor(updates, device=p.device), **moments}
-    for name, mean in {} if learner.average is None else learner.average.means.items():
-        mean.copy_(_like(stored, f"{MEANS}.{name}", mean))
+    if learner.average is not None:
+        for name, mean in learner.average.means.items():
+            mean.copy_(_like(stored, f"{MEANS}.{name}", mean))
 
 
 def _averages(found: Checkpoint) -> Weights:
@@ -209,7 +211,7 @@ def _load_blocks(found: Checkpoint, learner: Learner, weights: Weights) -> None:
 
 
 def _like(stored: Weights, name: str, like: torch.Tensor) -> torch.Tensor:
-    array = torch.from_numpy(np.array(stored.numpy(name)))
+    array = from_array(np.array(stored.numpy(name)))
     if array.shape != like.shape:
         raise TrainingError(f"{name} is {list(array.shape)}, expected {list(like.shape)}", place=OPTIMIZER)
     return array.to(like.device)

@@ -1,10 +1,10 @@
-"""Text for training: read, split into training and held-out parts, tokenised once, memory-mapped, batched."""
+"""Text for training: read, divided into training and held-out parts, tokenised once, memory-mapped, batched."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import Batch
+from ..data.batch import IGNORED, Batch, token_inputs
 from ..data.byte_level import encode_plain, train_tokenizer
 from ..data.errors import CorpusError
 from ..data.passages import passage_key, passages, portions
@@ -20,10 +20,9 @@ from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
 from ..ir.files import staged
-from ..ir.slots import TOKENS
 from ..ir.tensors import Array
 
-SPLITS = ("train", "held_out")
+SIDES = ("train", "held_out")
 
 
 def python_topics() -> str:
@@ -49,7 +48,7 @@ def read_text(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def placed(files: Iterable[str | Path]) -> Iterator[None]:
+def placed(files: Iterable[str | Path]) -> Generator[None]:
     """Name the files in an error about what they hold together."""
     try:
         yield
@@ -58,17 +57,17 @@ def placed(files: Iterable[str | Path]) -> Iterator[None]:
         raise CorpusError(e.what, place=place, details=e.details, hint=e.hint) from None
 
 
-def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
+def hold_out_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """(training text, held-out text): the end of `text` is held out, from the start of a passage (not the first) on.
 
     A passage is a block between blank lines, cut at line ends if long. Passages of the held-out end that also
     occur in the training part (white space aside) are dropped, so no passage is in both.
     """
-    return split_texts([text], held_out)[0]
+    return hold_out_texts([text], held_out)[0]
 
 
-def split_texts(texts: Sequence[str], held_out: float = 0.1) -> list[tuple[str, str]]:
-    """`split_text` for each text, with held-out passages checked against the training parts of all of them."""
+def hold_out_texts(texts: Sequence[str], held_out: float = 0.1) -> list[tuple[str, str]]:
+    """`hold_out_text` for each text, with held-out passages checked against the training parts of all of them."""
     if not 0 <= held_out < 1:
         raise CorpusError(f"the held-out share is {held_out}, expected at least 0 and less than 1")
     halves = [_cut(passages(text), held_out) for text in texts]
@@ -120,7 +119,7 @@ class Corpus:
         texts = [text] if isinstance(text, str) else list(text)
         if not any(t.strip() for t in texts):
             raise CorpusError(f"{len(texts)} texts hold nothing but white space")
-        parts = split_texts(texts, held_out)
+        parts = hold_out_texts(texts, held_out)
         tokenizer = tokenizer or train_tokenizer([a for a, _ in parts], vocab)
         ids = [_encode(tokenizer, [pair[side] for pair in parts]) for side in (0, 1)]
         if folder is None:
@@ -140,10 +139,10 @@ class Corpus:
         """Write train.bin, held_out.bin, corpus.json and tokenizer.json, whole or not at all."""
         with staged(folder) as stage:
             self.tokenizer.write(stage)
-            for name in SPLITS:
+            for name in SIDES:
                 with stage.open(f"{name}.bin") as f:
                     f.write(getattr(self, name).tobytes())
-            about = {"dtype": self.train.dtype.name, **{name: len(getattr(self, name)) for name in SPLITS}}
+            about = {"dtype": self.train.dtype.name, **{name: len(getattr(self, name)) for name in SIDES}}
             with stage.open("corpus.json") as f:
                 f.write(json.dumps(about).encode())
 
@@ -152,14 +151,14 @@ class Corpus:
         """A corpus saved before, memory-mapped. Raises CorpusError if files are missing or of the wrong size."""
         folder = Path(folder)
         about = _about(folder / "corpus.json")
-        parts = [_map(folder / f"{name}.bin", about["dtype"], about[name]) for name in SPLITS]
+        parts = [_map(folder / f"{name}.bin", about["dtype"], about[name]) for name in SIDES]
         return Corpus(Tokenizer.open(folder), parts[0], parts[1])
 
-    def windows(self, length: int, split: str = "train") -> int:
+    def windows(self, length: int, side: str = "train") -> int:
         """How many windows of `length` tokens and their successors fit. Raises CorpusError if none does."""
-        count = (len(self._part(split)) - 1) // length
+        count = (len(self._part(side)) - 1) // length
         if count < 1:
-            raise CorpusError(f"the {split} part has {len(self._part(split))} tokens, fewer than {length} + 1")
+            raise CorpusError(f"the {side} part has {len(self._part(side))} tokens, fewer than {length} + 1")
         return count
 
     def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -186,10 +185,10 @@ class Corpus:
         for i in range(0, windows, batch):
             yield make_batch(rows[i : i + batch])
 
-    def _part(self, split: str) -> Array:
-        if split not in SPLITS:
-            raise CorpusError(f"no part is called {split!r}{did_you_mean(split, SPLITS)}")
-        return getattr(self, split)
+    def _part(self, side: str) -> Array:
+        if side not in SIDES:
+            raise CorpusError(f"no part is called {side!r}{did_you_mean(side, SIDES)}")
+        return getattr(self, side)
 
 
 def make_batch(rows: Array) -> Batch:
@@ -197,10 +196,8 @@ def make_batch(rows: Array) -> Batch:
     x, y = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
     positions = np.broadcast_to(np.arange(x.shape[1], dtype=np.int64), x.shape)
     return {
-        TOKENS.ids: np.maximum(x, 0),
-        TOKENS.mask: (x >= 0).astype(np.int64),
-        TOKENS.positions: np.ascontiguousarray(positions),
-        LABELS: np.where(y >= 0, y, -100),
+        **token_inputs(np.maximum(x, 0), (x >= 0).astype(np.int64), np.ascontiguousarray(positions)),
+        LABELS: np.where(y >= 0, y, IGNORED),
     }
 
 
@@ -232,7 +229,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Array:
 def _about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text())
-        fits = about["dtype"] in ("uint16", "uint32") and all(about[k] >= 0 for k in SPLITS)
+        fits = about["dtype"] in ("uint16", "uint32") and all(about[k] >= 0 for k in SIDES)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CorpusError(f"is not the description of a corpus: {e}", place=str(path)) from None
     if not fits:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.batch import IGNORED, Batch, check_tokenizer, labels_of, split_rows
+from ..data.batch import IGNORED, Batch, check_tokenizer, divided, labels_of
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import ConfigError
@@ -74,7 +74,7 @@ class DistillationLoss:
         return labels_of(batch)
 
     def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
-        return split_rows(batch, number)
+        return divided(batch, number)
 
 
 def _check_pair(student: Model, teacher: Model) -> None:

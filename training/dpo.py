@@ -18,11 +18,11 @@ from .instruct import (
     encode_chat,
     encode_completion,
     encode_rows,
+    hold_out_rows,
     is_messages,
     pad,
     read_jsonl,
     shuffled,
-    split_rows,
 )
 
 Pair = tuple[Row, Row]
@@ -54,12 +54,11 @@ def encode_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
 
     Of conversations only the last answer counts. Raises CorpusError for another shape.
     """
-    prompt, *answers = (row.get(k) for k in ("prompt", "chosen", "rejected"))
-    if all(isinstance(x, str) for x in (prompt, *answers)):
-        chosen, rejected = (encode_completion(tokenizer, row["prompt"], a) for a in answers)
-        return chosen, rejected
-    if all(map(is_messages, answers)) and (prompt is None or is_messages(prompt)):
-        chosen, rejected = (_last_answer(encode_chat(tokenizer, [*(prompt or []), *a])) for a in answers)
+    prompt, good, bad = (row.get(k) for k in ("prompt", "chosen", "rejected"))
+    if isinstance(prompt, str) and isinstance(good, str) and isinstance(bad, str):
+        return encode_completion(tokenizer, prompt, good), encode_completion(tokenizer, prompt, bad)
+    if is_messages(good) and is_messages(bad) and (prompt is None or is_messages(prompt)):
+        chosen, rejected = (_last_answer(encode_chat(tokenizer, [*(prompt or []), *a])) for a in (good, bad))
         return chosen, rejected
     raise CorpusError(
         f"has keys {', '.join(row) or 'none'}; expected prompt, chosen and rejected, as texts or messages"
@@ -89,7 +88,7 @@ class Preferences:
         tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, held_out: float = 0.0, place: str = ""
     ) -> Preferences:
         """From parsed rows (see `encode_pair`); the share `held_out` is taken from the end. Raises CorpusError."""
-        return Preferences(tokenizer, *split_rows(encode_rows(tokenizer, rows, encode_pair, place), held_out))
+        return Preferences(tokenizer, *hold_out_rows(encode_rows(tokenizer, rows, encode_pair, place), held_out))
 
     @staticmethod
     def read(tokenizer: Tokenizer, path: str | Path, *, held_out: float = 0.0) -> Preferences:
@@ -119,8 +118,8 @@ class Preferences:
 
 def _usable(pairs: Sequence[Pair], length: int) -> list[Pair]:
     """Pairs that differ in what counts within `length` tokens, both sides having some. Raises CorpusError if none."""
-    cut = [(a.cut(length), b.cut(length)) for a, b in pairs]
-    kept = [(a, b) for a, b in cut if a.learns and b.learns and a != b]
+    short = [(a.truncated(length), b.truncated(length)) for a, b in pairs]
+    kept = [(a, b) for a, b in short if a.learns and b.learns and a != b]
     if not kept:
         raise CorpusError(f"none of {len(pairs)} pairs differs within its first {length} tokens")
     return kept

@@ -15,9 +15,10 @@ from ..frontends.task import LABELS, LOGITS
 from .layout import Layout, local
 from .learner import Learner
 from .log import perplexity
-from .loss import with_loss
+from .loss import LOSS, with_loss
 from .objective import Objective, shares_of
 from .source import Source
+from .torch_typed import from_array
 
 Metrics = Callable[[Model], Mapping[str, float]]
 """What a user measures of the model as it is, by name."""
@@ -92,11 +93,11 @@ class Evaluator:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """What training makes small, but of the labels alone: perplexity knows no smoothed ones."""
-        return self._answers(batch)["loss"] if self._smoothed else self.objective.loss(self.learner, batch)
+        return self._answers(batch)[LOSS] if self._smoothed else self.objective.loss(self.learner, batch)
 
     def _hits(self, batch: Batch) -> tuple[int, int]:
         """(labels that have the highest logit, labels that count)."""
-        labels = torch.from_numpy(batch[LABELS])
+        labels = from_array(batch[LABELS])
         found, counts = self._answers(batch)[LOGITS].argmax(-1).cpu(), labels != IGNORED
         return int(((found == labels) & counts).sum()), int(counts.sum())
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
+from ..data.tables import is_list
 from ..frontends.tokenizer import Tokenizer
+from ..ir.tensors import Array
 from .settings import Settings
 from .source import Source
 
@@ -40,7 +42,7 @@ def digest_of(source: Source) -> str:
 
 
 def _read_into(digest: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         digest.update(f"{value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
     elif isinstance(getattr(value, "digest", None), str):
@@ -53,12 +55,16 @@ def _read_into(digest: Any, value: Any) -> None:
                 digest.update(f.name.encode())
                 _read_into(digest, field)
     elif isinstance(value, np.generic):
-        _read_into(digest, np.asarray(value))
+        _read_into(digest, np.asarray(cast(Any, value)))
     elif isinstance(value, dict):
-        _read_into(digest, sorted(value.items()))
-    elif isinstance(value, (tuple, list)) and not all(isinstance(part, _PLAIN) for part in value):
+        _read_into(digest, sorted(cast(dict[Any, Any], value).items()))
+    elif is_list(value) and not all(isinstance(part, _PLAIN) for part in value):
         digest.update(f"{len(value)}".encode())
         for part in value:
             _read_into(digest, part)
     else:
         digest.update(json.dumps(value).encode())
+
+
+def _is_array(value: Any) -> TypeGuard[Array]:
+    return isinstance(value, np.ndarray)

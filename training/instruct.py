@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
-from ..data.batch import IGNORED, Batch
+from ..data.batch import IGNORED, Batch, token_inputs
 from ..data.byte_level import encode_plain
 from ..data.errors import CorpusError
+from ..data.tables import is_list, is_table
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
-from ..ir.slots import TOKENS
 from .ragged import parse
 
 Messages = Sequence[Mapping[str, Any]]
@@ -28,7 +28,7 @@ class Row:
     ids: tuple[int, ...]
     said: tuple[bool, ...]
 
-    def cut(self, length: int) -> Row:
+    def truncated(self, length: int) -> Row:
         """At most `length` tokens and the one that follows them."""
         return Row(self.ids[: length + 1], self.said[: length + 1])
 
@@ -57,13 +57,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def _object(line: str, place: str) -> dict[str, Any]:
     found = parse(line, place)
-    if not isinstance(found, dict):
+    if not is_table(found):
         raise CorpusError(f"is a JSON {type(found).__name__}, not an object", place=place)
-    return found
+    return dict(found)
 
 
-def is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+def is_messages(value: Any) -> TypeGuard[Messages]:
+    return is_list(value) and bool(value) and all(is_table(m) and "role" in m for m in value)
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Messages) -> Row:
@@ -98,11 +98,12 @@ def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str) -> Row
 
 def encode_row(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
     """{"messages": [{"role", "content"}]} or {"prompt": text, "completion": text}. Raises CorpusError for others."""
-    if is_messages(row.get("messages")):
-        return encode_chat(tokenizer, row["messages"])
+    messages = row.get("messages")
+    if is_messages(messages):
+        return encode_chat(tokenizer, messages)
     prompt, completion = row.get("prompt"), row.get("completion")
     if is_messages(prompt) and is_messages(completion):
-        return encode_chat(tokenizer, [*row["prompt"], *row["completion"]])
+        return encode_chat(tokenizer, [*prompt, *completion])
     if isinstance(prompt, str) and isinstance(completion, str):
         return encode_completion(tokenizer, prompt, completion)
     raise CorpusError(f"has keys {', '.join(row) or 'none'}; expected messages, or prompt and completion")
@@ -138,7 +139,7 @@ class Instructions:
     ) -> Instructions:
         """From parsed rows (see `encode_row`); the share `held_out` is taken from the end. Raises CorpusError."""
         encoded = encode_rows(tokenizer, rows, encode_row, place)
-        return Instructions(tokenizer, *split_rows(encoded, held_out))
+        return Instructions(tokenizer, *hold_out_rows(encoded, held_out))
 
     @staticmethod
     def read(tokenizer: Tokenizer, path: str | Path, *, held_out: float = 0.0) -> Instructions:
@@ -169,7 +170,7 @@ class Instructions:
             yield pad(rows[i : i + batch])
 
 
-def split_rows(rows: Sequence[Any], held_out: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def hold_out_rows(rows: Sequence[Any], held_out: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """(training rows, held-out rows): those at the end. Raises CorpusError if a part that is needed would be empty."""
     if not 0 <= held_out < 1:
         raise CorpusError(f"the held-out share is {held_out}, expected at least 0 and less than 1")
@@ -181,7 +182,7 @@ def split_rows(rows: Sequence[Any], held_out: float) -> tuple[tuple[Any, ...], t
 
 def usable(rows: Sequence[Row], length: int) -> list[Row]:
     """Rows cut to `length`, without those of which nothing that counts is left. Raises CorpusError if none is."""
-    kept = [short for row in rows if (short := row.cut(length)).learns]
+    kept = [short for row in rows if (short := row.truncated(length)).learns]
     if not kept:
         raise CorpusError(f"none of {len(rows)} rows has a token to learn within its first {length}")
     return kept
@@ -211,8 +212,6 @@ def pad(rows: Sequence[Row]) -> Batch:
         labels[i, :n] = np.where(r.said[1:], r.ids[1:], IGNORED)
     positions = np.broadcast_to(np.arange(length, dtype=np.int64), ids.shape)
     return {
-        TOKENS.ids: ids,
-        TOKENS.mask: mask,
-        TOKENS.positions: np.ascontiguousarray(positions),
+        **token_inputs(ids, mask, np.ascontiguousarray(positions)),
         LABELS: labels,
     }

@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import Batch
+from ..data.batch import Batch, token_inputs
 from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
 from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import did_you_mean
-from ..ir.slots import TOKENS
 from ..ir.tensors import Array
 from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
@@ -25,7 +24,7 @@ Row = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Part:
+class EncodedTexts:
     """Encoded texts, with the special tokens around them, and the number of the label of each, i64."""
 
     texts: Ragged
@@ -43,8 +42,8 @@ class Labelled:
     """
 
     tokenizer: Tokenizer
-    train: Part
-    held_out: Part
+    train: EncodedTexts
+    held_out: EncodedTexts
     labels: tuple[str, ...]
     removed: int = 0
     task: ClassVar[str] = "sequence-classification"
@@ -78,7 +77,7 @@ class Labelled:
         if tokenizer is None:
             tokenizer = train_tokenizer(kind, (text for _, text in parts[0]), vocab, "masked-lm")
         train, rest = (
-            Part(
+            EncodedTexts(
                 Ragged.of(encode_all(tokenizer, [text for _, text in p], add_special=True), tokenizer.size),
                 np.array([number[label] for label, _ in p], np.int64),
             )
@@ -120,25 +119,23 @@ class Labelled:
         part = self.held_out
         return once(self._lengths(part, length), batch, lambda i: self._batch(part, i, length))
 
-    def _lengths(self, part: Part, length: int) -> tuple[Array]:
+    def _lengths(self, part: EncodedTexts, length: int) -> tuple[Array]:
         return (np.minimum(part.texts.lengths, length),)
 
-    def _batch(self, part: Part, rows: Array, length: int) -> Batch:
+    def _batch(self, part: EncodedTexts, rows: Array, length: int) -> Batch:
         tail = self.tokenizer.tail
         if length <= tail + 1:
             raise CorpusError(f"length is {length}, which leaves no room for a text beside its special tokens")
-        texts = [cut(part.texts[i], length, tail) for i in rows]
+        texts = [truncated(part.texts[i], length, tail) for i in rows]
         ids, mask, positions = padded(texts, self.tokenizer.pad_id or 0)
         return {
-            TOKENS.ids: ids,
-            TOKENS.mask: mask,
-            TOKENS.positions: positions,
+            **token_inputs(ids, mask, positions),
             TOKEN_TYPES: np.zeros_like(ids),
             LABELS: part.labels[rows],
         }
 
 
-def cut(ids: Array, length: int, tail: int) -> Array:
+def truncated(ids: Array, length: int, tail: int) -> Array:
     """At most `length` ids; a text that is too long loses its end, but not the `tail` special tokens after it."""
     if len(ids) <= length:
         return ids
@@ -149,7 +146,11 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The labels of rows: numbers in their order, anything else by the alphabet."""
     found = {label for label, _ in rows}
     whole = all(label.isdecimal() for label in found)
-    return tuple(sorted(found, key=(lambda name: (int(name), name)) if whole else None))
+    return tuple(sorted(found, key=_by_number if whole else None))
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return int(name), name
 
 
 def hold_out(rows: Sequence[Row], share: float) -> set[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import distributed, fx, nn
+from torch import fx, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +22,7 @@ from ..ir.weights import Weights
 from ..passes.pipelines import train as train_pipeline
 from ..passes.shard import Plan, plan
 from ..passes.shard_apply import local_graph
+from .torch_typed import all_gather, all_reduce, scale_all, square_of_norm
 from .world import World
 
 
@@ -82,7 +83,7 @@ class Layout:
         return DistributedDataParallel(module, device_ids=ids, process_group=group, broadcast_buffers=False)
 
     @contextlib.contextmanager
-    def gradients(self, module: Any, wrapped: Any, last: bool) -> Iterator[None]:
+    def gradients(self, module: Any, wrapped: Any, last: bool) -> Generator[None]:
         """Around forward and backward of one part of a batch: only the last one exchanges gradients."""
         if self.world.sharded:
             module.set_requires_gradient_sync(last)
@@ -95,14 +96,14 @@ class Layout:
         found = [(k, local(p.grad)) for k, p in named if p.grad is not None]
         squares = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for k, g in found:
-            squares[int(self.is_cut(k))] += torch.linalg.vector_norm(g, dtype=torch.float32).double().square()
+            squares[int(self.is_cut(k))] += square_of_norm(g)
         if self.world.sharded:
-            distributed.all_reduce(squares, group=self.world.data_group)
+            all_reduce(squares, self.world.data_group)
         if self.plan is not None:
-            distributed.all_reduce(squares[1:], group=self.world.tensor_group)
+            all_reduce(squares[1:], self.world.tensor_group)
         norm = squares.sum().sqrt()
         scale = torch.clamp(most / (norm + 1e-6), max=1.0).float()
-        torch._foreach_mul_([g for _, g in found], scale)
+        scale_all([g for _, g in found], scale)
         return norm.item()
 
     def is_cut(self, name: str) -> bool:
@@ -117,7 +118,7 @@ class Layout:
         if self.plan is None or name not in self.plan.splits:
             return to_array(here)
         parts = [torch.empty_like(here, memory_format=torch.contiguous_format) for _ in range(self.world.tensor)]
-        distributed.all_gather(parts, here.contiguous(), group=self.world.tensor_group)
+        all_gather(parts, here.contiguous(), self.world.tensor_group)
         return self.plan.splits[name].join([to_array(p) for p in parts])
 
     def shape(self, name: str, t: torch.Tensor) -> tuple[int, ...]:
@@ -157,6 +158,7 @@ def _piece(offsets: tuple[int, ...], t: torch.Tensor) -> list[Piece]:
 
 def unread(module: nn.Module) -> set[str]:
     """Parameters that belong to the checkpoint but not to the computation: no gradient ever reaches them."""
-    inner = [(k, m) for k, m in module.named_modules() if isinstance(m, fx.GraphModule)]
+    modules = cast(Iterable[tuple[str, nn.Module]], module.named_modules())
+    inner = [(k, m) for k, m in modules if isinstance(m, fx.GraphModule)]
     names = ((k, n) for k, m in inner for n in m.graph.nodes if n.op == "get_attr" and not n.users)
     return {f"{k}.{n.target}" if k else str(n.target) for k, n in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .layout import Layout, unread
 from .memory import budget
 from .schedule import parameter_groups
 from .settings import PRECISIONS, Settings
+from .torch_typed import backward
 from .trained_weights import TrainedWeights, Tuned
 from .world import World
 
@@ -68,7 +69,7 @@ class Learner:
 
     def inputs_of(self, batch: Batch, *more: str) -> dict[str, torch.Tensor]:
         """The inputs of the graph, and more of a batch by name, on the device."""
-        return to_inputs({k: batch[k] for k in [*self.inputs, *more]}, self.settings.device)
+        return to_inputs({k: batch[k] for k in [*self.inputs, *more]}, self.settings.on)
 
     def autocast(self) -> torch.autocast:
         narrow = PRECISIONS[self.settings.precision]
@@ -92,7 +93,7 @@ class Learner:
 
     def backward(self, loss: torch.Tensor) -> None:
         # The processes' gradients are averaged where their losses are to be added.
-        self.scaler.scale(loss * self.world.data if self.world.data > 1 else loss).backward()
+        backward(self.scaler.scale(loss * self.world.data if self.world.data > 1 else loss))
 
     def clip(self) -> float:
         """Scale the gradients down to the largest norm there may be; gives the norm before, of all of them."""
@@ -118,7 +119,7 @@ class Learner:
     # -- weights ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> Generator[None]:
         """The module computes with the running average inside the block, if there is one."""
         with contextlib.nullcontext() if self.average is None else self.average.applied():
             yield

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,7 +23,7 @@ _READS = 10
 
 
 @contextlib.contextmanager
-def held(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def held(folder: Path, note: Callable[[str], None] = lambda text: None) -> Generator[None]:
     """Keep every other process out of the folder of a run, which is made if it is not there, until the block ends.
 
     A thread that holds it may ask again. note: told where the file system has no locks; then nothing is kept out.

@@ -8,8 +8,9 @@ import json
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from ..data.tables import is_table
 from ..ir.errors import ConfigError
 from ..ir.files import staged
 from .progress import Step
@@ -91,13 +92,13 @@ def plot_losses(folder: str | Path) -> Path:
     rates.plot([x["step"] for x in lines], [x["learning_rate"] for x in lines])
     rates.set(xlabel="step", ylabel="learning rate")
     with staged(folder) as stage, stage.open(PLOT) as f:
-        figure.savefig(f, format="png", dpi=110)
+        cast(Any, figure).savefig(f, format="png", dpi=110)
     return Path(folder) / PLOT
 
 
 def _finite(value: Any) -> Any:
     """JSON has no numbers that are not finite: the gradient norm of an f16 step that was left out becomes null."""
-    if isinstance(value, dict):
+    if is_table(value):
         return {k: _finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

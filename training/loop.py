@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def _lock(run: Run, stack: contextlib.ExitStack, note: Callable[[str], None]) ->
 
 
 @contextlib.contextmanager
-def _told(run: Run) -> Iterator[None]:
+def _told(run: Run) -> Generator[None]:
     """A full disk, and another process that ends or does not answer, become a TrainingError with the last model."""
     try:
         yield
@@ -210,7 +210,7 @@ class Run:
             seconds = time.perf_counter() - start
             tokens, training = tokens + tokens_of(batch), training + seconds
             held_out, metrics = None, None
-            if self.done % s.evaluate_every == 0 or self.done == s.steps:
+            if self.done % s.between_measurements == 0 or self.done == s.steps:
                 held_out, metrics = self.measure()
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
@@ -261,7 +261,7 @@ class Run:
             self.log.write(step)
         over = self.done == self.settings.steps or self.evaluator.exhausted
         asked = self.world.any(self.stop.asked)
-        if self.checkpointer is not None and (self.done % self.settings.checkpoint_every == 0 or over or asked):
+        if self.checkpointer is not None and (self.done % self.settings.between_checkpoints == 0 or over or asked):
             if self.log is not None:
                 self.log.flush()
             try:

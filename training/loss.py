@@ -9,6 +9,8 @@ from ..ir.graph import Graph, building
 from ..ir.ops import cast, cross_entropy
 from ..ir.types import TensorType, f32, i64
 
+LOSS = "loss"
+
 
 def with_loss(graph: Graph, *, label_smoothing: float = 0.0, keep_logits: bool = False) -> Graph:
     """A copy of a graph with output `logits` [B,S,V] that takes `labels` i64 [B,S] and gives the scalar `loss`.
@@ -18,7 +20,7 @@ def with_loss(graph: Graph, *, label_smoothing: float = 0.0, keep_logits: bool =
     """
     if LOGITS not in graph.outputs:
         found = ", ".join(graph.outputs) or "none"
-        raise MonographError(f"graph {graph.name} has no output `logits` to train on (outputs: {found})")
+        raise MonographError(f"graph {graph.name} has no output `{LOGITS}` to train on (outputs: {found})")
     new = graph.copy()
     logits = new.outputs[LOGITS]
     with building(new):
@@ -27,5 +29,5 @@ def with_loss(graph: Graph, *, label_smoothing: float = 0.0, keep_logits: bool =
         loss = cross_entropy(wide, labels, ignore_index=IGNORED, label_smoothing=label_smoothing)
     if not keep_logits:
         new.outputs.clear()
-    new.output("loss", loss)
+    new.output(LOSS, loss)
     return new

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..data.batch import IGNORED, Batch, check_tokenizer
+from ..data.batch import IGNORED, Batch, check_tokenizer, token_inputs
 from ..data.errors import CorpusError
 from ..data.passages import portions
 from ..data.shards import Shards
@@ -19,9 +19,8 @@ from ..data.tokenizers import train as train_tokenizer
 from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
-from ..ir.slots import TOKENS
 from ..ir.tensors import Array
-from .corpus import placed, read_text, split_texts
+from .corpus import hold_out_texts, placed, read_text
 
 MASKED, RANDOM = 0.8, 0.1
 """Of the chosen tokens: share that becomes the mask token, share that becomes any token. The rest stays."""
@@ -114,13 +113,13 @@ class Masked:
         share: float = 0.15,
         whole_word: bool = False,
     ) -> Masked:
-        """From texts, whose ends are held out as `split_texts` does. tokenizer: None trains one of `kind`.
+        """From texts, whose ends are held out as `hold_out_texts` does. tokenizer: None trains one of `kind`.
 
         Raises CorpusError if there is no text, ConfigError for a tokenizer without [CLS], [SEP] and [MASK].
         """
         if not any(t.strip() for t in texts):
             raise CorpusError(f"{len(texts)} texts hold nothing but white space")
-        parts = split_texts(texts, held_out)
+        parts = hold_out_texts(texts, held_out)
         if tokenizer is None:
             tokenizer = train_tokenizer(kind, [a for a, _ in parts], vocab, "masked-lm")
         train, kept = (Encoded.of(tokenizer, [pair[side] for pair in parts]) for side in (0, 1))
@@ -171,13 +170,13 @@ class Masked:
             raise CorpusError(f"the training part has {len(self.train)} tokens, fewer than the {width} of a row")
 
         @lru_cache(maxsize=1)
-        def plan(turn: int) -> Array:
+        def order_of(turn: int) -> Array:
             rng = np.random.default_rng([seed, turn])
             return rng.permutation(count) * width + rng.integers(len(self.train) - count * width + 1)
 
         step = start
         while True:
-            places = [plan(i // count)[i % count] for i in range(step * batch, (step + 1) * batch)]
+            places = [order_of(i // count)[i % count] for i in range(step * batch, (step + 1) * batch)]
             rng = np.random.default_rng([seed, step, 1])
             yield _stack([self._row(self.train, int(at), width, rng) for at in places])
             step += 1
@@ -202,18 +201,18 @@ class Masked:
     def _row(self, stream: Stream, at: int, width: int, rng: np.random.Generator) -> Batch:
         """One row [S] with its labels; padded on the right where the stream ends."""
         t = self.tokenizer
+        assert t.cls_id is not None and t.sep_id is not None
         ids, words = stream.window(at, min(at + width, len(stream)))
-        row = np.concatenate([[t.cls_id], ids, [t.sep_id]]).astype(np.int64)
+        row: Array = np.concatenate([np.array([t.cls_id]), ids, np.array([t.sep_id])]).astype(np.int64)
         words = np.concatenate([[0], words + 1, [0]]) if self.whole_word else np.arange(len(row))
         free = ~np.isin(row, list(t.special_ids))
         chosen = choose(free, words, self.share, rng)
         labels = np.where(chosen, row, IGNORED)
         row = hide(row, chosen, int(t.mask_id or 0), _ordinary(t.size, t.special_ids), rng)
         size, rest = width + 2, width + 2 - len(row)
+        ids = np.pad(row, (0, rest), constant_values=t.pad_id or 0)
         return {
-            TOKENS.ids: np.pad(row, (0, rest), constant_values=t.pad_id or 0),
-            TOKENS.mask: np.pad(np.ones(len(row), np.int64), (0, rest)),
-            TOKENS.positions: np.arange(size),
+            **token_inputs(ids, np.pad(np.ones(len(row), np.int64), (0, rest)), np.arange(size)),
             TOKEN_TYPES: np.zeros(size, np.int64),
             LABELS: np.pad(labels, (0, rest), constant_values=IGNORED),
         }

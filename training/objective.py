@@ -7,10 +7,10 @@ from typing import Protocol
 
 import torch
 
-from ..data.batch import Batch, labels_of, split_rows
+from ..data.batch import Batch, divided, labels_of
 from ..ir.graph import Graph
 from .learner import Learner
-from .loss import with_loss
+from .loss import LOSS, with_loss
 from .world import World
 
 
@@ -60,13 +60,13 @@ class LabelLoss:
 
     def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
         with learner.autocast():
-            return learner.forward(**learner.inputs_of(batch))["loss"]
+            return learner.forward(**learner.inputs_of(batch))[LOSS]
 
     def count(self, batch: Batch) -> int:
         return labels_of(batch)
 
     def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
-        return split_rows(batch, number)
+        return divided(batch, number)
 
 
 def shares_of(objective: Objective, world: World, batch: Batch, number: int) -> list[tuple[Batch, int]]:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.batch import IGNORED, Batch
+from ..data.batch import IGNORED, Batch, token_inputs
 from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
-from ..ir.slots import TARGETS, TOKENS
+from ..ir.slots import TARGETS
 from ..ir.tensors import Array
 from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
 
@@ -24,7 +24,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Part:
+class EncodedPairs:
     """Encoded pairs: sources with the special tokens the tokenizer puts around a text, targets without any."""
 
     source: Ragged
@@ -34,8 +34,8 @@ class Part:
         return len(self.source)
 
     @staticmethod
-    def of(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> Part:
-        return Part(
+    def of(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> EncodedPairs:
+        return EncodedPairs(
             Ragged.of(encode_all(tokenizer, [a for a, _ in pairs], add_special=True), tokenizer.size),
             Ragged.of(encode_all(tokenizer, [b for _, b in pairs], add_special=False), tokenizer.size),
         )
@@ -54,8 +54,8 @@ class Pairs:
     """
 
     tokenizer: Tokenizer
-    train: Part
-    held_out: Part
+    train: EncodedPairs
+    held_out: EncodedPairs
     references: tuple[Pair, ...]
     removed: int
     start: int
@@ -100,7 +100,7 @@ class Pairs:
         first = tokenizer.start_id if start is None else start
         if tokenizer.eos_id is None or first is None:
             raise ConfigError("the tokenizer has no end-of-text token, with which a target must end")
-        parts = Part.of(tokenizer, train), Part.of(tokenizer, kept)
+        parts = EncodedPairs.of(tokenizer, train), EncodedPairs.of(tokenizer, kept)
         return Pairs(tokenizer, *parts, tuple(kept), removed, first)
 
     @property
@@ -133,24 +133,25 @@ class Pairs:
         part, chosen = self.held_out, self._chosen(self.held_out, length)
         return once(self._lengths(part, chosen), batch, lambda i: self._batch(part, chosen[i]))
 
-    def _chosen(self, part: Part, length: int) -> Array:
+    def _chosen(self, part: EncodedPairs, length: int) -> Array:
         chosen = part.fitting(length)
         if not len(chosen):
             raise CorpusError(f"none of {len(part)} pairs has at most {length} tokens on each side")
         return chosen
 
-    def _lengths(self, part: Part, chosen: Array) -> tuple[Array, Array]:
+    def _lengths(self, part: EncodedPairs, chosen: Array) -> tuple[Array, Array]:
         return part.source.lengths[chosen], part.target.lengths[chosen]
 
-    def _batch(self, part: Part, rows: Array) -> Batch:
+    def _batch(self, part: EncodedPairs, rows: Array) -> Batch:
         end, fill = self.tokenizer.eos_id, self.tokenizer.pad_id or 0
+        assert end is not None
         targets = [part.target[i].astype(np.int64) for i in rows]
         source = padded([part.source[i] for i in rows], fill)
-        target = padded([np.concatenate([[self.start], t]) for t in targets], fill)
-        labels = padded([np.concatenate([t, [end]]) for t in targets], IGNORED)[0]
+        target = padded([np.concatenate([np.array([self.start]), t]) for t in targets], fill)
+        labels = padded([np.concatenate([t, np.array([end])]) for t in targets], IGNORED)[0]
         return {
-            **dict(zip(TOKENS.names, source, strict=True)),
-            **dict(zip(TARGETS.names, target, strict=True)),
+            **token_inputs(*source),
+            **token_inputs(*target, TARGETS),
             LABELS: labels,
         }
 

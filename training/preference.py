@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from ..data.batch import Batch, split_rows
+from ..data.batch import Batch, divided
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS, LOGITS
 from ..ir.errors import ConfigError
@@ -69,12 +69,12 @@ class PreferenceLoss:
         """Both halves are divided alike, so that a chosen answer stays with the rejected one."""
         middle = len(batch[LABELS]) // 2
         halves = ({k: v[:middle] for k, v in batch.items()}, {k: v[middle:] for k, v in batch.items()})
-        pairs = zip(*(split_rows(half, number) for half in halves), strict=True)
+        pairs = zip(*(divided(half, number) for half in halves), strict=True)
         return [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in pairs]
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def _evaluating(module: torch.nn.Module) -> Generator[None]:
     """Dropout is off inside the block; a module has no other way to be told than its mode."""
     training = module.training
     module.eval()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..data.errors import CorpusError
+from ..data.tables import is_table
 from ..frontends.tokenizer import Tokenizer
 from ..ir.tensors import Array
 from .corpus import placed as placed
@@ -83,7 +84,7 @@ def _columns(line: str, names: tuple[str, str], place: str) -> tuple[str, str]:
 
 def _members(line: str, keys: tuple[str, str], place: str, numbers: bool) -> tuple[str, str]:
     row = parse(line, place)
-    values = [row.get(k) if isinstance(row, dict) else None for k in keys]
+    values: list[Any] = [row.get(k) if is_table(row) else None for k in keys]
     kinds = (str, int) if numbers else (str,)
     if not all(type(v) in kinds for v in values):
         raise CorpusError(f"is not an object whose {keys[0]} and {keys[1]} are texts", place=place)
@@ -138,10 +139,14 @@ def endless(lengths: tuple[Array, ...], batch: int, seed: int, start: int, make:
     lengths: of every row, i64 [rows]; several of them for rows with several parts.
     """
     per_pass = max(len(lengths[0]) // batch, 1)
-    plan = lru_cache(maxsize=1)(lambda turn: order(lengths, batch, seed, turn))
+
+    @lru_cache(maxsize=1)
+    def order_of(turn: int) -> Array:
+        return order(lengths, batch, seed, turn)
+
     step = start
     while True:
-        yield make(plan(step // per_pass)[step % per_pass])
+        yield make(order_of(step // per_pass)[step % per_pass])
         step += 1
 
 
@@ -155,8 +160,9 @@ def once(lengths: tuple[Array, ...], batch: int, make: Callable[[Array], T]) -> 
 def padded(rows: Sequence[Array], fill: int) -> tuple[Array, Array, Array]:
     """(ids, mask, positions), each i64 [B,S], padded on the right to the longest row."""
     lengths = np.array([len(r) for r in rows])
-    positions = np.ascontiguousarray(np.broadcast_to(np.arange(lengths.max()), (len(rows), lengths.max())))
-    mask = positions < lengths[:, None]
+    longest = int(lengths.max())
+    positions: Array = np.ascontiguousarray(np.broadcast_to(np.arange(longest), (len(rows), longest)))
+    mask: Array = positions < lengths[:, None]
     ids = np.full(mask.shape, fill, np.int64)
     ids[mask] = np.concatenate(rows)
     return ids, mask.astype(np.int64), positions

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from ..data.tables import between, merged, one_of, read_toml, some, tables
+from ..data.tables import between, is_list, is_table, merged, one_of, read_toml, some, tables
 from ..data.tokenizers import KINDS as TOKENIZERS
 from ..ir.errors import ConfigError
 from ..ir.files import staged
@@ -238,6 +238,6 @@ def targets_of(recipe: LoraRecipe) -> str | tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if is_table(value):
         return {k: _plain(v) for k, v in value.items() if v is not None}
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+    return [_plain(v) for v in value] if is_list(value) else value

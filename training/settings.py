@@ -128,15 +128,30 @@ class Settings:
         return Settings(**typed_fields(Settings, given))
 
     @property
+    def on(self) -> str:
+        """The device."""
+        assert self.device is not None
+        return self.device
+
+    @property
     def kind(self) -> str:
         """The kind of device: cpu or cuda."""
-        assert self.device is not None
-        return self.device.partition(":")[0]
+        return self.on.partition(":")[0]
+
+    @property
+    def between_measurements(self) -> int:
+        assert self.evaluate_every is not None
+        return self.evaluate_every
+
+    @property
+    def between_checkpoints(self) -> int:
+        assert self.checkpoint_every is not None
+        return self.checkpoint_every
 
     def course(self) -> dict[str, Any]:
         """What must stay the same for a run to go on to the same numbers, as JSON values."""
-        values = {name: getattr(self, name) for name in COURSE}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        values: dict[str, Any] = {name: getattr(self, name) for name in COURSE}
+        return {**values, "betas": list(self.betas)}
 
 
 def _check_device(name: str) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
@@ -26,6 +25,7 @@ from ..ir.types import TensorType
 from ..ir.weights import Weights
 from .errors import TrainingError
 from .layout import Piece
+from .torch_typed import load_checkpoint, save_checkpoint
 
 SHARDED = "sharded"
 """Folder of a checkpoint that holds the blocks of all processes."""
@@ -69,7 +69,7 @@ class Blocks:
 
 class _SavePlanner(DefaultSavePlanner):
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        return self.state_dict[index.fqn].__get_tensor_shard__(index)
+        return cast(dict[str, Blocks], self.state_dict)[index.fqn].__get_tensor_shard__(index)
 
 
 class _LoadPlanner(DefaultLoadPlanner):
@@ -79,7 +79,7 @@ class _LoadPlanner(DefaultLoadPlanner):
         self.metadata, self.is_coordinator = metadata, is_coordinator
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        return self.state_dict[index.fqn].__get_tensor_shard__(index)
+        return cast(dict[str, Blocks], self.state_dict)[index.fqn].__get_tensor_shard__(index)
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -99,6 +99,10 @@ class _Reader(HuggingFaceStorageReader):
 
     found: Metadata | None = None
 
+    @property
+    def place(self) -> str:
+        return str(cast(Any, self).path)
+
     def read_metadata(self) -> Metadata:
         if self.found is None:
             self.found = super().read_metadata()
@@ -109,7 +113,7 @@ def write(folder: Path, blocks: Mapping[str, Blocks]) -> None:
     """Every process writes its part. Raises TrainingError on all of them if one cannot."""
     try:
         writer = _Writer(str(folder / SHARDED), save_distributed=True)
-        dcp.save(dict(blocks), storage_writer=writer, planner=_SavePlanner())
+        save_checkpoint(blocks, storage_writer=writer, planner=_SavePlanner())
     except CheckpointException as e:
         raise TrainingError("the parts of a checkpoint cannot be written", details=_reasons(e)) from e
 
@@ -118,7 +122,7 @@ def read(folder: Path, blocks: Mapping[str, Blocks]) -> None:
     """Fill the pieces of every process, which must ask for the same names. Raises TrainingError."""
     try:
         planner = _LoadPlanner(flatten_state_dict=False)
-        dcp.load(dict(blocks), storage_reader=_Reader(str(folder / SHARDED)), planner=planner)
+        load_checkpoint(blocks, storage_reader=_Reader(str(folder / SHARDED)), planner=planner)
     except (CheckpointException, ValueError) as e:
         details = _reasons(e) if isinstance(e, CheckpointException) else [str(e)]
         raise TrainingError("the checkpoint does not fit the run", place=str(folder), details=details) from e
@@ -138,21 +142,21 @@ def open_sharded(folder: Path, wanted: Callable[[str], bool]) -> Weights:
 class Assembled(Tensor):
     """One tensor of a sharded checkpoint. Raises WeightsError where blocks are missing or their files are gone."""
 
-    def __init__(self, reader: _Reader, name: str, stored: Any) -> None:
-        self.reader, self.name, self.stored = reader, name, stored
-        self.type = TensorType(dtype_of(stored.properties.dtype), tuple(stored.size))
+    def __init__(self, reader: _Reader, name: str, metadata: Any) -> None:
+        self.reader, self.name, self.metadata = reader, name, metadata
+        self.type = TensorType(dtype_of(metadata.properties.dtype), tuple(metadata.size))
 
     def numpy(self) -> Array:
-        covered = sum(c.sizes.numel() for c in self.stored.chunks)
-        if covered != self.stored.size.numel():
-            what = f"tensor {self.name} has {covered} of {self.stored.size.numel()} elements"
-            raise WeightsError(what, place=str(self.reader.path))
-        whole = torch.empty(self.stored.size, dtype=self.stored.properties.dtype)
+        covered = sum(c.sizes.numel() for c in self.metadata.chunks)
+        if covered != self.metadata.size.numel():
+            what = f"tensor {self.name} has {covered} of {self.metadata.size.numel()} elements"
+            raise WeightsError(what, place=self.reader.place)
+        whole = torch.empty(self.metadata.size, dtype=self.metadata.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             try:
-                dcp.load({self.name: whole}, storage_reader=self.reader, no_dist=True)
+                load_checkpoint({self.name: whole}, storage_reader=self.reader, no_dist=True)
             except CheckpointException as e:
                 what = f"tensor {self.name} cannot be read"
-                raise WeightsError(what, place=str(self.reader.path), details=_reasons(e)) from e
+                raise WeightsError(what, place=self.reader.place, details=_reasons(e)) from e
         return to_array(whole)

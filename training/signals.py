@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -22,7 +22,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Generator[Stop]:
     """Notes signals inside the block; a second one acts as it would have without. Only the main thread gets any."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ..data.batch import Batch
 from ..frontends.dsl import Model
@@ -20,15 +20,11 @@ from ..passes.padding_mask import drop_padding_mask
 class Source(Protocol):
     """Batches for one task: text, shards, pairs, rows with labels, instructions."""
 
-    @property
-    def task(self) -> str:
-        """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
-        ...
+    task: ClassVar[str]
+    """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
 
-    @property
-    def static(self) -> bool:
-        """Whether every training batch has the same shape."""
-        ...
+    static: ClassVar[bool]
+    """Whether every training batch has the same shape."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -79,5 +75,5 @@ def _positions(graph: Graph) -> int | None:
     """Rows of the table that positions are looked up in, if there is one."""
     given = graph.inputs.get(TOKENS.positions)
     uses = () if given is None else given.uses
-    found = [node.arguments[1].shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
+    found = [node.value("table").shape[0] for node, i in uses if isinstance(node.op, Embedding) and i == 0]
     return next((rows for rows in found if isinstance(rows, int)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from ..backends.torch.collectives import use_group
 from ..ir.errors import ConfigError, MonographError
 from .errors import TrainingError
 from .settings import Settings
+from .torch_typed import all_reduce
 
 T = TypeVar("T")
 _DATA, _TENSOR = "data", "tensor"
@@ -42,7 +43,7 @@ def is_lost(e: RuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def left_on_error() -> Iterator[None]:
+def left_on_error() -> Generator[None]:
     """Where the block ends in an error, a process group that was made in it is left: others wait for no one in vain."""
     there = distributed.is_available() and distributed.is_initialized()
     try:
@@ -131,8 +132,8 @@ class World:
         if self.alone:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device) / self.tensor
-        distributed.all_reduce(total)
-        return total.tolist()
+        all_reduce(total)
+        return [float(x) for x in total]
 
     def any(self, value: bool) -> bool:
         """Whether it is so on any process."""
@@ -149,7 +150,7 @@ class World:
             except Exception as e:
                 result[1] = e
         # An error is told by its class and text: not every error can be sent whole.
-        sent = [result[0], None if result[1] is None else (type(result[1]).__name__, str(result[1]))]
+        sent: list[Any] = [result[0], None if result[1] is None else (type(result[1]).__name__, str(result[1]))]
         distributed.broadcast_object_list(sent, src=0, device=torch.device(self.device))
         if result[1] is not None:
             raise result[1]
@@ -159,7 +160,7 @@ class World:
         return sent[0]
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> Generator[None]:
         """A block that has worked on all processes or on none: where it did, an error elsewhere is raised too."""
         failed: BaseException | None = None
         try:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..building import TARGETS, export, memory_bound, serving_graphs, weights_of
+from ..building import TARGETS, write_export
+from ..building import build as build_model
 from ..console import Json, command, human_bytes, out, print_json, progress, table
 from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.errors import did_you_mean
-from ..machine import peak_memory, seconds
-from ..passes.encode import through_float
-from ..passes.pipelines import PIPELINES
+from ..machine import peak_memory
 from ..resolve import HELP, resolve
 
 
@@ -32,7 +32,7 @@ def build(
     opset: Annotated[int, typer.Option(help="of a portable export")] = 23,
     strict: Annotated[bool, typer.Option("--strict", help="fail unless every attention is fused (cpu)")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="list what was not fused, and why")] = False,
-    dump: Annotated[Path | None, typer.Option(help="folder for the text of the graph after every pass")] = None,
+    dump: Annotated[Path | None, typer.Option(help="folder for the text of each graph after every pass")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="compare the result with the NumPy reference; exit 1 if off")
     ] = False,
@@ -42,20 +42,26 @@ def build(
     if target not in TARGETS:
         raise MonographError(f"no target is called {target!r}{did_you_mean(target, TARGETS)}")
     loaded = resolve(model)
-    bound = memory_bound(loaded)
-    if not json_output:
-        out().print(f"{loaded.name}: at most {human_bytes(bound)} of memory (300 MB + 3 x the largest tensor)")
-    if dump is not None:
-        _dump(loaded, target, dump, max_positions)
+
+    def announce(bound: int) -> None:
+        report["bound_bytes"] = bound
+        if not json_output:
+            out().print(f"{loaded.name}: at most {human_bytes(bound)} of memory (300 MB + 3 x the largest tensor)")
+
+    report: dict[str, Any] = {"target": target, "folder": folder}
     with progress(json_output) as bars:
         bar = bars.add_task("passes", total=None)
 
         def show(done: int, total: int, name: str) -> None:
             bars.update(bar, description=name, completed=done, total=total)
 
-        report: dict[str, Any] = {}
-        spent = seconds(lambda: report.update(_write(loaded, folder, target, max_positions, opset, strict, show)))
-    report |= {"folder": folder, "seconds": spent, "bound_bytes": bound, "peak_bytes": peak_memory()}
+        told = {"dump": dump, "announce": announce, "progress": show}
+        start = time.perf_counter()
+        if target == "onnx":
+            report |= _export(loaded, folder, opset, strict, told)
+        else:
+            report |= _build(loaded, folder, target, max_positions, strict, told)
+    report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
         report["check"] = _check(loaded, folder, json_output)
     if json_output:
@@ -66,54 +72,31 @@ def build(
         raise typer.Exit(1)
 
 
-def _write(
-    model: Model, folder: Path, target: str, positions: int | None, opset: int, strict: bool, show: Any
-) -> dict[str, Any]:
-    """Build, and say what came out: attentions fused, nodes by file, near misses."""
-    if target == "onnx":
-        if strict:
-            raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-        export(model, folder, opset=opset, progress=show)
-        plain = through_float(model.graph(encoded=True), weights_of(model))
-        return {"target": target, "nodes": _nodes(folder), "through_float": plain, "misses": []}
-    from ..backends import onnxruntime as backend
+def _export(model: Model, folder: Path, opset: int, strict: bool, told: Mapping[str, Any]) -> dict[str, Any]:
+    if strict:
+        raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
+    report = write_export(model, folder, opset=opset, **told)
+    return {"nodes": report.nodes, "misses": [], "through_float": report.through_float}
 
-    report = backend.build(model, None, folder, target, max_positions=positions, strict=strict, progress=show)
-    misses = [str(m) for m in report.misses]
+
+def _build(
+    model: Model, folder: Path, target: str, positions: int | None, strict: bool, told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build, and say what came out: attentions fused, nodes by file, near misses, what is remembered."""
+    with build_model(model, folder, target=target, max_positions=positions, strict=strict, **told) as engine:
+        report = engine.report
+    assert report is not None
     return {
-        "target": target,
         "attentions": report.attentions,
         "fused": report.fused,
         "nodes": report.nodes,
+        "misses": [str(m) for m in report.misses],
         "through_float": report.through_float,
-        "misses": misses,
+        "alone": report.contract.alone,
+        "positions": report.contract.positions,
+        "slots": [str(s) for s in report.contract.slots],
+        "state_bytes": report.state_bytes,
     }
-
-
-def _nodes(folder: Path) -> dict[str, dict[str, int]]:
-    """Nodes by op type of every ONNX file in the folder; weights are not read."""
-    import onnx
-
-    found: dict[str, dict[str, int]] = {}
-    for path in sorted(folder.glob("*.onnx")):
-        counts: dict[str, int] = {}
-        for node in onnx.load(str(path), load_external_data=False).graph.node:
-            counts[node.op_type] = counts.get(node.op_type, 0) + 1
-        found[path.name] = dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
-    return found
-
-
-def _dump(model: Model, target: str, folder: Path, positions: int | None) -> None:
-    """The graph after every pass, and the graphs that are lowered."""
-    name = "decode" if model.task.generates else "encode"
-    PIPELINES[name].run(model.graph(), dump=folder)
-    graphs: Mapping[str, Any] = serving_graphs(model)
-    if target != "onnx":
-        from ..backends import onnxruntime as backend
-
-        graphs = backend.variants_of(model.graph(), positions or backend.positions_of(model)).graphs
-    for file, graph in graphs.items():
-        (folder / f"final-{file}.txt").write_text(str(graph))
 
 
 def _check(model: Model, folder: Path, quiet: bool) -> dict[str, Any]:
@@ -127,16 +110,6 @@ def _check(model: Model, folder: Path, quiet: bool) -> dict[str, Any]:
     return {"passed": parity.passed, "tolerance": parity.tolerance, "rows": parity.rows}
 
 
-def _print_formats(plain: Mapping[str, str], explain: bool) -> None:
-    """Which weights the target could not keep in the blocks of their file."""
-    kinds = list(plain.values())
-    if kinds:
-        counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in sorted(set(kinds)))
-        out().print(f"{len(kinds)} weights are stored as plain numbers, not in the blocks of their file ({counts})")
-    for name, kind in plain.items() if explain else ():
-        out().print(f"plain numbers: {name} ({kind})", markup=False)
-
-
 def _print(report: Mapping[str, Any], explain: bool) -> None:
     console = out()
     if "attentions" in report:
@@ -147,7 +120,8 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         for name, counts in report["nodes"].items()
     ]
     console.print(table("graphs", rows))
-    _print_formats(report["through_float"], explain)
+    for line in _notes(report, explain):
+        console.print(line, markup=False)
     for miss in report["misses"] if explain else ():
         console.print(f"not fused: {miss}", markup=False)
     if explain and not report["misses"]:
@@ -164,3 +138,20 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         console.print(
             f"checked {len(rows)} cases against the reference: {len(failed)} fail, largest difference {worst:.2g}"
         )
+
+
+def _notes(report: Mapping[str, Any], explain: bool) -> list[str]:
+    """What is remembered, what rows cost when they differ in length, and which weights left their blocks."""
+    lines: list[str] = []
+    if report.get("slots"):
+        most = f" at {report['positions']} tokens" if report["positions"] else ""
+        size = human_bytes(report["state_bytes"])
+        lines.append(f"remembers {len(report['slots'])} slots, {size} a row{most}")
+    if report.get("alone"):
+        lines.append(f"with a mask, rows of different lengths run one by one: {report['alone']}")
+    if lost := report["through_float"]:
+        lines.append(
+            f"{len(lost)} weights went through float instead of their blocks ({', '.join(sorted({*lost.values()}))})"
+        )
+        lines += [f"  {name}: {kind}" for name, kind in lost.items()] if explain else []
+    return lines

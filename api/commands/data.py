@@ -73,10 +73,10 @@ def _engine(name: str, workers: int, address: str | None) -> Any:
 
 def _check(run: Path, json_output: bool) -> None:
     from ..data import Shards
-    from ..data.shards import SPLITS
+    from ..data.shards import SIDES
 
     found: dict[str, Any] = {}
-    for split in SPLITS:
+    for split in SIDES:
         shards = Shards(run, split)
         shards.verify()
         found[split] = {"shards": len(shards.shards), "documents": len(shards), "tokens": shards.tokens}

@@ -40,6 +40,8 @@ def show(
         return
     graph, report = _graph(model, pipeline, decomposed)
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
+    if graph.slots:
+        payload["slots"] = [str(s) for s in graph.slots]
     if report is not None:
         payload |= {"fused": report.counts, "misses": [_miss(m) for m in report.misses]}
     if json_output:
@@ -47,6 +49,8 @@ def show(
         return
     if counts:
         out().print(table(f"{graph.name}: {len(graph)} nodes", _count_rows(graph)))
+        for slot in graph.slots:
+            out().print(str(slot), markup=False)
     elif not explain:
         out().print(str(graph), markup=False, end="")
     if explain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -291,13 +291,13 @@ class Builder:
 
     def _named(self, name: str, h: Handle) -> Handle:
         """The handle under the output's name; a copy where the value cannot be renamed."""
-        if h.value.producer() is None or h.value.meta.get("output"):
+        if h.value.producer() is None or _marks(h.value).get("output"):
             copy = self._make("Identity", [h], 1, "", {})
             copy[0].stamp(h.type)
             self._numbered["output", name] = copy
             h = copy[0]
         h.value.name = name
-        h.value.meta["output"] = True
+        _marks(h.value)["output"] = True
         return h
 
     def _store_transposed(self, live: set[onnx_ir.Value]) -> None:
@@ -311,7 +311,7 @@ class Builder:
             node = readers[0]
             if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != _SWAP:
                 continue
-            if node.outputs[0].meta.get("output"):
+            if _marks(node.outputs[0]).get("output"):
                 continue
             tensor = source.tensor
             turned = Mapped(tensor, TensorType(tensor.dtype, tensor.type.shape[::-1]), np.transpose)
@@ -324,11 +324,16 @@ class Builder:
         self.nodes = [node for node in self.nodes if node not in gone]
 
 
+def _marks(value: onnx_ir.Value) -> dict[str, bool]:
+    """What this builder notes on a value."""
+    meta: Any = value.meta
+    return meta
+
+
 def _frozen(attribute: Any) -> Any:
     """An attribute as a key: equal keys are equal attributes. What cannot be compared is equal to itself only."""
     if isinstance(attribute, (list, tuple)):
-        items: Sequence[Any] = attribute
-        return tuple(map(_frozen, items))
+        return tuple(map(_frozen, cast("Sequence[Any]", attribute)))
     if isinstance(attribute, (bool, int, float, str)):
         return type(attribute).__name__, repr(attribute)
     return id(attribute)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import onnx
 import onnx_ir
@@ -17,11 +18,13 @@ from ...ir.weights import Computed, Tensor, param_only
 from ...passes.encode import plain_again
 from ...passes.manager import Pipeline
 from .builder import Builder, Handle, UnavailableError
+from .metadata import metadata_of
 from .quantized import SINCE as BLOCKS_SINCE
 from .rewrites import PORTABLE
 from .tensors import dim_names, onnx_shape
 
 OLDEST_OPSET, NEWEST_OPSET = 20, onnx.defs.onnx_opset_version()
+PRODUCER = "monograph"
 _SMALL = 1 << 20
 """A weight expression below this many bytes is stored evaluated even where its parameters are stored too."""
 
@@ -38,11 +41,16 @@ def lower(
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise LoweringError(f"opset {opset} is outside the supported {OLDEST_OPSET} to {NEWEST_OPSET}")
+    return _Lowering(prepared(graph, opset, pipeline), weights, Builder(opset)).model()
+
+
+def prepared(graph: Graph, opset: int, pipeline: Pipeline = PORTABLE, dump: Path | None = None) -> Graph:
+    """A copy of a graph as it is lowered. dump: folder for its text after every pass."""
     graph = graph.copy()
     if opset < BLOCKS_SINCE:
         plain_again(graph)
-    pipeline.run(graph)
-    return _Lowering(graph, weights, Builder(opset)).model()
+    pipeline.run(graph, dump=dump)
+    return graph
 
 
 class _Lowering:
@@ -170,7 +178,7 @@ def _lower(op: Builder, node: Node, operands: Sequence[Handle | None]) -> list[H
 
 
 def _stamped(node: Node, results: Any) -> list[Handle]:
-    handles: list[Handle] = list(results) if isinstance(results, tuple) else [results]
+    handles: list[Handle] = list(cast("tuple[Handle, ...]", results)) if isinstance(results, tuple) else [results]
     if len(handles) != len(node.outputs):
         raise LoweringError(f"{node.op.name} gave {len(handles)} ONNX values for {len(node.outputs)} outputs")
     for h, v in zip(handles, node.outputs, strict=True):
@@ -196,7 +204,13 @@ def assemble(op: Builder, graph: Graph, outputs: Mapping[str, Handle]) -> onnx_i
         name=graph.name,
     )
     version = importlib.metadata.version("monograph")
-    return onnx_ir.Model(body, ir_version=_ir_version(op.opset), producer_name="monograph", producer_version=version)
+    return onnx_ir.Model(
+        body,
+        ir_version=_ir_version(op.opset),
+        producer_name=PRODUCER,
+        producer_version=version,
+        metadata_props=metadata_of(graph),
+    )
 
 
 def _ir_version(opset: int) -> int:

@@ -34,7 +34,7 @@ SINCE = 21
 
 
 class OnnxDequantizeLinear(Op):
-    """scale * code by blocks along an axis of a matrix: codes [N,K], scales [N,K/block] (axis 1), or as [K,N]."""
+    """scale * code by blocks along an axis: codes [N,K], scales [N,K/block] (axis 1), or both transposed."""
 
     folds: ClassVar[bool] = False
 

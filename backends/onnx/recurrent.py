@@ -46,12 +46,12 @@ class RecurrentToOnnx:
 
     def rewrite(self, graph: Graph, node: Node, target: OnnxRecurrent) -> None:
         order = target.order
-        x, *weights = node.operands[:5]
-        w_ih, w_hh, b_ih, b_hh = (None if w is None else gates_in_order(w, order) for w in weights)
-        assert w_ih is not None and w_hh is not None
+        w_ih, w_hh = (gates_in_order(node.value(name), order) for name in ("weight_ih", "weight_hh"))
+        b_ih, b_hh = (None if b is None else gates_in_order(b, order) for b in (node["bias_ih"], node["bias_hh"]))
         bias = None if b_ih is None or b_hh is None else concat(b_ih, b_hh, axis=0)
         packed = [None if w is None else reshape(w, shape=(1, *w.shape)) for w in (w_ih, w_hh, bias)]
-        made = graph.add(target, (x, *packed, *node.operands[5:]), node.attributes)
+        states = [node[name] for name in node.op.states]
+        made = graph.add(target, (node["x"], *packed, *states, node["lengths"]), node.attributes)
         for old, new in zip(node.outputs, made, strict=True):
             graph.replace(old, new)
         graph.erase(node)
@@ -93,7 +93,8 @@ class OnnxRecurrent(Op):
             )
 
         assert self.plain.numpy is not None
-        return self.plain.numpy(x, *map(back, (w[0], r[0], *halves)), *rest, **attributes)
+        made: Any = self.plain.numpy(x, *map(back, (w[0], r[0], *halves)), *rest, **attributes)
+        return made
 
     def write(
         self, op: Any, x: Any, w: Any, r: Any, b: Any, states: Sequence[Any], lengths: Any, **options: Any

@@ -201,3 +201,6 @@ PORTABLE = Pipeline(
     ],
 )
 """The standard ops only."""
+
+AS_IT_IS = Pipeline("as it is", [])
+"""For graphs that have been prepared already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ...passes.manager import Pipeline
 from .lower import lower
 from .rewrites import PORTABLE
 
+_checker: Any = onnx.checker
 Progress = Callable[[int, int, str], None]
 
 INLINE_BYTES = 1024
@@ -138,6 +140,16 @@ def export(
     progress: Progress | None = None,
 ) -> Path:
     """Lower and save, then have ONNX's own checker read the result; gives the path of model.onnx."""
-    path = save(lower(graph, weights, opset, pipeline=pipeline), folder, progress)
-    onnx.checker.check_model(str(path), full_check=True)
+    return checked(save(lower(graph, weights, opset, pipeline=pipeline), folder, progress))
+
+
+def checked(path: Path) -> Path:
+    """The path of a written model that ONNX's own checker has read."""
+    _checker.check_model(str(path), full_check=True)
     return path
+
+
+def count(model: onnx_ir.Model) -> dict[str, int]:
+    """Nodes by op type, the most frequent first."""
+    counts = Counter(node.op_type for node in model.graph)
+    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))

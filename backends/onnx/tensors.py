@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir
@@ -68,7 +68,7 @@ class WeightTensor(onnx_ir.LazyTensor):
         super().__init__(self._read, dtype, onnx_ir.Shape(tensor.shape), cache=False, name=name)
         self.tensor = tensor
 
-    def _read(self) -> onnx_ir.Tensor:
+    def _read(self) -> onnx_ir.Tensor[Any]:
         return onnx_ir.Tensor(self.tensor.numpy(), dtype=self.dtype, name=self.name)
 
     def tofile(self, file: BinaryIO) -> None:

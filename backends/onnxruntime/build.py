@@ -10,33 +10,32 @@ from pathlib import Path
 import onnx_ir
 
 from ...frontends.dsl import Model
-from ...frontends.huggingface import write_companions
-from ...frontends.pooling import FILE as POOLING
-from ...frontends.pooling import Pooling
 from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
-from ...ir.files import Stage, staged
+from ...ir.files import whole
 from ...ir.graph import Graph
 from ...ir.slots import TOKENS
 from ...ir.weights import Tensor
 from ...passes.encode import keep_encodings, through_float
-from ...passes.manager import Pipeline, Step
+from ...passes.manager import Step
 from ...passes.pattern import NearMiss
+from ..onnx.folder import foreign, write_companions, write_text
 from ..onnx.lower import lower
-from ..onnx.save import memory_bound
+from ..onnx.rewrites import AS_IT_IS
+from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
 from .choices import choices_of
 from .contract import FILE, VERSION, Contract
 from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
+from .held import bytes_of
 from .logits import ROWS
 from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
 
 OPSET = 23
 DEFAULT_POSITIONS = 4096
 FUSED = (GroupQuery.name, MultiHead.name)
-_NOTHING = Pipeline("lowered", [])
 
 
 @dataclass
@@ -45,8 +44,9 @@ class BuildReport:
 
     attentions: how many there are (`total`) and how many became which op in the graph that serves first.
     nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
-    seconds. through_float: block format by weight, of those that the target has no blocks for, which became plain
-    numbers. bytes: of the data file. bound: most bytes of resident memory the build may take. seconds: all of it.
+    seconds. through_float: block format by name of each weight that became plain numbers on its way. bytes: of the
+    data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
+    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it.
     """
 
     folder: Path
@@ -58,6 +58,7 @@ class BuildReport:
     through_float: dict[str, str] = field(default_factory=dict[str, str])
     kernels: str = ""
     bytes: int = 0
+    state_bytes: int = 0
     bound: int = 0
     seconds: float = 0.0
 
@@ -93,7 +94,8 @@ def build(
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. dump: folder for the text of each graph after every pass.
     announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
-    Nothing is visible in the folder before everything is written. Raises LoweringError for a node that the target
+    Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
+    MonographError for a folder that holds other files, LoweringError for a node that the target
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
@@ -117,12 +119,14 @@ def build(
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
+    for lowered in variants.graphs.values():
+        report.through_float |= through_float(lowered, found)
     announce(report.bound)
-    with staged(folder) as stage:
+    with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
-        _text(stage, FILE, report.contract.to_json())
+        write_text(stage, FILE, report.contract.to_json())
         if isinstance(model, Model):
-            _companions(stage, model)
+            write_companions(stage, model)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -176,7 +180,7 @@ def _check_positions(contract: Contract, asked: int | None) -> Contract:
 
 
 def _report(variants: Variants, folder: Path, contract: Contract) -> BuildReport:
-    report = BuildReport(folder, contract)
+    report = BuildReport(folder, contract, state_bytes=sum(bytes_of(s, contract.limit) for s in contract.slots))
     counts = variants.graphs[LENGTHS].counts()
     names = (*FUSED, "onnx_attention", "onnx_cached_attention", "attention")
     report.attentions = {"total": variants.attentions} | {k: counts[k] for k in names if k in counts}
@@ -205,29 +209,8 @@ def _lowered(
     table = target.table
     report.kernels = table.source
     for name, graph in variants.graphs.items():
-        models[name] = lower(graph, weights, OPSET, pipeline=_NOTHING)
+        models[name] = lower(graph, weights, OPSET, pipeline=AS_IT_IS)
         table.check(models[name])
-        report.nodes[name] = _count(models[name])
-        report.through_float |= through_float(graph, weights)
+        report.nodes[name] = count(models[name])
     report.bound = memory_bound(models.values(), (weights[k] for g in variants.graphs.values() for k in g.params))
     return models
-
-
-def _count(model: onnx_ir.Model) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
-
-
-def _companions(stage: Stage, model: Model) -> None:
-    """What clients expect beside a model, and how an encoder's vectors become one."""
-    write_companions(stage, model, model.weights)
-    pooling = Pooling.read(model.folder) if model.folder is not None else None
-    if pooling is not None:
-        _text(stage, POOLING, pooling.to_json())
-
-
-def _text(stage: Stage, name: str, text: str) -> None:
-    with stage.open(name) as file:
-        file.write(text.encode())

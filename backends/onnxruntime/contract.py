@@ -13,6 +13,7 @@ from ...frontends.task import LOGITS, TOKEN_TYPES
 from ...ir.errors import ConfigError, MonographError
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
+from ..onnx.metadata import slot_json, stream_json
 
 FILE = "monograph.json"
 VERSION = 2
@@ -69,9 +70,8 @@ class Contract:
 
     def to_json(self) -> str:
         said: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        said["slots"] = [_slot_json(s) for s in self.slots]
-        if self.stream is not None:
-            said["stream"] = {f.name: getattr(self.stream, f.name) for f in fields(self.stream)}
+        said["slots"] = [slot_json(s) for s in self.slots]
+        said["stream"] = None if self.stream is None else stream_json(self.stream)
         said["inputs"] = {file: {k: str(t) for k, t in types.items()} for file, types in self.inputs.items()}
         said["bounds"] = dict(self.bounds)
         return json.dumps(said, indent=2) + "\n"
@@ -100,9 +100,31 @@ class Contract:
         return contract
 
 
-def _slot_json(slot: Slot) -> dict[str, Any]:
-    said: dict[str, Any] = {f.name: getattr(slot, f.name) for f in fields(slot)}
-    return said | {"growth": slot.growth.value, "type": str(slot.type)}
+def slots_of(text: str, place: str = "") -> tuple[Slot, ...]:
+    """Slots from the JSON list of a contract, or of an exported file. Raises ConfigError listing what is wrong."""
+    reader = _Reader()
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"slots are not JSON: {e}", place=place) from None
+    if not isinstance(given, list):
+        raise ConfigError(f"slots are {given!r}, expected a list", place=place)
+    slots = [reader.slot(s, f"slot {i}") for i, s in enumerate(given)]
+    if reader.problems:
+        raise ConfigError("slots are damaged", place=place, details=reader.problems)
+    return tuple(s for s in slots if s is not None)
+
+
+def stream_of(text: str, place: str = "") -> Stream:
+    """A stream from the JSON object of an exported file. Raises ConfigError listing what is wrong."""
+    reader = _Reader()
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"the stream is not JSON: {e}", place=place) from None
+    if not reader.fits(given, Stream, "stream: "):
+        raise ConfigError("the stream is damaged", place=place, details=reader.problems)
+    return Stream(**given)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -152,3 +153,11 @@ def places_of(slot: Slot, capacity: int, limit: int) -> int:
         kept = slot.window - 1
         return max(1, min(kept + max(SLACK, kept // SHARE), limit))
     return capacity
+
+
+def bytes_of(slot: Slot, limit: int) -> int:
+    """Bytes that a slot takes for one row of `limit` tokens; 0 for what depends on the length of a source."""
+    if slot.growth is Growth.once:
+        return 0
+    copies = 2 if slot.growth is Growth.replace else 1
+    return copies * math.prod(shape_of(slot, 1, places_of(slot, limit, limit))) * slot.type.dtype.bits // 8

@@ -85,7 +85,10 @@ class Session:
             return forward(self.graph, self.contract, inputs, {})
         source = {k: v for k, v in inputs.items() if k in self.contract.inputs[self.contract.encoder]}
         rest = {k: v for k, v in inputs.items() if k not in source}
-        return forward(self.graph, self.contract, rest, self._encoded(source))
+        encoded = self._encoded(source)
+        carried = {s.first or s.input for s in self.contract.slots}
+        own = [k for k in self.graph(self.contract.encoder).outputs if k not in carried]
+        return {k: encoded[k] for k in own} | forward(self.graph, self.contract, rest, encoded)
 
     def _encoded(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """What the decoder needs of a source: the encoder's results, and what they were made from."""

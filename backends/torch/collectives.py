@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import distributed
 
 from ...ir.errors import MonographError
+from .untyped import library
 
 _group: Any = None
 
@@ -18,17 +18,17 @@ def use_group(group: Any) -> None:
     _group = group
 
 
-@torch.library.custom_op("monograph::sum_over_ranks", mutates_args=())
+@library.library.custom_op("monograph::sum_over_ranks", mutates_args=())
 def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
     """The sum over the group; every summand gets the gradient of the sum."""
     if _group is None:
         raise MonographError("this module is one rank's share: it needs its process group (see docs/distributed.md)")
     y = x.clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(y, group=_group)
+    library.distributed.all_reduce(y, group=_group)
     return y
 
 
-@torch.library.custom_op("monograph::copy_to_ranks", mutates_args=())
+@library.library.custom_op("monograph::copy_to_ranks", mutates_args=())
 def copy_to_ranks(x: torch.Tensor) -> torch.Tensor:
     """x; its gradient is the sum of the gradients of all ranks."""
     return x.clone(memory_format=torch.contiguous_format)

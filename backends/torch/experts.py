@@ -13,6 +13,7 @@ from ...ir.op import Op
 from ...ir.ops.experts import Moe
 from ...ir.types import DimLike, TensorType, product
 from .feed_forward import value
+from .products import by_hand
 
 if TYPE_CHECKING:
     from ...ir.layout import Layout
@@ -28,7 +29,8 @@ class ChosenExperts(Op):
         x, weights = node.arguments[0], node.arguments[1]
         uses, hidden = layout.size(product(weights.shape)), layout.size(node.arguments[3].shape[0])
         width = layout.size(x.shape[-1])
-        return reads.Saved(tuple(node.arguments), uses * (4 * hidden + 2 * width) * x.dtype.bits // 8)
+        places = 2 * 8 * uses
+        return reads.Saved(tuple(node.arguments), uses * (4 * hidden + 2 * width + 1) * x.dtype.bits // 8 + places)
 
     def infer(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> TensorType:
         return x.type
@@ -62,20 +64,24 @@ def chosen_experts(
 ) -> torch.Tensor:
     """x [..., C], weights and indices [..., k], three matrices an expert -> [..., C]."""
     triples = [(experts[i], experts[i + 1], experts[i + 2]) for i in range(0, len(experts), 3)]
-    rows, weights = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
-    indices = indices.reshape(weights.shape)
-    y = torch.zeros_like(rows)
-    if torch.compiler.is_compiling():
+    rows, each = x.reshape(-1, x.shape[-1]), weights.shape[-1]
+    weights, flat = weights.reshape(-1, each), indices.reshape(-1)
+    if x.is_meta or not by_hand(x, weights, indices, *experts):
+        y = torch.zeros_like(rows)
         for i, triple in enumerate(triples):
-            share = torch.where(indices == i, weights, 0.0).sum(-1, keepdim=True)
+            share = torch.where(indices.reshape(-1, each) == i, weights, 0.0).sum(-1, keepdim=True)
             y = y + _expert(rows, *triple, activation) * share
         return y.reshape(x.shape)
-    for i, triple in enumerate(triples):
-        # An expert that nobody chose reads no row, so that its gradient is zero and not missing.
-        row, place = torch.where(indices == i)
-        part = _expert(rows[row], *triple, activation) * weights[row, place].unsqueeze(1)
-        y.index_add_(0, row, part.to(y.dtype))
-    return y.reshape(x.shape)
+    # Uses by expert; the counts are the only numbers that a device is waited for. An expert that nobody chose reads no
+    # row, so that its gradient is zero and not missing.
+    order = torch.argsort(flat, stable=True)
+    counts: list[int] = torch.bincount(flat, minlength=len(triples)).numpy(force=True).tolist()
+    read = torch.split(rows[order.div(each, rounding_mode="floor")], counts)
+    made = torch.cat([_expert(part, *triple, activation) for part, triple in zip(read, triples, strict=True)])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    y = made[back].reshape(*weights.shape, -1) * weights.unsqueeze(-1)
+    return y.sum(1).reshape(x.shape).to(x.dtype)
 
 
 def _expert(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, activation: str) -> torch.Tensor:

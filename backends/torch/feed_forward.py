@@ -24,6 +24,7 @@ from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
 from .products import by_hand, linear, plain_product, product, transformed
 from .tensors import as_given, autocast_dtype
+from .untyped import applied
 
 CHUNK_ELEMENTS = 1 << 17
 """Elements that one thread works on at a time on a CPU: what lies between the steps of a formula stays in its cache."""
@@ -107,7 +108,7 @@ def activated_linear(
     if narrow is not None:
         x, w = x.to(narrow), w.to(narrow)
         up, b = None if up is None else up.to(narrow), None if b is None else b.to(narrow)
-    return _ActivatedLinear.apply(x, w, up, b, activation, transposed, product if static else plain_product)
+    return applied(_ActivatedLinear, x, w, up, b, activation, transposed, product if static else plain_product)
 
 
 class _ActivatedLinear(torch.autograd.Function):
@@ -193,7 +194,7 @@ _BACKWARD: dict[str, Callable[..., torch.Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward,
     "gelu_tanh": functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
     "silu": torch.ops.aten.silu_backward,
-    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "relu": functools.partial(torch.ops.aten.threshold_backward, threshold=0),
 }
 
 

@@ -16,6 +16,7 @@ from ...ir.ops.quant import Dequantize
 from ...ir.shard_rules import needs_all
 from ...ir.types import DType, TensorType, f32
 from .tensors import autocast_dtype, torch_dtype
+from .untyped import applied
 
 
 class FrozenLinear(Op):
@@ -111,7 +112,7 @@ def dequantized(stored: torch.Tensor, encoding: Encoding, dtype: torch.dtype) ->
 
 def frozen_linear(x: torch.Tensor, w: torch.Tensor, encoding: str, transposed: bool) -> torch.Tensor:
     """x @ w.T for stored lines w; under autocast in its dtype."""
-    return _OverEncoded.apply(x.to(autocast_dtype(x) or x.dtype), w, encoding, transposed)
+    return applied(_OverEncoded, x.to(autocast_dtype(x) or x.dtype), w, encoding, transposed)
 
 
 def frozen_embedding(ids: torch.Tensor, w: torch.Tensor, encoding: str, dtype: torch.dtype) -> torch.Tensor:

@@ -11,12 +11,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from .untyped import storage_key
+
 
 class Held(TorchDispatchMode):
     """Counts the memory that operations made and that is still held, whatever holds it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        mode: Any = super()
+        mode.__init__()
         self.made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -24,12 +27,12 @@ class Held(TorchDispatchMode):
         for t in tree_iter(result):
             if isinstance(t, torch.Tensor):
                 storage = t.untyped_storage()
-                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self.made[storage_key(t)] = (StorageWeakRef(storage), storage.nbytes())
         return result
 
     def bytes(self, *given: torch.Tensor) -> int:
         gc.collect()
-        known = {t.untyped_storage()._cdata for t in given}
+        known = {storage_key(t) for t in given}
         return sum(n for k, (ref, n) in self.made.items() if k not in known and not ref.expired())
 
 

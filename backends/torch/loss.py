@@ -17,6 +17,7 @@ from ...ir.types import TensorType
 from ...passes.pattern import Rewrite
 from .products import plain_product, product
 from .tensors import autocast_dtype
+from .untyped import library
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits that exist at one time: 32 MiB in float32, near what a cache holds."""
@@ -116,7 +117,7 @@ def linear_cross_entropy(
     return _chunked(x, w, labels, b, ignore_index, label_smoothing, wanted, learns)[0]
 
 
-@torch.library.custom_op("monograph::linear_cross_entropy", mutates_args=())
+@library.library.custom_op("monograph::linear_cross_entropy", mutates_args=())
 def _chunked(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -214,7 +215,10 @@ def _spread(grad: torch.Tensor | None, x: torch.Tensor, places: torch.Tensor, ev
 
 
 @_chunked.register_fake
-def _(x, w, labels, b, ignore_index, label_smoothing, wanted, learns):  # type: ignore[no-untyped-def]
+def _(
+    x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor, b: torch.Tensor | None, ignore_index: int,
+    label_smoothing: float, wanted: bool, learns: bool,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     grad_x = torch.empty_like(x) if wanted else x.new_empty(0)
     grad_w = torch.empty_like(w) if learns else w.new_empty(0)
     grad_b = torch.empty_like(b) if learns and b is not None else w.new_empty(0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 import operator
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from .products import linear
 from .recompute import NOT_AGAIN, RECOMPUTE, Recomputation, Step
 from .tensors import torch_dtype
 from .tied import tied_embedding
+from .untyped import library
 
 _KERNELS: dict[type[Op], Callable[..., Any]] = {RMSNorm: rms_norm}
 """Functions of this backend that take the place of an op's `torch` method."""
@@ -83,7 +85,7 @@ class Lowering:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.fx = prepare(graph), fx.Graph(tracer_cls=Tracer)
         self.params = list(graph.params)
-        self.tracer = fx.proxy.GraphAppendingTracer(self.fx)
+        self.tracer: Any = library.fx.proxy.GraphAppendingTracer(self.fx)
         self.namespace = Recorder(self, torch)
         self.values: dict[Value, Any] = {}
         self.sizes: dict[Dim, Any] = {}
@@ -190,7 +192,7 @@ class Lowering:
             return self.size(value)
         if isinstance(value, DType):
             return torch_dtype(value)
-        return tuple(map(self.attribute, value)) if isinstance(value, tuple) else value
+        return tuple(map(self.attribute, cast("tuple[Any, ...]", value))) if isinstance(value, tuple) else value
 
     # -- nodes -----------------------------------------------------------------------------------------------
 
@@ -296,5 +298,5 @@ class Recorder:
         if isinstance(found, types.ModuleType):
             return Recorder(self._lowering, found)
         if callable(found):
-            return lambda *args, **kwargs: self._lowering.call(found, *args, **kwargs)
+            return functools.partial(self._lowering.call, found)
         return found

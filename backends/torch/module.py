@@ -98,7 +98,7 @@ def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: 
     *owners, name = path.split(".")
     try:
         for part in owners:
-            if part not in module._modules:
+            if not isinstance(getattr(module, part, None), nn.Module):
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)
         if trainable:

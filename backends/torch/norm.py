@@ -9,19 +9,20 @@ from torch.nn import functional
 
 from .products import by_hand
 from .tensors import as_given
+from .untyped import applied, library
 
 
 def rms_norm(x: torch.Tensor, w: torch.Tensor, *, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x**2) + eps) * w over the last axis; keeps x and a number for each row."""
     if by_hand(x, w) and x.device.type == "cpu" and x.dtype == w.dtype in (torch.float32, torch.float64):
-        return _RMSNorm.apply(x, w, eps)
+        return applied(_RMSNorm, x, w, eps)
     return functional.rms_norm(x, w.shape, w, eps)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        length: torch.Tensor = library.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, scale)
         ctx.eps = eps

@@ -14,7 +14,9 @@ import torch
 from torch.autograd import forward_ad
 
 from .tensors import as_given
+from .untyped import applied, library
 
+_forward_ad: Any = forward_ad
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -38,7 +40,7 @@ ONEDNN = _onednn_is_faster()
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
     """x [..., in] @ w.T + b -> [..., out], w [out, in]; `transposed`: w is [in, out]."""
     if _suits(x) and _suits(w) and not torch.is_autocast_enabled("cpu"):
-        return _Linear.apply(x, w, b, transposed)
+        return applied(_Linear, x, w, b, transposed)
     return torch.nn.functional.linear(x, w.t() if transposed else w, b)
 
 
@@ -57,7 +59,7 @@ def by_hand(*tensors: torch.Tensor) -> bool:
     does, forward derivatives too, and tensors of other classes (sharded, functional) have rules of their own.
     """
     plain = all(type(t) in _PLAIN for t in tensors) and not torch.compiler.is_compiling() and not transformed()
-    return plain and not torch.jit.is_tracing() and forward_ad._current_level < 0
+    return plain and not library.jit.is_tracing() and _forward_ad._current_level < 0
 
 
 def _suits(x: torch.Tensor) -> bool:
@@ -71,8 +73,8 @@ def transformed(*tensors: torch.Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    of_func = torch._C._functorch
-    return torch._C._are_functorch_transforms_active() or any(map(of_func.is_legacy_batchedtensor, tensors))
+    of_func = library._C._functorch
+    return library._C._are_functorch_transforms_active() or any(map(of_func.is_legacy_batchedtensor, tensors))
 
 
 def _onednn(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
@@ -81,7 +83,7 @@ def _onednn(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.T
     return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
 
 
-@torch.library.custom_op("monograph::linear", mutates_args=())
+@library.library.custom_op("monograph::linear", mutates_args=())
 def _opaque(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
     """The same for torch.compile, which would want constant weights for an op of oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")

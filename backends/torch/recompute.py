@@ -8,7 +8,7 @@ again, and random ops draw the numbers they drew before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_iter, tree_map
 
 from ...ir.errors import LoweringError, RuntimeInputError
+from .untyped import library, storage_key
 
 RECOMPUTE = "monograph_recompute"
 """Name of the submodule through which the calls of a plan go."""
@@ -90,7 +91,8 @@ class Recomputation(nn.Module):
         packing = Packing(self._find, given, step.again)
         call = None
         if step.again:
-            call = Call(step, *tree_map(self._note, (args, kwargs)), _random_state(args) if step.random else None)
+            noted, options = tree_map(self._note, (args, kwargs))
+            call = Call(step, noted, options, _random_state(args) if step.random else None)
         with saved_tensors_hooks(packing, unpack):
             result = step.function(*args, **kwargs)
         outputs = [x for x in tree_iter(result) if isinstance(x, torch.Tensor)]
@@ -128,7 +130,7 @@ class Call:
         """Make outputs and saved tensors once more. Raises LoweringError if the call saves others than before."""
         if self.outputs is not None:
             return
-        args, kwargs = tree_map(lambda x: x.again() if isinstance(x, Kept) else x, (self.args, self.kwargs))
+        args, kwargs = tree_map(_again, (self.args, self.kwargs))
         count = 0
 
         def pack(t: torch.Tensor) -> None:
@@ -158,6 +160,10 @@ class Kept:
 
     def again(self) -> torch.Tensor:
         return self.tensor.detach().requires_grad_(self.learns)
+
+
+def _again(x: Any) -> Any:
+    return x.again() if isinstance(x, Kept) else x
 
 
 class View(Kept):
@@ -231,7 +237,7 @@ def unpack(x: Any) -> torch.Tensor:
 
 
 def _key(t: torch.Tensor) -> int:
-    return t.untyped_storage()._cdata
+    return storage_key(t)
 
 
 def _device(args: Any) -> torch.device:
@@ -257,14 +263,14 @@ def _random_state(args: Any) -> tuple[torch.device, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _drawing(random: tuple[torch.device, torch.Tensor] | None) -> Iterator[None]:
+def _drawing(random: tuple[torch.device, torch.Tensor] | None) -> Generator[None]:
     """Random numbers as they were drawn before."""
     if random is None:
         yield
         return
     device, state = random
     cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
+    with library.random.fork_rng([device] if cuda else []):
         torch.cuda.set_rng_state(state, device) if cuda else torch.set_rng_state(state)
         yield
 
@@ -276,7 +282,7 @@ def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
     share of the memory that the plan keeps, not the values.
     """
     inner = getattr(module, "module", module)  # What DistributedDataParallel wraps.
-    forward, plan = torch.compile(module, **options), getattr(inner, "plan", None)
+    forward, plan = library.compile(module, **options), getattr(inner, "plan", None)
     settings: dict[str, Any] = {}
     if plan is not None and plan.recomputed:
         settings["activation_memory_budget"] = plan.bytes_after / plan.bytes_before
@@ -285,7 +291,7 @@ def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
         settings["ban_recompute_materialized_backward"] = False
 
     def within(*args: Any, **kwargs: Any) -> Any:
-        with torch._functorch.config.patch(**settings):
+        with library._functorch.config.patch(**settings):
             return forward(*args, **kwargs)
 
     return within if settings else forward

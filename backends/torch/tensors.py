@@ -11,6 +11,7 @@ import torch
 from ...ir.errors import LoweringError
 from ...ir.tensors import Array, Tensor
 from ...ir.types import DType, TensorType
+from .untyped import library
 
 _TORCH = {
     DType.f64: torch.float64,
@@ -58,8 +59,8 @@ def to_tensor(array: Array) -> torch.Tensor:
     """A PyTorch tensor with its own copy of the values, on the CPU."""
     dtype = torch_dtype(DType.of(array.dtype))
     if dtype == torch.bfloat16:
-        return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
+        return library.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
+    return library.from_numpy(np.array(array))
 
 
 def to_array(tensor: torch.Tensor) -> Array:

@@ -12,13 +12,14 @@ import torch
 from torch.nn import functional
 
 from .products import by_hand
+from .untyped import applied
 
 
 def tied_embedding(ids: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows of `table` [V,C] for ids [...], the table as the head must take it)."""
     if not by_hand(ids, table) or table.device.type != "cpu":
         return functional.embedding(ids, table), table
-    return _Tied.apply(ids, table)
+    return applied(_Tied, ids, table)
 
 
 class _Tied(torch.autograd.Function):

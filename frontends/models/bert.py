@@ -33,7 +33,7 @@ class Bert(Config):
     labels: dict[str, str] | None = key("id2label", None)
     head_dropout: float | None = key("classifier_dropout", None)
 
-    ignored = frozenset({"attention_probs_dropout_prob", "directionality", *POOLER})
+    ignored = frozenset({"attention_probs_dropout_prob", "directionality", "is_causal", *POOLER})
 
     def __post_init__(self) -> None:
         if self.positions != "absolute":

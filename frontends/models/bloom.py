@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..layers import Packed, alibi, attention, drop, feed_forward
 
@@ -28,7 +30,8 @@ class Bloom(Config):
     )
 )
 def bloom(m: Scope, c: Bloom, input_ids: Value, attention_mask: Value) -> Value:
-    settings = {"heads": c.heads, "packed": Packed("query_key_value", by_head=True), "names": ("", "", "", "dense")}
+    packed = Packed("query_key_value", by_head=True)
+    settings: dict[str, Any] = {"heads": c.heads, "packed": packed, "names": ("", "", "", "dense")}
     mask, bias = key_mask(attention_mask), alibi(m, attention_mask, c.heads)
     t = m / "transformer"
     x = t.layer_norm("word_embeddings_layernorm", t.embed("word_embeddings", input_ids, c.vocab, c.dim), c.eps)

@@ -39,7 +39,7 @@ class Gemma3Text(Gemma2):
         given: Mapping[str, Any] = self.rope_parameters or {}
         if given and not {*given} <= {SLIDING, FULL}:
             raise ConfigError(f"rope_parameters have the keys {', '.join(given)}, expected {SLIDING} and {FULL}")
-        settings = {**(given.get(kind) or {}), **((self.rope_scaling or {}) if kind == FULL else {})}
+        settings: dict[str, Any] = {**(given.get(kind) or {}), **((self.rope_scaling or {}) if kind == FULL else {})}
         return rope_arguments(settings, self.theta if kind == FULL else self.local_theta, self.max_positions)
 
 

@@ -40,7 +40,8 @@ class GPTNeoX(Config):
 )
 def gpt_neox(m: Scope, c: GPTNeoX, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     rotate = rotary(m, position_ids, c.dim // c.heads, **rope_settings(c, partial=c.partial))
-    settings = {"heads": c.heads, "packed": Packed("query_key_value", by_head=True), "names": ("", "", "", "dense")}
+    packed = Packed("query_key_value", by_head=True)
+    settings: dict[str, Any] = {"heads": c.heads, "packed": packed, "names": ("", "", "", "dense")}
     mask = key_mask(attention_mask)
     x = drop(m.embed("gpt_neox.embed_in", input_ids, c.vocab, c.dim), c.dropout)
     for b in m.layers("gpt_neox.layers", c.layers):

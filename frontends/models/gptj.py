@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..layers import attention, drop, feed_forward, rotary
 from .gpt2 import SUMMARY
@@ -36,7 +38,8 @@ class GPTJ(Config):
 def gptj(m: Scope, c: GPTJ, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     width = c.dim // c.heads
     rotate = rotary(m, position_ids, width, theta=10000.0, partial=c.rotary_dim / width, interleaved=True)
-    settings = {"heads": c.heads, "names": ("q_proj", "k_proj", "v_proj", "out_proj"), "mask": key_mask(attention_mask)}
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    settings: dict[str, Any] = {"heads": c.heads, "names": names, "mask": key_mask(attention_mask)}
     t = m / "transformer"
     x = drop(t.embed("wte", input_ids, c.vocab, c.dim), c.embedding_dropout)
     for b in t.layers("h", c.layers):

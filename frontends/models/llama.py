@@ -61,7 +61,7 @@ GGUF_NAMES = {
 )
 def llama(m: Scope, c: Llama, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     rotate = rotary(m, position_ids, c.width, **rope_settings(c))
-    heads = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "biases": c.attention_bias}
+    heads: dict[str, Any] = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "biases": c.attention_bias}
     mask = key_mask(attention_mask)
     x = m.embed("model.embed_tokens", input_ids, c.vocab, c.dim)
     for b in m.layers("model.layers", c.layers):

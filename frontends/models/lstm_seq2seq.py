@@ -11,6 +11,8 @@ from ..dsl import Config, Scope, Value, key, key_mask, model
 from ..layers import drop
 from ..recurrent import compacted, embed, recurrent, spread, wide
 
+States = list[tuple[Value, ...]]
+
 
 class LstmSeq2seq(Config):
     vocab: int = key("vocab_size")
@@ -29,7 +31,7 @@ def lstm_seq2seq(
     decoder_input_ids: Value,
     decoder_attention_mask: Value,
 ) -> Value:
-    def read(m: Scope, ids: Value, mask: Value, initial: list[tuple[Value, ...]] | None) -> tuple[Value, list]:
+    def read(m: Scope, ids: Value, mask: Value, initial: States | None) -> tuple[Value, States]:
         order, place, lengths = compacted(mask)
         x = drop(embed(top, ops.take_along_axis(ids, order, axis=1), c.vocab, c.dim), c.dropout)
         y, states = recurrent(m, "lstm", x, c.dim, c.layers, lengths, initial, dropout=c.dropout)

@@ -40,7 +40,7 @@ class Mistral(Config):
 @model(checkpoint=Checkpoint("MistralForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}))
 def mistral(m: Scope, c: Mistral, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     rotate = rotary(m, position_ids, c.width, **rope_settings(c))
-    heads = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "window": c.window}
+    heads: dict[str, Any] = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "window": c.window}
     mask = key_mask(attention_mask)
     x = m.embed("model.embed_tokens", input_ids, c.vocab, c.dim)
     for b in m.layers("model.layers", c.layers):

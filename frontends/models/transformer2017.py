@@ -6,6 +6,7 @@ Layers are named as in torch.nn.Transformer, with the packed q, k, v of its atte
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ...ir import Init
 from ...ir.errors import ConfigError
@@ -52,7 +53,7 @@ def transformer2017(
         return drop(x + sinusoidal_positions(positions, dim=c.dim, dtype=m.dtype), c.dropout)
 
     def attend(m: Scope, x: Value, mask: Value, memory: Value | None = None, causal: bool = False) -> Value:
-        settings = {"mask": mask, "memory": memory, "causal": causal}
+        settings: dict[str, Any] = {"mask": mask, "memory": memory, "causal": causal}
         return drop(attention(m, x, heads=c.heads, names=NAMES, biases=True, **settings), c.dropout)
 
     def feed(m: Scope, x: Value) -> Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
-import operator as of_python
+import operator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from .checks import floating, number, same_dtype
 if TYPE_CHECKING:
     from ..layout import Layout
 
+_python: Any = operator
 _where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -91,7 +92,7 @@ class Add(Binary):
     torch_name, onnx_name = "add", "Add"
     backward_reads = reads.nothing
     canonical = (constant_right, neutral(0))
-    operator = of_python.add
+    operator = _python.add
 
 
 class Sub(Binary):
@@ -100,7 +101,7 @@ class Sub(Binary):
     torch_name, onnx_name = "subtract", "Sub"
     backward_reads = reads.nothing
     canonical = (neutral(0),)
-    operator = of_python.sub
+    operator = _python.sub
 
 
 def _onto_operand(node: Node) -> Value | None:
@@ -118,7 +119,7 @@ class Mul(Binary):
     torch_name, onnx_name = "multiply", "Mul"
     backward_reads = reads.each_other
     canonical = (constant_right, neutral(1), _onto_operand)
-    operator = of_python.mul
+    operator = _python.mul
 
 
 def _over_root(node: Node) -> Value | None:
@@ -143,7 +144,7 @@ class Div(Binary):
 
     torch_name, onnx_name = "divide", "Div"
     canonical = (neutral(1), _over_root, _times_reciprocal)
-    operator = of_python.truediv
+    operator = _python.truediv
 
     def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
         x, y = node.arguments
@@ -187,7 +188,7 @@ class Pow(Binary):
     torch_name, onnx_name = "pow", "Pow"
     backward_reads = reads.operands
     canonical = (neutral(1), _named_power)
-    operator = of_python.pow
+    operator = _python.pow
 
     def infer(self, x: Value, y: Value) -> TensorType:
         floating(x=x)
@@ -319,7 +320,7 @@ class Equal(Comparison):
 
     commutative = True
     torch_name, onnx_name = "eq", "Equal"
-    operator = of_python.eq
+    operator = _python.eq
 
     def infer(self, x: Value, y: Value) -> TensorType:
         return self.broadcast(x, y)
@@ -332,14 +333,14 @@ class Less(Comparison):
     """x < y, bool."""
 
     torch_name, onnx_name = "less", "Less"
-    operator = of_python.lt
+    operator = _python.lt
 
 
 class LessEqual(Comparison):
     """x <= y, bool."""
 
     torch_name, onnx_name = "less_equal", "LessOrEqual"
-    operator = of_python.le
+    operator = _python.le
 
 
 class Logical(Binary):

@@ -342,7 +342,8 @@ class TakeAlongAxis(AlongAxis):
         return np.take_along_axis(x, indices, axis=axis)
 
     def torch(self, torch: Any, x: Any, indices: Any, *, axis: int) -> Any:
-        return torch.take_along_dim(x, indices, dim=axis)
+        # take_along_dim would copy indices, also where one row of them is broadcast.
+        return torch.gather(x, axis, indices)
 
     def onnx(self, op: Any, x: Any, indices: Any, *, axis: int) -> Any:
         # Counted from the left: ONNX's own evaluator takes a negative axis for another one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from .. import backward_reads as reads
 from .. import shard_rules
 from ..errors import check
 from ..flow import Link, Links
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, bool_, exact_div, i64
 from .checks import floating, rank, same_dtype, typed
@@ -19,6 +19,9 @@ from .linear import matmul
 from .recurrent import compact
 from .reduce import cumsum
 from .shape import concat, expand, iota, reshape, slice_, take_along_axis, transpose
+
+if TYPE_CHECKING:
+    from ..layout import Layout
 
 CHUNK = 64
 """Most steps that PyTorch and ONNX read at once in the quadratic form."""
@@ -114,7 +117,6 @@ class StateSpace(Op):
     all steps between two keep. Its logarithm is a sum of decays, never a difference of two sums.
     """
 
-    backward_reads = reads.everything
     shard = shard_rules.needs_all
     states = {"state": 1}
     state_names = {"state": "ssm"}
@@ -163,32 +165,46 @@ class StateSpace(Op):
         y = transpose(reshape(y, shape=(batch, heads, steps, width)), permutation=(0, 2, 1, 3))
         return y, reshape(last, shape=(batch, heads, width, size))
 
+    def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
+        """What the steps of `torch` keep, padded copies of the operands among it; counted in a run of them."""
+        x, b = node.arguments[0], node.arguments[2]
+        batch, steps, heads, width = layout.shape(x.shape)
+        groups, size = layout.shape(b.shape[2:])
+        length = min(steps, CHUNK)
+        chunks = -(-steps // length)
+        tokens, states = batch * chunks * length, batch * (chunks + 1) * heads * width * size
+        squares = tokens * length * (3 * heads + groups)
+        numbers = squares + 2 * states + tokens * (4 * heads * width + 4 * groups * size + heads)
+        return reads.Saved(internal=numbers * x.dtype.bits // 8)
+
     def torch(self, torch: Any, x: Any, decay: Any, b: Any, c: Any, state: Any = None) -> tuple[Any, Any]:
-        """The dual form in each chunk, and between chunks the same form over their last states."""
+        """The dual form in each chunk, and between chunks the same form over their last states.
+
+        Values are [B,G,chunks,H/G,steps,...]; b and c serve all heads of a group.
+        """
         batch, steps, heads, groups = x.size(0), x.size(1), x.size(2), b.size(2)
-        missing = -steps % CHUNK
-        pad = torch.nn.functional.pad
-        x, b, c = (pad(y, (0, 0, 0, 0, 0, missing)) for y in (x, b, c))
-        # [B,H,chunks,CHUNK,...]; one row of b and c serves the heads of a group.
-        x = x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4)
-        b, c = (y.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4) for y in (b, c))
-        decay = pad(decay, (0, 0, 0, missing)).unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2)
-        scores = torch.matmul(c, b.transpose(-1, -2)).repeat_interleave(heads // groups, 1)
-        b, c = (y.repeat_interleave(heads // groups, 1) for y in (b, c))
-        sums, since = _segment_sums(torch, decay, CHUNK), torch.cumsum(decay, -1)
+        length = torch.sym_min(steps, CHUNK)
+        missing, pad = -steps % length, torch.nn.functional.pad
+        x, b, c = (pad(y, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, length)) for y in (x, b, c))
+        decay = pad(decay, (0, 0, 0, missing)).unflatten(1, (-1, length)).unflatten(3, (groups, -1))
+        x, decay = x.unflatten(3, (groups, -1)).permute(0, 3, 1, 4, 2, 5), decay.permute(0, 3, 1, 4, 2)
+        b, c = (y.permute(0, 3, 1, 2, 4) for y in (b, c))
+        sums, since = _segment_sums(torch, decay, length), torch.cumsum(decay, -1)
+        scores = torch.matmul(c, b.transpose(-1, -2)).unsqueeze(3)
         y = torch.matmul(scores * sums.exp().tril(), x)
-        to_end = (sums[..., -1, :]).exp().unsqueeze(-1)
-        made = torch.matmul((x * to_end).transpose(-1, -2), b)
+        to_end = sums.select(-2, -1).exp().unsqueeze(-1)
+        made = torch.matmul((x * to_end).transpose(-1, -2).flatten(3, 4), b).unflatten(3, (heads // groups, -1))
         if state is None:
             state = x.new_zeros((batch, heads, x.size(-1), b.size(-1)))
-        states = torch.cat([state.unsqueeze(2), made], 2)
-        whole = pad(since[..., -1], (1, 0))
+        states = torch.cat([state.unflatten(1, (groups, -1)).unsqueeze(2), made], 2)
+        whole = pad(since.select(-1, -1).transpose(-1, -2), (1, 0))
         kept = _segment_sums(torch, whole, whole.size(-1)).exp().tril()
-        states = torch.einsum("bhzc,bhcpn->bhzpn", kept, states)
-        before = torch.narrow(states, 2, 0, states.size(2) - 1)
-        y = y + torch.matmul(c, before.transpose(-1, -2)) * since.exp().unsqueeze(-1)
-        y = torch.narrow(y.permute(0, 2, 3, 1, 4).flatten(1, 2), 1, 0, steps)
-        return y, states.select(2, -1)
+        states = torch.einsum("bgrzc,bgcrpn->bgzrpn", kept, states)
+        before = torch.narrow(states, 2, 0, states.size(2) - 1).flatten(3, 4).transpose(-1, -2)
+        carried = torch.matmul(c, before).unflatten(-1, (heads // groups, -1))
+        carried = carried * since.exp().transpose(-1, -2).unsqueeze(-1)
+        y = (y.transpose(3, 4) + carried).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2, 3)
+        return torch.narrow(y, 1, 0, steps), states.select(2, -1).flatten(1, 2)
 
     def onnx(self, op: Any, x: Any, decay: Any, b: Any, c: Any, state: Any = None) -> tuple[Any, Any]:
         """As in PyTorch; a chunk has no more steps than there are. Values are [B,G,H/G,chunks,steps,...]."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -213,7 +213,7 @@ def _neural(
     curve = [(x.step * s.batch * s.length, x.held_out) for x in steps if x.held_out is not None]
     made = Result(
         name,
-        model.config.to_dict(),
+        {} if model.config is None else model.config.to_dict(),
         parameters_of(model.graph()),
         curve[-1][1],
         last.seconds,
@@ -232,8 +232,10 @@ def sized(name: str, vocab: int, parameters: int) -> Model:
     family, fixed, _ = FAMILIES[name]
     best: tuple[float, Model] | None = None
     for width in range(WIDTHS, 1 << 14, WIDTHS):
-        shape = {"ffn": _ffn(width), "heads": _heads(width)} if name == "transformer" else {}
-        model = load_family(family)(vocab=vocab, dim=width, **fixed, **shape)
+        sizes: dict[str, Any] = {"vocab": vocab, "dim": width, **fixed}
+        if name == "transformer":
+            sizes |= {"ffn": _ffn(width), "heads": _heads(width)}
+        model = load_family(family)(**sizes)
         found = parameters_of(model.graph())
         distance = abs(found - parameters)
         if best is not None and distance >= best[0]:
@@ -333,5 +335,5 @@ def plot(results: Sequence[Result], file: str | Path) -> Path:
     loss.legend()
     path = Path(file)
     with staged(path.parent) as stage, stage.open(path.name) as f:
-        figure.savefig(f, format="png", dpi=110)
+        cast(Any, figure).savefig(f, format="png", dpi=110)
     return path

@@ -233,7 +233,9 @@ class Counts:
 
     @staticmethod
     def of(ids: Array, vocab: int, order: int) -> Counts:
-        raw, keys, suffix = [np.bincount(ids, minlength=vocab)], [], []
+        raw: list[Array] = [np.bincount(ids, minlength=vocab)]
+        keys: list[Array] = []
+        suffix: list[Array] = []
         numbers = ids  # Of the n-gram that starts at each position.
         for k in range(2, order + 1):
             longer = numbers[:-1] * vocab + ids[k - 1 :]
