@@ -193,8 +193,8 @@ def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, floa
 def work(graph: Graph, output: str, prompt: int, total: int) -> tuple[int, int]:
     """(float operations of a prompt, bytes that one token at position `total` must read), both in float32.
 
-    Operations: those of every node, as the ops count them, less the main output of all tokens but the last. Bytes: every
-    weight that is multiplied with, once, and all keys and values before the token.
+    Operations: those of every node, as the ops count them, less the main output of all tokens but the last. Bytes:
+    every weight that is multiplied with, once, and all keys and values before the token.
     """
     flops = sum(at(n.op.flops(*n.operands, **n.attributes), {"B": 1, "S": prompt}) for n in graph)
     logits = graph.outputs[output].producer

@@ -280,6 +280,15 @@ def families_of(family: Family) -> list[Family]:
     return [f for f in found if f.name == family.name] or [family]
 
 
+def head_of(family: Family, task: str | Task) -> Family:
+    """A family under its head for another task. Raises ConfigError if there is none, naming the known ones."""
+    heads = {str(f.task): f for f in families_of(family)}
+    if str(task) not in heads:
+        what = f"{family.name} has no head for {str(task)!r}{did_you_mean(str(task), heads)}"
+        raise ConfigError(what, hint=f"known: {', '.join(heads)}")
+    return heads[str(task)]
+
+
 def load_family(model_type: str, task: str | Task | None = None) -> Family:
     """The family defined in models/<model_type>.py, for one of its tasks (None: that of the function of this name).
 
@@ -292,10 +301,4 @@ def load_family(model_type: str, task: str | Task | None = None) -> Family:
     module = importlib.import_module(f".models.{model_type}", __package__)
     family = getattr(module, model_type)
     assert isinstance(family, Family)
-    if task is None:
-        return family
-    heads = {str(f.task): f for f in families_of(family)}
-    if str(task) not in heads:
-        what = f"{model_type} has no head for {str(task)!r}{did_you_mean(str(task), heads)}"
-        raise ConfigError(what, hint=f"known: {', '.join(heads)}")
-    return heads[str(task)]
+    return family if task is None else head_of(family, task)
