@@ -28,6 +28,8 @@ NARROW = 4
 """The accuracy level at which MatMulNBits rounds activations to 8 bits."""
 _ZERO = {4: 8, 8: 128}
 _BLOCKS = (16, 32, 64, 128, 256)
+_IN_8_BITS = 4
+"""The `accuracy_level` that multiplies by activations in 8 bits."""
 
 
 class OrtPackCodes(Op):
@@ -187,3 +189,13 @@ def narrow_products(folder: str | Path) -> bool:
 def quantized_layers(target: Target) -> QuantizedLayers:
     """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
     return QuantizedLayers(RuntimeLayers(target), "ort_quantized_layers")
+
+
+def rounds(folder: Path) -> bool:
+    """Whether a graph of a built folder multiplies by activations in 8 bits."""
+    for path in sorted(folder.glob("*.onnx")):
+        for node in onnx.load(str(path), load_external_data=False).graph.node:
+            level = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
+            if node.domain == MICROSOFT and level == _IN_8_BITS:
+                return True
+    return False
