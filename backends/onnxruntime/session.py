@@ -244,8 +244,8 @@ def open(
 
     threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
-    two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits:
-    slower, and for comparing numbers. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
+    two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
+    which is slower. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
     contradicts itself, or needs a provider that is not there.
     """
     folder = Path(folder)
