@@ -185,7 +185,10 @@ def onnx_runner(folder: Path, graph: Graph) -> Runner:
     import onnxruntime as ort
 
     def session(name: str) -> Any:
-        return ort.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        return ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
 
     if (folder / "encoder_model.onnx").exists():
         encoder, main = session("encoder_model"), session("decoder_model")

@@ -39,7 +39,7 @@ def speak(text: str, rate: int, file: Path) -> Any:
 
 def theirs(folder: Path, speech: list[Any], hear: LogMel, prompt: list[int]) -> tuple[list[list[int]], Any]:
     """(ids that transformers generates, its logits after the prompt), each piece alone, through its own front end."""
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     ids, logits = [], []
     for samples in speech:

@@ -14,6 +14,7 @@ from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
+from ..passes.encode import keep_encodings
 from .config import Config as Config
 from .config import key as key
 from .task import Task, task_of
@@ -269,15 +270,31 @@ class Model:
         """The family, if the model is one of a family."""
         return self.source if isinstance(self.source, Family) else None
 
-    def graph(self, dtype: DType = f32) -> Graph:
-        """The plain graph of the model in `dtype`: no cache, no fusion, no target."""
-        return self.source.graph(self.config, dtype)
+    def graph(self, dtype: DType = f32, *, encoded: bool = False) -> Graph:
+        """The plain graph of the model in `dtype`: no cache, no fusion, no target.
+
+        encoded: weights that are stored in blocks are parameters with an encoding, read through `dequantize`.
+        """
+        graph = self.source.graph(self.config, dtype)
+        if encoded and self.weights is not None:
+            graph = graph.copy()
+            keep_encodings(graph, self.weights)
+        return graph
 
 
 def families_of(family: Family) -> list[Family]:
     """All families of that name in the file where one is defined: the same model under its heads."""
     found = [v for v in family.function.__globals__.values() if isinstance(v, Family)]
     return [f for f in found if f.name == family.name] or [family]
+
+
+def head_of(family: Family, task: str | Task) -> Family:
+    """A family under its head for another task. Raises ConfigError if there is none, naming the known ones."""
+    heads = {str(f.task): f for f in families_of(family)}
+    if str(task) not in heads:
+        what = f"{family.name} has no head for {str(task)!r}{did_you_mean(str(task), heads)}"
+        raise ConfigError(what, hint=f"known: {', '.join(heads)}")
+    return heads[str(task)]
 
 
 def load_family(model_type: str, task: str | Task | None = None) -> Family:
@@ -292,10 +309,4 @@ def load_family(model_type: str, task: str | Task | None = None) -> Family:
     module = importlib.import_module(f".models.{model_type}", __package__)
     family = getattr(module, model_type)
     assert isinstance(family, Family)
-    if task is None:
-        return family
-    heads = {str(f.task): f for f in families_of(family)}
-    if str(task) not in heads:
-        what = f"{model_type} has no head for {str(task)!r}{did_you_mean(str(task), heads)}"
-        raise ConfigError(what, hint=f"known: {', '.join(heads)}")
-    return heads[str(task)]
+    return family if task is None else head_of(family, task)

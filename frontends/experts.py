@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..ir import Value, ops
 from ..ir.tensors import Array
-from ..ir.types import TensorType, f32
+from ..ir.types import TensorType
 from ..ir.weights import Mapped, Tensor, Weights
 from .activations import activation as op_name
 from .dsl import Scope
-from .layers import channels_of
+from .layers import channels_of, widened
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 Names = tuple[str, str, str]
@@ -41,11 +41,6 @@ def router(m: Scope, name: str, x: Value, count: int) -> Value:
     """Scores [B,S,count] of experts, in f32 where x is narrower: which experts are best must not depend on rounding."""
     w = (m / name).param("weight", count, x.shape[-1])
     return ops.linear(widened(x), widened(w))
-
-
-def widened(x: Value) -> Value:
-    """x in f32, if it is narrower."""
-    return x if x.dtype.bits >= f32.bits else ops.cast(x, dtype=f32)
 
 
 def by_expert(weights: Weights, names: Names = PROJECTIONS) -> Weights:

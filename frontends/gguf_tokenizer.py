@@ -134,9 +134,8 @@ def _merges(v: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
 def _add_special(v: _Vocabulary, core: tokenizers.Tokenizer, bos_by_default: bool) -> None:
     of_kind = {kind: [t for t, k in zip(v.tokens, v.types, strict=True) if k == kind] for kind in set(v.types)}
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in of_kind.get(_CONTROL, [])])
-    # SentencePiece looks for user-defined symbols in the text with spaces replaced: "normalized" says that.
-    replaced = core.normalizer is not None
-    core.add_tokens([AddedToken(t, special=False, normalized=replaced) for t in of_kind.get(_USER_DEFINED, [])])
+    # They are looked for in the text as it is: converters write runs of spaces as spaces, not as the mark for them.
+    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in of_kind.get(_USER_DEFINED, [])])
     bos, eos = v.token("bos"), v.token("eos")
     before = [bos] if bos is not None and v.get("add_bos_token", bool, bos_by_default) else []
     after = [eos] if eos is not None and v.get("add_eos_token", bool, False) else []

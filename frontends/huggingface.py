@@ -17,7 +17,7 @@ from ..ir.files import Stage, staged
 from ..ir.tensors import Tensor
 from ..ir.types import f32
 from ..ir.weights import Weights
-from .dsl import Checkpoint, Config, Family, Model, families_of, load_family
+from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
 from .tokenizer import Tokenizer, read_json
 
@@ -104,7 +104,7 @@ def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tupl
     """
     if model.family is None or model.config is None:
         raise ConfigError(f"model {model.name} is not one of a family, so it has no other head")
-    family = load_family(model.name, task)
+    family = head_of(model.family, task)
     made = dataclasses.replace(model, source=family, config=model.config.changed(**changes))
     if model.weights is None:
         return made, []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..ir import Init, Value, ops
+from ..ir import DType, Init, Value, ops
 from ..ir.errors import ConfigError
 from ..ir.ops.feed_forward import activate
 from ..ir.types import f32
@@ -127,6 +127,16 @@ def gated_feed_forward(
     """down(activation(gate(x)) * up(x)). activation: by its name in config.json. (Shazeer 2020)"""
     gate = activate(m.linear(names[0], x, width, bias=bias), op_name(activation))
     return m.linear(names[2], gate * m.linear(names[1], x, width, bias=bias), channels_of(x), bias=bias)
+
+
+def widened(x: Value) -> Value:
+    """x in f32, if it is narrower."""
+    return x if x.dtype.bits >= f32.bits else ops.cast(x, dtype=f32)
+
+
+def like(x: Value, dtype: DType) -> Value:
+    """x in another type, if it has another."""
+    return x if x.dtype == dtype else ops.cast(x, dtype=dtype)
 
 
 def drop(x: Value, p: float) -> Value:

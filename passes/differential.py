@@ -59,6 +59,9 @@ def random_params(graph: Graph, seed: int = 0) -> dict[str, Array]:
     params: dict[str, Array] = {}
     for path, v in graph.params.items():
         shape = tuple(d if isinstance(d, int) else 1 for d in v.shape)
+        if v.type.encoding is not None:
+            params[path] = v.type.encoding.random(rng, shape, shape[-1] ** -0.5)
+            continue
         noise = rng.standard_normal(shape, np.float32)
         if len(shape) == 1:
             centre = 1.0 if v.init is not None and v.init.kind == "ones" else 0.0

@@ -210,7 +210,8 @@ class Versions:
 
     def emit(self, v: Value, node: Node, version: Version) -> Emit:
         output = node.outputs.index(v)
-        wanted = [None if o is None else list(self.new(o, version[-1])) for o in node.operands]
+        *_, whole = version
+        wanted = [None if o is None else list(self.new(o, ALL if whole is None else whole)) for o in node.operands]
         for axis, past in enumerate(version[:-1]):
             # Of an attention whose keys have more columns than it has queries, the past is behind what comes first.
             if past == 0 and not node.op.keys and not isinstance(node.op, Iota):

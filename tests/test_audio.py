@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def tone(seconds: float, rate: int = 16000) -> np.ndarray:
 @pytest.mark.parametrize(
     ("settings", "seconds"), [({}, 3.3), ({}, 31.0), ({"feature_size": 128, "chunk_length": 5}, 5.0)]
 )
-def test_spectrogram_equals_that_of_transformers(settings: dict[str, int], seconds: float, tmp_path: Path) -> None:
+def test_spectrogram_equals_that_of_transformers(settings: dict[str, Any], seconds: float, tmp_path: Path) -> None:
     theirs = transformers.WhisperFeatureExtractor(**settings)
     theirs.save_pretrained(tmp_path)
     ours, samples = LogMel.read(tmp_path), tone(seconds)

@@ -124,5 +124,5 @@ def test_a_session_composes_them(kinds: str) -> None:
     model = stack(kinds=kinds)
     model.weights = Weights.of(random_params(model.graph()))
     found = mg.verify(model)
-    assert {r.backend for r in found.rows} == {"torch", "onnx", "ort", "ort session"}
+    assert {r.backend for r in found.rows} >= {"torch", "onnx", "ort", "ort session"}
     assert found.passed, [str(r) for r in found.rows if not r.passed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -52,7 +53,8 @@ def foreign(folder: Path) -> str:
 
 def _ours(path: Path) -> bool:
     """Whether an ONNX file says that it was written here."""
+    library: Any = onnx
     try:
-        return onnx.load(str(path), load_external_data=False).producer_name == PRODUCER
+        return library.load(str(path), load_external_data=False).producer_name == PRODUCER
     except (DecodeError, OSError):
         return False

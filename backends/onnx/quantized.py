@@ -22,6 +22,7 @@ from ...ir.ops.shape import Concat
 from ...ir.types import DimLike, DType, TensorType, f16, f32, i8
 from ...passes.cse import cse
 from ...passes.dce import dce
+from ...passes.decompose import inline_body
 from ...passes.encode import open_encodings, plain_again
 from ...passes.pattern import NearMiss, Report
 
@@ -165,6 +166,7 @@ class QuantizedLayers:
 
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
+        open_blocks(graph)
         readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and any(_encoded(n))]
         tables = {v for n in readers if isinstance(n.op, Embedding) for v in _encoded(n)}
         for node in readers:
@@ -209,6 +211,22 @@ class QuantizedLayers:
         sums = block_sums(x if x.dtype == f32 else cast(x, dtype=f32), w.block)
         more = matmul(sums, transpose(offsets, permutation=(1, 0)))
         return y + (more if x.dtype == f32 else cast(more, dtype=x.dtype))
+
+
+def open_blocks(graph: Graph) -> int:
+    """Composites that multiply by encoded weights somewhere inside become what they consist of. Gives how many."""
+    opened, waiting = 0, [n for n in graph if _is_block(n)]
+    while waiting:
+        opened += len(waiting)
+        for node in waiting:
+            inline_body(graph, node)
+        waiting = [n for n in graph if _is_block(n)]
+    return opened
+
+
+def _is_block(node: Node) -> bool:
+    layer = isinstance(node.op, (Linear, Embedding)) or node.op.body is None
+    return not layer and any(encoded_param(v) is not None for v in node.arguments)
 
 
 def _encoded(node: Node) -> list[Value]:

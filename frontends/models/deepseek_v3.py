@@ -7,8 +7,8 @@ from typing import Any
 
 from ...ir import Init, Value, ops
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
-from ..experts import by_expert, routed, router, widened
-from ..layers import Rotate, gated_feed_forward, rope_settings, rotary
+from ..experts import by_expert, routed, router
+from ..layers import Rotate, gated_feed_forward, like, rope_settings, rotary, widened
 
 _LATENT_EPS = 1e-6
 """Of the norms over latents, whatever `rms_norm_eps` is."""
@@ -112,7 +112,7 @@ def chosen(m: Scope, c: DeepseekV3, x: Value) -> tuple[Value, Value]:
     weights = ops.take_along_axis(scores, indices)
     if c.normed:
         weights = weights / (ops.sum(weights) + _NOTHING)
-    return (weights * c.factor).cast(x.dtype), indices
+    return like(weights * c.factor, x.dtype), indices
 
 
 @model(

@@ -11,6 +11,7 @@ from ...ir.ops.feed_forward import activate
 from ...ir.weights import Weights
 from ..activations import activation as op_name
 from ..dsl import Checkpoint, Config, Scope, key, model
+from ..layers import like, widened
 
 _INFINITE = {"__float__": "Infinity"}
 
@@ -26,13 +27,14 @@ class Mamba2(Config):
     taps: int = key("conv_kernel", 4)
     bias: bool = key("use_bias", False)
     conv_bias: bool = key("use_conv_bias", True)
+    wide_residual: bool = key("residual_in_fp32", True)
     limits: list[Any] | None = key("time_step_limit", None)
     eps: float = key("layer_norm_epsilon", 1e-5)
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "silu")
 
     ignored = frozenset(
-        "expand chunk_size residual_in_fp32 time_step_rank time_step_min time_step_max time_step_floor "
+        "expand chunk_size time_step_rank time_step_min time_step_max time_step_floor "
         "rescale_prenorm_residual norm_before_gate rms_norm".split()
     )
 
@@ -56,22 +58,26 @@ def stored(weights: Weights) -> Weights:
 
 
 def mixer(m: Scope, c: Mamba2, x: Value, counts: Value) -> Value:
-    """A state space between two projections. A token that does not count has a step of 0: it changes no state."""
-    batch, length, _ = x.shape
+    """A state space between two projections. A token that does not count has a step of 0: it changes no state.
+
+    The state and what becomes of it are at least f32.
+    """
+    (batch, length, _), dtype = x.shape, x.dtype
     shared = c.groups * c.size
     projected = m.linear("in_proj", x, 2 * c.inner + 2 * shared + c.heads, bias=c.bias)
     gate, mixed, step = parts(projected, c.inner, c.inner + 2 * shared, c.heads)
     w = (m / "conv1d").param("weight", c.inner + 2 * shared, 1, c.taps).reshape(c.inner + 2 * shared, c.taps)
     w_bias = (m / "conv1d").param("bias", c.inner + 2 * shared, init=Init("zeros")) if c.conv_bias else None
     mixed, _ = ops.causal_conv(mixed, w, w_bias, mask=counts)
-    x, b, into = parts(activate(mixed, op_name(c.activation)), c.inner, shared, shared)
+    x, b, into = parts(widened(activate(mixed, op_name(c.activation))), c.inner, shared, shared)
     x = x.reshape(batch, length, c.heads, c.width)
     b, into = (y.reshape(batch, length, c.groups, c.size) for y in (b, into))
-    step = steps(c, step + m.param("dt_bias", c.heads, init=Init("zeros")), counts)
-    rate = ops.neg(ops.exp(m.param("A_log", c.heads, init=Init("zeros"))))
+    step = steps(c, widened(step + m.param("dt_bias", c.heads, init=Init("zeros"))), counts)
+    rate = ops.neg(ops.exp(widened(m.param("A_log", c.heads, init=Init("zeros")))))
     y, _ = ops.state_space(x * step.reshape(batch, length, c.heads, 1), step * rate, b, into)
-    y = y + x * m.param("D", c.heads, init=Init("ones")).reshape(c.heads, 1)
-    return m.linear("out_proj", gated_norm(m / "norm", c, y.merge_heads(), gate), c.dim, bias=c.bias)
+    y = y + x * widened(m.param("D", c.heads, init=Init("ones"))).reshape(c.heads, 1)
+    y = like(gated_norm(m / "norm", c, y.merge_heads(), widened(gate)), dtype)
+    return m.linear("out_proj", y, c.dim, bias=c.bias)
 
 
 def steps(c: Mamba2, x: Value, counts: Value) -> Value:
@@ -90,7 +96,7 @@ def gated_norm(m: Scope, c: Mamba2, x: Value, gate: Value) -> Value:
     w = m.param("weight", c.inner, init=Init("ones"))
     grouped = (x * ops.silu(gate)).reshape(*x.shape[:2], c.groups, c.inner // c.groups)
     scaled = grouped * ops.rsqrt(ops.mean(grouped * grouped) + c.eps)
-    return scaled.reshape(*x.shape) * w
+    return scaled.reshape(*x.shape) * widened(w)
 
 
 def parts(x: Value, *widths: int) -> list[Value]:
@@ -106,7 +112,8 @@ TIED = {"lm_head.weight": "backbone.embeddings.weight"}
 def mamba2(m: Scope, c: Mamba2, input_ids: Value, attention_mask: Value) -> Value:
     counts = attention_mask.cast(DType.bool_)
     x = m.embed("backbone.embeddings", input_ids, c.vocab, c.dim)
+    x = widened(x) if c.wide_residual else x
     for b in m.layers("backbone.layers", c.layers):
-        x = x + mixer(b / "mixer", c, b.rms_norm("norm", x, c.eps), counts)
-    x = m.rms_norm("backbone.norm_f", x, c.eps)
+        x = x + like(mixer(b / "mixer", c, b.rms_norm("norm", like(x, m.dtype), c.eps), counts), x.dtype)
+    x = m.rms_norm("backbone.norm_f", like(x, m.dtype), c.eps)
     return m.linear("lm_head", x, c.vocab, tie="backbone.embeddings" if c.tied else None)

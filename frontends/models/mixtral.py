@@ -8,7 +8,7 @@ from ...ir import ops
 from ...ir.weights import Weights
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..experts import by_expert, routed, router
-from ..layers import attention, rope_settings, rotary
+from ..layers import attention, like, rope_settings, rotary
 
 PROJECTIONS = ("w1", "w3", "w2")
 """Gate, up and down of an expert."""
@@ -50,7 +50,7 @@ def mixtral(m: Scope, c: Mixtral, input_ids: Value, attention_mask: Value, posit
 
     def experts(m: Scope, x: Value) -> Value:
         weights, indices = ops.topk(ops.softmax(router(m, "gate", x, c.experts)), k=c.chosen)
-        weights = (weights / ops.sum(weights)).cast(x.dtype)
+        weights = like(weights / ops.sum(weights), x.dtype)
         options: dict[str, Any] = {"count": c.experts, "width": c.ffn, "activation": c.activation}
         return routed(m / "experts", x, weights, indices, **options, names=PROJECTIONS)
 

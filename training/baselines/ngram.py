@@ -290,10 +290,14 @@ def estimate(counts: Array, modified: bool = True) -> list[float]:
 
 
 class NGramSession:
-    """An n-gram table as a session of the generation loop: it remembers the last order - 1 tokens of each row."""
+    """An n-gram table as a session of the generation loop: it remembers the last order - 1 tokens of each row.
+
+    owner: another object whenever a new batch begins.
+    """
 
     def __init__(self, model: NGram) -> None:
         self.model = model
+        self.owner: object = object()
         self.rows: list[list[int]] = []
         self._lengths = np.zeros(0, np.int64)
 
@@ -305,6 +309,7 @@ class NGramSession:
     def reset(self) -> None:
         """Forget everything read."""
         self.rows, self._lengths = [], np.zeros(0, np.int64)
+        self.owner = object()
 
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         """Read prompts i64 [B,S], padded on the right; logits f32 [B,V] after the last token of each."""
