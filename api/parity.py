@@ -228,7 +228,7 @@ def compare(case: str, backend: str, expected: Array, found: Array, where: Array
 def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterator[Way]:
     """Ways to run what is built, made one after the other, so that only one set of weights is open at a time."""
     from .backends.onnxruntime import open as open_session
-    from .backends.onnxruntime.quantized import rounds
+    from .backends.onnxruntime.quantized import narrow_products
 
     if built is None:
         yield Way("onnx", onnx_runner(export(model, folder / "onnx"), graph))
@@ -240,7 +240,7 @@ def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterato
         return
     else:
         session = open_session(built)
-    if rounds(session.folder):
+    if narrow_products(session.folder):
         yield Way("ort 8-bit", run_runner(session, graph), tolerance=ROUNDED)
         session = open_session(session.folder, exact=True)
     yield Way("ort", run_runner(session, graph))

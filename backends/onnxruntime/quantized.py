@@ -189,13 +189,3 @@ def narrow_products(folder: str | Path) -> bool:
 def quantized_layers(target: Target) -> QuantizedLayers:
     """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
     return QuantizedLayers(RuntimeLayers(target), "ort_quantized_layers")
-
-
-def rounds(folder: Path) -> bool:
-    """Whether a graph of a built folder multiplies by activations in 8 bits."""
-    for path in sorted(folder.glob("*.onnx")):
-        for node in onnx.load(str(path), load_external_data=False).graph.node:
-            level = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
-            if node.domain == MICROSOFT and level == _IN_8_BITS:
-                return True
-    return False

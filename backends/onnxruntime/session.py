@@ -170,7 +170,10 @@ class Session:
 
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
-        return self.append(token_ids("tokens", tokens, 1)[:, None], None, inputs)
+        ids = token_ids("tokens", tokens, 1, self.contract.bounds.get(self._ids))[:, None]
+        if inputs or self._beside:
+            return self.append(ids, None, inputs)
+        return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64))
 
     def truncate(self, lengths: Any) -> None:
         """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each.
@@ -244,8 +247,8 @@ def open(
 
     threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
-    two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits:
-    slower, and for comparing numbers. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
+    two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
+    which is slower. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
     contradicts itself, or needs a provider that is not there.
     """
     folder = Path(folder)
