@@ -13,7 +13,7 @@ import numpy as np
 
 from ..ir import DType, Graph
 from ..ir.errors import ConfigError, WeightsError, did_you_mean
-from ..ir.files import Stage, staged
+from ..ir.files import Stage, joined
 from ..ir.tensors import Tensor
 from ..ir.types import f32
 from ..ir.weights import Weights
@@ -243,7 +243,7 @@ def save_pretrained(
         raise WeightsError(f"model {model.name} has no weights to save")
     weights.check(model.graph())
     weights = weights if dtype is None else weights.cast(dtype)
-    with staged(folder) as stage:
+    with joined(folder) as stage:
         weights.write(stage, max_shard_bytes, done)
         write_companions(stage, model, weights)
     return [Path(folder) / name for name in stage.names]

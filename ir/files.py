@@ -16,6 +16,8 @@ from typing import BinaryIO
 from .errors import MonographError
 
 _SUFFIX, _FILES = ".tmp", "files"
+_LENGTH = 50
+"""Characters of a name that its hidden one has: a name may have 255 bytes."""
 _EXCHANGE, _HERE = 2, -100
 """RENAME_EXCHANGE and AT_FDCWD of Linux."""
 
@@ -59,7 +61,7 @@ def whole(
     removed. replaces(folder): why its content may not be replaced, "" if it may. keep: if the folder has come into
     being meanwhile, it stays and the new one goes. Raises MonographError for a folder that may not be replaced.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = _resolved(folder)
     _check_replaced(folder, replaces)
     if folder.is_mount():
         with staged(folder) as stage:
@@ -76,11 +78,40 @@ def whole(
 
 
 @contextlib.contextmanager
+def joined(folder: str | Path) -> Generator[Stage, None, None]:
+    """Add files to a folder in one rename, as `whole` does: the others in it are in the new one, too.
+
+    Where that cannot be (it has folders in it, or is a mount point, or where this process works), the files are
+    renamed one by one, as `staged` does.
+    """
+    folder = _resolved(folder)
+    sweep(folder / _FILES)
+    old = list(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_mount() or folder == Path.cwd() or not all(p.is_file() and not p.is_symlink() for p in old):
+        with staged(folder) as stage:
+            yield stage
+        return
+    with whole(folder) as stage:
+        yield stage
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path not in stage.stale and not (stage.work / path.name).exists():
+                _link(path, stage.work / path.name)
+
+
+def _link(old: Path, new: Path) -> None:
+    try:
+        new.hardlink_to(old)
+    except OSError:  # Not every file system has links.
+        shutil.copy2(old, new)
+
+
+@contextlib.contextmanager
 def staged(folder: str | Path) -> Generator[Stage, None, None]:
     """Add files to a folder that may hold others: each is whole, and all are renamed at the end or none after an error.
 
     What killed writers left behind is removed.
     """
+    _resolved(folder)
     folder = Path(folder)
     with _made(folder):
         sweep(folder / _FILES)
@@ -135,7 +166,7 @@ def sweep(folder: Path) -> None:
     A writer holds a lock on its hidden folder for as long as it lives, on systems that have such locks; elsewhere
     nothing is removed.
     """
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_SUFFIX}"):
+    for left in folder.parent.glob(f".{glob.escape(folder.name[:_LENGTH])}.*{_SUFFIX}"):
         if not left.is_dir() or left.is_symlink():
             continue
         with contextlib.suppress(OSError), _locked(left) as alone:
@@ -144,7 +175,7 @@ def sweep(folder: Path) -> None:
 
 
 def _hidden_name(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex}{_SUFFIX}"
+    return f".{name[:_LENGTH]}.{uuid.uuid4().hex}{_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -188,9 +219,21 @@ def _exchanged(a: Path, b: Path) -> bool:
     return exchange(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0
 
 
+def _resolved(folder: str | Path) -> Path:
+    """Where a folder really lies. Raises MonographError for what cannot be one."""
+    try:
+        found = Path(os.path.realpath(folder))
+        file = next((p for p in (found, *found.parents) if p.exists() and not p.is_dir()), None)
+    except (OSError, ValueError) as e:
+        raise MonographError(f"cannot be a folder: {e}", place=str(folder)) from None
+    if found.is_symlink():
+        raise MonographError("is a link that leads to itself", place=str(folder))
+    if file is not None:
+        raise MonographError("is a file, not a folder", place=str(file))
+    return found
+
+
 def _check_replaced(folder: Path, replaces: Callable[[Path], str]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise MonographError("is a file, not a folder", place=str(folder))
     if folder.is_dir() and any(folder.iterdir()) and (reason := replaces(folder)):
         raise MonographError(reason, place=str(folder), hint="give a new or an empty folder")
 
@@ -199,7 +242,10 @@ def _check_replaced(folder: Path, replaces: Callable[[Path], str]) -> None:
 def _made(folder: Path) -> Generator[None, None, None]:
     """Create a folder and those above it; after an error, those go again that were not there and are empty."""
     new = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise MonographError(f"cannot be made: {e.strerror}", place=str(folder)) from None
     try:
         yield
     except BaseException:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from monograph.ir import MonographError, files
-from monograph.ir.files import staged, sweep, whole
+from monograph.ir.files import joined, staged, sweep, whole
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -86,6 +87,25 @@ def test_a_mount_point_gets_its_files_one_by_one(tmp_path: Path, monkeypatch: py
     assert content(tmp_path) == {"one": "1"}
 
 
+@pytest.mark.parametrize("name", ["file", "file/deep", "loop", "nul\0", "n" * 300])
+@pytest.mark.parametrize("way", [whole, joined, staged])
+def test_what_cannot_be_a_folder_is_refused(tmp_path: Path, name: str, way: Any) -> None:
+    (tmp_path / "file").write_text("0")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with (
+        pytest.raises(MonographError, match=r"is a file, not|leads to itself|cannot be a folder"),
+        way(tmp_path / name),
+    ):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_name_may_be_as_long_as_the_system_has_it(tmp_path: Path) -> None:
+    write(tmp_path / ("ö" * 127), one="1")
+    write(tmp_path / ("ö" * 127), one="2")
+    assert [content(p) for p in tmp_path.iterdir()] == [{"one": "2"}]
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -105,7 +125,7 @@ def maybe_die(name, real):
 
 for owner, name in ((os, "fsync"), (os, "mkdir"), (os, "rename"), (files.shutil, "rmtree"), (files, "_exchanged")):
     setattr(owner, name, maybe_die(name, getattr(owner, name)))
-with files.whole(place / "out") as stage:
+with getattr(files, sys.argv[3])(place / "out") as stage:
     for name in ("a", "b"):
         with stage.open(name) as f:
             f.write(b"new")
@@ -113,13 +133,15 @@ print(count)
 """
 
 
-def test_a_kill_at_any_moment_leaves_one_whole_folder_and_the_next_writer_cleans_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["whole", "joined"])
+def test_a_kill_at_any_moment_leaves_one_whole_folder_and_the_next_writer_cleans_up(tmp_path: Path, way: str) -> None:
     ended = False
     for when in range(1, 60):
         place = tmp_path / str(when)
         write(place / "out", a="old", c="old")
-        done = subprocess.run([sys.executable, "-c", KILLED, place, str(when)], capture_output=True, check=False)
+        done = subprocess.run([sys.executable, "-c", KILLED, place, str(when), way], capture_output=True, check=False)
         old, new = {"a": "old", "c": "old"}, {"a": "new", "b": "new"}
+        new |= {"c": "old"} if way == "joined" else {}
         assert content(place / "out") in ((new,) if done.returncode == 0 else (old, new)), when
         write(place / "out", z="last")
         assert content(place / "out") == {"z": "last"}
@@ -155,6 +177,20 @@ def test_staged_files_go_beside_others(tmp_path: Path) -> None:
         raise OSError("no")
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "one").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_joined_files_go_beside_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, other="stays", old="goes", one="0")
+    for deep in (False, True):
+        with joined(out) as stage:
+            with stage.open("one") as file:
+                file.write(b"1")
+            stage.stale.add(out / "old")
+            assert content_of_files(out)["one"] == ("1" if deep else "0")
+        assert content_of_files(out) == {"other": "stays", "one": "1"}
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+        (out / "folder").mkdir(exist_ok=True)
 
 
 def content_of_files(folder: Path) -> dict[str, str]:
