@@ -182,10 +182,10 @@ def _compact(values: Array, kept: Array) -> Array:
 
 def onnx_runner(folder: Path, graph: Graph) -> Runner:
     """Run an exported folder as any client would, through its named inputs; state is passed on from call to call."""
-    import onnxruntime as ort
+    from .backends import ort
 
     def session(name: str) -> Any:
-        return ort.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        return ort.library().InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
 
     if (folder / "encoder_model.onnx").exists():
         encoder, main = session("encoder_model"), session("decoder_model")

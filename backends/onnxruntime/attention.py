@@ -80,8 +80,8 @@ def cached(node: Node, target: Target) -> Cached | str:
     window = window_of(keys.past)
     rope = None if window else _common_rope(q, keys.new)
     turned = (q, keys.new) if rope is None else (unturned(q), unturned(keys.new))
-    flat = [_flat(x) for x in (*turned, values.new)]
-    return Cached(node, *flat, keys, values, rope, _packed(flat), window)
+    q, k, v = _flat(turned[0]), _flat(turned[1]), _flat(values.new)
+    return Cached(node, q, k, v, keys, values, rope, _packed([q, k, v]), window)
 
 
 def window_of(past: Value) -> int:
@@ -303,12 +303,12 @@ class GroupQuery:
             interleaved = f.rope.attributes["interleaved"]
             given = {"frequencies": frequencies.attributes["value"], "scale": f.rope.attributes["scale"]}
             table = [rotary_table(**given, length=self.positions, sine=s, dtype=q4.dtype) for s in (False, True)]
-        new = (None, None) if f.packed is not None else (k, v)
-        y, *presents = group_query_attention(
-            q if f.packed is None else f.packed, f.keys.past, f.values.past, lengths, total, *new, *table, sinks,
+        q, k, v = (q, k, v) if f.packed is None else (f.packed, None, None)
+        y, keys, values = group_query_attention(
+            q, f.keys.past, f.values.past, lengths, total, k, v, table[0], table[1], sinks,
             heads=f.heads, scale=a["scale"], window=a["window"], softcap=a["softcap"], interleaved=interleaved,
         )  # fmt: skip
-        return reshape(y, shape=(batch, rows, heads, width)), *presents
+        return reshape(y, shape=(batch, rows, heads, width)), keys, values
 
 
 def counted_in(window: int) -> tuple[str, str]:
@@ -373,8 +373,8 @@ class MultiHead:
     def attention(self, node: Node) -> Value:
         q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
         keys = None if mask is None else cast(reshape(mask, shape=(mask.shape[0], mask.shape[3])), dtype=i32)
-        flat = [reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v)]
+        q3, k3, v3 = (reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v))
         heads = q.shape[2]
         assert isinstance(heads, int)
-        y = multi_head_attention(*flat, keys, heads=heads, scale=node.attributes["scale"])
+        y = multi_head_attention(q3, k3, v3, keys, heads=heads, scale=node.attributes["scale"])
         return reshape(y, shape=node.output.shape)

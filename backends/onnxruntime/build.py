@@ -99,7 +99,8 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
-    if max_positions is not None and (not isinstance(max_positions, int) or max_positions < 1):
+    given: Any = max_positions  # callers without types give anything
+    if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
     target = Target.of(target)
     graph = model.graph(target.dtype) if isinstance(model, Model) else model

@@ -109,7 +109,7 @@ def slots_of(text: str, place: str = "") -> tuple[Slot, ...]:
         raise ConfigError(f"slots are not JSON: {e}", place=place) from None
     if not isinstance(given, list):
         raise ConfigError(f"slots are {given!r}, expected a list", place=place)
-    slots = [reader.slot(s, f"slot {i}") for i, s in enumerate(given)]
+    slots = [reader.slot(s, f"slot {i}") for i, s in enumerate(cast("list[Any]", given))]
     if reader.problems:
         raise ConfigError("slots are damaged", place=place, details=reader.problems)
     return tuple(s for s in slots if s is not None)
