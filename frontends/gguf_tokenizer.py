@@ -135,9 +135,8 @@ def _add_special(v: _Vocabulary, core: tokenizers.Tokenizer, bos_by_default: boo
     of_kind = {kind: [t for t, k in zip(v.tokens, v.types, strict=True) if k == kind] for kind in set(v.types)}
     added: Any = core  # its annotation of the two methods is a bare list
     added.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in of_kind.get(_CONTROL, [])])
-    # SentencePiece looks for user-defined symbols in the text with spaces replaced: "normalized" says that.
-    replaced = core.normalizer is not None
-    added.add_tokens([AddedToken(t, special=False, normalized=replaced) for t in of_kind.get(_USER_DEFINED, [])])
+    # They are looked for in the text as it is: converters write runs of spaces as spaces, not as the mark for them.
+    added.add_tokens([AddedToken(t, special=False, normalized=False) for t in of_kind.get(_USER_DEFINED, [])])
     bos, eos = v.token("bos"), v.token("eos")
     before = [bos] if bos is not None and v.get("add_bos_token", bool, bos_by_default) else []
     after = [eos] if eos is not None and v.get("add_eos_token", bool, False) else []

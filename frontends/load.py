@@ -8,6 +8,7 @@ from pathlib import Path
 from ..ir.errors import ConfigError
 from .dsl import Family, Model
 from .gguf import load_gguf
+from .gguf_file import first_part
 from .huggingface import download, load_folder
 
 
@@ -21,9 +22,9 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        only = sorted(path.glob("*.gguf"))
-        if len(only) == 1 and not (path / "config.json").exists() and not (path / "snapshots").is_dir():
-            return load_gguf(only[0], tokenizer=tokenizer)
+        only = first_part(list(path.glob("*.gguf")))
+        if only is not None and not (path / "config.json").exists() and not (path / "snapshots").is_dir():
+            return load_gguf(only, tokenizer=tokenizer)
         return load_folder(path, tokenizer=tokenizer, family=family, task=task)
     if path.is_file():
         return _load_file(path, tokenizer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .encodings import Encoding
 from .errors import WeightsError
 from .interpret import evaluate
 from .op import OPS
@@ -55,7 +56,34 @@ class Encoded(Tensor):
             raise WeightsError(f"the rows of {self.type} cannot be ordered by {len(order)} numbers")
         return Encoded(Mapped(self.lines, self.lines.type, lambda x: x[order]), self.type)
 
+    def parts(self, axis: int, pieces: Sequence[tuple[int, int]]) -> Encoded:
+        """(start, length) pieces along an axis (from 0), side by side. Raises WeightsError where one cuts a block."""
+        e, shape = self.encoding, list(self.shape)
+        along = e.axis % len(shape)
+        shape[axis] = sum(length for _, length in pieces)
+        type = TensorType(self.dtype, tuple(shape), e)
+        if axis == along:
+            block = e.block
+            if block and any(n % block for piece in pieces for n in piece):
+                raise WeightsError(f"{self.type} cannot be cut at {list(pieces)}, which are no whole blocks")
+            return Encoded(Mapped(self.lines, type.stored, lambda x: _cut_lines(e, x, pieces)), type)
+        line = axis - (axis > along)
+        return Encoded(Mapped(self.lines, type.stored, lambda x: _taken(x, line, pieces)), type)
 
-def widest(tensor: Tensor) -> int:
-    """Bytes of a tensor in the widest form that it takes on its way: four bytes a number, or its own width if more."""
-    return math.prod(tensor.shape) * max(32, tensor.dtype.bits) // 8
+
+def _taken(x: Array, axis: int, pieces: Sequence[tuple[int, int]]) -> Array:
+    return np.concatenate([x[(slice(None),) * axis + (slice(a, a + n),)] for a, n in pieces], axis)
+
+
+def _cut_lines(e: Encoding, lines: Array, pieces: Sequence[tuple[int, int]]) -> Array:
+    """Pieces of lines, whole blocks each, or of lines that are one block: then each keeps its scale."""
+    if e.block:
+        blocks = _taken(e.blocks(lines), lines.ndim - 1, [(a // e.block, n // e.block) for a, n in pieces])
+        return blocks.reshape(*lines.shape[:-1], -1)
+    codes = _taken(e.codes(lines), lines.ndim, pieces)
+    return e.joined(codes, e.scales(lines), e.minimums(lines) if e.minimum else None)
+
+
+def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights as plain numbers, which no target keeps in blocks."""
+    return {k: Mapped(t, t.type, lambda x: x) if isinstance(t, Encoded) else t for k, t in weights.items()}

@@ -144,6 +144,17 @@ class Encoding:
         blocks = np.concatenate([*heads, packed], axis=-1)
         return blocks.reshape(*blocks.shape[:-2], -1)
 
+    def random(self, rng: np.random.Generator, shape: Sequence[int], std: float) -> Array:
+        """Stored lines of a tensor with random codes whose numbers have about this standard deviation."""
+        *lines, width = self.stored_shape(shape)
+        length = self.length_of(width)
+        block = self.block_of(length)
+        levels = 1 << self.bits
+        codes = rng.integers(0, levels, (*lines, length // block, block)).astype(np.uint8)
+        scales = (0.5 + rng.random((*lines, length // block, 1))) * std * 12**0.5 / levels
+        codes = codes.view(np.int8) if self.bits == 8 else codes
+        return self.joined(codes, scales, -scales * (levels - 1) / 2 if self.minimum else None)
+
 
 LAYOUTS = {
     "q4_0": Encoding("q4_0", 4, 32, DType.f16, zero=8),

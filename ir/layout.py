@@ -24,7 +24,7 @@ class Layout:
         self.strides: dict[Value, Strides] = {}
         self.learns: set[Value] = set()
         for name, v in graph.params.items():
-            self._leaf(v, learns=v.dtype.is_float and name not in self.frozen)
+            self._leaf(v, learns=v.dtype.is_float and v.type.encoding is None and name not in self.frozen)
         for v in graph.inputs.values():
             self._leaf(v, learns=False)
         for node in graph:

@@ -36,7 +36,7 @@ class Cut:
         """The type of one of `size` parts."""
         shape = list(type.shape)
         shape[self.axis] = sum((exact_div(s, size) for s in self.sections), start=0)
-        return TensorType(type.dtype, tuple(shape))
+        return TensorType(type.dtype, tuple(shape), type.encoding)
 
 
 Cuts = Mapping[Value, Cut]

@@ -130,7 +130,7 @@ class Weights(Mapping[str, Tensor]):
         for i, k in enumerate(extra):
             lines.append(f"unexpected: {k}: {self[k].type}{did_you_mean(k, missing) if i < _HINTS else ''}")
         for k, v in graph.params.items():
-            if k in self and not _fits(self[k].type, v.type):
+            if k in self and not fits(self[k].type, v.type):
                 lines.append(f"wrong: {k} is {self[k].type}, expected {v.type}")
         if lines:
             what = f"weights do not fit graph {graph.name}: {len(lines)} differences"
@@ -227,7 +227,8 @@ def _checkpoint_files(folder: Path) -> set[Path]:
     return found
 
 
-def _fits(have: TensorType, want: TensorType) -> bool:
+def fits(have: TensorType, want: TensorType) -> bool:
+    """Whether a tensor can be the values of a parameter: one shape, both floats or both not, and the same blocks."""
     same_bytes = want.encoding is None or want.encoding == have.encoding
     return same_bytes and have.shape == want.shape and have.dtype.is_float == want.dtype.is_float
 

@@ -59,6 +59,9 @@ def random_params(graph: Graph, seed: int = 0) -> dict[str, Array]:
     params: dict[str, Array] = {}
     for path, v in graph.params.items():
         shape = tuple(d if isinstance(d, int) else 1 for d in v.shape)
+        if v.type.encoding is not None:
+            params[path] = v.type.encoding.random(rng, shape, shape[-1] ** -0.5)
+            continue
         noise = rng.standard_normal(shape, np.float32)
         if len(shape) == 1:
             centre = 1.0 if v.init is not None and v.init.kind == "ones" else 0.0
@@ -170,8 +173,9 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
 
 def _rows(ids: Value) -> int:
     """Number of rows of the smallest table that integer ids index."""
-    tables = [node.operands[1 - i] for node, i in ids.uses if isinstance(node.op, (Embedding, Gather))]
-    return min((t.shape[0] for t in tables if t is not None and isinstance(t.shape[0], int)), default=10)
+    tables = [node.value("table") for node in ids.users if isinstance(node.op, Embedding)]
+    tables += [node.value("x") for node in ids.users if isinstance(node.op, Gather) and node["indices"] is ids]
+    return min((t.shape[0] for t in tables if isinstance(t.shape[0], int)), default=10)
 
 
 def _empty(type: TensorType, batch: int) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ..ir.encodings import Encoding
 from ..ir.graph import Graph, Value
 from ..ir.ops import dequantize
 from ..ir.ops.quant import Dequantize
@@ -14,28 +15,25 @@ from .decompose import inline_body
 def keep_encodings(graph: Graph, weights: Mapping[str, Tensor], trained: Collection[str] = ()) -> int:
     """Parameters whose weights are encoded are read through `dequantize`, all but the `trained` ones. Gives how many.
 
-    The graph computes what it did; no weight is read. Each reader dequantizes for itself, so that targets can take
-    it for their own op; `cse` makes those one again that are left.
+    The graph computes what it did; no weight is read.
     """
     kept = 0
     for path, v in list(graph.params.items()):
         tensor = weights.get(path)
         if tensor is None or tensor.type.encoding is None or v.type.encoding is not None or path in trained:
             continue
-        encode_param(graph, v, tensor)
+        encode_param(graph, v, tensor.type.encoding)
         kept += 1
     return kept
 
 
-def encode_param(graph: Graph, v: Value, tensor: Tensor) -> Value:
-    """Put an encoded parameter in the place of a plain one; gives it. Raises MonographError where it does not fit."""
-    assert tensor.type.encoding is not None
-    stored = Value(graph, v.type.encoded(tensor.type.encoding), v.name)
+def encode_param(graph: Graph, v: Value, encoding: Encoding) -> Value:
+    """Put an encoded parameter in the place of a plain one; gives it. Raises EncodingError where it does not fit."""
+    stored = Value(graph, v.type.encoded(encoding), v.name)
     graph.params[v.name] = stored
-    for node, i in list(v.uses):
-        with graph.at(node):
-            graph.set_operand(node, i, dequantize(stored))
-    if graph.is_output(v):
+    reader = min(v.users, key=lambda node: node.order, default=None)
+    # Before everything else: passes move readers of weights as they like, as if the weights were parameters.
+    with graph.at(next(iter(graph), None), reader.location if reader is not None else None):
         graph.replace(v, dequantize(stored))
     return stored
 
@@ -43,7 +41,7 @@ def encode_param(graph: Graph, v: Value, tensor: Tensor) -> Value:
 def stored_weight(v: Value | None) -> Value | None:
     """The parameter that a weight is, plain or dequantized; None for anything else."""
     while v is not None and v.producer is not None and isinstance(v.producer.op, Dequantize):
-        v = v.producer.operands[0]
+        v = v.producer["w"]
     return v if v is not None and v.is_param else None
 
 
@@ -74,6 +72,12 @@ def through_float(graph: Graph, weights: Mapping[str, Tensor]) -> dict[str, str]
             kind = tensor.source_format or (str(tensor.type.encoding) if tensor.type.encoding is not None else "")
             found |= {path: kind} if kind else {}
     return found
+
+
+def encoding_of(v: Value) -> Encoding | None:
+    """The encoding of the parameter that a weight is dequantized from; None for a plain one."""
+    weight = stored_weight(v)
+    return None if weight is None else weight.type.encoding
 
 
 def open_encodings(graph: Graph) -> int:

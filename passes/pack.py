@@ -11,6 +11,7 @@ from ..ir.ops.linear import Linear
 from ..ir.ops.norm import LayerNorm, RMSNorm
 from ..ir.ops.position import Rope
 from ..ir.ops.shape import Reshape
+from .encode import encoding_of
 
 
 def pack_qkv(graph: Graph) -> int:
@@ -43,7 +44,10 @@ def projection_of(v: Value | None) -> Node | None:
 
 
 def pack_linears(graph: Graph, linears: list[Node]) -> bool:
-    """Merge linears with one input, one layout, and biases all present or all absent. Gives whether it did."""
+    """Merge linears with one input, one layout, one encoding, and biases all present or all absent.
+
+    Gives whether it did.
+    """
     x, transposed = linears[0].value("x"), linears[0].attributes["transposed"]
     biased = len({n["b"] is None for n in linears}) == 1
     if not biased or any(n["x"] is not x or n.attributes["transposed"] != transposed for n in linears):
@@ -51,6 +55,8 @@ def pack_linears(graph: Graph, linears: list[Node]) -> bool:
     first = min(linears, key=lambda n: n.order)
     ws = [n.value("w") for n in linears]
     bs = [b for n in linears if (b := n["b"]) is not None]
+    if len(set(map(encoding_of, ws))) > 1:
+        return False
     if any(v.producer and v.producer.order > first.order for v in [*ws, *bs]):
         return False
     with graph.at(first):
@@ -74,6 +80,8 @@ def pack_gate_up(graph: Graph) -> int:
             continue
         x, w_gate, w_up, w_down, b_gate, b_up, b_down = node.operands
         if x is None or w_gate is None or w_up is None or w_down is None or (b_gate is None) != (b_up is None):
+            continue
+        if encoding_of(w_gate) != encoding_of(w_up):
             continue
         width = w_up.shape[0]
         with graph.at(node):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.encoded import Encoded
 from ..ir.errors import ConfigError, MonographError
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.attention import Attention
@@ -97,6 +98,8 @@ class Plan:
         if split is None:
             return tensor
         cut = Cut(split.axis - split.type.rank, split.sections)
+        if isinstance(tensor, Encoded):
+            return tensor.parts(split.axis, split.pieces(rank, self.size))
         return Mapped(tensor, cut.local(tensor.type, self.size), lambda x: split.take(x, rank, self.size))
 
 

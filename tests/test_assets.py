@@ -93,3 +93,23 @@ def test_the_example_prints_a_path_that_loads(name):
     result = subprocess.run([sys.executable, script, name], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str(path)
     assert load(path).weights is not None
+
+
+def test_a_file_in_parts_is_put_together(tmp_path, monkeypatch):
+    pieces = [b"first" * 100, b"second" * 50]
+    whole = b"".join(pieces)
+    parts = tuple((f"pkg{i}==1.0", f"pkg{i}/data/a.part{i}") for i in range(2))
+    files = {"a.bin": (len(whole), hashlib.sha256(whole).hexdigest())}
+    monkeypatch.setitem(assets.ASSETS, "joined", Asset("", "", files, "a.bin", "a thing in parts", parts))
+
+    def download(package, folder, content=pieces):
+        i = int(package[3])
+        with zipfile.ZipFile(folder / f"pkg{i}-1.0-py3-none-any.whl", "w") as z:
+            z.writestr(f"pkg{i}/data/a.part{i}", content[i])
+
+    assert fetch("joined", tmp_path / "a", download=download).read_bytes() == whole
+    with pytest.raises(FetchError, match=r"a\.bin has 800 bytes with SHA-256 .*, expected 800"):
+        fetch("joined", tmp_path / "b", download=lambda p, f: download(p, f, [b"First" * 100, pieces[1]]))
+    assert not (tmp_path / "b" / "joined").exists()
+    with pytest.raises(FetchError, match="is not the wheel that was expected"):
+        fetch("joined", tmp_path / "c", download=lambda p, f: download("pkg0==1.0", f))

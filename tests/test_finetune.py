@@ -344,8 +344,9 @@ def test_a_lora_on_a_base_in_8_bits(tokenizer: Tokenizer, taught: Model) -> None
     adapter = LoraWeights(taught, data, lora, quantized=True)
     module = Run(taught, data, tuning_settings("lora", steps=1, length=64, batch=6, device="cpu"), trained=adapter)
     module = module.learner.module
-    sizes = {k: t.element_size() for k, t in module.state_dict().items() if "_proj.weight" in k}
-    assert {k.rpartition(".")[2]: n for k, n in sizes.items()} == {"weight_codes": 1, "weight_scales": 4}
+    held = {k: t for k, t in module.state_dict().items() if k.endswith("_proj.weight")}
+    assert {t.dtype for t in held.values()} == {torch.uint8}
+    assert {k: str(t.encoding) for k, t in module.encoded.items()} == dict.fromkeys(held, "int8")
     assert {k for k, p in module.named_parameters() if p.requires_grad} == adapter.names
     with pytest.raises(ConfigError, match="quantized weights cannot be trained: give a LoRA"):
         finetune(taught, data, quantized=True, steps=1, **QUIET)

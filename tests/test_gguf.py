@@ -383,7 +383,7 @@ def test_any_truncation_is_refused(whole, tmp_path_factory, share):
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_any_changed_byte_of_the_header_is_refused_or_harmless(whole, tmp_path_factory, place, byte):
     data = bytearray(whole[0])
-    start = min(t.span.offset for t in _tensors(bytes(data), tmp_path_factory))
+    start = min(getattr(t, "lines", t).span.offset for t in _tensors(bytes(data), tmp_path_factory))
     data[int(place * start)] = byte
     path = tmp_path_factory.mktemp("flip") / "m.gguf"
     path.write_bytes(data)
@@ -412,3 +412,110 @@ def test_smollm2_is_read_lazily_and_keeps_its_blocks():
     assert sum(int(np.prod(t.shape)) for t in model.weights.values()) == 134_515_008
     assert model.config.tied
     assert (model.config.heads, model.config.kv_heads, model.config.eps, model.config.theta) == (9, 3, 1e-5, 1e5)
+
+
+# -- keys and parts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"llama.rope.scale_linear": 4.0},
+        {"llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0},
+    ],
+)
+def test_a_factor_without_a_type_is_linear(tmp_path, extra):
+    _, arrays, metadata = tiny_llama()
+    model = load(write_gguf(tmp_path / "m.gguf", arrays, {**metadata, **extra}))
+    assert model.config.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+
+
+def test_a_type_that_says_no_scaling_wins_over_a_factor(tmp_path):
+    _, arrays, metadata = tiny_llama()
+    metadata |= {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
+    assert load(write_gguf(tmp_path / "m.gguf", arrays, metadata)).config.rope_scaling is None
+
+
+def test_keys_that_are_not_understood_are_refused_by_name(tmp_path):
+    _, arrays, metadata = tiny_llama()
+    harmless = {"llama.expert_count": 0, "llama.attention.value_length": 8, "llama.vocab_size": 64}
+    load(write_gguf(tmp_path / "m.gguf", arrays, metadata | harmless))
+    strange = {"llama.expert_count": 8, "llama.attention.value_length": 16, "llama.rope.scaling.atn_factor": 2.0}
+    with pytest.raises(ConfigError, match="has 3 keys that are not understood") as e:
+        load(write_gguf(tmp_path / "m.gguf", arrays, metadata | strange))
+    assert "llama.expert_count = 8" in str(e.value)
+    assert "llama.attention.value_length = 16" in str(e.value)
+
+
+def split_gguf(folder, parts=3):
+    """A tiny model in several files, as the package of the format splits it; its whole weights."""
+    weights, arrays, metadata = tiny_llama()
+    w = GGUFWriter(str(folder / "m.gguf"), "llama", split_max_tensors=-(-len(arrays) // parts))
+    for key, value in metadata.items():
+        (w.add_uint32 if isinstance(value, int) else w.add_float32)(key, value)
+    for name, x in arrays.items():
+        w.add_tensor(name, x)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return weights
+
+
+def test_a_model_in_parts_is_one_model(tmp_path):
+    weights = split_gguf(tmp_path)
+    second = tmp_path / "m-00002-of-00003.gguf"
+    for source in (tmp_path, tmp_path / "m-00001-of-00003.gguf", second):
+        model = load(source)
+        assert set(model.weights) == set(weights)
+        for name in weights:
+            np.testing.assert_array_equal(model.weights.numpy(name), weights.numpy(name))
+    first = (tmp_path / "m-00001-of-00003.gguf").read_bytes()
+    (tmp_path / "odd.gguf").write_bytes(first)
+    with pytest.raises(WeightsError, match=r"odd\.gguf: is one of 3 parts, but is not called like name-00001"):
+        load(tmp_path / "odd.gguf")
+    third = second.read_bytes()
+    second.write_bytes(first)
+    with pytest.raises(WeightsError, match=r"m-00002-of-00003\.gguf: does not say that it is part 2 of 3"):
+        load(tmp_path / "m-00001-of-00003.gguf")
+    second.write_bytes(third)
+    (tmp_path / "m-00003-of-00003.gguf").unlink()
+    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: cannot be read"):
+        load(second)
+
+
+def test_gemma3_from_gguf_equals_its_checkpoint(tmp_path):
+    family = load_family("gemma3_text")
+    settings = {"vocab": 64, "dim": 32, "ffn": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 32, "window": 4}
+    config = family.config_class(**settings, max_positions=128, theta=1e6, scalar=32, tied=True)
+    model = family(config)
+    weights = Weights.initialize(model.graph(), 3)
+    back = {v: k for k, v in family.gguf.names.items()}
+    arrays = {}
+    for path in weights:
+        stem = path.removesuffix(".weight").split(".")
+        number = next((p for p in stem if p.isdigit()), "")
+        name = back[".".join("{}" if p.isdigit() else p for p in stem)].format(number)
+        arrays[f"{name}.weight"] = weights.numpy(path) + np.float32("norm" in path)
+    metadata = {
+        "gemma3.embedding_length": 32,
+        "gemma3.feed_forward_length": 64,
+        "gemma3.block_count": 3,
+        "gemma3.context_length": 128,
+        "gemma3.attention.head_count": 4,
+        "gemma3.attention.head_count_kv": 2,
+        "gemma3.attention.key_length": 32,
+        "gemma3.attention.value_length": 32,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+        "gemma3.attention.sliding_window": 4,
+        "gemma3.rope.freq_base": 1e6,
+    }
+    kinds = {"token_embd.weight": Q.Q8_0}
+    loaded = load(write_gguf(tmp_path / "m.gguf", arrays, metadata, kinds, architecture="gemma3"))
+    assert loaded.config == config
+    assert str(loaded.weights["model.embed_tokens.weight"].type) == "f32[64,32]<q8_0>"
+    for name in weights:
+        if "embed" not in name:
+            np.testing.assert_allclose(loaded.weights.numpy(name), weights.numpy(name), atol=1e-7)

@@ -10,11 +10,11 @@ from monograph.frontends.dsl import Model, load_family
 from monograph.ir import Graph, Init, interpret, parse, tensor, verify
 from monograph.ir.errors import PassError, WeightsError
 from monograph.ir.tensors import Random
-from monograph.ir.types import DType, bf16, f32
+from monograph.ir.types import DType, bf16, f32, parse_type
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
 from monograph.passes.differential import CASES, difference, random_params, sample_inputs
-from monograph.passes.freeze import CODES, SCALES, codes_of, quantize_frozen
+from monograph.passes.freeze import encode_frozen, quantize_frozen
 from monograph.passes.lora import add_lora, lora_params, merge_lora, modules
 
 LLAMA = {"vocab": 50, "dim": 32, "ffn": 48, "layers": 2, "heads": 4, "kv_heads": 2, "tied": True}
@@ -161,50 +161,55 @@ def test_codes_stand_for_the_weights_within_half_a_scale(name: str, dtype: DType
     params = random_params(graph)
     params[next(k for k in graph.params if k.endswith("proj.weight"))][0] = 0
     frozen = graph.copy()
-    axes = quantize_frozen(frozen)
+    types = quantize_frozen(frozen)
     verify(frozen)
-    assert len(axes) == len(modules(model.graph()))
+    assert str(parse(str(frozen))) == str(frozen)
+    assert len(types) == len(modules(model.graph()))
     assert set(lora_params(frozen)) == set(lora_params(graph))
-    coded = codes_of(axes, Weights.of(params))
+    coded = encode_frozen(types, Weights.of(params))
     rounded = dict(params)
-    for module, axis in axes.items():
-        w = params[f"{module}.weight"].astype(np.float32)
-        codes, scales = (coded[f"{module}.{k}"].numpy() for k in (CODES, SCALES))
-        assert (codes.dtype, scales.shape[axis]) == (np.int8, 1)
-        rounded[f"{module}.weight"] = (codes.astype(scales.dtype) * scales).astype(dtype.numpy)
+    for path, t in types.items():
+        w, e, stored = params[path].astype(np.float32), t.encoding, coded[path].stored()
+        assert e is not None
+        codes, scales = e.codes(stored)[:, 0], e.scales(stored)[:, 0]
+        assert (codes.dtype, scales.dtype, scales.shape[1]) == (np.int8, dtype.numpy, 1)
+        rounded[path] = coded[path].numpy()
+        lines = np.moveaxis(w, e.axis, -1)
+        np.testing.assert_array_equal(rounded[path], np.moveaxis(codes.astype(scales.dtype) * scales, -1, e.axis))
         slack = 0.501 if dtype == f32 else 1.1  # The product is rounded to 8 bits of mantissa.
-        assert (np.abs(rounded[f"{module}.weight"].astype(np.float32) - w) <= slack * scales.astype(np.float32)).all()
-        assert (np.abs(codes).max(axis) >= 126)[np.abs(w).max(axis) > 0].all()
+        off = np.abs(np.moveaxis(rounded[path].astype(np.float32), e.axis, -1) - lines)
+        assert (off <= slack * scales.astype(np.float32)).all()
+        assert (np.abs(codes).max(1) >= 126)[np.abs(lines).max(1) > 0].all()
     inputs = sample_inputs(graph, CASES[3])
     want = interpret(graph, inputs, rounded)["logits"]
-    found = interpret(frozen, inputs, params | {k: t.numpy() for k, t in coded.items()})["logits"]
+    found = interpret(frozen, inputs, params | {k: t.stored() for k, t in coded.items()})["logits"]
     np.testing.assert_array_equal(found, want)
 
 
 def test_weights_that_are_not_finite_have_no_codes() -> None:
-    coded = codes_of({"a": 1}, Weights.of({"a.weight": np.array([[1, np.inf]], np.float32)}))
+    coded = encode_frozen({"a": parse_type("f32[1,2]<int8>")}, Weights.of({"a": np.array([[1, np.inf]], np.float32)}))
     with pytest.raises(WeightsError, match="not finite"):
-        coded[f"a.{CODES}"].numpy()
+        coded["a"].numpy()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_codes_on_torch_give_the_same_gradients_and_keep_no_float_weight(name: str) -> None:
     import torch
-    from monograph.backends.torch import to_inputs, to_torch
+    from monograph.backends.torch import state_of, to_inputs, to_torch
 
     model, targets = MODELS[name]
     graph = adapted(model, targets)
     params = random_params(graph)
     frozen = graph.copy()
-    axes = quantize_frozen(frozen)
-    coded = {k: t.numpy() for k, t in codes_of(axes, Weights.of(params)).items()}
-    rounded = {f"{m}.weight": coded[f"{m}.{CODES}"] * coded[f"{m}.{SCALES}"] for m in axes}
+    types = quantize_frozen(frozen)
+    coded = encode_frozen(types, Weights.of(params))
+    rounded = {k: t.numpy() for k, t in coded.items()}
     inputs = to_inputs(sample_inputs(graph, CASES[2]))
     found: list[dict[str, torch.Tensor]] = []
     saved: list[set[tuple[tuple[int, ...], torch.dtype]]] = []
-    for g, weights in ((graph, params | rounded), (frozen, params | coded)):
-        module = to_torch(pipelines.train(g), Weights.of(weights))
+    for g, weights in ((graph, Weights.of(params | rounded)), (frozen, Weights.of(params) | coded)):
+        module = to_torch(pipelines.train(g), weights)
         for k, p in module.named_parameters():
             p.requires_grad_("lora_" in k)
         kept = set()
@@ -229,10 +234,12 @@ def test_codes_on_torch_give_the_same_gradients_and_keep_no_float_weight(name: s
         narrow = module(**inputs)["logits"]
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), logits.float(), atol=0.03 * float(logits.detach().abs().max()), rtol=0)
-    shapes = {coded[f"{m}.{CODES}"].shape for m in axes}
+    shapes = {coded[k].shape for k in types}
+    held = {coded[k].stored().shape for k in types}
     floats = {s for s, dtype in saved[1] if dtype == torch.float32}
     assert not shapes & (floats | {s[::-1] for s in floats if len(s) == 2})
-    assert shapes & {s for s, dtype in saved[1] if dtype == torch.int8}
+    assert held & {s for s, dtype in saved[1] if dtype == torch.uint8}
+    assert all(np.array_equal(state_of(module)[k].stored(), coded[k].stored()) for k in types)
 
 
 @pytest.mark.slow

@@ -181,6 +181,9 @@ def test_sentencepiece_prefix_and_user_symbols():
     plain = gguf_tokenizer(sentencepiece_metadata(**{"tokenizer.ggml.add_space_prefix": False}))
     runs = plain.encode("a  b\n\nc", add_special=False)
     assert [plain.decode([i]) for i in runs] == ["a", "  ", "b", "\n\n", "c"]
+    # As in llama.cpp: a mark for a space that stands in the text is no part of a run of spaces.
+    mixed = plain.encode("\u2581 a", add_special=False)
+    assert [plain.core.id_to_token(i) for i in mixed] == ["\u2581", "\u2581a"]
 
 
 def test_special_tokens_are_whole_and_put_where_the_file_says():

@@ -11,7 +11,8 @@ from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
 from ..ir.graph import Init
 from ..ir.weights import Weights
-from ..passes.freeze import codes_of, quantize_frozen
+from ..passes.encode import keep_encodings
+from ..passes.freeze import encode_frozen, quantize_frozen
 from ..passes.lora import UP, lora_params
 from .adapters import Adapter, Lora, base_weights
 from .checkpoint import Checkpoint
@@ -22,7 +23,8 @@ from .trained_weights import Tuned, with_weights
 class LoraWeights:
     """The A and B of a new adapter; a checkpoint and the folder of a run hold them in PEFT's format.
 
-    quantized: the frozen weights of linear layers are held in 8 bits. names: of the adapter's parameters.
+    Weights that are stored in blocks stay so. quantized: those of other linear layers are held in 8 bits. names: of
+    the adapter's parameters.
     """
 
     def __init__(self, model: Model, source: Source, lora: Lora, *, quantized: bool = False) -> None:
@@ -30,12 +32,13 @@ class LoraWeights:
         self.graph = plain_graph(model, source)
         lora.insert(self.graph)
         self.names = frozenset(lora_params(self.graph))
-        self.quantized_axes = quantize_frozen(self.graph) if quantized else {}
+        keep_encodings(self.graph, base_weights(model))
+        self.quantized = quantize_frozen(self.graph) if quantized else {}
 
     def initial(self, seed: int) -> Weights:
         base = base_weights(self.model)
         drawn = Weights.initialize(self.graph, seed, Init("zeros"))
-        return base | codes_of(self.quantized_axes, base) | {k: drawn[k] for k in self.names}
+        return base | encode_frozen(self.quantized, base) | {k: drawn[k] for k in self.names}
 
     def trains(self, name: str) -> bool:
         return name in self.names

@@ -117,7 +117,7 @@ def _graph(
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
     if pipeline is not None and pipeline not in PIPELINES:
         raise MonographError(f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}")
-    graph = resolve(name).graph()
+    graph = resolve(name).graph(encoded=True)
     if decomposed:
         graph = decompose(graph)
     if pipeline is None:

@@ -22,6 +22,7 @@ from ...ir.ops.shape import Concat
 from ...ir.types import DimLike, DType, TensorType, f16, f32, i8
 from ...passes.cse import cse
 from ...passes.dce import dce
+from ...passes.decompose import inline_body
 from ...passes.encode import open_encodings, plain_again
 from ...passes.pattern import NearMiss, Report
 
@@ -121,7 +122,7 @@ def parts_of(w: Value | None) -> list[Value]:
 def encoded_param(w: Value) -> Value | None:
     """The parameter that a value is dequantized from; None for any other value."""
     dequantized = w.producer is not None and isinstance(w.producer.op, Dequantize)
-    return w.producer.operands[0] if w.producer is not None and dequantized else None
+    return w.producer["w"] if w.producer is not None and dequantized else None
 
 
 def stored(w: Value) -> Stored | str:
@@ -165,6 +166,7 @@ class QuantizedLayers:
 
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
+        open_blocks(graph)
         readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and any(_encoded(n))]
         tables = {v for n in readers if isinstance(n.op, Embedding) for v in _encoded(n)}
         for node in readers:
@@ -181,7 +183,8 @@ class QuantizedLayers:
 
     def rewrite(self, graph: Graph, node: Node, tables: set[Value]) -> str:
         """Rewrite one layer; gives the reason if it stays."""
-        x, matrix = node.arguments[:2]
+        looks_up = isinstance(node.op, Embedding)
+        x, matrix = (node.value("ids"), node.value("table")) if looks_up else (node.value("x"), node.value("w"))
         w = stored(matrix)
         if isinstance(w, str):
             return w
@@ -189,14 +192,14 @@ class QuantizedLayers:
         reason = self.layers.refuses(w)
         if reason:
             return reason
-        if isinstance(node.op, Embedding):
+        if looks_up:
             with graph.at(node):
                 y = self.layers.rows(x, w)
         elif node.attributes["transposed"]:
             return f"the weight is {w.weights[0].type} and multiplied as it is, across its blocks"
         else:
             with graph.at(node):
-                y = self.product(x, w, node.operands[2])
+                y = self.product(x, w, node["b"])
         graph.replace(node.output, y)
         graph.erase(node)
         return ""
@@ -209,6 +212,22 @@ class QuantizedLayers:
         sums = block_sums(x if x.dtype == f32 else cast(x, dtype=f32), w.block)
         more = matmul(sums, transpose(offsets, permutation=(1, 0)))
         return y + (more if x.dtype == f32 else cast(more, dtype=x.dtype))
+
+
+def open_blocks(graph: Graph) -> int:
+    """Composites that multiply by encoded weights somewhere inside become what they consist of. Gives how many."""
+    opened, waiting = 0, [n for n in graph if _is_block(n)]
+    while waiting:
+        opened += len(waiting)
+        for node in waiting:
+            inline_body(graph, node)
+        waiting = [n for n in graph if _is_block(n)]
+    return opened
+
+
+def _is_block(node: Node) -> bool:
+    layer = isinstance(node.op, (Linear, Embedding)) or node.op.body is None
+    return not layer and any(encoded_param(v) is not None for v in node.arguments)
 
 
 def _encoded(node: Node) -> list[Value]:

@@ -101,7 +101,7 @@ def is_key_mask(mask: Value, keys: DimLike) -> bool:
     stream = mask.graph.stream or TOKENS
     if not chain or mask.shape != (mask.shape[0], 1, 1, keys):
         return False
-    source = chain[-1].arguments[0]
+    source = chain[-1].value("x")
     return source.graph.inputs.get(stream.mask) is source
 
 
@@ -113,7 +113,7 @@ def key_mask_chain(mask: Value) -> list[Node]:
         node = v.producer
         if node is not None and isinstance(node.op, kind):
             chain.append(node)
-            v = node.arguments[0]
+            v = node.value("x")
         elif kind is not Slice:
             return []
     return chain
@@ -126,7 +126,8 @@ def _common_rope(q: Value, k: Value) -> Node | None:
         return None
     positions, frequencies = a.value("positions"), a.value("frequencies")
     stream = positions.graph.stream or TOKENS
-    if a.arguments[1:] != b.arguments[1:] or positions.graph.inputs.get(stream.positions) is not positions:
+    same = all(a[name] is b[name] for name in ("positions", "frequencies"))
+    if not same or positions.graph.inputs.get(stream.positions) is not positions:
         return None
     plain = frequencies.producer is not None and isinstance(frequencies.producer.op, Constant)
     turned = 2 * frequencies.shape[0]
@@ -138,7 +139,7 @@ def _flat(x: Value) -> Value:
     """x [B,S,H,D] as [B,S,H*D], without a node where it was just taken apart."""
     batch, length, heads, width = x.shape
     if x.producer is not None and isinstance(x.producer.op, Reshape):
-        (before,) = x.producer.arguments
+        before = x.producer.value("x")
         if before.shape == (batch, length, heads * width):
             return before
     return x
@@ -149,7 +150,7 @@ def _packed(flat: Sequence[Value]) -> Value | None:
     slices = [x.producer for x in flat]
     if any(n is None or not isinstance(n.op, Slice) or n.attributes["axis"] != -1 for n in slices):
         return None
-    sources = {n.arguments[0] for n in slices if n is not None}
+    sources = {n.value("x") for n in slices if n is not None}
     spans = [(n.attributes["start"], n.attributes["length"]) for n in slices if n is not None]
     end: Any = 0
     for start, length in spans:
@@ -319,7 +320,7 @@ def counted_in(window: int) -> tuple[str, str]:
 def _is_new_mask(node: Node) -> bool:
     """Whether a node takes the part of the stream's mask that is about the new tokens."""
     stream = node.outputs[0].graph.stream or TOKENS
-    source = node.arguments[0] if isinstance(node.op, Slice) else None
+    source = node.value("x") if isinstance(node.op, Slice) else None
     if source is None or source.graph.inputs.get(stream.mask) is not source:
         return False
     return node.output.shape[1:] == (Dim.symbol(stream.length),)

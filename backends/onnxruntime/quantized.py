@@ -8,6 +8,7 @@ backends/onnx/quantized.py). Scales are 1-D or [N,K/block], but [N,K/block,1] fo
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,19 @@ from ...ir.shard_rules import needs_all
 from ...ir.types import DimLike, TensorType, i8, u8
 from ..onnx.builder import MICROSOFT
 from ..onnx.quantized import QuantizedLayers, Stored, with_offsets
+from ..onnx.untyped import read_graph
 from ..target import Target
 
+NARROW = 4
+"""The accuracy level at which MatMulNBits rounds activations to 8 bits."""
 _ZERO = {4: 8, 8: 128}
 _BLOCKS = (16, 32, 64, 128, 256)
+_IN_8_BITS = 4
+"""The `accuracy_level` that multiplies by activations in 8 bits."""
 
 
 class OrtPackCodes(Op):
-    """Codes i8 [rows, blocks, block] around 0 as bytes around the middle, 4-bit ones in pairs. Stored, never run."""
+    """Codes i8 [rows, blocks, block] around 0 as bytes around 8 (two to a byte) or 128. Stored, never run."""
 
     shard = needs_all
     flops = unmoved
@@ -53,6 +59,8 @@ class OrtMatMulNBits(Op):
     """x @ (scale * code).T + b: x [..., K], codes u8 [N, K/block, bytes], scales [N, K/block], b [N].
 
     accuracy_level: 4 multiplies by x in 8 bits a block, where that is faster; 0 computes in the type of x.
+    fine: x goes in as what 8 bits hold and as the rest, two rows of one product, so that the result is as good as
+    with 16 bits. Greedy tokens of small models turn on such differences.
     """
 
     heavy = True
@@ -62,7 +70,15 @@ class OrtMatMulNBits(Op):
         return 2 * x.type.elements * codes.shape[0]
 
     def infer(
-        self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, bits: int, accuracy_level: int = 0
+        self,
+        x: Value,
+        codes: Value,
+        scales: Value,
+        b: Value | None = None,
+        *,
+        bits: int,
+        accuracy_level: int = 0,
+        fine: bool = False,
     ) -> TensorType:
         rows, blocks, width = codes.shape
         check(isinstance(width, int) and codes.dtype == u8, f"codes is {codes.type}, expected bytes")
@@ -72,17 +88,40 @@ class OrtMatMulNBits(Op):
         check(b is None or b.shape == (rows,), f"b is {b and b.type}, expected [{rows}]")
         return TensorType(x.dtype, (*x.shape[:-1], rows))
 
-    def numpy(self, x: Any, codes: Any, scales: Any, b: Any = None, *, bits: int, accuracy_level: int) -> Any:
+    def numpy(
+        self, x: Any, codes: Any, scales: Any, b: Any = None, *, bits: int, accuracy_level: int, fine: bool
+    ) -> Any:
         w = (unpacked(codes, bits) * scales[..., None].astype(np.float32)).reshape(len(codes), -1)
         y = x.astype(np.float32) @ w.T
         return (y if b is None else y + b).astype(x.dtype)
 
-    def onnx(self, op: Any, x: Any, codes: Any, scales: Any, b: Any = None, *, bits: int, accuracy_level: int) -> Any:
+    def onnx(
+        self, op: Any, x: Any, codes: Any, scales: Any, b: Any = None, *, bits: int, accuracy_level: int, fine: bool
+    ) -> Any:
         rows, blocks, width = codes.shape
-        return op.MatMulNBits(
-            x, codes, scales, None, None, b, domain=MICROSOFT, K=blocks * width * 8 // bits, N=rows, bits=bits,
-            block_size=width * 8 // bits, accuracy_level=accuracy_level or None,
+        given = _coarse_and_rest(op, x, width * 8 // bits) if fine else x
+        y = op.MatMulNBits(
+            given, codes, scales, None, None, None if fine else b, domain=MICROSOFT, K=blocks * width * 8 // bits,
+            N=rows, bits=bits, block_size=width * 8 // bits, accuracy_level=accuracy_level or None,
         )  # fmt: skip
+        if not fine:
+            return y
+        y = op.ReduceSum(y, op.constant(np.array([0], np.int64)), keepdims=0)
+        return y if b is None else op.Add(y, b)
+
+
+def _coarse_and_rest(op: Any, x: Any, block: int) -> Any:
+    """x [..., K] as [2, ..., K]: rounded to 8 bits a block as the kernel does it, and what that leaves."""
+    shape = (*x.shape[:-1], x.shape[-1] // block, block)
+    blocks = op.reshape(x, shape)
+    largest = op.ReduceMax(op.Abs(blocks), op.constant(np.array([-1], np.int64)), keepdims=1)
+    least = op.constant(np.array(1e-30, x.dtype.numpy))
+    step = op.Div(op.Max(largest, least), op.constant(np.array(127, x.dtype.numpy)))
+    coarse = op.Mul(op.Round(op.Div(blocks, step)), step)
+    first = op.constant(np.array([0], np.int64))
+    parts = [op.Unsqueeze(part, first) for part in (coarse, op.Sub(blocks, coarse))]
+    both = op.Concat(*parts, axis=0, types=[TensorType(x.dtype, (2, *shape))])
+    return op.reshape(both, (2, *x.shape))
 
 
 class OrtGatherBlockQuantized(Op):
@@ -127,7 +166,9 @@ class RuntimeLayers:
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
         bits = w.encoding.bits
         level = self.target.accuracy_level(bits)
-        return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level)
+        # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
+        fine = w.by_rows and level == NARROW
+        return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level, fine=fine)
 
     def rows(self, ids: Value, w: Stored) -> Value:
         y = gather_block_quantized(_packed(w), ids, w.numbers("scales"), bits=w.encoding.bits)
@@ -136,6 +177,13 @@ class RuntimeLayers:
 
 def _packed(w: Stored) -> Value:
     return pack_codes(w.centred(), bits=w.encoding.bits)
+
+
+def narrow_products(folder: str | Path) -> bool:
+    """Whether a built folder multiplies by activations in 8 bits, so that it is near its model and not equal to it."""
+    files = (read_graph(f) for f in sorted(Path(folder).glob("*.onnx")))
+    products = (node for f in files for node in f.graph.node if node.op_type == "MatMulNBits")
+    return any(a.name == "accuracy_level" and a.i == NARROW for node in products for a in node.attribute)
 
 
 def quantized_layers(target: Target) -> QuantizedLayers:

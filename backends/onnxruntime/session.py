@@ -43,9 +43,16 @@ class Session:
     """
 
     def __init__(
-        self, folder: Path, contract: Contract, *, threads: int | None, capacity: int = CAPACITY, flash: bool = True
+        self,
+        folder: Path,
+        contract: Contract,
+        *,
+        threads: int | None,
+        capacity: int = CAPACITY,
+        flash: bool = True,
+        exact: bool = False,
     ) -> None:
-        self.folder, self.contract, self.threads, self.flash = folder, contract, threads, flash
+        self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
         self.owner: object = object()
@@ -64,7 +71,9 @@ class Session:
             # A second graph over the same weights must not cost their memory again: it reads them from the file's
             # pages, and is a fifth slower for it.
             second = bool(self.contract.lengths) and file == self.contract.masked
-            loaded = load(self.folder / file, self.contract, self.threads, flash=self.flash, packed=not second)
+            loaded = load(
+                self.folder / file, self.contract, self.threads, flash=self.flash, packed=not second and not self.exact
+            )
             check_loaded(self.contract, loaded, str(self.folder / file))
             self._loaded[file] = loaded
         return self._loaded[file]
@@ -161,7 +170,10 @@ class Session:
 
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
-        return self.append(token_ids("tokens", tokens, 1)[:, None], None, inputs)
+        ids = token_ids("tokens", tokens, 1, self.contract.bounds.get(self._ids))[:, None]
+        if inputs or self._beside:
+            return self.append(ids, None, inputs)
+        return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64))
 
     def truncate(self, lengths: Any) -> None:
         """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each.
@@ -223,12 +235,20 @@ class Session:
         return Padded(loaded, self.contract, self.memory)
 
 
-def open(folder: str | Path, *, threads: int | None = None, capacity: int = CAPACITY, tune: bool = False) -> Session:
+def open(
+    folder: str | Path,
+    *,
+    threads: int | None = None,
+    capacity: int = CAPACITY,
+    tune: bool = False,
+    exact: bool = False,
+) -> Session:
     """A session for a folder that `build` wrote.
 
     threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
-    two) and keep the faster. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
+    two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
+    which is slower. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
     contradicts itself, or needs a provider that is not there.
     """
     folder = Path(folder)
@@ -239,10 +259,10 @@ def open(folder: str | Path, *, threads: int | None = None, capacity: int = CAPA
         raise RuntimeInputError(what, place=str(folder))
     if capacity < 1:
         raise RuntimeInputError(f"capacity is {capacity}, expected at least 1")
-    tiled = Session(folder, contract, threads=threads, capacity=capacity)
+    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact)
     if not tune or not contract.lengths or contract.encoder or others(contract, contract.lengths):
         return tiled
-    plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False)
+    plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False, exact=exact)
     return min((tiled, plain), key=_prompt_seconds)
 
 

@@ -1,77 +1,135 @@
-"""A linear layer over 8-bit codes that keeps no float weight for the backward pass. (Dettmers et al. 2023)"""
+"""Layers over encoded weights that keep no float weight for the backward pass. (Dettmers et al. 2023)"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ...ir import backward_reads as reads
 from ...ir import ops
-from ...ir.graph import Value
+from ...ir.encodings import Encoding
+from ...ir.graph import Attributes, Graph, Node, Value
 from ...ir.op import Op
+from ...ir.ops.linear import Embedding, Linear
+from ...ir.ops.quant import Dequantize
 from ...ir.shard_rules import needs_all
-from ...ir.types import TensorType, i8
-from ...passes.freeze import multiplied_out
-from ...passes.pattern import Rewrite
-from .tensors import autocast_dtype
+from ...ir.types import DType, TensorType, f32
+from .tensors import autocast_dtype, torch_dtype
 from .untyped import applied
 
 
 class FrozenLinear(Op):
-    """linear(x, cast(codes) * scales, b)."""
+    """linear(x, dequantize(w), b)."""
 
+    reads_encoded: ClassVar[bool] = True
     backward_reads = reads.nothing
     shard = needs_all
 
+    def complete(self, x: Value, w: Value, b: Value | None = None, **attributes: Any) -> Attributes:
+        return attributes | {"encoding": str(w.type.encoding)}
+
     def infer(
-        self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, transposed: bool = False
+        self, x: Value, w: Value, b: Value | None = None, *, transposed: bool = False, encoding: str = ""
     ) -> TensorType:
-        return TensorType(x.dtype, (*x.shape[:-1], codes.shape[1] if transposed else codes.shape[0]))
+        return TensorType(x.dtype, (*x.shape[:-1], w.shape[1 if transposed else 0]))
 
-    def body(self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, transposed: bool = False) -> Value:
-        return ops.linear(x, multiplied_out(codes, scales), b, transposed=transposed)
+    def body(self, x: Value, w: Value, b: Value | None = None, *, transposed: bool, encoding: str) -> Value:
+        return ops.linear(x, ops.dequantize(w), b, transposed=transposed)
 
-    def torch(self, torch: Any, x: Any, codes: Any, scales: Any, b: Any = None, *, transposed: bool = False) -> Any:
-        y = x.tracer.create_proxy("call_function", frozen_linear, (x, codes, scales, transposed), {})
+    def torch(self, torch: Any, x: Any, w: Any, b: Any = None, *, transposed: bool, encoding: str) -> Any:
+        y = x.tracer.create_proxy("call_function", frozen_linear, (x, w, encoding, transposed), {})
         return y if b is None else y + b
 
 
-FROZEN = FrozenLinear()
+class FrozenEmbedding(Op):
+    """embedding(ids, dequantize(w)): only the rows that are asked for are dequantized."""
+
+    reads_encoded: ClassVar[bool] = True
+    backward_reads = reads.nothing
+    shard = needs_all
+
+    def complete(self, ids: Value, w: Value, **attributes: Any) -> Attributes:
+        return {"encoding": str(w.type.encoding), "dtype": w.dtype}
+
+    def infer(self, ids: Value, w: Value, *, encoding: str = "", dtype: DType = f32) -> TensorType:
+        return TensorType(w.dtype, (*ids.shape, *w.shape[1:]))
+
+    def body(self, ids: Value, w: Value, *, encoding: str, dtype: DType) -> Value:
+        return ops.embedding(ids, ops.dequantize(w))
+
+    def torch(self, torch: Any, ids: Any, w: Any, *, encoding: str, dtype: Any) -> Any:
+        return ids.tracer.create_proxy("call_function", frozen_embedding, (ids, w, encoding, dtype), {})
 
 
-class LinearOverCodes(Rewrite):
-    """linear(x, cast(codes) * scales, b) => one op that multiplies the codes out again when the gradient needs them."""
-
-    def before(self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, transposed: bool) -> Value:
-        return ops.linear(x, multiplied_out(codes, scales), b, transposed=transposed)
-
-    def when(self, **bound: Any) -> bool | str:
-        codes, scales = bound["codes"], bound["scales"]
-        return (codes.is_param and scales.is_param and codes.dtype == i8) or f"{codes!r} holds no codes"
-
-    def after(self, x: Value, codes: Value, scales: Value, b: Value | None = None, *, transposed: bool) -> Value:
-        return x.graph.add(FROZEN, (x, codes, scales, b), {"transposed": transposed})[0]
+FROZEN, FROZEN_ROWS = FrozenLinear(), FrozenEmbedding()
 
 
-def frozen_linear(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, transposed: bool) -> torch.Tensor:
-    """x @ (codes * scales).T; under autocast in its dtype. Scales that want a gradient get it the plain way."""
-    if scales.requires_grad and torch.is_grad_enabled():
-        w = codes.to(scales.dtype) * scales
-        return torch.nn.functional.linear(x, w.t() if transposed else w)
-    return applied(_OverCodes, x.to(autocast_dtype(x) or x.dtype), codes, scales, transposed)
+def over_encodings(graph: Graph) -> int:
+    """linear and embedding over encoded weights => ops that dequantize anew for the gradient. Gives how many."""
+    changed = 0
+    for node in list(graph):
+        w = _encoded_operand(node) if isinstance(node.op, (Linear, Embedding)) else None
+        if w is None or w.type.encoding is None:
+            continue
+        x, _, *rest = node.operands
+        with graph.at(node):
+            if isinstance(node.op, Linear):
+                y = graph.add(FROZEN, (x, w, *rest), {"transposed": node.attributes["transposed"]})[0]
+            elif w.type.encoding.axis == -1:
+                y = graph.add(FROZEN_ROWS, (x, w), {})[0]
+            else:
+                continue
+        graph.replace(node.output, y)
+        graph.erase(node)
+        changed += 1
+    return changed
 
 
-class _OverCodes(torch.autograd.Function):
+def _encoded_operand(node: Node) -> Value | None:
+    producer = node.arguments[1].producer
+    return producer.arguments[0] if producer is not None and isinstance(producer.op, Dequantize) else None
+
+
+def dequantized(stored: torch.Tensor, encoding: Encoding, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers that stored lines u8 stand for, as `Dequantize` has them.
+
+    With one scale a line the product is made in `dtype`; with blocks and their narrow scales in f32.
+    """
+    width = encoding.header + encoding.block * encoding.bits // 8
+    blocks = stored.view(*stored.shape[:-1], -1, width) if encoding.block else stored.unsqueeze(-2)
+    size, wide = encoding.scale.bits // 8, torch.float32 if encoding.block and dtype != torch.float64 else dtype
+    scales = blocks[..., :size].contiguous().view(torch_dtype(encoding.scale)).to(wide)
+    packed = blocks[..., encoding.header :]
+    halves = encoding.bits == 4
+    codes = torch.cat([packed & 15, packed >> 4], -1) if halves else packed.contiguous().view(torch.int8)
+    y = codes.to(wide)
+    y = (y - encoding.zero if encoding.zero else y) * scales
+    if encoding.minimum:
+        y = y + blocks[..., size : 2 * size].contiguous().view(torch_dtype(encoding.scale)).to(wide)
+    return y.flatten(-2).to(dtype).movedim(-1, encoding.axis)
+
+
+def frozen_linear(x: torch.Tensor, w: torch.Tensor, encoding: str, transposed: bool) -> torch.Tensor:
+    """x @ w.T for stored lines w; under autocast in its dtype."""
+    return applied(_OverEncoded, x.to(autocast_dtype(x) or x.dtype), w, encoding, transposed)
+
+
+def frozen_embedding(ids: torch.Tensor, w: torch.Tensor, encoding: str, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of stored lines w."""
+    return dequantized(torch.nn.functional.embedding(ids, w), Encoding.parse(encoding), dtype)
+
+
+class _OverEncoded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, transposed: bool) -> torch.Tensor:
-        ctx.save_for_backward(codes, scales)
-        ctx.transposed = transposed
-        w = codes.to(x.dtype) * scales.to(x.dtype)
+    def forward(ctx: Any, x: torch.Tensor, stored: torch.Tensor, encoding: str, transposed: bool) -> torch.Tensor:
+        ctx.save_for_backward(stored)
+        ctx.encoding, ctx.transposed = Encoding.parse(encoding), transposed
+        w = dequantized(stored, ctx.encoding, x.dtype)
         return x @ (w if transposed else w.t())
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (grad,), (codes, scales) = grads, ctx.saved_tensors
-        w = codes.to(grad.dtype) * scales.to(grad.dtype)
+        (grad,), (stored,) = grads, ctx.saved_tensors
+        w = dequantized(stored, ctx.encoding, grad.dtype)
         return grad @ (w.t() if ctx.transposed else w), None, None, None

@@ -20,16 +20,18 @@ from ...ir.op import Op
 from ...ir.ops.elementwise import Where
 from ...ir.ops.linear import Embedding, Linear
 from ...ir.ops.norm import RMSNorm
+from ...ir.ops.quant import Dequantize
 from ...ir.types import Dim, DType
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import decompose
+from ...passes.encode import open_encodings
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
 from .experts import choose_experts, chosen_experts
 from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
-from .frozen import LinearOverCodes
+from .frozen import over_encodings
 from .loss import FUSED, LossOverVocabulary, linear_cross_entropy
 from .norm import rms_norm
 from .products import linear
@@ -52,8 +54,11 @@ def prepare(graph: Graph) -> Graph:
     ready = graph.copy()
     apply_rewrites(ready, [AttentionToSDPA(), LossOverVocabulary()])
     choose_experts(ready)
-    decompose(ready, keep=lambda node: node.op.torch is not None)
-    apply_rewrites(ready, [LinearOverCodes(), LinearAfterActivation()])
+    decompose(ready, keep=lambda node: node.op.torch is not None or isinstance(node.op, Dequantize))
+    over_encodings(ready)
+    dce(ready)
+    open_encodings(ready)
+    apply_rewrites(ready, [LinearAfterActivation()])
     cse(ready)
     dce(ready)
     return ready

@@ -10,11 +10,12 @@ import torch
 from torch import fx, nn
 
 from ...ir.dims import bind_dims
+from ...ir.encoded import Encoded
 from ...ir.errors import LoweringError, RuntimeInputError, WeightsError, did_you_mean
 from ...ir.graph import Graph
-from ...ir.tensors import Array, Tensor, convert
+from ...ir.tensors import Array, Tensor, held
 from ...ir.types import TensorType
-from ...ir.weights import Weights
+from ...ir.weights import Weights, fits
 from ...passes.recompute import Plan, recompute
 from . import collectives as collectives
 from .blocks import into_blocks
@@ -60,8 +61,8 @@ def to_torch(
     code = lowering.run()
     root = nn.Module()
     for path, v in graph.params.items():
-        array = convert(given[path].numpy(), v.dtype)
-        _register(root, path, to_tensor(array), trainable=v.dtype.is_float)
+        array = held(given[path], v.type, path)
+        _register(root, path, to_tensor(array), trainable=v.dtype.is_float and v.type.encoding is None)
     if lowering.constants:
         root.add_module(CONSTANTS, Constants(lowering.constants))
     if lowering.plan is not None:
@@ -69,25 +70,27 @@ def to_torch(
     module = Trainable(root, code, class_name="Monograph")
     if blocks:
         into_blocks(module)
-    return module.completed(InputCheck(graph), lowering.plan)
+    encoded = {path: v.type for path, v in graph.params.items() if v.type.encoding is not None}
+    return module.completed(InputCheck(graph), lowering.plan, encoded)
 
 
 class Trainable(fx.GraphModule):
     """A copy of it, made by `copy.deepcopy`, has what the copy of another GraphModule loses: input checks and `plan`.
 
-    plan: of what is computed again, or None.
+    plan: of what is computed again, or None. encoded: types of the parameters whose bytes are held, by path.
     """
 
     check: InputCheck
     plan: Plan | None
+    encoded: Mapping[str, TensorType]
 
-    def completed(self, check: InputCheck, plan: Plan | None) -> Trainable:
-        self.check, self.plan = check, plan
+    def completed(self, check: InputCheck, plan: Plan | None, encoded: Mapping[str, TensorType]) -> Trainable:
+        self.check, self.plan, self.encoded = check, plan, encoded
         self.register_forward_pre_hook(check, with_kwargs=True)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainable:
-        return super().__deepcopy__(memo).completed(self.check, self.plan)  # type: ignore[attr-defined]
+        return super().__deepcopy__(memo).completed(self.check, self.plan, self.encoded)  # type: ignore[attr-defined]
 
 
 def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool) -> None:
@@ -157,7 +160,7 @@ class InputCheck:
 def _check_weights(types: Mapping[str, TensorType], given: Mapping[str, Tensor], place: str) -> None:
     lines = [f"missing: {k}: {t}{did_you_mean(k, given)}" for k, t in types.items() if k not in given]
     for k, t in types.items():
-        if k in given and (given[k].type.shape != t.shape or given[k].dtype.is_float != t.dtype.is_float):
+        if k in given and not fits(given[k].type, t):
             lines.append(f"wrong: {k} is {given[k].type}, expected {t}")
     if lines:
         raise WeightsError(f"weights do not fit: {len(lines)} differences", place=place, details=lines)
@@ -165,14 +168,24 @@ def _check_weights(types: Mapping[str, TensorType], given: Mapping[str, Tensor],
 
 def state_of(module: nn.Module) -> Weights:
     """The parameters of a module under their checkpoint names, read from their device when asked for."""
-    return Weights({k: ModuleTensor(t) for k, t in _state(module).items()})
+    encoded = _encoded(module)
+    tensors = {k: ModuleTensor(t) for k, t in _state(module).items()}
+    return Weights({k: Encoded(t, encoded[k]) if k in encoded else t for k, t in tensors.items()})
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    for wrapper in ("_orig_mod", "module"):
+        module = getattr(module, wrapper, module)
+    return module
+
+
+def _encoded(module: nn.Module) -> Mapping[str, TensorType]:
+    return getattr(_unwrapped(module), "encoded", {})
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers, not their copies, also of a module that was compiled or wrapped for many devices."""
-    for wrapper in ("_orig_mod", "module"):
-        module = getattr(module, wrapper, module)
-    return module.state_dict(keep_vars=True)
+    return _unwrapped(module).state_dict(keep_vars=True)
 
 
 def save_state(
@@ -193,11 +206,11 @@ def load_state(module: nn.Module, weights: Mapping[str, Tensor] | str | Path) ->
     """
     given = Weights.open(weights) if isinstance(weights, (str, Path)) else weights
     state = _state(module)
-    types = {k: TensorType(dtype_of(t.dtype), tuple(t.shape)) for k, t in state.items()}
+    types = {k: TensorType(dtype_of(t.dtype), tuple(t.shape)) for k, t in state.items()} | dict(_encoded(module))
     _check_weights(types, given, given.place if isinstance(given, Weights) else "")
     with torch.no_grad():
         for name, target in state.items():
-            target.copy_(to_tensor(convert(given[name].numpy(), types[name].dtype)))
+            target.copy_(to_tensor(held(given[name], types[name], name)))
 
 
 def to_inputs(arrays: Mapping[str, Array], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from ..errors import check
 from ..flow import Link, Links
 from ..graph import Attributes, Value
 from ..op import Op, op, unmoved
-from ..shard_rules import needs_all
+from ..shard_rules import elementwise, needs_all
 from ..types import DType, TensorType, f32, i8, u8
 from .elementwise import cast
 from .shape import reshape, transpose
@@ -89,6 +89,7 @@ class Dequantize(Op):
 
     reads_encoded: ClassVar[bool] = True
     folds: ClassVar[bool] = False
+    shard = elementwise
 
     def infer(self, w: Value) -> TensorType:
         encoding_of(w)
