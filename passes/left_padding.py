@@ -41,7 +41,7 @@ def _reason(node: Node, mask: Value, length: str) -> str:
     elif isinstance(node.op, Iota):
         return "" if _is_relative(node.output) or not _over_tokens(node.output, length) else "counts columns"
     elif isinstance(node.op, Slice):
-        (x,) = node.arguments
+        x = node.value("x")
         axis: int = node.attributes["axis"]
         if x is not mask and _over(x, axis, length) and not _ends_with(node, x, axis) and not _masked(x, mask):
             return "reads columns where padding may stand"
@@ -108,7 +108,7 @@ def _masked(v: Value, mask: Value) -> bool:
         return any(_masked(x, mask) for x in node.arguments)
     if node.op.states:
         return v.index == 0 and passes_over(node, mask)
-    return isinstance(node.op, (*_MOVES, Slice, Silu, Relu)) and _masked(node.arguments[0], mask)
+    return isinstance(node.op, (*_MOVES, Slice, Silu, Relu)) and _masked(node.value("x"), mask)
 
 
 def _is_relative(v: Value) -> bool:
@@ -129,5 +129,5 @@ def _counts(v: Value) -> bool:
     """Whether a value is a count of columns and nothing else."""
     node = v.producer
     while node is not None and (isinstance(node.op, _MOVES)):
-        node = node.arguments[0].producer
+        node = node.value("x").producer
     return node is not None and isinstance(node.op, Iota)

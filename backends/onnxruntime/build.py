@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 
@@ -125,7 +126,8 @@ def _planned(
     dump: Path | None,
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
-    if max_positions is not None and (not isinstance(max_positions, int) or max_positions < 1):
+    given: Any = max_positions  # callers without types give anything
+    if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
     target = Target.of(target)
     graph = model.graph(target.dtype) if isinstance(model, Model) else model

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from ...ir.errors import check
 from ...ir.graph import Value
@@ -22,6 +21,7 @@ from ...ir.shard_rules import needs_all
 from ...ir.types import DimLike, TensorType, i8, u8
 from ..onnx.builder import MICROSOFT
 from ..onnx.quantized import QuantizedLayers, Stored, with_offsets
+from ..onnx.untyped import read_graph
 from ..target import Target
 
 _FINE = "monograph.fine"
@@ -185,7 +185,7 @@ def narrow_products(folder: str | Path) -> bool:
 
     Fine products count as equal: of SmolLM2-135M they move the largest logits, of 30, by 0.002.
     """
-    files = (onnx.load(str(f), load_external_data=False) for f in sorted(Path(folder).glob("*.onnx")))
+    files = (read_graph(f) for f in sorted(Path(folder).glob("*.onnx")))
     products = [node for f in files for node in f.graph.node if node.op_type == "MatMulNBits"]
     coarse = (node for node in products if not any(p.key == _FINE for p in node.metadata_props))
     return any(a.name == "accuracy_level" and a.i == NARROW for node in coarse for a in node.attribute)
