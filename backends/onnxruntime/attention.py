@@ -281,8 +281,8 @@ class GroupQuery:
         stream = graph.stream or TOKENS
         mask = found[0].output
         batch = mask.shape[0]
-        counts = LENGTHS if LENGTHS in graph.inputs else next(k for k in graph.inputs if k.startswith(LENGTHS))
-        lengths = graph.inputs[counts]
+        # Where all buffers are those of windows, theirs are no lengths of rows.
+        lengths = graph.inputs.get(LENGTHS) or graph.input(LENGTHS, TensorType(i32, (batch,)))
         positions = graph.inputs.get(stream.positions) or graph.input(stream.positions, TensorType(i64, mask.shape))
         with graph.at(found[0]):
             valid = less(positions, reshape(cast(lengths, dtype=i64), shape=(batch, 1)))

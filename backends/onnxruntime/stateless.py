@@ -138,10 +138,8 @@ def _lengths(contract: Contract, mask: Array, positions: Array | None, rows: int
     """Valid tokens by row, where the graph for lengths computes the same."""
     if not contract.lengths:
         return None
-    # Positions that the graph reads may be any; those a kernel derives from lengths must be what was asked for.
-    name = stream_of(contract).positions
-    read = name in contract.inputs[contract.lengths] or name not in contract.inputs[contract.masked]
-    return lengths_allowed(mask, None if read else positions, rows, bool(contract.windows))
+    # What kernels turn and which tokens layers with a state read follows from lengths, whatever positions say.
+    return lengths_allowed(mask, positions, rows, bool(contract.windows))
 
 
 def _check_unread(contract: Contract, mask: Array, positions: Array | None) -> None:
