@@ -104,6 +104,8 @@ def build(
     announce(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
+        sizes = {name: stage.path(name).stat().st_size for name in stage.names}
+        report.contract = replace(report.contract, bytes=sizes)
         write_text(stage, FILE, report.contract.to_json())
         if isinstance(model, Model):
             write_companions(stage, model)
