@@ -98,6 +98,8 @@ class Compact:
         return size
 
     def extend(self, along: Along, counts: Array) -> Array:
+        if int(counts.max()) == 1 == int(counts.min()):
+            return self.advance(along, counts)
         check_room(int((self.lengths + counts).max()), self.contract)
         before, self.lengths = self.lengths, NOTHING  # Whoever stops in the middle leaves nothing to go on from.
         lengths, logits = before, dict[int, Array]()
@@ -112,6 +114,27 @@ class Compact:
             raise told(e, kept=kept) from e
         self.lengths = lengths
         return np.stack([logits[row] for row in range(self.batch)])
+
+    def advance(self, along: Along, counts: Array) -> Array:
+        """One more token for every row: `extend` without what longer pieces need, for it is every step of a decode."""
+        before = self.lengths
+        after = before + counts
+        most = int(after.max())
+        check_room(most, self.contract)
+        self.lengths = NOTHING
+        try:
+            if most > self.size:
+                self.reserve(most, before)
+            if self.contract.windows:
+                self.make_room(counts)
+            logits = self.step(along, before, counts)
+        except RuntimeInputError as e:
+            self.lengths = before
+            raise told(e, kept=True) from e
+        self.used = {n: used + counts for n, used in self.used.items()}
+        self.commit()
+        self.lengths = after
+        return logits
 
     def pieces(self, along: Along, counts: Array) -> Iterator[tuple[dict[str, Array], Array]]:
         """(tokens, how many of each row) in pieces that the buffers of all windows have places for."""
@@ -220,7 +243,9 @@ class TokenCall:
             if name not in inputs:
                 shapes[name] = tuple(n if isinstance(n, int) else (batch, rows)[min(i, 1)] for i, n in enumerate(shape))
         self.feeds = {k: self.memory.allocate(s, loaded.dtypes[k]) for k, s in shapes.items()}
-        self.positions, self.windows = stream.positions, (0, *owner.contract.windows)
+        self.positions = self.feeds.get(stream.positions)
+        pairs = ((n, *map(self.feeds.get, counts_of(n))) for n in (0, *owner.contract.windows))
+        self.counts = [(n, by_row, most) for n, by_row, most in pairs if by_row is not None or most is not None]
         self.chosen, self.output = ROWS in self.feeds, owner.contract.output
         vocab: Any = loaded.outputs[self.output][-1]
         shape = (batch, vocab) if self.chosen else (batch, rows, vocab)
@@ -235,15 +260,14 @@ class TokenCall:
         for name, array in along.items():
             if name in feeds:
                 write(feeds[name], array)
-        if self.positions in feeds:
-            write(feeds[self.positions], before[:, None] + self.columns)
-        for window in self.windows:
-            by_row, most = counts_of(window)
+        if self.positions is not None:
+            write(self.positions, before[:, None] + self.columns)
+        for window, by_row, most in self.counts:
             after = used[window] + now
-            if by_row in feeds:
-                write(feeds[by_row], after)
-            if most in feeds:  # Kernels want room for every column of a prompt, even if no row fills it.
-                write(feeds[most], np.maximum(after.max(), self.rows))
+            if by_row is not None:
+                write(by_row, after)
+            if most is not None:  # Kernels want room for every column of a prompt, even if no row fills it.
+                write(most, max(int(after.max()), self.rows))
         if self.chosen:
             write(feeds[ROWS], self.firsts + now - 1)
         self.call.run()

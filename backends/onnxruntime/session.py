@@ -170,7 +170,10 @@ class Session:
 
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
-        return self.append(token_ids("tokens", tokens, 1)[:, None], None, inputs)
+        ids = token_ids("tokens", tokens, 1, self.contract.bounds.get(self._ids))[:, None]
+        if inputs or self._beside:
+            return self.append(ids, None, inputs)
+        return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64))
 
     def truncate(self, lengths: Any) -> None:
         """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each.
