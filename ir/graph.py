@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 _GAP = 1 << 20
 
 
+def _shown(given: object) -> str:
+    """What somebody gave in place of a value: numbers and texts as they are, the kind of anything else."""
+    return repr(given) if isinstance(given, (int, float, str)) else f"a {type(given).__name__}"
+
+
 class Graph:
     """Inputs, parameters, nodes in topological order, and named outputs.
 
@@ -83,8 +88,7 @@ class Graph:
         location = location or point_of(self).location or caller(self.scope)
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
-                shown = repr(v) if isinstance(v, (int, float, str)) else f"a {v.__class__.__name__}"
-                what = f"{op.name}: {shown} is not a value of a graph"
+                what = f"{op.name}: {_shown(v)} is not a value of a graph"
                 hint = "numbers become values by `ops.constant(value=..., dtype=...)`"
                 raise OpError(what, place=str(location), hint=hint)
             if v is not None and v.graph is not self:
