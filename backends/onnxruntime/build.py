@@ -16,7 +16,7 @@ from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import whole
 from ...ir.graph import Graph
 from ...ir.slots import TOKENS
-from ...ir.weights import Tensor
+from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
@@ -51,12 +51,12 @@ class BuildReport:
     """
 
     folder: Path
-    contract: Contract
+    contract: Contract = field(repr=False)
     attentions: dict[str, int] = field(default_factory=dict[str, int])
-    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]], repr=False)
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
-    steps: list[Step] = field(default_factory=list[Step])
-    through_float: dict[str, str] = field(default_factory=dict[str, str])
+    steps: list[Step] = field(default_factory=list[Step], repr=False)
+    through_float: dict[str, str] = field(default_factory=dict[str, str], repr=False)
     kernels: str = ""
     bytes: int = 0
     state_bytes: int = 0
@@ -135,7 +135,7 @@ def _planned(
     graph = model.graph(target.dtype) if isinstance(model, Model) else model
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
     if found is None:
-        raise WeightsError(f"model {graph.name} has no weights", hint="load a checkpoint, or train it")
+        raise WeightsError(f"model {graph.name} has no weights", hint=NO_WEIGHTS)
     missing = [f"missing: {k}: {v.type}" for k, v in graph.params.items() if k not in found]
     if missing:
         raise WeightsError(f"{len(missing)} weights of {graph.name} are missing", details=missing)
