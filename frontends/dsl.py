@@ -169,7 +169,13 @@ class Family:
     gguf: GGUF | None = None
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
-        return Model(self, config or self.config_class(**settings), weights)
+        """A model with `config`, or with these values for fields of one. Raises ConfigError for what does not fit."""
+        if config is None:
+            return Model(self, self.config_class.of(**settings), weights)
+        if not isinstance(config, self.config_class):  # pyright: ignore[reportUnnecessaryIsInstance]
+            hint = f"settings are given by name: {self.name}(field=value)"
+            raise ConfigError(f"config of {self.name} is {config!r}, expected {self.config_class.__name__}", hint=hint)
+        return Model(self, config.changed(**settings) if settings else config, weights)
 
     def graph(self, config: Config, dtype: DType) -> Graph:
         """See Source. Raises MonographError if the function does not give the main output of its task."""
@@ -183,11 +189,20 @@ class Family:
             what = f"{self.name} gives {', '.join(outputs)}, but the output of its task is {self.task.output!r}"
             raise MonographError(f"{what}{did_you_mean(self.task.output, outputs)}")
         for name, value in outputs.items():
+            if not isinstance(value, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
+                kind = "nothing" if value is None else f"a {type(value).__name__}"
+                hint = "return a value of the graph, or a dict of values by name"
+                raise MonographError(f"{self.name} returns {kind} as {name}", place=self._place, hint=hint)
             graph.output(name, value)
         stream = self.task.stream
         read = stream is not None and stream.ids in graph.inputs
         graph.stream = stream if read and self.task.generates else None
         return graph
+
+    @property
+    def _place(self) -> str:
+        code = self.function.__code__
+        return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
     def _typed(self, name: str, config: Config, dtype: DType) -> TensorType:
         type = self.task.type_of(name, config)
@@ -311,7 +326,7 @@ def load_family(model_type: str, task: str | Task | None = None) -> Family:
     known = sorted(p.stem for p in (Path(__file__).parent / "models").glob("[!_]*.py"))
     if model_type not in known:
         what = f"model_type {model_type!r} is not supported{did_you_mean(model_type, known)}"
-        raise ConfigError(what, hint=f"known: {', '.join(known)}; others can be written with @model")
+        raise ConfigError(what, hint=f"known: {', '.join(known)}; one of your own is loaded with load(..., family=it)")
     module = importlib.import_module(f".models.{model_type}", __package__)
     family = getattr(module, model_type)
     assert isinstance(family, Family)

@@ -22,6 +22,9 @@ from .types import Dim, DType, TensorType
 from .value import ancestors, leaves
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NO_WEIGHTS = "load a checkpoint, train it, or begin with model.weights = mg.Weights.initialize(model.graph())"
+"""What to do about a model that has no weights yet."""
+
 _HINTS = 8
 
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ...frontends.task import LOGITS, TOKEN_TYPES
 from ...ir.errors import ConfigError, MonographError, WeightsError
@@ -116,7 +117,7 @@ def slots_of(text: str, place: str = "") -> tuple[Slot, ...]:
         raise ConfigError(f"slots are not JSON: {e}", place=place) from None
     if not isinstance(given, list):
         raise ConfigError(f"slots are {given!r}, expected a list", place=place)
-    slots = [reader.slot(s, f"slot {i}") for i, s in enumerate(given)]
+    slots = [reader.slot(s, f"slot {i}") for i, s in enumerate(cast("list[Any]", given))]
     if reader.problems:
         raise ConfigError("slots are damaged", place=place, details=reader.problems)
     return tuple(s for s in slots if s is not None)
@@ -134,12 +135,22 @@ def stream_of(text: str, place: str = "") -> Stream:
     return Stream(**given)
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,), "str": (str,), "bool": (bool,), "int | None": (int, type(None)), "Stream | None": (dict, type(None)),
-    "Growth": (str,), "TensorType": (str,), "tuple[Slot, ...]": (list,), "tuple[str, ...]": (list,),
-    "Mapping[str, Types]": (dict,), "Mapping[str, int]": (dict,),
-}  # fmt: skip
-"""What JSON has for the fields of a contract, a slot and a stream, by the text of their annotations."""
+_JSON: dict[Any, tuple[type, ...]] = {
+    Growth: (str,),
+    TensorType: (str,),
+    Stream: (dict,),
+    tuple: (list,),
+    Mapping: (dict,),
+}
+"""What JSON has for the types of fields that are not JSON's own."""
+
+
+def _kinds(of: Any) -> tuple[type, ...]:
+    """What JSON may have for a field of a type."""
+    origin = get_origin(of) or of
+    if origin in (Union, UnionType):
+        return tuple(kind for part in get_args(of) for kind in _kinds(part))
+    return _JSON.get(origin, (origin,))
 
 
 class _Reader:
@@ -174,7 +185,8 @@ class _Reader:
             self.problems.append(f"{lead}is {given!r}, expected an object")
             return False
         given = cast("dict[str, Any]", given)
-        known = {f.name: _KINDS[str(f.type)] for f in fields(of)}
+        hints = get_type_hints(of)
+        known = {f.name: _kinds(hints[f.name]) for f in fields(of)}
         self.problems += [f"{lead}unknown key {k!r}" for k in given if k not in known]
         self.problems += [f"{lead}key {k!r} is missing" for k in known if k not in given]
         for k, kinds in known.items():

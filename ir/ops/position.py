@@ -13,7 +13,7 @@ from ..errors import ConfigError, check, did_you_mean
 from ..graph import Node, Value
 from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Stop, first_cut
-from ..types import Dim, DType, TensorType
+from ..types import Dim, DimLike, DType, TensorType
 from .checks import floating, indices, rank
 from .elementwise import cast, constant, cos, sin
 from .shape import concat, reshape, slice_
@@ -80,7 +80,7 @@ def rotary_angles(positions: Value, frequencies: Value, *, scale: float, dtype: 
     return (c, s) if frequencies.dtype == dtype else (cast(c, dtype=dtype), cast(s, dtype=dtype))
 
 
-def rotate(x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_dim: int | None = None) -> Value:
+def rotate(x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_dim: DimLike | None = None) -> Value:
     """x [B,S,H,D] with its pairs of channels, as `Rope` says, turned by angles whose cosines are given [B,S,1,R/2]."""
     batch, length, heads, width = (x.shape[i] for i in range(4))
     half = cosines.shape[-1]
