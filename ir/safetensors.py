@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 import numpy as np
 
 from .errors import WeightsError
-from .tensors import Span, StoredTensor, Tensor, stamp_of
+from .tensors import Array, Span, StoredTensor, Tensor, stamp_of
 from .types import DType, TensorType
 
 _MAX_HEADER = 100_000_000
@@ -32,6 +32,19 @@ _DTYPES = {
     "BOOL": DType.bool_,
 }
 _NAMES = {v: k for k, v in _DTYPES.items()}
+_WIDENED = {"I16": ("<i2", DType.i32), "U16": ("<u2", DType.i32), "U32": ("<u4", DType.i64)}
+"""Integer types without a counterpart in the IR, and the type of the IR that has room for them."""
+
+
+class Widened(Tensor):
+    """Integers inside a file, in a wider type."""
+
+    def __init__(self, name: str, type: TensorType, span: Span, stored: str) -> None:
+        self.name, self.type, self.span, self.stored_type = name, type, span, stored
+
+    def numpy(self) -> Array:
+        flat = np.frombuffer(self.span.read(f"tensor {self.name}").tobytes(), self.stored_type)
+        return flat.astype(self.dtype.numpy).reshape(self.shape)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -48,9 +61,10 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     spans = {k: _entry(path, k, v, stamp[0] - start) for k, v in header.items()}
     _contiguous(path, {k: (begin, end) for k, (_, begin, end) in spans.items()}, stamp[0] - start)
-    tensors: dict[str, Tensor] = {
-        k: StoredTensor(k, t, Span(path, start + begin, end - begin, stamp)) for k, (t, begin, end) in spans.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for k, (t, begin, end) in spans.items():
+        span, (stored, _) = Span(path, start + begin, end - begin, stamp), _WIDENED.get(header[k]["dtype"], ("", None))
+        tensors[k] = Widened(k, t, span, stored) if stored else StoredTensor(k, t, span)
     return tensors, _metadata(path, metadata)
 
 
@@ -85,16 +99,17 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorTyp
     dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise WeightsError(f"needs dtype, shape and data_offsets, but its entry is {entry!r}", place=place)
-    if dtype not in _DTYPES:
-        known = ", ".join(_DTYPES)
+    if dtype not in _DTYPES and dtype not in _WIDENED:
+        known = ", ".join((*_DTYPES, *_WIDENED))
         raise WeightsError(
             f"has element type {dtype}, which has no counterpart in the IR (known: {known})", place=place
         )
     begin, end = offsets
     if not begin <= end <= available:
         raise WeightsError(f"has bytes {begin} to {end}, but the file has {available} bytes of data", place=place)
-    type = TensorType(_DTYPES[dtype], tuple(shape))
-    expected = math.prod(shape) * type.dtype.numpy.itemsize
+    stored, widened = _WIDENED.get(dtype, ("", None))
+    type = TensorType(widened or _DTYPES[dtype], tuple(shape))
+    expected = math.prod(shape) * (np.dtype(stored) if stored else type.dtype.numpy).itemsize
     if end - begin != expected:
         raise WeightsError(f"has {end - begin} bytes, but {type} needs {expected}", place=place)
     return type, begin, end

@@ -245,6 +245,23 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
+@pytest.mark.parametrize("kind", ["int16", "uint16", "uint32"])
+def test_integers_without_a_counterpart_are_widened(tmp_path, kind):
+    from safetensors.numpy import save_file
+
+    info = np.iinfo(kind)
+    values = np.array([[info.min, info.max, 7]], kind)
+    save_file({"t": values, "u": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    found = Weights.open(tmp_path).numpy("t")
+    assert found.dtype == (np.int64 if kind == "uint32" else np.int32)
+    np.testing.assert_array_equal(found, values)
+
+
+def test_metadata_may_be_null(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(raw({"t": entry(), "__metadata__": None}, bytes(8)))
+    assert list(Weights.open(tmp_path)) == ["t"]
+
+
 LIES = {
     "is 3 bytes long": b"abc",
     "says its header is 1152921504606846976 bytes long, but the file has 10 bytes": (1 << 60).to_bytes(8, "little")
