@@ -181,7 +181,7 @@ def test_positions_that_were_asked_for(built: Callable[[str], Built], name: str)
     session = b.open()
     found = session.run({"input_ids": ids, "position_ids": positions})["logits"]
     close(found, b.logits(ids, positions=positions))
-    assert ("model.masked.onnx" in session._loaded) == (name == "llama"), "only llama's kernel makes its own positions"
+    assert "model.masked.onnx" in session._loaded, "lengths do not say these positions"
 
 
 @pytest.mark.parametrize("batch", [1, 3])
