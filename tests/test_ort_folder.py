@@ -189,6 +189,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
         lambda f: (f / "model.onnx.data").write_bytes((f / "model.onnx.data").read_bytes() + b"x"), WeightsError,
         r"model\.onnx\.data: is \d+ bytes long, but \d+ were written: build the model again",
     ),
+    "data of another": (
+        lambda f: (f / "model.onnx.data").write_bytes(bytes((f / "model.onnx.data").stat().st_size)), WeightsError,
+        r"model\.onnx\.data: is not the file that was written: build the model again",
+    ),
     "bytes": (lambda f: edit(f, bytes={"model.onnx": "1"}), ConfigError, "'bytes' says '1' of 'model.onnx'"),
     "no data": (lambda f: (f / "model.onnx.data").unlink(), ConfigError, "names 'model.onnx.data'"),
 }  # fmt: skip

@@ -27,7 +27,7 @@ from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
 from .choices import choices_of
-from .contract import FILE, VERSION, Contract
+from .contract import FILE, VERSION, Contract, mark_of
 from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
@@ -105,7 +105,9 @@ def build(
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         sizes = {name: stage.path(name).stat().st_size for name in stage.names}
-        report.contract = replace(report.contract, bytes=sizes)
+        report.contract = replace(
+            report.contract, bytes=sizes, marks={name: mark_of(stage.path(name)) for name in sizes}
+        )
         write_text(stage, FILE, report.contract.to_json())
         if isinstance(model, Model):
             write_companions(stage, model)
