@@ -184,8 +184,9 @@ class Engine:
             source, rows = self._source(rows), [[self._start()] for _ in rows]
 
         def read(tokens: Array, lengths: Array) -> Array:
-            first = contract.inputs.get(contract.encoder, {})
+            first = {*contract.inputs.get(contract.encoder, {})}
             if contract.encoder:
+                first |= {TOKENS.mask, *contract.unread} - {*contract.inputs[contract.masked]}
                 session.encode({k: v for k, v in source.items() if k in first})
             return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 

@@ -64,7 +64,9 @@ def _check_past(graph: Graph) -> None:
     """Every length that a node names must follow from an input."""
     known = {s for v in graph.inputs.values() for s in v.type.symbols}
     for node in graph:
-        lost = {s for v in node.outputs for s in v.type.symbols} - known
+        said = [d for d in node.attributes.values() if isinstance(d, Dim)]
+        lost = {s for v in node.outputs for s in v.type.symbols} | {s for d in said for s in d.symbols}
+        lost -= known
         if lost:
             what = f"{node.op.name} needs the number of tokens before the new ones, which no input tells"
             hint = "give the model an attention_mask"

@@ -220,7 +220,7 @@ class GroupQuery:
             for n, f in zip(nodes, found, strict=True)
             if isinstance(f, str)
         ]
-        fits = [self.affordable(f) for f in found if not isinstance(f, str)]
+        fits = self.alike(graph, [self.affordable(f) for f in found if not isinstance(f, str)])
         outside = self.outside(graph, fits) if fits and not misses else None
         if outside is not None:
             misses = [NearMiss(self.name, outside[0].location, outside[1], 1, 1, frozenset(), True)]
@@ -233,6 +233,20 @@ class GroupQuery:
         """Without the rotation in the kernel where its table would cost more than what it saves."""
         if f.rope is None or self.positions * f.width <= choices_of(self.target.provider).rotary_table:
             return f
+        return self.turned(f)
+
+    def alike(self, graph: Graph, fits: list[Cached]) -> list[Cached]:
+        """Without the rotation in the kernel, which knows lengths only, where something else reads positions: all of
+        a graph takes them from the same place. Beside windows and states sessions give no others than those."""
+        stream = graph.stream or TOKENS
+        positions = graph.inputs.get(stream.positions)
+        turning = {n for f in fits if f.rope is not None for n in (f.rope, f.keys.new.producer)}
+        if positions is None or any(f.window for f in fits) or turning.issuperset(positions.users):
+            return fits
+        return [f if f.rope is None else self.turned(f) for f in fits]
+
+    def turned(self, f: Cached) -> Cached:
+        """With the rotation ahead of the kernel."""
         q, k = (_flat(x) for x in (f.node.value("q"), f.keys.new))
         return replace(f, q=q, k=k, rope=None, packed=None)
 

@@ -139,8 +139,12 @@ def _lengths(contract: Contract, mask: Array, positions: Array | None, rows: int
     """Valid tokens by row, where the graph for lengths computes the same."""
     if not contract.lengths:
         return None
-    # What kernels turn and which tokens layers with a state read follows from lengths, whatever positions say.
-    return lengths_allowed(mask, positions, rows, bool(contract.windows))
+    # Positions that the graph reads may be any. Beside windows kernels derive some from lengths, and layers with a
+    # state which tokens count: then all must be those.
+    derived = bool(contract.windows) or any(s.growth is Growth.replace for s in contract.slots)
+    name = stream_of(contract).positions
+    read = name in contract.inputs[contract.lengths] or name not in contract.inputs[contract.masked]
+    return lengths_allowed(mask, None if read and not derived else positions, rows, bool(contract.windows))
 
 
 def _check_unread(contract: Contract, mask: Array, positions: Array | None) -> None:
