@@ -28,7 +28,8 @@ lint: $(LINT) ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(LINT) ## strict types of the rooms that pyproject.toml names
+types: $(LINT) ## strict types of the package, standard ones of benchmarks and examples
+	$(BIN)/python .ci/linked.py out/typed
 	$(BIN)/basedpyright
 
 bench: $(READY) ## every table of README.md, measured on this machine (long)

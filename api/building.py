@@ -32,6 +32,13 @@ TARGETS = ("cpu", "cuda", "onnx")
 """`cpu`, `cuda`: ONNX Runtime's own fused ops for that provider. `onnx`: standard opset, runs in any runtime."""
 
 
+def memory_bound(model: Model, target: str = "cpu") -> int:
+    """Most bytes of resident memory that a build may take: what `build` announces. Raises as it does."""
+    from .backends.onnxruntime.build import memory_bound_of
+
+    return memory_bound_of(model, target)
+
+
 def weights_of(model: Model) -> Weights:
     """The weights of a model. Raises WeightsError when it has none yet."""
     if model.weights is None:

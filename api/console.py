@@ -6,10 +6,9 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, cast
 
 import numpy as np
 import typer
@@ -59,10 +58,10 @@ def print_json(value: Any) -> None:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if isinstance(value, (np.integer, np.floating, np.bool_)):
-        return value.item()
-    if isinstance(value, (Path, set, frozenset)):
-        return str(value) if isinstance(value, Path) else sorted(value)
+    if isinstance(value, np.generic):
+        return cast("Any", value).item()
+    if isinstance(value, (set, frozenset)):
+        return sorted(cast("set[Any]", value))
     return str(value)
 
 
@@ -70,7 +69,7 @@ def table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     """Rows with the same keys as a table; numbers are right-aligned."""
     rows = list(rows)
     result = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD)
-    for name, value in (rows[0] if rows else {}).items():
+    for name, value in rows[0].items() if rows else ():
         result.add_column(name, justify="right" if isinstance(value, (int, float)) else "left", overflow="fold")
     for row in rows:
         result.add_row(*(shown(v) for v in row.values()))
@@ -89,7 +88,7 @@ def shown(value: Any) -> str:
 
 
 @contextmanager
-def progress(quiet: bool = False) -> Iterator[Progress]:
+def progress(quiet: bool = False) -> Generator[Progress]:
     """A progress display on stderr with time passed and left; nothing when quiet, or when nobody is looking."""
     columns = (
         SpinnerColumn(),
@@ -104,7 +103,7 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
 
 @contextmanager
-def working(what: str, quiet: bool = False) -> Iterator[None]:
+def working(what: str, quiet: bool = False) -> Generator[None]:
     """A line with a spinner on stderr while something of unknown length runs; in a log, the line alone."""
     if not quiet and not err().is_terminal:
         err().print(what, markup=False)

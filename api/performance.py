@@ -133,24 +133,26 @@ def build_variants(model: Model, folder: Path, threads: int) -> tuple[dict[str, 
 
 
 def _count(folder: Path) -> int:
-    import onnx
+    from .backends.onnx.untyped import read_graph
 
-    return len(onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node)
+    return len(read_graph(folder / "model.onnx").graph.node)
 
 
 class Growing:
     """A portable export: caches are inputs and outputs, handed back without a copy, and grow by one entry a step."""
 
     def __init__(self, folder: Path, threads: int, output: str) -> None:
-        import onnxruntime as ort
+        from .backends import ort
 
-        options = ort.SessionOptions()
+        library = ort.library()
+        options = library.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._value = ort.OrtValue.ortvalue_from_numpy
-        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        self.outputs = [o.name for o in self.session.get_outputs()]
-        self.inputs = [i.name for i in self.session.get_inputs()]
+        self._value = library.OrtValue.ortvalue_from_numpy
+        file = str(folder / "model.onnx")
+        self.session: Any = library.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.outputs: list[str] = [o.name for o in self.session.get_outputs()]
+        self.inputs: list[str] = [i.name for i in self.session.get_inputs()]
         self.slots, self.stream = slots_of(self.session), stream_of(self.session) or TOKENS
         self.state: dict[str, Any] = {}
         self.output, self.length = output, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def next_state(results: Mapping[str, Any], slots: Sequence[Slot]) -> dict[str, A
     for slot in slots:
         if slot.output in results:
             value = results[slot.output]
-            found[slot.input] = newest(value, slot) if isinstance(value, np.ndarray) else value
+            found[slot.input] = newest(cast("Array", value), slot) if isinstance(value, np.ndarray) else value
     return found
 
 

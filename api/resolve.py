@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
+from typing import Any, cast
 
 from .frontends.dsl import Family, Model
 from .frontends.huggingface import family_of
@@ -38,10 +39,11 @@ def from_config(path: Path) -> Model:
     if not path.is_file():
         raise ConfigError("there is no such file", place=str(path))
     try:
-        settings = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as e:
         raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+    settings = cast("dict[str, Any]", found if isinstance(found, dict) else {})
+    if not isinstance(settings.get("model_type"), str):
         raise ConfigError("has no model_type", place=str(path))
     family = family_of(settings, place=str(path))
     return Model(family, family.config_class.from_dict(settings, str(path)))

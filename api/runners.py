@@ -182,13 +182,14 @@ def _compact(values: Array, kept: Array) -> Array:
 
 def onnx_runner(folder: Path, graph: Graph) -> Runner:
     """Run an exported folder as any client would, through its named inputs; state is passed on from call to call."""
-    import onnxruntime as ort
+    from .backends import ort
 
     def session(name: str) -> Any:
-        options = ort.SessionOptions()
+        library = ort.library()
+        options = library.SessionOptions()
         # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-        return ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        return library.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
 
     if (folder / "encoder_model.onnx").exists():
         encoder, main = session("encoder_model"), session("decoder_model")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .console import err
 from .data.tables import between
@@ -157,7 +157,7 @@ def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any
     """
     family = load_family(recipe.model.family, task)
     # Fields go by their names in the family's Config or by their keys in config.json.
-    keys = {f.name: f.metadata.get("hf", f.name) for f in dataclasses.fields(family.config_class)}
+    keys = {f.name: f.metadata.get("hf", f.name) for f in dataclasses.fields(cast("Any", family.config_class))}
     config = {keys.get(k, k): v for k, v in {**given, **recipe.model.config}.items()}
     if "vocab" in keys:
         config.setdefault(keys["vocab"], source.vocab)
@@ -206,7 +206,7 @@ def _text(data: DataRecipe, paths: list[Path], given: Tokenizer | None, task: st
     from .training.corpus import Corpus, placed, python_topics, read_text
     from .training.masked import Masked
 
-    masked = {"share": data.mask, "whole_word": data.whole_word}
+    masked: dict[str, Any] = {"share": data.mask, "whole_word": data.whole_word}
     if data.kind == "shards" and task == "masked-lm":
         return Masked.open(_only(paths), given, **masked)
     if data.kind == "shards":
@@ -252,10 +252,11 @@ def _configured(recipe: Recipe, *names: str) -> Any:
 
 def _names_of(labels: Any) -> list[str]:
     """Labels in the order of their numbers, from a table like id2label. Raises ConfigError for any other value."""
-    numbers = [str(i) for i in range(len(labels))] if isinstance(labels, Mapping) else []
-    if not numbers or sorted(labels) != sorted(numbers) or not all(isinstance(v, str) for v in labels.values()):
+    named = cast("dict[str, Any]", labels if isinstance(labels, dict) else {})
+    numbers = [str(i) for i in range(len(named))]
+    if not numbers or sorted(named) != sorted(numbers) or not all(isinstance(v, str) for v in named.values()):
         raise ConfigError(f"labels are {labels!r}, expected a table of names by number, from 0 on")
-    return [labels[k] for k in numbers]
+    return [named[k] for k in numbers]
 
 
 def _only(paths: list[Path]) -> Path:

@@ -16,6 +16,7 @@ import onnx_ir
 
 from ..ir.errors import LoweringError, MonographError, did_you_mean
 from ..ir.types import DType
+from . import ort
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ACCURACY_LEVELS = {"cpu": {4: 0, 8: 4}}
@@ -135,7 +136,7 @@ _ELEMENT = {"DOUBLE": "double", "FLOAT": "float", "STRING": "string"}
 def schema_of(op: str, opset: int, domain: str) -> dict[str, Any] | None:
     """{since, inputs, outputs, function}: labels (type parameter and name) of each operand; None if unknown."""
     try:
-        s = onnx.defs.get_schema(op, opset, domain)
+        s: Any = onnx.defs.get_schema(op, opset, domain)  # its annotations lack the two facts below
     except onnx.defs.SchemaError:
         return _contrib().get((domain, op))
     function = s.has_function or s.has_context_dependent_function
@@ -146,10 +147,8 @@ def schema_of(op: str, opset: int, domain: str) -> dict[str, Any] | None:
 @lru_cache(maxsize=1)
 def _contrib() -> dict[tuple[str, str], dict[str, Any]]:
     """Schemas that only ONNX Runtime has."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as runtime
-
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for s in runtime.get_all_operator_schema():
+    for s in ort.internals().get_all_operator_schema():
         if s.domain == "com.microsoft" or s.name == "SimplifiedLayerNormalization":
             sides = {side: [(p.typeStr, p.name) for p in getattr(s, side)] for side in ("inputs", "outputs")}
             found[s.domain, s.name] = {"since": s.since_version, "function": False, **sides}
@@ -158,9 +157,7 @@ def _contrib() -> dict[tuple[str, str], dict[str, Any]]:
 
 def runtime_version() -> str:
     """Version of the ONNX Runtime that would run a model here."""
-    import onnxruntime
-
-    return onnxruntime.__version__
+    return str(ort.library().__version__)
 
 
 @lru_cache(maxsize=8)

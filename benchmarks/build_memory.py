@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from monograph.assets import fetch
 from monograph.console import working
@@ -18,7 +19,15 @@ from monograph.ir.weights import Weights
 from report import WORK, Row, parser, publish
 
 SHARD = 500_000_000
-BILLION = {"vocab": 32000, "dim": 2048, "ffn": 5632, "layers": 22, "heads": 32, "kv_heads": 4, "max_positions": 2048}
+BILLION: dict[str, Any] = {
+    "vocab": 32000,
+    "dim": 2048,
+    "ffn": 5632,
+    "layers": 22,
+    "heads": 32,
+    "kv_heads": 4,
+    "max_positions": 2048,
+}
 """The shape of TinyLlama 1.1B."""
 
 

@@ -47,9 +47,9 @@ def row(folder: str) -> Row:
         "folder": folder,
         "files": len(paths),
         "lines": sum(map(code_lines, paths)),
-        "median file": int(median([s for s in sizes if s] or [0])),
+        "median file": int(median([float(s) for s in sizes if s] or [0.0])),
         "longest file": max(sizes),
-        "median function": int(median(lengths)),
+        "median function": int(median([float(n) for n in lengths])),
         "longest function": max(lengths),
     }
 

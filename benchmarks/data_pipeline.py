@@ -234,7 +234,7 @@ def leaks(run: Path) -> dict[str, int]:
     for doc in dataset.train:
         text = _text(dataset, doc)
         exact += passage_key(text) in keys
-        found = index.query(_sketch(MinHash(128, seed=99), text))
+        found: list[Any] = index.query(_sketch(MinHash(128, seed=99), text))
         near += any(similarity(text, held_out[i]) >= THRESHOLD for i in found)
     return {"held out": len(held_out), "exact leaks": exact, "near leaks": near}
 

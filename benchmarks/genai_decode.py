@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-import onnxruntime_genai as og
+import onnxruntime_genai as og  # pyright: ignore[reportMissingImports]  # in an environment of its own
 
 
 def main() -> None:

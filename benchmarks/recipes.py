@@ -116,7 +116,7 @@ def row(recipe: Recipe, run: dict[str, Any], parity: dict[str, Any], answer: str
     last = run["last"]
     numbers = {"held-out loss": last["held_out"], **(last.get("metrics") or {}), **run["metrics"]}
     worst = max(r["difference"] / max(1.0, r["scale"]) for r in parity["rows"])
-    parameters = sum(v.type.elements for v in mg.load(recipe.model).graph().params.values())
+    parameters: Any = sum(v.type.elements for v in mg.load(recipe.model).graph().params.values())
     return {
         "recipe": f"`monograph train examples/recipes/{recipe.name}.toml out/recipes/{recipe.name}`",
         "parameters (M)": parameters / 1e6,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from monograph.backends.onnxruntime import build, open
@@ -26,7 +27,7 @@ SHAPE = {
 
 def decode(slots: str, tokens: int) -> dict[str, float]:
     """In this process: a prompt of 16 tokens, then one at a time; sizes in bytes, and seconds."""
-    kinds = {} if slots == RINGS else {"layer_types": ["full_attention"] * SHAPE["layers"]}
+    kinds: dict[str, Any] = {} if slots == RINGS else {"layer_types": ["full_attention"] * SHAPE["layers"]}
     model = load_family("gemma3_text")(**SHAPE, window=WINDOW, **kinds)
     model.weights = Weights.initialize(model.graph(), 0)
     with tempfile.TemporaryDirectory() as folder:

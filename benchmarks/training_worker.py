@@ -109,6 +109,7 @@ def transformers(family: str, load: Load, compiled: bool) -> Callable[[dict[str,
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = model_of(family, load.size)
+    assert model.config is not None
     config = AutoConfig.for_model(family, **{**model.config.to_dict(), "attn_pdrop": 0.0})
     module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     missing, unexpected = module.load_state_dict(tensors(model), strict=False)

@@ -64,7 +64,7 @@ def main() -> int:
     assert engine.tokenizer is not None
     # Greedy, all sentences as one batch; transformers reads them one by one.
     silent = {"suppress": "suppress_tokens", "suppress_first": "begin_suppress_tokens"}
-    never = {k: model.generation.get(name) or () for k, name in silent.items()}
+    never: dict[str, Any] = {k: model.generation.get(name) or () for k, name in silent.items()}
     ours = transcribe(engine.session, engine.tokenizer, hear, speech, max_new_tokens=MOST, **never)
     prompt = ours[0].prompt
     ids, want = theirs(given.folder, speech, hear, prompt)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=ASSETS, help="; ".join(f"{k}: {a.about}" for k, a in ASSETS.items()))
     parser.add_argument("--cache", default=None, help=f"default: {cache_folder()}")
     given = parser.parse_args()

@@ -73,7 +73,9 @@ def hybrid(m: mg.Scope, c: Hybrid, input_ids: Value, attention_mask: Value, read
 def gru(m: mg.Scope, x: Value, attention_mask: Value) -> Value:
     """A GRU that passes over padding, wherever it is."""
     order, place, lengths = compacted(attention_mask)
-    y, _ = recurrent(m, "gru", spread(x, order), x.shape[2], 1, lengths)
+    width = x.shape[2]
+    assert isinstance(width, int)
+    y, _ = recurrent(m, "gru", spread(x, order), width, 1, lengths)
     return spread(y, place)
 
 

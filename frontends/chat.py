@@ -6,7 +6,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import jinja2.ext
@@ -36,14 +36,17 @@ def _json(x: Any, indent: int | None = None, **options: Any) -> str:
     return json.dumps(x, ensure_ascii=False, indent=indent, **options)
 
 
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    filters, names = cast("Any", environment).filters, cast("Any", environment).globals  # bare dicts to a checker
+    filters["tojson"], names["raise_exception"], names["strftime_now"] = _json, _raise, _now
     return environment.from_string(template)
 
 

@@ -78,13 +78,18 @@ class Scope:
         scaling: Mapping[str, Any] | None = None,
         interleaved: bool = False,
     ) -> Value:
-        """Rotate x [B,S,H,D] by positions [B,S]; `dim` channels (default all), frequencies in at least f32."""
-        width = dim or x.shape[-1]
+        """Rotate x [B,S,H,D] by positions [B,S]; `dim` channels (default all), frequencies in at least f32.
+
+        An odd `dim` turns one channel more, see `ops.rope_frequencies`.
+        """
+        width = x.shape[-1] if dim is None else dim
         assert isinstance(width, int)
+        if width == 0:
+            return x
         frequencies, factor = ops.rope_frequencies(width, theta, scaling)
         dtype = x.dtype if x.dtype.bits == 64 else f32
         table = ops.constant(value=tuple(float(dtype.numpy.type(v)) for v in frequencies), dtype=dtype)
-        return ops.rope(x, positions, table, interleaved=interleaved, rotary_dim=width, scale=factor)
+        return ops.rope(x, positions, table, interleaved=interleaved, rotary_dim=2 * len(frequencies), scale=factor)
 
 
 def key_mask(attention_mask: Value) -> Value:
@@ -99,11 +104,11 @@ class Checkpoint:
 
     architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
     names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
-    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or
-    begin them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied:
-    tensors of the output layer, which are not stored where it is tied, and the tensors that they equal. from_weights:
-    keys of config.json that say whether there is a tensor of that pattern. layout: brings the other forms in which the
-    tensors are stored into that of the graph.
+    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
+    them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied: tensors
+    of the output layer, which are not stored where it is tied, and the tensors that they equal. copies: others that may
+    be there, and the tensors that they must equal. from_weights: keys of config.json that say whether there is a tensor
+    of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
     """
 
     architecture: str = ""
@@ -113,6 +118,7 @@ class Checkpoint:
     heads: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    copies: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     layout: Callable[[Weights], Weights] | None = None
 

@@ -51,7 +51,7 @@ class _Vocabulary:
     def error(self, what: str, hint: str = "") -> ConfigError:
         return ConfigError(f"the tokenizer of this file {what}", place=self.place, hint=hint)
 
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
+    def get(self, key: str, kind: type[Any], default: Any = None) -> Any:
         found = self.metadata.get(f"tokenizer.ggml.{key}", default)
         if found is not default and not isinstance(found, kind):
             raise self.error(f"has {key} = {str(found)[:40]!r}, expected {kind.__name__}")
@@ -59,7 +59,7 @@ class _Vocabulary:
 
     def token(self, name: str) -> str | None:
         """The token that `<name>_token_id` points to."""
-        id = self.get(f"{name}_token_id", int)
+        id: int | None = self.get(f"{name}_token_id", int)
         if id is not None and not 0 <= id < len(self.tokens):
             raise self.error(f"has {name}_token_id {id}, but {len(self.tokens)} tokens")
         return None if id is None else self.tokens[id]
@@ -133,9 +133,10 @@ def _merges(v: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
 
 def _add_special(v: _Vocabulary, core: tokenizers.Tokenizer, bos_by_default: bool) -> None:
     of_kind = {kind: [t for t, k in zip(v.tokens, v.types, strict=True) if k == kind] for kind in set(v.types)}
-    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in of_kind.get(_CONTROL, [])])
+    added: Any = core  # its annotation of the two methods is a bare list
+    added.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in of_kind.get(_CONTROL, [])])
     # They are looked for in the text as it is: converters write runs of spaces as spaces, not as the mark for them.
-    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in of_kind.get(_USER_DEFINED, [])])
+    added.add_tokens([AddedToken(t, special=False, normalized=False) for t in of_kind.get(_USER_DEFINED, [])])
     bos, eos = v.token("bos"), v.token("eos")
     before = [bos] if bos is not None and v.get("add_bos_token", bool, bos_by_default) else []
     after = [eos] if eos is not None and v.get("add_eos_token", bool, False) else []

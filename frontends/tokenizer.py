@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 
@@ -64,7 +64,8 @@ class Tokenizer:
         if template.exists():
             settings["chat_template"] = template.read_text(encoding="utf-8")
         eos = read_json(folder / "generation_config.json").get("eos_token_id")
-        return Tokenizer(core, settings, eos if isinstance(eos, list) else [] if eos is None else [eos])
+        ids = cast("list[int]", eos if isinstance(eos, list) else [] if eos is None else [eos])
+        return Tokenizer(core, settings, ids)
 
     def _id_of(self, name: str) -> int | None:
         text = _content(self.settings.get(name))
@@ -165,7 +166,7 @@ class Tokenizer:
     def _template(self, name: str) -> str:
         found = self.settings.get("chat_template")
         if isinstance(found, list):
-            named = {t["name"]: t["template"] for t in found}
+            named = {t["name"]: t["template"] for t in cast("list[dict[str, Any]]", found)}
             if name not in named:
                 raise ConfigError(f"no chat template is called {name!r}{did_you_mean(name, named)}")
             found = named[name]
@@ -228,7 +229,7 @@ class Stream:
 def _content(token: Any) -> str | None:
     """The text of a special token, written in tokenizer_config.json as text or as an object."""
     if isinstance(token, dict):
-        token = token.get("content")
+        token = cast("dict[str, Any]", token).get("content")
     return token if isinstance(token, str) else None
 
 
@@ -242,4 +243,4 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is not JSON that can be read: {e}", place=str(path)) from None
     if not isinstance(found, dict):
         raise ConfigError(f"is a JSON {type(found).__name__}, not an object", place=str(path))
-    return found
+    return cast("dict[str, Any]", found)

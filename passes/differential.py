@@ -173,8 +173,9 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
 
 def _rows(ids: Value) -> int:
     """Number of rows of the smallest table that integer ids index."""
-    tables = [node.operands[1 - i] for node, i in ids.uses if isinstance(node.op, (Embedding, Gather))]
-    return min((t.shape[0] for t in tables if t is not None and isinstance(t.shape[0], int)), default=10)
+    tables = [node.value("table") for node in ids.users if isinstance(node.op, Embedding)]
+    tables += [node.value("x") for node in ids.users if isinstance(node.op, Gather) and node["indices"] is ids]
+    return min((t.shape[0] for t in tables if isinstance(t.shape[0], int)), default=10)
 
 
 def _empty(type: TensorType, batch: int) -> Array:

@@ -41,7 +41,7 @@ def encode_param(graph: Graph, v: Value, encoding: Encoding) -> Value:
 def stored_weight(v: Value | None) -> Value | None:
     """The parameter that a weight is, plain or dequantized; None for anything else."""
     while v is not None and v.producer is not None and isinstance(v.producer.op, Dequantize):
-        v = v.producer.operands[0]
+        v = v.producer["w"]
     return v if v is not None and v.is_param else None
 
 

@@ -27,7 +27,7 @@ class Rewrite:
     before: Callable[..., Any]
     after: Callable[..., Any]
 
-    def when(self, **bound: Any) -> bool | str:
+    def when(self, *_: Any, **bound: Any) -> bool | str:
         return True
 
     @property
@@ -49,7 +49,7 @@ class Fuse(Rewrite):
     def name(self) -> str:
         return f"fuse_{self.op.name}"
 
-    def when(self, **bound: Any) -> bool | str:
+    def when(self, *_: Any, **bound: Any) -> bool | str:
         return self._when(**bound) if self._when else True
 
     def after(self, *operands: Value | None, **attributes: Any) -> Any:

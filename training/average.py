@@ -7,8 +7,8 @@ from collections.abc import Generator
 
 import torch
 
+from ..backends.torch.untyped import move_all
 from .layout import local
-from .torch_typed import move_all
 
 
 class Average:

@@ -23,6 +23,7 @@ import torch
 
 from ..backends.torch import load_state
 from ..backends.torch.tensors import to_array
+from ..backends.torch.untyped import from_array
 from ..ir.errors import ConfigError
 from ..ir.tensors import ArrayTensor
 from ..ir.weights import Weights
@@ -34,7 +35,6 @@ from .kept import Kept
 from .learner import Learner
 from .settings import Settings
 from .sharded import Blocks
-from .torch_typed import from_array
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..backends.torch.untyped import from_array
 from ..data.batch import IGNORED, Batch
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS, LOGITS
@@ -18,7 +19,6 @@ from .log import perplexity
 from .loss import LOSS, with_loss
 from .objective import Objective, shares_of
 from .source import Source
-from .torch_typed import from_array
 
 Metrics = Callable[[Model], Mapping[str, float]]
 """What a user measures of the model as it is, by name."""

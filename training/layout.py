@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from ..backends.torch import to_torch
 from ..backends.torch.collectives import use_group
 from ..backends.torch.tensors import to_array
+from ..backends.torch.untyped import all_gather, all_reduce, scale_all, square_of_norm
 from ..ir.graph import Graph
 from ..ir.tensors import Array
 from ..ir.weights import Weights
 from ..passes.pipelines import train as train_pipeline
 from ..passes.shard import Plan, plan
 from ..passes.shard_apply import local_graph
-from .torch_typed import all_gather, all_reduce, scale_all, square_of_norm
 from .world import World
 
 

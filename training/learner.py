@@ -11,6 +11,7 @@ import torch
 
 from ..backends.torch import compiled, state_of, to_inputs
 from ..backends.torch.allocator import keep_pages
+from ..backends.torch.untyped import backward
 from ..data.batch import Batch
 from ..ir.graph import Graph
 from ..ir.tensors import ArrayTensor
@@ -20,7 +21,6 @@ from .layout import Layout, unread
 from .memory import budget
 from .schedule import parameter_groups
 from .settings import PRECISIONS, Settings
-from .torch_typed import backward
 from .trained_weights import TrainedWeights, Tuned
 from .world import World
 

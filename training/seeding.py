@@ -7,8 +7,8 @@ from collections.abc import Generator
 
 import numpy as np
 
+from ..backends.torch.untyped import fork_generators, seed_generators
 from .settings import Settings
-from .torch_typed import fork_generators, seed_generators
 from .world import World
 
 

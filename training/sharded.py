@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from ..backends.torch.tensors import dtype_of, to_array, to_tensor
+from ..backends.torch.untyped import load_checkpoint, save_checkpoint
 from ..ir.errors import WeightsError
 from ..ir.tensors import Array, Tensor
 from ..ir.types import TensorType
 from ..ir.weights import Weights
 from .errors import TrainingError
 from .layout import Piece
-from .torch_typed import load_checkpoint, save_checkpoint
 
 SHARDED = "sharded"
 """Folder of a checkpoint that holds the blocks of all processes."""

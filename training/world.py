@@ -14,10 +14,10 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..backends.torch.collectives import use_group
+from ..backends.torch.untyped import all_reduce
 from ..ir.errors import ConfigError, MonographError
 from .errors import TrainingError
 from .settings import Settings
-from .torch_typed import all_reduce
 
 T = TypeVar("T")
 _DATA, _TENSOR = "data", "tensor"

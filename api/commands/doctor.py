@@ -111,10 +111,10 @@ def providers() -> list[dict[str, Any]]:
     A provider whose libraries are missing is still listed as available, and the runtime falls back to another with
     no more than a line in its log. So each is tried with a one-node model, in a process of its own.
     """
-    import onnxruntime as ort
+    from ..backends import ort
 
     found: list[dict[str, Any]] = []
-    for name in ort.get_available_providers():
+    for name in ort.library().get_available_providers():
         got, log = _probe(name)
         reason = "" if got == name else _missing(log)
         found.append({"provider": name, "works": got == name, "got": got, "reason": reason})

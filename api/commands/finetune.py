@@ -54,7 +54,6 @@ def finetune(
 
     _check(lora=lora, quantized=quantized, target=target, merged=merged, dpo=dpo, teacher=teacher)
     loaded = resolve(model)
-    rows = (Preferences if dpo else Instructions).read(tokenizer_of(loaded, model), data, held_out=held_out)
     adapter = Lora(rank, alpha, tuple(target) if target else ALL, dropout) if lora else None
     history: list[Any] = []
     settings: dict[str, Any] = {
@@ -62,11 +61,15 @@ def finetune(
         "precision": precision, "compile": compile, "resume": resume, "seed": seed, "folder": folder,
         "progress": not json_output, "observe": history.append,
     }  # fmt: skip
+    tokenizer = tokenizer_of(loaded, model)
     if dpo:
+        rows = Preferences.read(tokenizer, data, held_out=held_out)
         tuned = tuning.dpo(loaded, rows, beta=beta, **settings)
     elif teacher:
+        rows = Instructions.read(tokenizer, data, held_out=held_out)
         tuned = tuning.distill(loaded, resolve(teacher), rows, temperature=temperature, hard=hard, **settings)
     else:
+        rows = Instructions.read(tokenizer, data, held_out=held_out)
         tuned = tuning.finetune(loaded, rows, quantized=quantized, **settings)
     if merged is not None:
         save_pretrained(tuned.model, merged)

@@ -105,7 +105,10 @@ def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> E
     loaded = resolve(model)
     with progress(quiet) as bars:
         bar = bars.add_task("building", total=None)
-        show = lambda done, total, name: bars.update(bar, completed=done, total=total)  # noqa: E731
+
+        def show(done: int, total: int, name: str) -> None:
+            bars.update(bar, completed=done, total=total)
+
         return build(loaded, folder / "built", threads=threads, progress=show)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import onnx
 from google.protobuf.message import DecodeError
 
 from ...frontends.dsl import Model
@@ -15,6 +13,7 @@ from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...ir.files import Stage
 from .lower import PRODUCER
+from .untyped import read_graph
 
 CONTRACT = "monograph.json"
 GRAPHS = ("model", "model.masked", "encoder", "encoder_model", "decoder_model")
@@ -53,8 +52,7 @@ def foreign(folder: Path) -> str:
 
 def _ours(path: Path) -> bool:
     """Whether an ONNX file says that it was written here."""
-    library: Any = onnx
     try:
-        return library.load(str(path), load_external_data=False).producer_name == PRODUCER
+        return read_graph(path).producer_name == PRODUCER
     except (DecodeError, OSError):
         return False

@@ -122,7 +122,7 @@ def parts_of(w: Value | None) -> list[Value]:
 def encoded_param(w: Value) -> Value | None:
     """The parameter that a value is dequantized from; None for any other value."""
     dequantized = w.producer is not None and isinstance(w.producer.op, Dequantize)
-    return w.producer.operands[0] if w.producer is not None and dequantized else None
+    return w.producer["w"] if w.producer is not None and dequantized else None
 
 
 def stored(w: Value) -> Stored | str:
@@ -183,7 +183,8 @@ class QuantizedLayers:
 
     def rewrite(self, graph: Graph, node: Node, tables: set[Value]) -> str:
         """Rewrite one layer; gives the reason if it stays."""
-        x, matrix = node.arguments[:2]
+        looks_up = isinstance(node.op, Embedding)
+        x, matrix = (node.value("ids"), node.value("table")) if looks_up else (node.value("x"), node.value("w"))
         w = stored(matrix)
         if isinstance(w, str):
             return w
@@ -191,14 +192,14 @@ class QuantizedLayers:
         reason = self.layers.refuses(w)
         if reason:
             return reason
-        if isinstance(node.op, Embedding):
+        if looks_up:
             with graph.at(node):
                 y = self.layers.rows(x, w)
         elif node.attributes["transposed"]:
             return f"the weight is {w.weights[0].type} and multiplied as it is, across its blocks"
         else:
             with graph.at(node):
-                y = self.product(x, w, node.operands[2])
+                y = self.product(x, w, node["b"])
         graph.replace(node.output, y)
         graph.erase(node)
         return ""

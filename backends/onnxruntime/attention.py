@@ -13,7 +13,7 @@ from ...ir.ops.elementwise import Cast, Constant, cast, less
 from ...ir.ops.linear import Linear
 from ...ir.ops.position import Rope
 from ...ir.ops.shape import Concat, Expand, Reshape, Slice, reshape
-from ...ir.slots import TOKENS
+from ...ir.slots import PAST, TOKENS
 from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ...passes.dce import dce
 from ...passes.left_padding import passes_over
@@ -80,8 +80,8 @@ def cached(node: Node, target: Target) -> Cached | str:
     window = window_of(keys.past)
     rope = None if window else _common_rope(q, keys.new)
     turned = (q, keys.new) if rope is None else (unturned(q), unturned(keys.new))
-    flat = [_flat(x) for x in (*turned, values.new)]
-    return Cached(node, *flat, keys, values, rope, _packed(flat), window)
+    q, k, v = _flat(turned[0]), _flat(turned[1]), _flat(values.new)
+    return Cached(node, q, k, v, keys, values, rope, _packed([q, k, v]), window)
 
 
 def window_of(past: Value) -> int:
@@ -101,7 +101,7 @@ def is_key_mask(mask: Value, keys: DimLike) -> bool:
     stream = mask.graph.stream or TOKENS
     if not chain or mask.shape != (mask.shape[0], 1, 1, keys):
         return False
-    source = chain[-1].arguments[0]
+    source = chain[-1].value("x")
     return source.graph.inputs.get(stream.mask) is source
 
 
@@ -113,7 +113,7 @@ def key_mask_chain(mask: Value) -> list[Node]:
         node = v.producer
         if node is not None and isinstance(node.op, kind):
             chain.append(node)
-            v = node.arguments[0]
+            v = node.value("x")
         elif kind is not Slice:
             return []
     return chain
@@ -126,7 +126,8 @@ def _common_rope(q: Value, k: Value) -> Node | None:
         return None
     positions, frequencies = a.value("positions"), a.value("frequencies")
     stream = positions.graph.stream or TOKENS
-    if a.arguments[1:] != b.arguments[1:] or positions.graph.inputs.get(stream.positions) is not positions:
+    same = all(a[name] is b[name] for name in ("positions", "frequencies"))
+    if not same or positions.graph.inputs.get(stream.positions) is not positions:
         return None
     plain = frequencies.producer is not None and isinstance(frequencies.producer.op, Constant)
     turned = 2 * frequencies.shape[0]
@@ -138,7 +139,7 @@ def _flat(x: Value) -> Value:
     """x [B,S,H,D] as [B,S,H*D], without a node where it was just taken apart."""
     batch, length, heads, width = x.shape
     if x.producer is not None and isinstance(x.producer.op, Reshape):
-        (before,) = x.producer.arguments
+        before = x.producer.value("x")
         if before.shape == (batch, length, heads * width):
             return before
     return x
@@ -149,7 +150,7 @@ def _packed(flat: Sequence[Value]) -> Value | None:
     slices = [x.producer for x in flat]
     if any(n is None or not isinstance(n.op, Slice) or n.attributes["axis"] != -1 for n in slices):
         return None
-    sources = {n.arguments[0] for n in slices if n is not None}
+    sources = {n.value("x") for n in slices if n is not None}
     spans = [(n.attributes["start"], n.attributes["length"]) for n in slices if n is not None]
     end: Any = 0
     for start, length in spans:
@@ -243,7 +244,7 @@ class GroupQuery:
             inside.update(key_mask_chain(mask) if mask is not None else ())
         stream = graph.stream or TOKENS
         mask = graph.inputs.get(stream.mask)
-        pasts = {s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols} - {"B"}
+        pasts = {PAST, *(s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols)} - {"B"}
         for node in graph:
             if node.op.states and (mask is None or not passes_over(node, mask)):
                 return node, f"{node.op.name} is not told which tokens of a padded prompt count"
@@ -281,8 +282,8 @@ class GroupQuery:
         stream = graph.stream or TOKENS
         mask = found[0].output
         batch = mask.shape[0]
-        counts = LENGTHS if LENGTHS in graph.inputs else next(k for k in graph.inputs if k.startswith(LENGTHS))
-        lengths = graph.inputs[counts]
+        # Where all buffers are those of windows, theirs are no lengths of rows.
+        lengths = graph.inputs.get(LENGTHS) or graph.input(LENGTHS, TensorType(i32, (batch,)))
         positions = graph.inputs.get(stream.positions) or graph.input(stream.positions, TensorType(i64, mask.shape))
         with graph.at(found[0]):
             valid = less(positions, reshape(cast(lengths, dtype=i64), shape=(batch, 1)))
@@ -303,12 +304,12 @@ class GroupQuery:
             interleaved = f.rope.attributes["interleaved"]
             given = {"frequencies": frequencies.attributes["value"], "scale": f.rope.attributes["scale"]}
             table = [rotary_table(**given, length=self.positions, sine=s, dtype=q4.dtype) for s in (False, True)]
-        new = (None, None) if f.packed is not None else (k, v)
-        y, *presents = group_query_attention(
-            q if f.packed is None else f.packed, f.keys.past, f.values.past, lengths, total, *new, *table, sinks,
+        q, k, v = (q, k, v) if f.packed is None else (f.packed, None, None)
+        y, keys, values = group_query_attention(
+            q, f.keys.past, f.values.past, lengths, total, k, v, table[0], table[1], sinks,
             heads=f.heads, scale=a["scale"], window=a["window"], softcap=a["softcap"], interleaved=interleaved,
         )  # fmt: skip
-        return reshape(y, shape=(batch, rows, heads, width)), *presents
+        return reshape(y, shape=(batch, rows, heads, width)), keys, values
 
 
 def counted_in(window: int) -> tuple[str, str]:
@@ -319,7 +320,7 @@ def counted_in(window: int) -> tuple[str, str]:
 def _is_new_mask(node: Node) -> bool:
     """Whether a node takes the part of the stream's mask that is about the new tokens."""
     stream = node.outputs[0].graph.stream or TOKENS
-    source = node.arguments[0] if isinstance(node.op, Slice) else None
+    source = node.value("x") if isinstance(node.op, Slice) else None
     if source is None or source.graph.inputs.get(stream.mask) is not source:
         return False
     return node.output.shape[1:] == (Dim.symbol(stream.length),)
@@ -373,8 +374,8 @@ class MultiHead:
     def attention(self, node: Node) -> Value:
         q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
         keys = None if mask is None else cast(reshape(mask, shape=(mask.shape[0], mask.shape[3])), dtype=i32)
-        flat = [reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v)]
+        q3, k3, v3 = (reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v))
         heads = q.shape[2]
         assert isinstance(heads, int)
-        y = multi_head_attention(*flat, keys, heads=heads, scale=node.attributes["scale"])
+        y = multi_head_attention(q3, k3, v3, keys, heads=heads, scale=node.attributes["scale"])
         return reshape(y, shape=node.output.shape)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 
@@ -99,7 +100,36 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
-    if max_positions is not None and (not isinstance(max_positions, int) or max_positions < 1):
+    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    announce(report.bound)
+    with whole(folder, replaces=foreign) as stage:
+        report.bytes = write_variants(stage, models, progress)
+        sizes = {name: stage.path(name).stat().st_size for name in stage.names}
+        report.contract = replace(report.contract, bytes=sizes)
+        write_text(stage, FILE, report.contract.to_json())
+        if isinstance(model, Model):
+            write_companions(stage, model)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def memory_bound_of(model: Model, target: str | Target = "cpu", max_positions: int | None = None) -> int:
+    """Most bytes of resident memory that `build` may take for a model. Nothing is written. Errors as for `build`."""
+    return _planned(model, None, Path(), target, max_positions, False, None)[0].bound
+
+
+def _planned(
+    model: Model | Graph,
+    weights: Mapping[str, Tensor] | None,
+    folder: Path,
+    target: str | Target,
+    max_positions: int | None,
+    strict: bool,
+    dump: Path | None,
+) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
+    """The report of a build and the ONNX models by file name, before any byte is written."""
+    given: Any = max_positions  # callers without types give anything
+    if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
     target = Target.of(target)
     graph = model.graph(target.dtype) if isinstance(model, Model) else model
@@ -114,21 +144,14 @@ def build(
     positions = positions_of(model) if max_positions is None else max_positions
     variants = variants_of(graph, target, positions, dump)
     contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
-    report = _report(variants, Path(folder), contract)
+    report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
     for lowered in variants.graphs.values():
         report.through_float |= through_float(lowered, found)
-    announce(report.bound)
-    with whole(folder, replaces=foreign) as stage:
-        report.bytes = write_variants(stage, models, progress)
-        write_text(stage, FILE, report.contract.to_json())
-        if isinstance(model, Model):
-            write_companions(stage, model)
-    report.seconds = time.perf_counter() - start
-    return report
+    return report, models
 
 
 def positions_of(model: Model | Graph) -> int:

@@ -267,7 +267,7 @@ class TokenCall:
             if by_row is not None:
                 write(by_row, after)
             if most is not None:  # Kernels want room for every column of a prompt, even if no row fills it.
-                write(most, max(int(after.max()), self.rows))
+                write(most, np.asarray(max(int(after.max()), self.rows)))
         if self.chosen:
             write(feeds[ROWS], self.firsts + now - 1)
         self.call.run()

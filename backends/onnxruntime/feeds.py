@@ -184,5 +184,5 @@ def _table(node: Node) -> tuple[int | None, Value | None]:
 def _source(v: Value) -> Value:
     """Where the elements of a value come from, unchanged."""
     while v.producer is not None and isinstance(v.producer.op, _MOVES):
-        v = v.producer.arguments[0]
+        v = v.producer.value("x")
     return v

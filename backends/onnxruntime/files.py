@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir
 
@@ -65,10 +65,12 @@ def _shared(variants: Mapping[str, onnx_ir.Model]) -> tuple[dict[str, Any], dict
 
 def _refer(model: onnx_ir.Model, offsets: Mapping[str, int]) -> None:
     for value in model.graph.initializers.values():
-        stored, tensor = value.meta.get("stored"), value.const_value
+        meta, tensor = cast("Mapping[str, Any]", value.meta), value.const_value
+        stored = meta.get("stored")
         if stored is not None and tensor is not None:
+            shape = onnx_ir.Shape(tensor.shape.numpy())
             value.const_value = onnx_ir.ExternalTensor(
-                DATA, offsets[stored], tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name or ""
+                DATA, offsets[stored], tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
             )
 
 

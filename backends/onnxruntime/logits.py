@@ -25,8 +25,7 @@ def select_rows(graph: Graph) -> int:
     chain = _head(logits)
     if chain is None:
         return 0
-    hidden = chain[-1].operands[0]
-    assert hidden is not None
+    hidden = chain[-1].value("x")
     with graph.at(None, chain[0].location):
         rows = graph.input(ROWS, TensorType(i64, (Dim.symbol("R"),)))
         batch, length, width = hidden.shape
@@ -44,8 +43,8 @@ def select_rows(graph: Graph) -> int:
 def _head(logits: Value) -> list[Node] | None:
     """Nodes from the logits back to the last linear; None if one of them mixes positions or is read elsewhere."""
     chain: list[Node] = []
-    v: Value | None = logits
-    while v is not None and v.producer is not None:
+    v = logits
+    while v.producer is not None:
         node = v.producer
         others = [a for a in node.arguments[1:] if a is not v]
         if len(node.outputs) != 1 or not all(_same_everywhere(a) for a in others):
@@ -55,8 +54,8 @@ def _head(logits: Value) -> list[Node] | None:
         if not node.op.elementwise:
             return None
         chain.append(node)
-        v = node.operands[0]
-        if v is None or v.shape != logits.shape:
+        v = node.arguments[0]
+        if v.shape != logits.shape:
             return None
     return None
 

@@ -25,13 +25,13 @@ class SkipRMSNorm(Rewrite):
 
     name = "ort_skip_rms_norm"  # type: ignore[assignment]
 
-    def before(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, Value]:
+    def before(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, ...]:
         return add_rms_norm(x, r, w, eps=eps)
 
     def when(self, x: Value, **_: object) -> bool | str:
         return x.rank in (2, 3) or f"x is {x.type}, and the kernel takes rank 2 or 3"
 
-    def after(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, Value]:
+    def after(self, x: Value, r: Value, w: Value, *, eps: float) -> tuple[Value, ...]:
         return skip_rms_norm(x, r, w, eps=eps)
 
 
@@ -40,13 +40,13 @@ class SkipLayerNorm(Rewrite):
 
     name = "ort_skip_layer_norm"  # type: ignore[assignment]
 
-    def before(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+    def before(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, ...]:
         return add_layer_norm(x, r, w, b, eps=eps)
 
     def when(self, x: Value, **_: object) -> bool | str:
         return x.rank in (2, 3) or f"x is {x.type}, and the kernel takes rank 2 or 3"
 
-    def after(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, Value]:
+    def after(self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float) -> tuple[Value, ...]:
         return skip_layer_norm(x, r, w, b, eps=eps)
 
 

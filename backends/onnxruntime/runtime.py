@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime import capi
+
+from .. import ort
 
 Array = np.ndarray[Any, Any]
 OrtValue = Any
 """A tensor of the runtime."""
 
-_ort: Any = onnxruntime
-_capi: Any = capi
-_raised: Any = _capi.onnxruntime_pybind11_state
+_ort = ort.library()
+_raised = ort.internals()
 _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "EPFail")
 RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(getattr(_raised, n) for n in (*_ERRORS, "RuntimeException"))
 """What ONNX Runtime raises; its classes have no base of their own."""

@@ -26,7 +26,7 @@ class ChosenExperts(Op):
 
     def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
         """What goes in, and for each use of an expert what its activation and its products keep."""
-        x, weights = node.arguments[0], node.arguments[1]
+        x, weights = node.value("x"), node.value("weights")
         uses, hidden = layout.size(product(weights.shape)), layout.size(node.arguments[3].shape[0])
         width = layout.size(x.shape[-1])
         places = 2 * 8 * uses

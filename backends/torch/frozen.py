@@ -97,7 +97,7 @@ def dequantized(stored: torch.Tensor, encoding: Encoding, dtype: torch.dtype) ->
     With one scale a line the product is made in `dtype`; with blocks and their narrow scales in f32.
     """
     width = encoding.header + encoding.block * encoding.bits // 8
-    blocks = stored.unflatten(-1, (-1, width)) if encoding.block else stored.unsqueeze(-2)
+    blocks = stored.view(*stored.shape[:-1], -1, width) if encoding.block else stored.unsqueeze(-2)
     size, wide = encoding.scale.bits // 8, torch.float32 if encoding.block and dtype != torch.float64 else dtype
     scales = blocks[..., :size].contiguous().view(torch_dtype(encoding.scale)).to(wide)
     packed = blocks[..., encoding.header :]
