@@ -171,7 +171,7 @@ class Tokenizer:
                 raise ConfigError(f"no chat template is called {name!r}{did_you_mean(name, named)}")
             found = named[name]
         if not isinstance(found, str):
-            raise ConfigError("this tokenizer has no chat template", hint="encode plain text instead")
+            raise ConfigError("this tokenizer has no chat template", hint="give plain text, without a chat")
         return found
 
     def save(self, folder: str | Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import monograph as mg
 import numpy as np
 import pytest
+from command_line import call
 from monograph import MonographError, Value
 from monograph.ir.errors import ConfigError
 
@@ -28,6 +29,19 @@ def family(body: Callable[[mg.Scope, Value], Any]) -> mg.Family:
 
     return mine
 
+
+MINE = """
+import monograph as mg
+
+
+class Small(mg.Config):
+    dim: int = 8
+
+
+@mg.model
+def mine(m: mg.Scope, c: Small, input_ids):
+    return m.linear("head", m.embed("embed", input_ids, 20, c.dim), 20)
+"""
 
 PLAIN = family(lambda m, x: m.linear("head", x, 20))
 
@@ -115,3 +129,17 @@ def test_text_is_no_source() -> None:
     with pytest.raises(ConfigError, match="a str is not a source of batches") as e:
         mg.train(PLAIN(), "some text", steps=1)  # type: ignore[arg-type]
     assert "Corpus.of" in str(e.value)
+
+
+def test_the_command_line_names_the_pipelines_there_are(tmp_path: Any) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    result = call("explain", file, "--pipeline", "prefill", code=1)
+    assert "known: clean, train, encode, decode" in result.output
+    assert "no pass changed what the graph computes" in call("optimize", file, "--check").output
+
+
+def test_a_file_is_taken_with_its_last_model(tmp_path: Any) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"{MINE}\nmodel = mine(dim=4)\nmodel.weights = mg.Weights.initialize(model.graph())\n")
+    assert "are within the tolerance" in call("verify", file).output

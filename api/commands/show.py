@@ -103,6 +103,8 @@ def optimize_(
     rows = [{"pass": s.name, "ms": 1e3 * s.seconds, "before": s.before, "after": s.after} for s in report.steps]
     done = [", ".join(f"{k} {n}" for k, n in s.counts.items() if n) or "-" for s in report.steps]
     out().print(table(f"{graph.name}: {pipeline}", [{**r, "did": d} for r, d in zip(rows, done, strict=True)]))
+    if check:
+        out().print("no pass changed what the graph computes")
 
 
 def _graph(
@@ -116,7 +118,8 @@ def _graph(
 ) -> tuple[Graph, PipelineReport | None]:
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
     if pipeline is not None and pipeline not in PIPELINES:
-        raise MonographError(f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}")
+        what = f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}"
+        raise MonographError(what, hint=f"known: {', '.join(PIPELINES)}")
     graph = resolve(name).graph(encoded=True)
     if decomposed:
         graph = decompose(graph)
