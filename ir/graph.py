@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from .builder import building as building
-from .builder import caller, inserting, point_of
 from .builder import current_graph as current_graph
+from .builder import inserting, place_of, point_of
 from .clone import clone
 from .errors import MonographError, OpError, did_you_mean
 from .slots import Slot, Stream
@@ -41,7 +41,6 @@ class Graph:
         self.outputs: dict[str, Value] = {}
         self.stream: Stream | None = None
         self.slots: tuple[Slot, ...] = ()
-        self.scope = ""
         self._first: Node | None = None
         self._last: Node | None = None
 
@@ -79,7 +78,7 @@ class Graph:
 
         location: place in the user's source, if it is not that of the current point or of the caller.
         """
-        location = location or point_of(self).location or caller(self.scope)
+        location = location or place_of(self)
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
                 what = f"{op.name}: {v!r} is not a value of a graph"
@@ -234,7 +233,7 @@ class Graph:
     def inline(self, body: Graph, operands: Mapping[str, Value]) -> list[Value]:
         """Insert the nodes of `body` at the current point, its inputs bound to `operands`; gives its outputs."""
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
-        clone(body, self, mapping, location=point_of(self).location or caller(self.scope))
+        clone(body, self, mapping, location=place_of(self))
         return [mapping[v] for v in body.outputs.values()]
 
     def __str__(self) -> str:
