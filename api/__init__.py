@@ -27,6 +27,7 @@ from .ir import Value as Value
 from .ir import ops as ops
 from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
+from .ir.weights import Weights as Weights
 
 if TYPE_CHECKING:
     from .building import build as build
@@ -62,8 +63,8 @@ _LATER = {
 
 __all__ = [
     "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
-    "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "bench", "build", "export", "key",
-    "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
+    "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build",
+    "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

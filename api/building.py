@@ -15,7 +15,7 @@ from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import whole
 from .ir.types import f32
-from .ir.weights import Weights
+from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
 from .passes.encode import keep_encodings, through_float
 from .passes.encoder_decoder import separate
@@ -32,10 +32,17 @@ TARGETS = ("cpu", "cuda", "onnx")
 """`cpu`, `cuda`: ONNX Runtime's own fused ops for that provider. `onnx`: standard opset, runs in any runtime."""
 
 
+def memory_bound(model: Model, target: str = "cpu") -> int:
+    """Most bytes of resident memory that a build may take: what `build` announces. Raises as it does."""
+    from .backends.onnxruntime.build import memory_bound_of
+
+    return memory_bound_of(model, target)
+
+
 def weights_of(model: Model) -> Weights:
     """The weights of a model. Raises WeightsError when it has none yet."""
     if model.weights is None:
-        raise WeightsError(f"model {model.name} has no weights", hint="load a checkpoint, or train it")
+        raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
     return model.weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,9 +97,34 @@ class Config:
             raise ConfigError(f"config of {cls.__name__.lower()} is not understood", place=place, details=problems)
         return cls(**values)
 
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """The config with these values for its fields. Raises ConfigError as `from_dict` does."""
+        return cls(**cls._checked(settings))
+
     def changed(self, **changes: Any) -> Self:
-        """The same with other values for some of its fields."""
+        """The same with other values for some of its fields. Raises ConfigError for a field or a type that is not."""
+        self._checked({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **changes})  # type: ignore[arg-type]
         return dataclasses.replace(self, **changes)  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Values by the names of fields, as they are. Raises ConfigError naming every one that does not fit."""
+        fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)  # type: ignore[arg-type]
+        problems = [f"no field is called {k!r}{did_you_mean(k, fields)}" for k in settings if k not in fields]
+        problems += [
+            f"{k} is missing"
+            for k, f in fields.items()
+            if k not in settings and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        problems += [
+            f"{k} is {v!r}, expected {fields[k].type}"
+            for k, v in settings.items()
+            if k in fields and not _fits(v, hints[k])
+        ]
+        if problems:
+            raise ConfigError(f"{cls.__name__} cannot be made", details=problems)
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         """The fields under their config.json keys."""
@@ -126,11 +152,16 @@ def _refused(key: str, value: Any, only: Mapping[str, tuple[Any, ...]], fields: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    options = typing.get_args(hint) or (hint,)
-    for option in options:
+    """Whether a value is of an annotated type, as far as classes tell; numbers without a fraction are floats, too."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    for option in typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,):
         plain = typing.get_origin(option) or option
+        if plain is typing.Any or not isinstance(plain, type):
+            return True
         if plain is float and isinstance(value, int) and not isinstance(value, bool):
             return True
-        if isinstance(plain, type) and isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+        if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
             return True
-    return hint is Any
+    return False

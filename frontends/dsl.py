@@ -78,13 +78,18 @@ class Scope:
         scaling: Mapping[str, Any] | None = None,
         interleaved: bool = False,
     ) -> Value:
-        """Rotate x [B,S,H,D] by positions [B,S]; `dim` channels (default all), frequencies in at least f32."""
-        width = dim or x.shape[-1]
+        """Rotate x [B,S,H,D] by positions [B,S]; `dim` channels (default all), frequencies in at least f32.
+
+        An odd `dim` turns one channel more, see `ops.rope_frequencies`.
+        """
+        width = x.shape[-1] if dim is None else dim
         assert isinstance(width, int)
+        if width == 0:
+            return x
         frequencies, factor = ops.rope_frequencies(width, theta, scaling)
         dtype = x.dtype if x.dtype.bits == 64 else f32
         table = ops.constant(value=tuple(float(dtype.numpy.type(v)) for v in frequencies), dtype=dtype)
-        return ops.rope(x, positions, table, interleaved=interleaved, rotary_dim=width, scale=factor)
+        return ops.rope(x, positions, table, interleaved=interleaved, rotary_dim=2 * len(frequencies), scale=factor)
 
 
 def key_mask(attention_mask: Value) -> Value:
@@ -99,11 +104,11 @@ class Checkpoint:
 
     architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
     names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
-    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or
-    begin them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied:
-    tensors of the output layer, which are not stored where it is tied, and the tensors that they equal. from_weights:
-    keys of config.json that say whether there is a tensor of that pattern. layout: brings the other forms in which the
-    tensors are stored into that of the graph.
+    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
+    them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied: tensors
+    of the output layer, which are not stored where it is tied, and the tensors that they equal. copies: others that may
+    be there, and the tensors that they must equal. from_weights: keys of config.json that say whether there is a tensor
+    of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
     """
 
     architecture: str = ""
@@ -113,6 +118,7 @@ class Checkpoint:
     heads: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    copies: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     layout: Callable[[Weights], Weights] | None = None
 
@@ -163,7 +169,13 @@ class Family:
     gguf: GGUF | None = None
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
-        return Model(self, config or self.config_class(**settings), weights)
+        """A model with `config`, or with these values for fields of one. Raises ConfigError for what does not fit."""
+        if config is None:
+            return Model(self, self.config_class.of(**settings), weights)
+        if not isinstance(config, self.config_class):  # pyright: ignore[reportUnnecessaryIsInstance]
+            hint = f"settings are given by name: {self.name}(field=value)"
+            raise ConfigError(f"config of {self.name} is {config!r}, expected {self.config_class.__name__}", hint=hint)
+        return Model(self, config.changed(**settings) if settings else config, weights)
 
     def graph(self, config: Config, dtype: DType) -> Graph:
         """See Source. Raises MonographError if the function does not give the main output of its task."""
@@ -177,11 +189,20 @@ class Family:
             what = f"{self.name} gives {', '.join(outputs)}, but the output of its task is {self.task.output!r}"
             raise MonographError(f"{what}{did_you_mean(self.task.output, outputs)}")
         for name, value in outputs.items():
+            if not isinstance(value, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
+                kind = "nothing" if value is None else f"a {type(value).__name__}"
+                hint = "return a value of the graph, or a dict of values by name"
+                raise MonographError(f"{self.name} returns {kind} as {name}", place=self._place, hint=hint)
             graph.output(name, value)
         stream = self.task.stream
         read = stream is not None and stream.ids in graph.inputs
         graph.stream = stream if read and self.task.generates else None
         return graph
+
+    @property
+    def _place(self) -> str:
+        code = self.function.__code__
+        return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
     def _typed(self, name: str, config: Config, dtype: DType) -> TensorType:
         type = self.task.type_of(name, config)
@@ -305,7 +326,7 @@ def load_family(model_type: str, task: str | Task | None = None) -> Family:
     known = sorted(p.stem for p in (Path(__file__).parent / "models").glob("[!_]*.py"))
     if model_type not in known:
         what = f"model_type {model_type!r} is not supported{did_you_mean(model_type, known)}"
-        raise ConfigError(what, hint=f"known: {', '.join(known)}; others can be written with @model")
+        raise ConfigError(what, hint=f"known: {', '.join(known)}; one of your own is loaded with load(..., family=it)")
     module = importlib.import_module(f".models.{model_type}", __package__)
     family = getattr(module, model_type)
     assert isinstance(family, Family)

@@ -29,6 +29,10 @@ _KNOWN = frozenset({"context_length", "vocab_size", "tensor_data_layout"})
 trained on, the size of the vocabulary, and how the tool that wrote the file calls its order of tensors."""
 
 
+_USUAL = {"attention.causal": True}
+"""Keys of an architecture with the value that they have where they are left out: any other one is a reason."""
+
+
 def gguf_config(file: GGUFFile, family: Family, architecture: str) -> dict[str, Any]:
     """What config.json would say, from GGUF metadata and from which tensors there are."""
     fields = {f.metadata["hf"]: f.metadata["gguf"] for f in dataclasses.fields(family.config_class) if f.metadata}  # type: ignore[arg-type]
@@ -108,7 +112,8 @@ def check_known(file: GGUFFile, family: Family, architecture: str, config: Any) 
     given = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
     width = getattr(config, "width", None)
     same = {"attention.value_length": width, "attention.key_length": width}
-    strange = [k for k, v in given.items() if k not in known and v and same.get(k) != v]
+    usual = {k: _USUAL[k] if k in _USUAL else same.get(k) for k in given}
+    strange = [k for k, v in given.items() if k not in known and v != usual[k] and (v or k in _USUAL)]
     if strange:
         lines = [f"{prefix}{k} = {str(given[k])[:60]}{did_you_mean(k, known)}" for k in strange]
         raise ConfigError(f"has {len(strange)} keys that are not understood", place=str(file.path), details=lines)

@@ -38,7 +38,7 @@ FILES = [
 ]
 """What is fetched from a hub repository; nothing else of it is needed."""
 
-_UNUSED = ("*rotary_emb.inv_freq", "*embeddings.position_ids")
+_UNUSED = ("*rotary_emb.inv_freq", "*embeddings.position_ids", "*embeddings.token_type_ids")
 """Buffers that old checkpoints store although they follow from the config."""
 
 _DTYPES = {DType.f32: "float32", DType.f16: "float16", DType.bf16: "bfloat16", DType.f64: "float64"}
@@ -179,7 +179,11 @@ def _fitted(weights: Weights, model: Model, family: Family) -> Weights:
     weights = _named(weights, graph, family)
     unused = (*_UNUSED, *family.checkpoint.unused, *family.checkpoint.heads)
     tied = family.checkpoint.tied if getattr(model.config, "tied", False) else ()
-    weights.check(graph, ignore=(*unused, *tied))
+    copies = family.checkpoint.copies
+    weights.check(graph, ignore=(*unused, *tied, *copies))
+    for copy, twin in copies.items():
+        if copy in weights and not _equal(weights[copy], weights[twin]):
+            raise WeightsError(f"{copy} differs from {twin}, but {graph.name} has one for both", place=weights.place)
     return Weights({k: weights[k] for k in graph.params}, weights.place, weights.metadata)
 
 

@@ -210,15 +210,18 @@ def rotary(
     theta: float,
     scaling: Mapping[str, Any] | None = None,
     partial: float = 1.0,
+    turned: int | None = None,
     interleaved: bool = False,
 ) -> Rotate:
     """What turns x [B,S,H,width] by `positions` [B,S]. (Su et al. 2021)
 
-    scaling: see `ops.rope_frequencies`. partial: the share of the channels that is turned, the first ones.
-    interleaved: pairs are neighbours, not halves. Raises ConfigError for settings that are not understood.
+    scaling: see `ops.rope_frequencies`. partial: the share of the channels that is turned, the first ones. turned: how
+    many these are, instead. interleaved: pairs are neighbours, not halves. Raises ConfigError for settings that are not
+    understood.
     """
-    turned = int(width * partial)
-    turned += turned % 2
+    turned = int(width * partial) if turned is None else turned
+    if turned > width or (turned % 2 and (interleaved or turned == width)):
+        raise ConfigError(f"{turned} of the {width} channels of a head cannot be turned in pairs")
     settings: dict[str, Any] = {"theta": theta, "dim": turned, "scaling": scaling, "interleaved": interleaved}
     return lambda x: m.rope(x, positions, **settings)
 

@@ -192,5 +192,7 @@ def task_of(task: str | Task) -> Task:
     if isinstance(task, Task):
         return task
     if task not in TASKS:
-        raise MonographError(f"no task is called {task!r}{did_you_mean(task, TASKS)}")
+        raise MonographError(
+            f"no task is called {task!r}{did_you_mean(task, TASKS)}", hint=f"known: {', '.join(TASKS)}"
+        )
     return TASKS[task]

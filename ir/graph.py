@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 _GAP = 1 << 20
 
 
+def _shown(given: object) -> str:
+    """What somebody gave in place of a value: numbers and texts as they are, the kind of anything else."""
+    return repr(given) if isinstance(given, (int, float, str)) else f"a {type(given).__name__}"
+
+
 class Graph:
     """Inputs, parameters, nodes in topological order, and named outputs.
 
@@ -59,7 +64,8 @@ class Graph:
             known = self.params[path] = Value(self, type, path)
             known.init = init
         elif known.type != type:
-            raise MonographError(f"parameter {path} is used as {known.type} and as {type}")
+            what = f"parameter {path} is used as {known.type} and as {type}"
+            raise MonographError(what, place=str(caller(self.scope)), hint="each layer needs a name of its own")
         return known
 
     def output(self, name: str, value: Value) -> None:
@@ -81,8 +87,9 @@ class Graph:
         location = location or place_of(self)
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
-                what = f"{op.name}: {v!r} is not a value of a graph"
-                raise OpError(what, place=str(location), hint="numbers become values by `graph.constant`")
+                what = f"{op.name}: {_shown(v)} is not a value of a graph"
+                hint = "numbers become values by `ops.constant(value=..., dtype=...)`"
+                raise OpError(what, place=str(location), hint=hint)
             if v is not None and v.graph is not self:
                 raise MonographError(f"{op.name}: {v!r} belongs to another graph", place=str(location))
         operands = [*operands, *[None] * (len(op.signature.operands) - len(operands))]

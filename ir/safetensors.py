@@ -117,6 +117,8 @@ def _contiguous(path: Path, spans: Mapping[str, tuple[int, int]], available: int
 
 
 def _metadata(path: Path, found: Any) -> dict[str, str]:
+    if found is None:
+        return {}
     items = cast("dict[str, Any]", found) if isinstance(found, dict) else {"": None}
     texts = {k: v for k, v in items.items() if isinstance(v, str)}
     if len(texts) < len(items):

@@ -22,6 +22,9 @@ from .types import Dim, DType, TensorType
 from .value import ancestors, leaves
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NO_WEIGHTS = "load a checkpoint, train it, or begin with model.weights = mg.Weights.initialize(model.graph())"
+"""What to do about a model that has no weights yet."""
+
 _HINTS = 8
 
 
@@ -199,13 +202,18 @@ def _sharded(index: Path) -> Weights:
     for shard in dict.fromkeys(where.values()):
         found, metadata = read_file(shard)
         for name in found:
-            if name in tensors:
-                raise WeightsError(f"tensor {name} is in {shard.name} and in another shard", place=str(index))
+            if name in tensors and not _same(found[name], tensors[name]):
+                what = f"tensor {name} is in {shard.name} and in another shard, with other values"
+                raise WeightsError(what, place=str(index))
         tensors |= found
     for name, shard in where.items():
         if name not in tensors:
             raise WeightsError(f"places tensor {name} in {shard.name}, which does not have it", place=str(index))
     return Weights(tensors, str(index), metadata)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.type == b.type and a.numpy().tobytes() == b.numpy().tobytes()
 
 
 _CONVERT = "convert it to safetensors where it was made"

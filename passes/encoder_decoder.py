@@ -10,10 +10,15 @@ from ..ir.value import leaves
 
 
 def is_separable(graph: Graph) -> bool:
-    """Whether the graph reads a source and makes other tokens from it."""
+    """Whether the graph reads a source and makes other tokens from it, or gives something that follows from it."""
     stream = graph.stream or TARGETS
     inside = {*stream.names, *(s.input for s in graph.slots)}
-    return stream.ids in graph.inputs and any(k not in inside for k in _sources(graph, inside))
+    sources = _sources(graph, inside)
+    if stream.ids not in graph.inputs or not sources:
+        return False
+    late = _dependents(graph, [v for k, v in graph.inputs.items() if k not in sources])
+    given = (v for v in graph.outputs.values() if v.producer is None or v.producer not in late)
+    return bool(_frontier(graph, late)) or any(_depends_on_input(v) for v in given)
 
 
 def _sources(graph: Graph, inside: set[str]) -> list[str]:

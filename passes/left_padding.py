@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from ..ir.flow import Link
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.cache import CacheAppend, CacheRead
-from ..ir.ops.elementwise import Cast, Comparison, Mul, Sub
+from ..ir.ops.elementwise import Cast, Comparison, LogicalAnd, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
 from ..ir.slots import TOKENS
 from ..ir.types import Dim, bool_
 from ..ir.value import leaves
+from .token_order import counts_of
 
 _MOVES = (Reshape, Transpose, Expand, Cast)
 """Ops that give the elements of their operand as they are."""
@@ -37,7 +42,7 @@ def _reason(node: Node, mask: Value, length: str) -> str:
     if node.op.keys:
         if any(_over_tokens(node.value(k), length) for k in node.op.keys):
             hiding = [v for k in node.op.masks if (v := node[k]) is not None and v.dtype is bool_]
-            return "" if any(mask in leaves(v) for v in hiding) else "has no mask that hides padding"
+            return "" if any(is_hiding(v, mask, length) for v in hiding) else "has no mask that hides padding"
     elif isinstance(node.op, Iota):
         return "" if _is_relative(node.output) or not _over_tokens(node.output, length) else "counts columns"
     elif isinstance(node.op, Slice):
@@ -54,9 +59,52 @@ def _reason(node: Node, mask: Value, length: str) -> str:
 
 
 def passes_over(node: Node, mask: Value) -> bool:
-    """Whether a layer with a state is told by the mask which tokens count."""
-    told = [node[name] for name in node.op.signature.operands if name in node.op.counts or name == "mask"]
-    return any(v is not None and mask in leaves(v) for v in told)
+    """Whether a layer with a state is told by the mask which tokens count, wherever they are."""
+    length = (mask.graph.stream or TOKENS).length
+    if any(v.producer is None or not v.producer.op.compacts or mask not in leaves(v) for v in counts_of(node)):
+        return False
+    told = node["mask"] if "mask" in node.op.signature.operands else None
+    return bool(counts_of(node)) or (told is not None and is_hiding(told, mask, length))
+
+
+def is_hiding(v: Value, mask: Value, length: str) -> bool:
+    """Whether a bool value whose last axis runs over tokens is false wherever the mask is 0."""
+    found = _where_hidden(v, mask, length)
+    return found is not None and not found
+
+
+def _where_hidden(v: Value, mask: Value, length: str = "") -> Any:
+    """The number that a value is where the mask is 0; None if that is not one number.
+
+    length: what counts tokens, if those of the mask must be along the last axis.
+    """
+    node = v.producer
+    if v is mask or node is None:
+        return np.int64(0) if v is mask else None
+    if node.op.constant:
+        return None if v.number is None else np.asarray(v.number, v.dtype.numpy)
+    kept = [_where_hidden(x, mask, length) for x in node.arguments]
+    if isinstance(node.op, (*_MOVES, Slice)):
+        if isinstance(node.op, Cast):
+            return None if kept[0] is None else kept[0].astype(v.dtype.numpy)
+        return kept[0] if not length or _keeps_columns(node, length) else None
+    if isinstance(node.op, (LogicalAnd, Mul)) and any(x is not None and not x for x in kept):
+        return np.asarray(0, v.dtype.numpy)
+    if not node.op.elementwise or node.op.numpy is None or any(x is None for x in kept):
+        return None
+    with np.errstate(all="ignore"):
+        return node.op.numpy(*kept, **node.attributes)
+
+
+def _keeps_columns(node: Node, length: str) -> bool:
+    """Whether the last axis of what a node gives is that of its operand, over the same tokens or the newest of them."""
+    x, v = node.arguments[0], node.output
+    if isinstance(node.op, Slice):
+        last = node.attributes["axis"] % x.rank == x.rank - 1
+        return not last or not _over(x, x.rank - 1, length) or _ends_with(node, x, x.rank - 1)
+    if isinstance(node.op, Transpose) and node.attributes["permutation"][-1] != x.rank - 1:
+        return False
+    return x.rank > 0 and x.shape[-1] == v.shape[-1] and _over(v, v.rank - 1, length)
 
 
 def _over(v: Value, axis: int, length: str) -> bool:
@@ -98,9 +146,10 @@ def _ends_together(node: Node, link: Link) -> bool:
 
 
 def _masked(v: Value, mask: Value) -> bool:
-    """Whether a value is 0 where the mask is, because the mask itself is a factor of it or all that it is made of."""
-    if v is mask or set(leaves(v)) <= {mask}:
-        return True
+    """Whether a value is 0 where the mask is, because of what it is made of alone or because of a factor of it."""
+    found = _where_hidden(v, mask)
+    if found is not None:
+        return not found
     node = v.producer
     if node is None:
         return False

@@ -9,6 +9,7 @@ from ..ir.flow import Link, Links
 from ..ir.graph import Graph, Node, Value
 from ..ir.slots import TARGETS, TOKENS, Stream
 from ..ir.types import Dim, DimLike
+from .token_order import Orders
 
 _NEVER = -(1 << 30)
 """Reach of what reads no token at all."""
@@ -69,6 +70,7 @@ class TokenFlow:
         self.graph, self.stream, self.symbol = graph, stream, stream.length
         self.reach: dict[Value, Reach] = {}
         self.links: dict[Node, Links] = {}
+        self.orders = Orders(graph.inputs.get(stream.mask))
         self.structural: set[Value] = set()
         """Values that follow from parameters, the mask, the positions and the number of tokens alone."""
         for v in graph.inputs.values():
@@ -97,8 +99,12 @@ class TokenFlow:
         if lost:
             raise PassError(f"{node.op.name} does not say what becomes of its tokens", place=str(node.location))
         names = node.op.signature.operand_names(len(node.operands))
+        moving = [v for v, axes in zip(node.operands, over, strict=True) if v is not None and axes]
+        ordered = not moving or self.orders.node(node, moving, self.links[node])
         for output, v in enumerate(node.outputs):
             self.reach[v] = self.output(node, output, v, names)
+            if not ordered and self.reach[v].late is None:
+                self.reach[v].late = node
         if all(v in self.structural for v in node.arguments):
             self.structural.update(node.outputs)
 
@@ -119,13 +125,14 @@ class TokenFlow:
             if link.output != output or given is None or names[link.operand] in node.op.counts:
                 continue
             step = self.step(link, given, v)
-            if _is_first_column(link, v):
+            read = self.reach[given].axes[link.axis]
+            if _is_first_column(link, v) and read <= 0:
                 continue
             if step is None:
                 found.late = found.late or node
             else:
                 assert link.to is not None
-                reach = self.reach[given].axes[link.axis] + step
+                reach = read + step
                 found.axes[link.to] = max(found.axes[link.to], reach)
                 if reach > 0 and found.ahead is None:
                     found.ahead = node
@@ -143,7 +150,7 @@ class TokenFlow:
     def check(self, v: Value, what: str) -> None:
         """Raise PassError if a value that is remembered or given out would change when more tokens come."""
         reach = self.reach[v]
-        guilty = reach.late
+        guilty = reach.late or self.orders.moved.get(v)
         if guilty is not None:
             words = "reads all tokens, also those that come later, so it cannot go on from what was read before"
             raise PassError(f"{guilty.op.name} {words}", place=str(guilty.location), details=[f"{what} depends on it"])

@@ -57,6 +57,7 @@ class Versions:
 
     def __init__(self, flow: TokenFlow) -> None:
         self.flow, self.graph = flow, flow.graph
+        self.batch = flow.graph.inputs[flow.stream.ids].shape[0]
         self.needed: dict[Value, dict[Version, Label | None]] = {}
         self.recipes: dict[tuple[Value, Version], Recipe] = {}
         looking = [n for n in self.graph if any(flow.axes(n.value(k)) for k in n.op.keys)]
@@ -117,12 +118,14 @@ class Versions:
         if self.is_stateful(node) and any(v in self.needed for v in node.outputs):
             for name in node.op.states:
                 first = node[name]
+                self.check_rows(node.outputs[node.op.states[name]])
                 if first is not None:
                     self.flow.check(first, f"the first state {name} of {node.op.name}")
                     self.need(first, self.new(first))
 
     def is_stateful(self, node: Node) -> bool:
-        return bool(node.op.states) and bool(self.flow.links[node])
+        """Whether a layer with a state goes from token to token, and not along another axis of each."""
+        return bool(node.op.states) and any(link.upto for link in self.flow.links[node])
 
     # -- how one version is made -----------------------------------------------------------------------------------
 
@@ -147,6 +150,9 @@ class Versions:
         """Whether the value itself is remembered, and not what it is put together from."""
         if extra(v.shape[axis], self.flow.symbol) != 0 or isinstance(node.op, (Expand, Concat)):
             return False
+        # A pair of tokens is put together from what is remembered of each; rows of slots are those of the batch.
+        if len(self.flow.axes(v)) > 1 or axis == 0 or v.shape[0] != self.batch:
+            return False
         links = [link for link in self.flow.links[node] if link.to == axis and node.outputs[link.output] is v]
         sequential = bool(node.op.keys) or self.is_stateful(node)
         return not any(self.moves(link, node) or (link.upto and not sequential) for link in links)
@@ -156,8 +162,17 @@ class Versions:
         if others or extra(v.shape[axis], self.flow.symbol) != 0:
             place = str(v.producer.location) if v.producer else ""
             raise PassError(f"{v!r} cannot be remembered: it has several axes over tokens", place=place)
+        self.check_rows(v, axis)
         self.flow.check(v, f"{v!r} is remembered")
         return Remember(_with(version, axis, 0), axis)
+
+    def check_rows(self, v: Value, axis: int | None = None) -> None:
+        """Raise PassError unless a value has one entry for each row of the batch, of a known size but for `axis`."""
+        sizes = [d for i, d in enumerate(v.shape[1:], 1) if i != axis]
+        if v.shape[:1] != (self.batch,) or axis == 0 or any(isinstance(d, Dim) for d in sizes):
+            place = str(v.producer.location) if v.producer else ""
+            what = f"{v!r} cannot be remembered: it is not one entry of a known size for each of the {self.batch} rows"
+            raise PassError(what, place=place)
 
     def lifted(self, v: Value, node: Node, version: Version) -> Recipe | None:
         """The tail of a longer version, where columns read others that a shorter one does not have."""

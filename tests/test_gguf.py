@@ -438,6 +438,25 @@ def test_a_type_that_says_no_scaling_wins_over_a_factor(tmp_path):
     assert load(write_gguf(tmp_path / "m.gguf", arrays, metadata)).config.rope_scaling is None
 
 
+def test_attention_that_is_not_causal_is_refused(tmp_path):
+    _, arrays, metadata = tiny_llama()
+    load(write_gguf(tmp_path / "m.gguf", arrays, metadata | {"llama.attention.causal": True}))
+    with pytest.raises(ConfigError, match=r"llama\.attention\.causal = False"):
+        load(write_gguf(tmp_path / "m.gguf", arrays, metadata | {"llama.attention.causal": False}))
+
+
+def test_gemma3_without_window_and_rotary_base_is_read_as_llama_cpp_reads_it():
+    unsaid = load_family("gemma3_text").gguf.unsaid
+    said = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "head_dim": 16}
+    assert unsaid(said) == {
+        "query_pre_attn_scalar": 16,
+        "rope_theta": 1e4,
+        "layer_types": ["full_attention"] * 3,
+        "sliding_window": None,
+    }
+    assert unsaid({**said, "sliding_window": 4, "rope_theta": 1e6}) == {"query_pre_attn_scalar": 16, "rope_theta": 1e6}
+
+
 def test_keys_that_are_not_understood_are_refused_by_name(tmp_path):
     _, arrays, metadata = tiny_llama()
     harmless = {"llama.expert_count": 0, "llama.attention.value_length": 8, "llama.vocab_size": 64}

@@ -142,9 +142,9 @@ def slot(folder: Path, **changes: Any) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     "no contract": (lambda f: (f / "monograph.json").unlink(), ConfigError, "it is not a folder that `build` wrote"),
     "not json": (lambda f: (f / "monograph.json").write_text("{"), ConfigError, "is not JSON"),
-    "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 2"),
+    "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 3"),
     "config": (lambda f: (f / "config.json").write_text("{"), ConfigError, r"config\.json: is not JSON"),
-    "version": (lambda f: edit(f, version=1), ConfigError, "is of version 1, expected 2"),
+    "version": (lambda f: edit(f, version=1), ConfigError, "is of version 1, expected 3"),
     "unknown key": (lambda f: edit(f, colour="red"), ConfigError, "unknown key 'colour'"),
     "type": (lambda f: edit(f, positions="many"), ConfigError, "'positions' is 'many', expected int"),
     "slot": (lambda f: edit(f, slots=[{"input": "x"}]), ConfigError, "slot 0: key 'growth' is missing"),
@@ -153,7 +153,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     "window": (lambda f: slot(f, window=3), ConfigError, "growth append with window 3"),
     "slot type": (lambda f: slot(f, type="f32[B"), ConfigError, r"slot 0: 'f32\[B' is not a type"),
     "stream": (lambda f: edit(f, stream={"ids": 3}), ConfigError, "stream: 'ids' is 3, expected str"),
-    "bounds": (lambda f: edit(f, bounds={"input_ids": 0}), ConfigError, "the bound of 'input_ids' is 0"),
+    "bounds": (lambda f: edit(f, bounds={"input_ids": 0}), ConfigError, "'bounds' says 0 of 'input_ids'"),
     "input type": (lambda f: edit(f, inputs={"model.onnx": {"input_ids": 1}}), ConfigError, "input_ids: 1 is not a"),
     "outside": (lambda f: edit(f, masked="../model.onnx"), ConfigError, "names '../model.onnx'"),
     "no file": (lambda f: (f / "model.masked.onnx").unlink(), ConfigError, "names 'model.masked.onnx'"),
@@ -179,13 +179,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     ),
     "provider": (lambda f: edit(f, provider="cuda"), RuntimeInputError, "sessions on cuda are not supported yet"),
     "graph cut": (
-        lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:900]), WeightsError, "cannot open it",
+        lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:900]), WeightsError, "is 900 bytes",
     ),
     "data cut": (
         lambda f: (f / "model.onnx.data").write_bytes((f / "model.onnx.data").read_bytes()[:1000]), WeightsError,
-        "cannot open it",
+        "is 1000 bytes long",
     ),
-    "no data": (lambda f: (f / "model.onnx.data").unlink(), WeightsError, "cannot open it"),
+    "data longer": (
+        lambda f: (f / "model.onnx.data").write_bytes((f / "model.onnx.data").read_bytes() + b"x"), WeightsError,
+        r"model\.onnx\.data: is \d+ bytes long, but \d+ were written: build the model again",
+    ),
+    "bytes": (lambda f: edit(f, bytes={"model.onnx": "1"}), ConfigError, "'bytes' says '1' of 'model.onnx'"),
+    "no data": (lambda f: (f / "model.onnx.data").unlink(), ConfigError, "names 'model.onnx.data'"),
 }  # fmt: skip
 
 

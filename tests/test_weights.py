@@ -339,10 +339,16 @@ def test_an_index_must_agree_with_its_shards(tmp_path):
         Weights.open(tmp_path)
     index["weight_map"].pop("ghost")
     index["weight_map"]["copy"] = "copy.safetensors"
-    (tmp_path / "copy.safetensors").write_bytes((tmp_path / first).read_bytes())
-    index_path.write_text(json.dumps(index))
-    with pytest.raises(WeightsError, match=r"is in copy\.safetensors and in another shard"):
-        Weights.open(tmp_path)
+    a = Weights.open(tmp_path / first).numpy("a")
+    for values, message in ((a + 1, r"a is in copy\.safetensors and in another shard, with other values"), (a, None)):
+        Weights.of({"a": values, "copy": a}).save(tmp_path / "copy")
+        (tmp_path / "copy" / "model.safetensors").rename(tmp_path / "copy.safetensors")
+        index_path.write_text(json.dumps(index))
+        if message is None:
+            np.testing.assert_array_equal(Weights.open(tmp_path).numpy("a"), a)
+        else:
+            with pytest.raises(WeightsError, match=message):
+                Weights.open(tmp_path)
     (tmp_path / first).unlink()
     with pytest.raises(WeightsError, match=f"{first}: cannot be read: No such file"):
         Weights.open(tmp_path)

@@ -46,6 +46,9 @@ class Source(Protocol):
 
 def check_fit(model: Model, source: Source, length: int = 0) -> None:
     """Raises ConfigError if the batches of `source`, with rows of `length` tokens, cannot train `model`."""
+    if not isinstance(getattr(source, "task", None), str):
+        hint = "make one of text with Corpus.of(text), Corpus.read(paths), Pairs.read(...) or the like"
+        raise ConfigError(f"a {type(source).__name__} is not a source of batches", hint=hint)
     if model.task != source.task:
         raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     graph = model.graph()

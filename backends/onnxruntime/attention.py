@@ -13,7 +13,7 @@ from ...ir.ops.elementwise import Cast, Constant, cast, less
 from ...ir.ops.linear import Linear
 from ...ir.ops.position import Rope
 from ...ir.ops.shape import Concat, Expand, Reshape, Slice, reshape
-from ...ir.slots import TOKENS
+from ...ir.slots import PAST, TOKENS
 from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ...passes.dce import dce
 from ...passes.left_padding import passes_over
@@ -244,7 +244,7 @@ class GroupQuery:
             inside.update(key_mask_chain(mask) if mask is not None else ())
         stream = graph.stream or TOKENS
         mask = graph.inputs.get(stream.mask)
-        pasts = {s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols} - {"B"}
+        pasts = {PAST, *(s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols)} - {"B"}
         for node in graph:
             if node.op.states and (mask is None or not passes_over(node, mask)):
                 return node, f"{node.op.name} is not told which tokens of a padded prompt count"
@@ -282,8 +282,8 @@ class GroupQuery:
         stream = graph.stream or TOKENS
         mask = found[0].output
         batch = mask.shape[0]
-        counts = LENGTHS if LENGTHS in graph.inputs else next(k for k in graph.inputs if k.startswith(LENGTHS))
-        lengths = graph.inputs[counts]
+        # Where all buffers are those of windows, theirs are no lengths of rows.
+        lengths = graph.inputs.get(LENGTHS) or graph.input(LENGTHS, TensorType(i32, (batch,)))
         positions = graph.inputs.get(stream.positions) or graph.input(stream.positions, TensorType(i64, mask.shape))
         with graph.at(found[0]):
             valid = less(positions, reshape(cast(lengths, dtype=i64), shape=(batch, 1)))

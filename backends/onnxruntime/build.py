@@ -16,7 +16,7 @@ from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import whole
 from ...ir.graph import Graph
 from ...ir.slots import TOKENS
-from ...ir.weights import Tensor
+from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
@@ -51,12 +51,12 @@ class BuildReport:
     """
 
     folder: Path
-    contract: Contract
+    contract: Contract = field(repr=False)
     attentions: dict[str, int] = field(default_factory=dict[str, int])
-    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]], repr=False)
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
-    steps: list[Step] = field(default_factory=list[Step])
-    through_float: dict[str, str] = field(default_factory=dict[str, str])
+    steps: list[Step] = field(default_factory=list[Step], repr=False)
+    through_float: dict[str, str] = field(default_factory=dict[str, str], repr=False)
     kernels: str = ""
     bytes: int = 0
     state_bytes: int = 0
@@ -100,6 +100,34 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
+    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    announce(report.bound)
+    with whole(folder, replaces=foreign) as stage:
+        report.bytes = write_variants(stage, models, progress)
+        sizes = {name: stage.path(name).stat().st_size for name in stage.names}
+        report.contract = replace(report.contract, bytes=sizes)
+        write_text(stage, FILE, report.contract.to_json())
+        if isinstance(model, Model):
+            write_companions(stage, model)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def memory_bound_of(model: Model, target: str | Target = "cpu", max_positions: int | None = None) -> int:
+    """Most bytes of resident memory that `build` may take for a model. Nothing is written. Errors as for `build`."""
+    return _planned(model, None, Path(), target, max_positions, False, None)[0].bound
+
+
+def _planned(
+    model: Model | Graph,
+    weights: Mapping[str, Tensor] | None,
+    folder: Path,
+    target: str | Target,
+    max_positions: int | None,
+    strict: bool,
+    dump: Path | None,
+) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
+    """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
     if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
@@ -107,7 +135,7 @@ def build(
     graph = model.graph(target.dtype) if isinstance(model, Model) else model
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
     if found is None:
-        raise WeightsError(f"model {graph.name} has no weights", hint="load a checkpoint, or train it")
+        raise WeightsError(f"model {graph.name} has no weights", hint=NO_WEIGHTS)
     missing = [f"missing: {k}: {v.type}" for k, v in graph.params.items() if k not in found]
     if missing:
         raise WeightsError(f"{len(missing)} weights of {graph.name} are missing", details=missing)
@@ -116,21 +144,14 @@ def build(
     positions = positions_of(model) if max_positions is None else max_positions
     variants = variants_of(graph, target, positions, dump)
     contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
-    report = _report(variants, Path(folder), contract)
+    report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
     for lowered in variants.graphs.values():
         report.through_float |= through_float(lowered, found)
-    announce(report.bound)
-    with whole(folder, replaces=foreign) as stage:
-        report.bytes = write_variants(stage, models, progress)
-        write_text(stage, FILE, report.contract.to_json())
-        if isinstance(model, Model):
-            write_companions(stage, model)
-    report.seconds = time.perf_counter() - start
-    return report
+    return report, models
 
 
 def positions_of(model: Model | Graph) -> int:

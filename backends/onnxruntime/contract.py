@@ -11,13 +11,13 @@ from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ...frontends.task import LOGITS, TOKEN_TYPES
-from ...ir.errors import ConfigError, MonographError
+from ...ir.errors import ConfigError, MonographError, WeightsError
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
 from ..onnx.metadata import slot_json, stream_json
 
 FILE = "monograph.json"
-VERSION = 2
+VERSION = 3
 
 Types = Mapping[str, TensorType]
 
@@ -34,7 +34,7 @@ class Contract:
     inputs: names and types by file. output: the one that `prefill` and `step` give.
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
-    bounds: for an integer input that is an index, how many rows its table has.
+    bounds: for an integer input that is an index, how many rows its table has. bytes: how long each file is.
     """
 
     version: int
@@ -58,6 +58,7 @@ class Contract:
     unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
+    bytes: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def limit(self) -> int:
@@ -74,12 +75,14 @@ class Contract:
         said["slots"] = [slot_json(s) for s in self.slots]
         said["stream"] = None if self.stream is None else stream_json(self.stream)
         said["inputs"] = {file: {k: str(t) for k, t in types.items()} for file, types in self.inputs.items()}
-        said["bounds"] = dict(self.bounds)
+        said["bounds"], said["bytes"] = dict(self.bounds), dict(self.bytes)
         return json.dumps(said, indent=2) + "\n"
 
     @staticmethod
     def read(folder: Path) -> Contract:
-        """Raises ConfigError naming file, key and value for anything missing, unknown or of a wrong type."""
+        """Raises ConfigError naming file, key and value for anything missing, unknown or of a wrong type, and
+        WeightsError for a file of another length than the one that was written.
+        """
         path = folder / FILE
         if not path.is_file():
             raise ConfigError(f"{folder} has no {FILE}: it is not a folder that `build` wrote", place=str(path))
@@ -95,9 +98,13 @@ class Contract:
         contract = reader.contract(given)
         if contract is None or reader.problems:
             raise ConfigError("is not a contract", place=str(path), details=reader.problems)
-        for name in filter(None, (contract.masked, contract.lengths, contract.encoder)):
+        for name in filter(None, (contract.masked, contract.lengths, contract.encoder, *contract.bytes)):
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"names {name!r}, which is not a file beside it", place=str(path))
+        for name, size in contract.bytes.items():
+            if (found := (folder / name).stat().st_size) != size:
+                what = f"is {found} bytes long, but {size} were written: build the model again"
+                raise WeightsError(what, place=str(folder / name))
         return contract
 
 
@@ -159,9 +166,10 @@ class _Reader:
         said = given["stream"]
         stream = Stream(**said) if said is not None and self.fits(said, Stream, "stream: ") else None
         inputs = {file: self.types(types, file) for file, types in given["inputs"].items()}
-        for name, n in given["bounds"].items():
-            if type(n) is not int or n < 1:
-                self.problems.append(f"the bound of {name!r} is {n!r}, expected a number of at least 1")
+        for key in ("bounds", "bytes"):
+            for name, n in given[key].items():
+                if type(n) is not int or n < (key == "bounds"):
+                    self.problems.append(f"{key!r} says {n!r} of {name!r}, expected a whole number")
         names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):

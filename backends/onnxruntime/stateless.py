@@ -98,8 +98,9 @@ def forward(
     total = _total(contract, inputs, feeds, rows, located=positions is not None)
     check_room(total, contract)
     mask = _shaped(stream.mask, inputs, (batch, total))
-    mask = np.ones((batch, total), np.int64) if mask is None else (mask != 0).astype(np.int64)
-    lengths = _lengths(contract, mask, positions, rows)
+    mask = np.ones((batch, total), np.int64) if mask is None else mask
+    # A model may read more in a mask than whether it is 0; lengths say no more than that.
+    lengths = _lengths(contract, mask, positions, rows) if np.isin(mask, (0, 1)).all() else None
     feeds[stream.positions] = default_positions(mask, rows) if positions is None else positions
     check_index(contract, stream.positions, feeds[stream.positions])
     _check_unread(contract, mask, positions)
@@ -138,17 +139,15 @@ def _lengths(contract: Contract, mask: Array, positions: Array | None, rows: int
     """Valid tokens by row, where the graph for lengths computes the same."""
     if not contract.lengths:
         return None
-    # Positions that the graph reads may be any; those a kernel derives from lengths must be what was asked for.
-    name = stream_of(contract).positions
-    read = name in contract.inputs[contract.lengths] or name not in contract.inputs[contract.masked]
-    return lengths_allowed(mask, None if read else positions, rows, bool(contract.windows))
+    # What kernels turn and which tokens layers with a state read follows from lengths, whatever positions say.
+    return lengths_allowed(mask, positions, rows, bool(contract.windows))
 
 
 def _check_unread(contract: Contract, mask: Array, positions: Array | None) -> None:
     """What a model has no input for can only be given where it changes nothing: padding behind all tokens, and
     positions that follow from the mask."""
     stream, known = stream_of(contract), {*contract.inputs[contract.masked], *contract.unread}
-    if stream.mask not in known and bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if stream.mask not in known and bool(((mask[:, 1:] != 0) > (mask[:, :-1] != 0)).any()):
         raise RuntimeInputError(f"{stream.mask} hides tokens before others, but the model has no such input")
     if positions is None or stream.positions in known:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..layers import Packed, alibi, attention, drop, feed_forward
 
@@ -17,11 +18,17 @@ class Bloom(Config):
     post_norm: bool = key("apply_residual_connection_post_layernorm", False)
     dropout: float = key("hidden_dropout", 0.0)
     tied: bool = key("tie_word_embeddings", True)
+    exact: bool = key("slow_but_exact", False)
+    ranks: int = key("pretraining_tp", 1)
 
     ignored = frozenset(
         "attention_dropout attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi "
-        "seq_length skip_bias_add skip_bias_add_qkv slow_but_exact".split()
+        "seq_length skip_bias_add skip_bias_add_qkv".split()
     )
+
+    def __post_init__(self) -> None:
+        if self.exact and self.ranks > 1:  # Then the reference adds up slices of products, without their biases.
+            raise ConfigError(f"slow_but_exact with pretraining_tp {self.ranks} is not supported, only with 1")
 
 
 @model(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ...ir import Init, Value, ops
+from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
 from ..experts import by_expert, routed, router
 from ..layers import Rotate, gated_feed_forward, like, rope_settings, rotary, widened
@@ -49,6 +50,12 @@ class DeepseekV3(Config):
         "attention_dropout output_router_logits num_nextn_predict_layers num_key_value_heads "
         "head_dim qk_head_dim aux_loss_alpha ep_size moe_layer_freq scoring_func seq_aux topk_method".split()
     )
+
+    def __post_init__(self) -> None:
+        in_group, rest = divmod(self.experts, self.groups)
+        if self.chosen_groups < self.groups and (rest or in_group < 2 or self.chosen > self.chosen_groups * in_group):
+            what = f"{self.experts} n_routed_experts in n_group {self.groups} do not give num_experts_per_tok"
+            raise ConfigError(f"{what} {self.chosen} of topk_group {self.chosen_groups} groups of at least 2")
 
     @property
     def scale(self) -> float:

@@ -65,10 +65,18 @@ GGUF_NAMES = {
 
 
 def unsaid(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The scale of scores, which GGUF leaves to the reader: by the width of a head, but not in the 27B model."""
+    """What GGUF leaves to the reader, as llama.cpp reads it.
+
+    Scores are scaled by the width of a head, but not in the 27B model; without a window all layers look at everything,
+    and the rotary base is 10,000 where none is given.
+    """
     large = settings.get("num_hidden_layers") == 62
     width = settings.get("head_dim", 256)
-    return {"query_pre_attn_scalar": settings["hidden_size"] / settings["num_attention_heads"] if large else width}
+    scalar = settings["hidden_size"] / settings["num_attention_heads"] if large else width
+    found: dict[str, Any] = {"query_pre_attn_scalar": scalar, "rope_theta": settings.get("rope_theta", 1e4)}
+    if not settings.get("sliding_window"):
+        found |= {"layer_types": [FULL] * settings.get("num_hidden_layers", 0), "sliding_window": None}
+    return found
 
 
 @model(

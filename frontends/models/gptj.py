@@ -37,7 +37,7 @@ class GPTJ(Config):
 )
 def gptj(m: Scope, c: GPTJ, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     width = c.dim // c.heads
-    rotate = rotary(m, position_ids, width, theta=10000.0, partial=c.rotary_dim / width, interleaved=True)
+    rotate = rotary(m, position_ids, width, theta=10000.0, turned=c.rotary_dim, interleaved=True)
     names = ("q_proj", "k_proj", "v_proj", "out_proj")
     settings: dict[str, Any] = {"heads": c.heads, "names": names, "mask": key_mask(attention_mask)}
     t = m / "transformer"

@@ -20,7 +20,7 @@ class Mixtral(Config):
     ffn: int = key("intermediate_size")
     layers: int = key("num_hidden_layers")
     heads: int = key("num_attention_heads")
-    kv_heads: int | None = key("num_key_value_heads", None)
+    kv_heads: int | None = key("num_key_value_heads", 8)
     head_dim: int | None = key("head_dim", None)
     experts: int = key("num_local_experts", 8)
     chosen: int = key("num_experts_per_tok", 2)
@@ -45,7 +45,7 @@ def stored(weights: Weights) -> Weights:
 def mixtral(m: Scope, c: Mixtral, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     width = c.head_dim or c.dim // c.heads
     rotate = rotary(m, position_ids, width, **rope_settings(c))
-    heads: dict[str, Any] = {"heads": c.heads, "kv_heads": c.kv_heads, "width": width, "window": c.window}
+    heads: dict[str, Any] = {"heads": c.heads, "kv_heads": c.kv_heads or c.heads, "width": width, "window": c.window}
     mask = key_mask(attention_mask)
 
     def experts(m: Scope, x: Value) -> Value:

@@ -29,11 +29,13 @@ class T5(Config):
     dropout: float = key("dropout_rate", 0.1)
     eps: float = key("layer_norm_epsilon", 1e-6)
     feed_forward: str = key("feed_forward_proj", "relu")
+    said_activation: str | None = key("dense_act_fn", None)
+    said_gated: bool | None = key("is_gated_act", None)
     tie: bool | None = key("tie_word_embeddings", None)
     scale: bool | None = key("scale_decoder_outputs", None)
     own_head: bool = key("own_lm_head", False)
 
-    ignored = frozenset({"classifier_dropout", "dense_act_fn", "is_gated_act", "n_positions", "output_past"})
+    ignored = frozenset({"classifier_dropout", "n_positions", "output_past"})
 
     def __post_init__(self) -> None:
         if self.buckets < 4 or self.buckets % 4 or self.farthest <= self.buckets // 2:
@@ -42,8 +44,14 @@ class T5(Config):
 
     @property
     def activation(self) -> str:
-        """By its name in transformers, which calls GELU another one in a gated block."""
+        """By its name in transformers, which calls GELU another one in a gated block; what stands beside wins."""
+        if self.said_activation is not None:
+            return self.said_activation
         return "gelu_new" if self.feed_forward == "gated-gelu" else self.feed_forward.removeprefix(GATED)
+
+    @property
+    def gated(self) -> bool:
+        return self.feed_forward.startswith(GATED) if self.said_gated is None else self.said_gated
 
     @property
     def scaled(self) -> bool:
@@ -100,7 +108,7 @@ def stack(
 
 
 def feed(m: Scope, c: T5, x: Value) -> Value:
-    if c.feed_forward.startswith(GATED):
+    if c.gated:
         return gated_feed_forward(m, x, c.ffn, c.activation, names=("wi_0", "wi_1", "wo"))
     return feed_forward(m, x, c.ffn, c.activation, names=("wi", "wo"), dropout=c.dropout)
 
@@ -110,11 +118,8 @@ def feed(m: Scope, c: T5, x: Value) -> Value:
     checkpoint=Checkpoint(
         architecture="T5ForConditionalGeneration",
         # Old checkpoints store the table three times, and the table of a cross-attention that never had one.
-        unused=(
-            "encoder.embed_tokens.weight",
-            "decoder.embed_tokens.weight",
-            "*EncDecAttention.relative_attention_bias.weight",
-        ),
+        copies=dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"),
+        unused=("*EncDecAttention.relative_attention_bias.weight",),
         from_weights={"own_lm_head": "lm_head.weight"},
     ),
 )

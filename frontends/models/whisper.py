@@ -73,7 +73,10 @@ def feed(m: Scope, c: Whisper, x: Value, width: int) -> Value:
 
 @model(
     task="speech-to-text",
-    checkpoint=Checkpoint(architecture="WhisperForConditionalGeneration", unused=("proj_out.weight",)),
+    checkpoint=Checkpoint(
+        architecture="WhisperForConditionalGeneration",
+        tied={"proj_out.weight": "model.decoder.embed_tokens.weight"},
+    ),
 )
 def whisper(
     m: Scope,

@@ -122,19 +122,22 @@ rope, sinusoidal_positions = op(Rope), op(SinusoidalPositions)
 
 
 def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> tuple[list[float], float]:
-    """(frequencies in radians per position [dim/2], attention factor) for rotary width `dim`.
+    """(frequencies in radians per position [dim/2, rounded up], attention factor) for rotary width `dim`.
 
+    An odd width turns one channel more, by frequencies that are spread over the odd one, as the reference does.
     scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1) or yarn
     (Peng et al. 2023). Raises ConfigError for another type and for a setting that the type does not have.
     """
     number = isinstance(theta, (int, float))  # pyright: ignore[reportUnnecessaryIsInstance] - read from a file
-    if dim % 2 or not number or not 1.0 < theta < math.inf:
-        raise ConfigError(f"rotary width {dim} must be even and rope theta {theta!r} a number above 1")
+    if dim < 1 or not number or not 1.0 < theta < math.inf:
+        raise ConfigError(f"rotary width {dim} must be positive and rope theta {theta!r} a number above 1")
     inverse = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     settings = {k: v for k, v in (scaling or {}).items() if v is not None}
     kind = settings.get("rope_type", settings.get("type", "default"))
     _check_scaling(kind, settings)
     if kind == "yarn":
+        if dim % 2:
+            raise ConfigError(f"rotary width {dim} must be even for rope_scaling of type 'yarn'")
         return _yarn(inverse, dim, theta, settings)
     if kind == "llama3":
         return _llama3(inverse, settings).tolist(), 1.0
