@@ -65,7 +65,7 @@ class Graph:
             known.init = init
         elif known.type != type:
             what = f"parameter {path} is used as {known.type} and as {type}"
-            raise MonographError(what, place=str(caller(self.scope)), hint="each layer needs a name of its own")
+            raise MonographError(what, place=str(place_of(self)), hint="each layer needs a name of its own")
         return known
 
     def output(self, name: str, value: Value) -> None:
