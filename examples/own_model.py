@@ -61,7 +61,7 @@ class Hybrid(mg.Config):
 def hybrid(m: mg.Scope, c: Hybrid, input_ids: Value, attention_mask: Value, readings: Value) -> dict[str, Value]:
     mask, options = mg.key_mask(attention_mask), {"heads": c.heads, "causal": True}
     x = m.embed("embedding", input_ids, VOCAB, c.dim) + m.linear("readings", readings, c.dim)
-    x = x + gru(m / "gru", m.rms_norm("gru_norm", x, c.eps), attention_mask)
+    x = x + gru(m / "gru", m.rms_norm("gru_norm", x, c.eps), c.dim, attention_mask)
     x = x + attention(m / "near", m.rms_norm("near_norm", x, c.eps), **options, mask=mask, window=c.window)
     bias = alibi(input_ids, c.heads, x.dtype)
     x = x + attention(m / "far", m.rms_norm("far_norm", x, c.eps), **options, mask=mask, bias=bias)
@@ -70,12 +70,10 @@ def hybrid(m: mg.Scope, c: Hybrid, input_ids: Value, attention_mask: Value, read
     return {"logits": m.linear("head", x, VOCAB), "forecast": m.linear("forecast", x, CHANNELS, bias=True)}
 
 
-def gru(m: mg.Scope, x: Value, attention_mask: Value) -> Value:
+def gru(m: mg.Scope, x: Value, dim: int, attention_mask: Value) -> Value:
     """A GRU that passes over padding, wherever it is."""
     order, place, lengths = compacted(attention_mask)
-    width = x.shape[2]
-    assert isinstance(width, int)
-    y, _ = recurrent(m, "gru", spread(x, order), width, 1, lengths)
+    y, _ = recurrent(m, "gru", spread(x, order), dim, 1, lengths)
     return spread(y, place)
 
 

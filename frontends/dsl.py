@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
+from ..ir.builder import enter_scope
 from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
@@ -31,12 +32,11 @@ class Scope:
 
     def layers(self, name: str, count: int) -> Iterator[Scope]:
         """`name.0`, `name.1`, ...; nodes made inside carry that scope in messages and dumps."""
-        outer = self.graph.scope
         for i in range(count):
             layer = self / name / i
-            self.graph.scope = layer.path
+            before = enter_scope(self.graph, layer.path)
             yield layer
-        self.graph.scope = outer
+            enter_scope(self.graph, before)
 
     def param(self, name: str, *shape: DimLike, init: Init | None = None) -> Value:
         """A parameter of this scope; the same path twice is one tied parameter."""

@@ -29,14 +29,18 @@ _INTERNAL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Point:
-    """New nodes of `graph` go before `before` (None: last) and have the place `location` (None: the caller's)."""
+    """New nodes of `graph` go before `before` (None: last) and have the place `location` (None: the caller's).
+
+    scope: the layer that is being written, which the caller's place names.
+    """
 
     graph: Graph
     before: Node | None = None
     location: Location | None = None
     outer: Point | None = None
+    scope: str = ""
 
 
 _innermost: ContextVar[Point | None] = ContextVar("monograph_point", default=None)
@@ -53,9 +57,10 @@ def point_of(graph: Graph) -> Point:
 @contextlib.contextmanager
 def inserting(graph: Graph, before: Node | None, location: Location | None = None) -> Generator[None, None, None]:
     """Insert before a node (None: at the end) and stamp new nodes with `location` (default: the node's)."""
+    here = point_of(graph)
     if location is None:
-        location = before.location if before is not None else point_of(graph).location
-    token = _innermost.set(Point(graph, before, location, _innermost.get()))
+        location = before.location if before is not None else here.location
+    token = _innermost.set(Point(graph, before, location, _innermost.get(), here.scope))
     try:
         yield
     finally:
@@ -72,6 +77,13 @@ def building(graph: Graph) -> Generator[Graph, None, None]:
         _innermost.reset(token)
 
 
+def enter_scope(graph: Graph, scope: str) -> str:
+    """New nodes at the innermost point of a graph belong to the layer `scope` from now on; gives the layer before."""
+    point = point_of(graph)
+    before, point.scope = point.scope, scope
+    return before
+
+
 def current_graph(operands: Iterable[Any]) -> Graph:
     """The graph of the first operand, or the one being built. Raises MonographError when there is none."""
     for v in operands:
@@ -83,8 +95,13 @@ def current_graph(operands: Iterable[Any]) -> Graph:
     return point.graph
 
 
-def caller(scope: str) -> Location:
-    """The innermost place outside this package that is running, in the given parameter scope."""
+def place_of(graph: Graph) -> Location:
+    """The place of new nodes: that of the innermost point, else the caller outside this package, and its layer."""
+    point = point_of(graph)
+    return point.location or _caller(point.scope)
+
+
+def _caller(scope: str) -> Location:
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] - inspect.stack() reads source files
     while frame is not None:
         file = frame.f_code.co_filename

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from .builder import building as building
-from .builder import caller, inserting, point_of
 from .builder import current_graph as current_graph
+from .builder import inserting, place_of, point_of
 from .clone import clone
 from .errors import MonographError, OpError, did_you_mean
 from .slots import Slot, Stream
@@ -46,7 +46,6 @@ class Graph:
         self.outputs: dict[str, Value] = {}
         self.stream: Stream | None = None
         self.slots: tuple[Slot, ...] = ()
-        self.scope = ""
         self._first: Node | None = None
         self._last: Node | None = None
 
@@ -66,7 +65,7 @@ class Graph:
             known.init = init
         elif known.type != type:
             what = f"parameter {path} is used as {known.type} and as {type}"
-            raise MonographError(what, place=str(caller(self.scope)), hint="each layer needs a name of its own")
+            raise MonographError(what, place=str(place_of(self)), hint="each layer needs a name of its own")
         return known
 
     def output(self, name: str, value: Value) -> None:
@@ -85,7 +84,7 @@ class Graph:
 
         location: place in the user's source, if it is not that of the current point or of the caller.
         """
-        location = location or point_of(self).location or caller(self.scope)
+        location = location or place_of(self)
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
                 what = f"{op.name}: {_shown(v)} is not a value of a graph"
@@ -241,7 +240,7 @@ class Graph:
     def inline(self, body: Graph, operands: Mapping[str, Value]) -> list[Value]:
         """Insert the nodes of `body` at the current point, its inputs bound to `operands`; gives its outputs."""
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
-        clone(body, self, mapping, location=point_of(self).location or caller(self.scope))
+        clone(body, self, mapping, location=place_of(self))
         return [mapping[v] for v in body.outputs.values()]
 
     def __str__(self) -> str:

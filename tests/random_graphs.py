@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from monograph.ir import Graph, Value, building, ops, tensor
+from monograph.ir.builder import enter_scope
 from monograph.ir.types import DType, bool_, f32, i64
 
 WIDTH, HEADS = 4, 2
@@ -24,7 +25,7 @@ def graphs(draw: st.DrawFn, dtype: DType = f32, size: int = 8) -> Graph:
         mask = graph.input("mask", tensor(bool_, "B", 1, 1, "S"))
         values = [x]
         for i in range(draw(st.integers(1, size))):
-            graph.scope = draw(st.sampled_from(["", "layers.0", "layers.1"]))
+            enter_scope(graph, draw(st.sampled_from(["", "layers.0", "layers.1"])))
             step = draw(st.sampled_from(STEPS))
             operands = [values[draw(st.integers(0, len(values) - 1))] for _ in range(2)]
             values.append(step(graph, operands[0], operands[1], mask, i))

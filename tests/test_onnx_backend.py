@@ -11,6 +11,7 @@ import pytest
 from monograph.backends.onnx import PORTABLE, Builder, lower
 from monograph.backends.onnx.lower import folded_values
 from monograph.ir import Graph, Op, Value, building, interpret
+from monograph.ir.builder import enter_scope
 from monograph.ir.errors import LoweringError, WeightsError
 from monograph.ir.graph import Init
 from monograph.ir.ops import (
@@ -55,7 +56,8 @@ def decoder(dtype: Any = f32, tied: bool = True, window: int | None = None) -> G
         frequencies = constant(value=tuple(rope_frequencies(WIDTH, 100.0)[0]), dtype=f32)
         mask = reshape(logical_not(equal(seen, constant(value=0, dtype=i64))), shape=(ids.shape[0], 1, 1, ids.shape[1]))
         for i in range(LAYERS):
-            g.scope = n = f"layers.{i}"
+            n = f"layers.{i}"
+            enter_scope(g, n)
             h = rms_norm(x, p(f"{n}.norm1.weight", CHANNELS))
             q = linear(h, p(f"{n}.q.weight", CHANNELS, CHANNELS)).split_heads(HEADS)
             k = linear(h, p(f"{n}.k.weight", KV_HEADS * WIDTH, CHANNELS)).split_heads(KV_HEADS)
@@ -67,7 +69,7 @@ def decoder(dtype: Any = f32, tied: bool = True, window: int | None = None) -> G
             up = linear(h, p(f"{n}.up.weight", HIDDEN, CHANNELS))
             h = silu(linear(h, p(f"{n}.gate.weight", HIDDEN, CHANNELS))) * up
             x = x + linear(h, p(f"{n}.down.weight", CHANNELS, HIDDEN))
-        g.scope = ""
+        enter_scope(g, "")
         g.output("logits", linear(x, table if tied else p("lm_head.weight", VOCAB, CHANNELS)))
     return g
 

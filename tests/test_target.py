@@ -14,6 +14,7 @@ from monograph.backends.onnxruntime.variants import variants_of
 from monograph.backends.target import Kernel, KernelTable, Target, kernel_table, read_table
 from monograph.frontends.models.llama import llama
 from monograph.ir import Graph, MonographError, ops
+from monograph.ir.builder import building, enter_scope
 from monograph.ir.errors import LoweringError
 from monograph.ir.types import bf16, f16, f32, tensor
 from monograph.ir.weights import Weights
@@ -28,8 +29,9 @@ def product(dtype: str = "f32") -> onnx_ir.Model:
     graph = Graph("product")
     kind = {"f32": f32, "f16": f16, "bf16": bf16}[dtype]
     x, w = graph.input("x", tensor(kind, "B", 4)), graph.param("mlp.weight", tensor(kind, 4, 3))
-    graph.scope = "model.layers.7"
-    graph.output("y", ops.matmul(x, w))
+    with building(graph):
+        enter_scope(graph, "model.layers.7")
+        graph.output("y", ops.matmul(x, w))
     return lower(graph, Weights.of({"mlp.weight": np.ones((4, 3), kind.numpy)}))
 
 

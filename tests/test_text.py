@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monograph.ir import Graph, Init, Location, interpret, ops, parse, print_graph, tensor, verify
+from monograph.ir.builder import building, enter_scope
 from monograph.ir.errors import MonographError, ParseError
 from monograph.ir.slots import Growth, Slot, Stream
 from monograph.ir.text import format_attribute, parse_attribute
@@ -56,10 +57,11 @@ names = st.text(min_size=1, max_size=12)
 @given(names, names, names, names, names)
 def test_any_name_survives(graph_name: str, input_name: str, path: str, output: str, scope: str) -> None:
     graph = Graph(graph_name)
-    graph.scope = scope if scope.strip() == scope and scope.isprintable() else "layers.0"
     x = graph.input(input_name, tensor(f32, "B", 2))
     w = graph.param(path, tensor(f32, 2), Init("normal", 0.5))
-    graph.output(output, x + w)
+    with building(graph):
+        enter_scope(graph, scope if scope.strip() == scope and scope.isprintable() else "layers.0")
+        graph.output(output, x + w)
     again = parse(print_graph(graph))
     assert same(again, graph)
     assert (again.name, *again.inputs, *again.params, *again.outputs) == (graph_name, input_name, path, output)
