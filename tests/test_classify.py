@@ -286,11 +286,11 @@ def test_transformers_reads_what_was_trained(data: Labelled, tmp_path: Path) -> 
 
 
 def test_parity_of_rows_counts_every_label() -> None:
-    """As many labels as tokens: the mask over tokens says nothing about logits [B,N]."""
-    logits, hidden = np.zeros((3, 7), np.float32), np.zeros((3, 7), bool)
+    """An output without tokens [B,N] counts whole in every row."""
+    logits, rows = np.zeros((3, 7), np.float32), np.ones(3, bool)
     other = logits.copy()
     other[1, 4] = 0.5
-    row = compare("case", "backend", logits, other, hidden, 1e-4)
+    row = compare("case", "backend", logits, other, rows, 1e-4)
     assert (row.difference, row.passed) == (0.5, False)
 
 

@@ -181,7 +181,8 @@ def test_positions_that_were_asked_for(built: Callable[[str], Built], name: str)
     session = b.open()
     found = session.run({"input_ids": ids, "position_ids": positions})["logits"]
     close(found, b.logits(ids, positions=positions))
-    assert "model.masked.onnx" in session._loaded, "lengths do not say these positions"
+    # A kernel that rotates by lengths cannot be told other positions; where the graph reads them, they are an input.
+    assert ("model.masked.onnx" in session._loaded) == (name == "llama")
 
 
 @pytest.mark.parametrize("batch", [1, 3])
