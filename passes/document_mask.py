@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..ir.errors import PassError
 from ..ir.graph import Graph
 from ..ir.ops import equal, logical_and, reshape
-from ..ir.ops.attention import Attention
 from ..ir.ops.recurrent import Recurrent
 from ..ir.types import TensorType, i64
 
@@ -18,7 +17,7 @@ def separate_documents(graph: Graph) -> int:
     Run it on the plain graph, before a cache. Gives the number of attention ops. Raises PassError for a graph without
     attention or with recurrent layers, and where queries and keys are not the same tokens.
     """
-    nodes = [node for node in graph if isinstance(node.op, Attention)]
+    nodes = [node for node in graph if node.op.keys]
     recurrent = sum(isinstance(node.op, Recurrent) for node in graph)
     if not nodes or recurrent:
         what = f"{graph.name} has {len(nodes)} attention and {recurrent} recurrent layers"

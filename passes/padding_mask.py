@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..ir.graph import Graph
-from ..ir.ops.attention import Attention
 from ..ir.ops.elementwise import Cast
 from ..ir.ops.shape import Expand, Reshape
 from ..ir.slots import TOKENS
@@ -19,7 +18,7 @@ def drop_padding_mask(graph: Graph) -> int:
     """
     count, name = 0, (graph.stream or TOKENS).mask
     for node in graph:
-        if not isinstance(node.op, Attention) or not node.attributes["causal"]:
+        if not node.op.keys or not node.attributes["causal"]:
             continue
         q, k, mask = node.value("q"), node.value("k"), node["mask"]
         if mask is not None and q.shape[1] == k.shape[1] and _is_padding(mask, name):

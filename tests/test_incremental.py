@@ -11,7 +11,6 @@ from monograph.ir.errors import MonographError, PassError
 from monograph.ir.op import OPS
 from monograph.passes import pipelines
 from monograph.passes.differential import CASES, difference
-from monograph.passes.pack import pack_qkv
 
 
 def causal(make: Callable[[Graph, Value, Value], Value]) -> Graph:
@@ -129,9 +128,6 @@ def test_operands_that_are_left_out_at_the_end_are_absent() -> None:
 
     plain = causal(make)
     assert difference(plain, pipelines.decode(plain)) is None
-    packed = plain.copy()
-    assert pack_qkv(packed) == 1
-    assert difference(plain, packed) is None
 
 
 def test_an_output_is_not_lost_to_another_of_its_name() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monograph.ir import Graph, interpret, parse, verify
-from monograph.passes import fuse, pack
+from monograph.passes import fuse
 from monograph.passes.canonicalize import canonicalize, remove_dropout
 from monograph.passes.cse import cse
 from monograph.passes.dce import dce
@@ -25,7 +25,7 @@ from monograph.passes.state import add_state
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "passes").glob("*.txt"))
 FUNCTIONS = (
-    add_state, canonicalize, cse, dce, decompose, fold, remove_dropout, pack.pack_qkv, pack.pack_gate_up,
+    add_state, canonicalize, cse, dce, decompose, fold, remove_dropout,
 )  # fmt: skip
 PASSES: dict[str, FunctionPass | RewritePass] = {f.__name__: FunctionPass(f.__name__, f) for f in FUNCTIONS}
 PASSES |= {p.name: p for p in (fuse.LAYERS, fuse.BLOCKS, fuse.RESIDUALS)}
