@@ -9,8 +9,9 @@ import numpy as np
 from ..ir.flow import Link
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.cache import CacheAppend, CacheRead
-from ..ir.ops.elementwise import Cast, Comparison, LogicalAnd, Mul, Sub
+from ..ir.ops.elementwise import Cast, Mul, Sub
 from ..ir.ops.feed_forward import Relu, Silu
+from ..ir.ops.logic import Comparison, LogicalAnd
 from ..ir.ops.shape import Expand, Iota, Reshape, Slice, Transpose
 from ..ir.slots import TOKENS
 from ..ir.types import Dim, bool_

@@ -8,7 +8,8 @@ from typing import Any
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
 from ...ir.ops.cache import CacheAppend, CacheRead
-from ...ir.ops.elementwise import constant, where
+from ...ir.ops.elementwise import constant
+from ...ir.ops.logic import where
 from ...ir.ops.position import rope, rotary_angles
 from ...ir.ops.reduce import any as any_
 from ...ir.ops.shape import expand, reshape, transpose

@@ -9,8 +9,9 @@ from typing import Any
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
 from ...ir.ops.cache import CacheAppend, CacheRead
-from ...ir.ops.elementwise import Cast, Constant, cast, less
+from ...ir.ops.elementwise import Cast, Constant, cast
 from ...ir.ops.linear import Linear
+from ...ir.ops.logic import less
 from ...ir.ops.position import Rope
 from ...ir.ops.shape import Concat, Expand, Reshape, Slice, reshape
 from ...ir.slots import PAST, TOKENS

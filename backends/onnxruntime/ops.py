@@ -11,9 +11,10 @@ from ...ir.errors import check
 from ...ir.graph import Value
 from ...ir.op import Op, op
 from ...ir.ops.attention import attention
-from ...ir.ops.elementwise import cast, constant, cos, less, less_equal, maximum, sin, sub, where
+from ...ir.ops.elementwise import cast, constant, cos, maximum, sin, sub
 from ...ir.ops.feed_forward import Activation, silu
 from ...ir.ops.linear import linear
+from ...ir.ops.logic import less, less_equal, where
 from ...ir.ops.norm import layer_norm, rms_norm
 from ...ir.ops.position import rotate
 from ...ir.ops.shape import concat, expand, gather, iota, reshape, slice_, take_along_axis, transpose

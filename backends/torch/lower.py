@@ -17,8 +17,8 @@ from ...ir.dims import sources
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
-from ...ir.ops.elementwise import Where
 from ...ir.ops.linear import Embedding, Linear
+from ...ir.ops.logic import Where
 from ...ir.ops.norm import RMSNorm
 from ...ir.ops.quant import Dequantize
 from ...ir.types import Dim, DType

@@ -12,8 +12,9 @@ from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Indivisible, Stop, first_cut, whole
 from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
 from .checks import floating, typed
-from .elementwise import cast, constant, less, less_equal, tanh, where
+from .elementwise import cast, constant, tanh
 from .linear import matmul
+from .logic import less, less_equal, where
 from .reduce import softmax
 from .shape import concat, expand, iota, reshape, slice_, transpose
 

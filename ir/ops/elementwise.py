@@ -70,7 +70,7 @@ class Binary(Elementwise):
         same_dtype(x.dtype, y=y)
         shape = broadcast(x.shape, y.shape)
         if shape is None:
-            check(False, f"shapes {_show(x)} and {_show(y)} do not broadcast")
+            check(False, f"shapes {shown(x)} and {shown(y)} do not broadcast")
             raise AssertionError
         return TensorType(self.result(x.dtype), shape)
 
@@ -81,7 +81,8 @@ class Binary(Elementwise):
         return getattr(np, self.torch_name)(x, y)
 
 
-def _show(v: Value) -> str:
+def shown(v: Value) -> str:
+    """The shape of a value, for messages."""
     return f"[{','.join(map(str, v.shape))}]"
 
 
@@ -308,103 +309,6 @@ class Sigmoid(Unary):
         return _where(x >= 0, 1 / (1 + z), z / (1 + z)).astype(x.dtype)
 
 
-class Comparison(Binary):
-    backward_reads = reads.nothing
-
-    def result(self, dtype: DType) -> DType:
-        return bool_
-
-
-class Equal(Comparison):
-    """x == y, bool; also of bools."""
-
-    commutative = True
-    torch_name, onnx_name = "eq", "Equal"
-    operator = _python.eq
-
-    def infer(self, x: Value, y: Value) -> TensorType:
-        return self.broadcast(x, y)
-
-    def numpy(self, x: Any, y: Any) -> Any:
-        return np.equal(x, y)
-
-
-class Less(Comparison):
-    """x < y, bool."""
-
-    torch_name, onnx_name = "less", "Less"
-    operator = _python.lt
-
-
-class LessEqual(Comparison):
-    """x <= y, bool."""
-
-    torch_name, onnx_name = "less_equal", "LessOrEqual"
-    operator = _python.le
-
-
-class Logical(Binary):
-    backward_reads = reads.nothing
-
-    def infer(self, x: Value, y: Value) -> TensorType:
-        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
-        return self.broadcast(x, y)
-
-
-class LogicalAnd(Logical):
-    """x and y."""
-
-    commutative = True
-    torch_name, onnx_name = "logical_and", "And"
-
-
-class LogicalOr(Logical):
-    """x or y."""
-
-    commutative = True
-    torch_name, onnx_name = "logical_or", "Or"
-
-
-class LogicalNot(Unary):
-    """not x."""
-
-    torch_name, onnx_name = "logical_not", "Not"
-    backward_reads = reads.nothing
-
-    def infer(self, x: Value) -> TensorType:
-        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
-        return x.type
-
-
-class Where(Op):
-    """x where condition, else y; all broadcast."""
-
-    elementwise = True
-    backward_reads = reads.first
-
-    def infer(self, condition: Value, x: Value, y: Value) -> TensorType:
-        check(condition.dtype == bool_, f"condition is {condition.dtype}, expected bool")
-        same_dtype(x.dtype, y=y)
-        shape = broadcast(condition.shape, x.shape, y.shape)
-        check(shape is not None, f"shapes {_show(condition)}, {_show(x)} and {_show(y)} do not broadcast")
-        return TensorType(x.dtype, shape or ())
-
-    def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
-        return product(broadcast(condition.shape, x.shape, y.shape) or ())
-
-    def links(self, condition: Value, x: Value, y: Value) -> Links:
-        return elementwise_links(condition, x, y)
-
-    def numpy(self, condition: Any, x: Any, y: Any) -> Any:
-        return _where(condition, x, y)
-
-    def torch(self, torch: Any, condition: Any, x: Any, y: Any) -> Any:
-        return torch.where(condition, x, y)
-
-    def onnx(self, op: Any, condition: Any, x: Any, y: Any) -> Any:
-        return op.Where(condition, x, y)
-
-
 class Cast(Op):
     """x in another element type."""
 
@@ -474,6 +378,4 @@ class Constant(Op):
 add, sub, mul, div, maximum, minimum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Minimum), op(Pow)
 neg, abs, exp, log, sqrt, rsqrt = op(Neg), op(Abs), op(Exp), op(Log), op(Sqrt), op(Rsqrt)
 tanh, sin, cos, erf, sigmoid, floor = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid), op(Floor)
-equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
-logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
-where, cast, constant = op(Where), op(Cast), op(Constant)
+cast, constant = op(Cast), op(Constant)

@@ -14,8 +14,9 @@ from ..graph import Node, Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
-from .elementwise import constant, equal, where
+from .elementwise import constant
 from .feed_forward import ACTIVATIONS, GatedFeedForward, activate_in_onnx, gated_feed_forward
+from .logic import equal, where
 from .reduce import sum as sum_
 
 if TYPE_CHECKING:

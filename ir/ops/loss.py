@@ -11,7 +11,8 @@ from ..graph import Node, Value
 from ..op import Op, op
 from ..types import TensorType, i64
 from .checks import floating, not_scalar
-from .elementwise import cast, constant, equal, exp, log, logical_not, maximum, where
+from .elementwise import cast, constant, exp, log, maximum
+from .logic import equal, logical_not, where
 from .reduce import max, mean, sum
 from .shape import reshape, take_along_axis
 

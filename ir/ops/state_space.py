@@ -14,8 +14,9 @@ from ..graph import Node, Value
 from ..op import Op, op
 from ..types import DimLike, TensorType, bool_, exact_div, i64
 from .checks import floating, rank, same_dtype, typed
-from .elementwise import cast, constant, exp, less, where
+from .elementwise import cast, constant, exp
 from .linear import matmul
+from .logic import less, where
 from .recurrent import compact
 from .reduce import cumsum
 from .shape import concat, expand, iota, reshape, slice_, take_along_axis, transpose

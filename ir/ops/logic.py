@@ -1,0 +1,122 @@
+"""Elementwise primitives that decide: comparison, logic, selection."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from .. import backward_reads as reads
+from ..errors import check
+from ..flow import Links
+from ..graph import Value
+from ..op import Op, op
+from ..types import DimLike, DType, TensorType, bool_, broadcast, product
+from .checks import same_dtype
+from .elementwise import Binary, Unary, elementwise_links, shown
+
+_python: Any = operator
+_where: Any = np.where
+
+
+class Comparison(Binary):
+    backward_reads = reads.nothing
+
+    def result(self, dtype: DType) -> DType:
+        return bool_
+
+
+class Equal(Comparison):
+    """x == y, bool; also of bools."""
+
+    commutative = True
+    torch_name, onnx_name = "eq", "Equal"
+    operator = _python.eq
+
+    def infer(self, x: Value, y: Value) -> TensorType:
+        return self.broadcast(x, y)
+
+    def numpy(self, x: Any, y: Any) -> Any:
+        return np.equal(x, y)
+
+
+class Less(Comparison):
+    """x < y, bool."""
+
+    torch_name, onnx_name = "less", "Less"
+    operator = _python.lt
+
+
+class LessEqual(Comparison):
+    """x <= y, bool."""
+
+    torch_name, onnx_name = "less_equal", "LessOrEqual"
+    operator = _python.le
+
+
+class Logical(Binary):
+    backward_reads = reads.nothing
+
+    def infer(self, x: Value, y: Value) -> TensorType:
+        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
+        return self.broadcast(x, y)
+
+
+class LogicalAnd(Logical):
+    """x and y."""
+
+    commutative = True
+    torch_name, onnx_name = "logical_and", "And"
+
+
+class LogicalOr(Logical):
+    """x or y."""
+
+    commutative = True
+    torch_name, onnx_name = "logical_or", "Or"
+
+
+class LogicalNot(Unary):
+    """not x."""
+
+    torch_name, onnx_name = "logical_not", "Not"
+    backward_reads = reads.nothing
+
+    def infer(self, x: Value) -> TensorType:
+        check(x.dtype == bool_, f"x is {x.dtype}, expected bool")
+        return x.type
+
+
+class Where(Op):
+    """x where condition, else y; all broadcast."""
+
+    elementwise = True
+    backward_reads = reads.first
+
+    def infer(self, condition: Value, x: Value, y: Value) -> TensorType:
+        check(condition.dtype == bool_, f"condition is {condition.dtype}, expected bool")
+        same_dtype(x.dtype, y=y)
+        shape = broadcast(condition.shape, x.shape, y.shape)
+        check(shape is not None, f"shapes {shown(condition)}, {shown(x)} and {shown(y)} do not broadcast")
+        return TensorType(x.dtype, shape or ())
+
+    def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
+        return product(broadcast(condition.shape, x.shape, y.shape) or ())
+
+    def links(self, condition: Value, x: Value, y: Value) -> Links:
+        return elementwise_links(condition, x, y)
+
+    def numpy(self, condition: Any, x: Any, y: Any) -> Any:
+        return _where(condition, x, y)
+
+    def torch(self, torch: Any, condition: Any, x: Any, y: Any) -> Any:
+        return torch.where(condition, x, y)
+
+    def onnx(self, op: Any, condition: Any, x: Any, y: Any) -> Any:
+        return op.Where(condition, x, y)
+
+
+equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
+logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
+where = op(Where)
