@@ -19,6 +19,7 @@ NAMES = (
     "decode_vs_genai",
     "parity_smollm2",
     "families",
+    "state_memory",
     "training_speed",
     "recipes",
     "translations",
