@@ -63,9 +63,12 @@ def test_rope_parameters_must_be_by_kind() -> None:
 
 def test_gguf_leaves_the_scale_to_the_reader() -> None:
     small = {"num_hidden_layers": 18, "hidden_size": 640, "num_attention_heads": 4, "head_dim": 256}
-    assert unsaid(small)["query_pre_attn_scalar"] == 256
+    everything = {"layer_types": ["full_attention"] * 18, "sliding_window": None}
+    assert unsaid(small) == {"query_pre_attn_scalar": 256, "rope_theta": 1e4, **everything}
+    windowed = {**small, "sliding_window": 512, "rope_theta": 1e6}
+    assert unsaid(windowed) == {"query_pre_attn_scalar": 256, "rope_theta": 1e6}
     large = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}
-    assert unsaid(large)["query_pre_attn_scalar"] == 168
+    assert unsaid({**large, "sliding_window": 1024}) == {"query_pre_attn_scalar": 168, "rope_theta": 1e4}
 
 
 def test_gguf_gives_the_same_model(tmp_path: Path) -> None:
