@@ -18,6 +18,7 @@ from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
 from .config import Config as Config
 from .config import key as key
+from .entries import Note as Note
 from .task import Task, task_of
 
 
@@ -268,7 +269,7 @@ class Model:
     """What makes a graph, with its config, and weights once it has been loaded or trained.
 
     source: a family, or a program of another kind. folder: where tokenizer and other files of the checkpoint lie, if
-    it came from one.
+    it came from one. notes: what its files say that changes nothing here, each with the reason.
     """
 
     source: Source
@@ -277,6 +278,7 @@ class Model:
     folder: Path | None = None
     tokenizer: Any = None
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[Note, ...] = ()
 
     @property
     def name(self) -> str:
