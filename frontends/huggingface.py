@@ -19,7 +19,7 @@ from ..ir.types import f32
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
-from .reference import read_config
+from .reference import located, read_config
 from .tokenizer import Tokenizer, read_json
 
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
@@ -64,17 +64,25 @@ def load_folder(
     if family is not None and model_type != family.name:
         raise ConfigError(f"has model_type {model_type!r}, not {family.name!r}", place=str(place))
     family = family or family_of(settings, task, str(place))
-    weights = _modern(Weights.open(folder), family)
-    settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
     config, notes = read_config(family, settings, str(place))
+    weights = _modern(Weights.open(folder), family)
+    config = _as_stored(config, weights, family)
     check_plausible(config, weights)
-    config, weights = _untied(config, weights, family)
-    model = Model(family, config, folder=folder, notes=notes)
-    model.weights = _fitted(weights, model, family)
+    with located(place):
+        config, weights = _untied(config, weights, family)
+        model = Model(family, config, folder=folder, notes=notes)
+        model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / GENERATION)
     if tokenizer and (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer.open(folder)
     return model
+
+
+def _as_stored(config: Config, weights: Weights, family: Family) -> Config:
+    """The config with what the names of tensors tell."""
+    fields = {f.metadata.get("hf"): f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    told = {fields[k]: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
+    return config.changed(**told) if told else config
 
 
 def family_of(settings: Mapping[str, Any], task: str | None = None, place: str = "") -> Family:
