@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from .frontends.dsl import Family, Model
 from .frontends.huggingface import family_of
+from .frontends.reference import read_config
 from .ir import MonographError
 from .ir.errors import ConfigError
 
@@ -46,7 +47,8 @@ def from_config(path: Path) -> Model:
     if not isinstance(settings.get("model_type"), str):
         raise ConfigError("has no model_type", place=str(path))
     family = family_of(settings, place=str(path))
-    return Model(family, family.config_class.from_dict(settings, str(path)))
+    config, notes = read_config(family, settings, str(path))
+    return Model(family, config, notes=notes)
 
 
 def _from_source(path: Path) -> Model:

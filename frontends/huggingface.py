@@ -19,6 +19,7 @@ from ..ir.types import f32
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
+from .reference import read_config
 from .tokenizer import Tokenizer, read_json
 
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
@@ -65,10 +66,10 @@ def load_folder(
     family = family or family_of(settings, task, str(place))
     weights = _modern(Weights.open(folder), family)
     settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
-    config = family.config_class.from_dict(settings, str(place))
+    config, notes = read_config(family, settings, str(place))
     check_plausible(config, weights)
     config, weights = _untied(config, weights, family)
-    model = Model(family, config, folder=folder)
+    model = Model(family, config, folder=folder, notes=notes)
     model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / GENERATION)
     if tokenizer and (folder / "tokenizer.json").exists():
