@@ -12,10 +12,11 @@ import tokenizers
 
 from ..ir.errors import ConfigError, RuntimeInputError, did_you_mean
 from ..ir.files import Stage, staged
-from .chat import render
+from .chat import ChatRenderer
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _BROKEN = "\ufffd"
+_LEAST_CONTEXT = 8
 _MOST_BROKEN = 8
 """Replacement characters before the last few are not the start of a character any more, but wrong bytes."""
 
@@ -33,6 +34,7 @@ class Tokenizer:
         core.no_truncation()
         core.no_padding()
         self.core, self.settings = core, dict(settings or {})
+        self.renderer = ChatRenderer()
         ids = {name: self._id_of(name) for name in _SPECIAL}
         first = [ids["eos_token"]] if ids["eos_token"] is not None else []
         self.eos_ids = tuple(dict.fromkeys([*first, *eos_ids]))
@@ -146,9 +148,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return self.core.decode(list(ids), skip_special_tokens=skip_special)
 
-    def stream(self, *, skip_special: bool = True) -> Stream:
-        """A decoder for ids that come one at a time."""
-        return Stream(self, skip_special)
+    def stream(self, before: Sequence[int] = (), *, skip_special: bool = True) -> Stream:
+        """A decoder for ids that come one at a time, after those of `before`."""
+        return Stream(self, skip_special, before)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -156,23 +158,31 @@ class Tokenizer:
         """The prompt for a conversation, [{"role": "user", "content": "..."}], by the checkpoint's template.
 
         Encode it with add_special=False: the template writes special tokens itself. Raises ConfigError when there is
-        no template and RuntimeInputError when it refuses the messages.
+        no template, and RuntimeInputError when it refuses the messages or goes beyond the limits of `ChatRenderer`.
         """
-        template = self._template(variables.pop("template", "default"))
-        special = {name: _content(self.settings.get(name)) or "" for name in _SPECIAL}
-        known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return render(template, messages, {**special, **known, **variables})
+        return self.marked_chat(messages, add_generation_prompt=add_generation_prompt, **variables)[0]
 
-    def _template(self, name: str) -> str:
-        found = self.settings.get("chat_template")
-        if isinstance(found, list):
-            named = {t["name"]: t["template"] for t in cast("list[dict[str, Any]]", found)}
-            if name not in named:
-                raise ConfigError(f"no chat template is called {name!r}{did_you_mean(name, named)}")
-            found = named[name]
-        if not isinstance(found, str):
+    def marked_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """(the text of `chat`, (start, end) of each part that the template marks as what the model says)."""
+        template = self._template(variables.pop("template", None), bool(variables.get("tools")))
+        special = {name: _content(self.settings.get(name)) for name in _SPECIAL}
+        known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        given = {k: v for k, v in special.items() if v is not None}
+        return self.renderer.render(template, messages, {**given, **known, **variables})
+
+    def _template(self, name: str | None, tools: bool) -> str:
+        """The template of this name; without one that for tools if there are any, else the usual one."""
+        named = chat_templates(self.settings.get("chat_template"))
+        if not named:
             raise ConfigError("this tokenizer has no chat template", hint="give plain text, without a chat")
-        return found
+        chosen = name or ("tool_use" if tools and "tool_use" in named else "default")
+        if chosen not in named:
+            raise ConfigError(
+                f"no chat template is called {chosen!r}{did_you_mean(chosen, named)}", hint=f"known: {', '.join(named)}"
+            )
+        return named[chosen]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
@@ -193,13 +203,27 @@ class Tokenizer:
 
 
 class Stream:
-    """Decodes ids one at a time; what it gives never ends inside a character."""
+    """Decodes ids one at a time; what it gives never ends inside a character.
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    before: ids that stand before them, whose text is not given: some decoders write a token differently at the start
+    of a text, so " cat" after "The" keeps its space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, before: Sequence[int] = ()) -> None:
         self._tokenizer, self._skip_special = tokenizer, skip_special
-        self._ids: list[int] = []
-        self._context = 0
-        self._given = 0
+        self._ids = self._end(before)
+        self._context = len(self._ids)
+        self._given = len(self._text().rstrip(_BROKEN))
+
+    def _end(self, before: Sequence[int]) -> list[int]:
+        """As few of the last ids as have a text that what follows can lean on; all of them if none has."""
+        count = _LEAST_CONTEXT
+        while count < len(before):
+            ids = list(before[-count:])
+            if self._tokenizer.decode(ids, skip_special=self._skip_special).strip(_BROKEN):
+                return ids
+            count *= 2
+        return list(before)
 
     def push(self, id: int) -> str:
         """The text that is certain now and was not before; empty while a character is incomplete."""
@@ -219,11 +243,27 @@ class Stream:
     def flush(self) -> str:
         """The rest, wrong bytes included (as U+FFFD); the stream starts anew."""
         rest = self._text()[self._given :]
-        self._ids, self._context, self._given = [], 0, 0
+        self._ids, self._context, self._given = list[int](), 0, 0
         return rest
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special=self._skip_special)
+
+
+def chat_templates(said: Any, place: str = "") -> dict[str, str]:
+    """Templates by name: one text, a list of {"name", "template"} or an object. Raises ConfigError for anything else."""
+    if said is None:
+        return {}
+    if isinstance(said, str):
+        return {"default": said}
+    named: Any = said
+    if isinstance(said, list):
+        listed = cast("list[Any]", said)
+        named = {str(t.get("name")): t.get("template") for t in listed if isinstance(t, dict)}  # pyright: ignore
+    if not isinstance(named, dict) or not all(isinstance(x, str) for x in cast("dict[str, Any]", named).values()):
+        what = f"chat_template is {str(said)[:60]}, expected a text, or a list of objects with name and template"
+        raise ConfigError(what, place=place)
+    return cast("dict[str, str]", named)
 
 
 def _content(token: Any) -> str | None:

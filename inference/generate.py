@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,11 +23,6 @@ class Session(Protocol):
     """A model that remembers what it has read."""
 
     @property
-    def owner(self) -> object:
-        """A token that is another one whenever a new batch begins."""
-        ...
-
-    @property
     def lengths(self) -> Array:
         """Tokens read so far, i64 [B]."""
         ...
@@ -38,6 +33,16 @@ class Session(Protocol):
 
     def step(self, tokens: Array) -> Array:
         """Read one more token a row, i64 [B]; logits [B,V] after it."""
+        ...
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A session that tells when somebody else has begun to use it."""
+
+    @property
+    def owner(self) -> object:
+        """A token that is another one whenever a new batch begins."""
         ...
 
 
@@ -169,8 +174,8 @@ class _Row:
 class Decoding:
     """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain.
 
-    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when the session has begun to
-    read something else before this decoding ended.
+    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when a session that is `Shared`
+    has begun to read something else before this decoding ended.
     """
 
     def __init__(
@@ -186,7 +191,7 @@ class Decoding:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
         self.session, self.settings, self.read = session, settings, read or session.prefill
         self.ends = settings.ends(tokenizer)
-        self.rows = [_Row(row, RowText(tokenizer, settings.stops), list(row)) for row in rows]
+        self.rows = [_Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
         self.sampler = Sampler(settings, len(rows))
         self.prefill_seconds = self.decode_seconds = 0.0
         self.decode_tokens = 0
@@ -194,7 +199,7 @@ class Decoding:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         start = time.perf_counter()
         logits = self.read(*pad([r.prompt for r in self.rows]))
-        owner = self.session.owner
+        owner = self._owner()
         tokens = self.choose(logits)
         self.prefill_seconds = time.perf_counter() - start
         for number in range(1, self.settings.max_new_tokens + 1):
@@ -202,13 +207,16 @@ class Decoding:
             active = sum(r.reason is None for r in self.rows)
             if not active:
                 return
-            if self.session.owner is not owner:
+            if self._owner() is not owner:
                 raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.
             tokens = self.choose(self.session.step(tokens))
             self.decode_seconds += time.perf_counter() - start
             self.decode_tokens += active
+
+    def _owner(self) -> object:
+        return self.session.owner if isinstance(self.session, Shared) else None
 
     def choose(self, logits: Array) -> Array:
         return self.sampler(logits, [r.seen for r in self.rows])
