@@ -136,6 +136,22 @@ def _strange(messages: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
+def chat_templates(said: Any, place: str = "") -> dict[str, str]:
+    """Templates by name, from one text, a list of {"name", "template"} or an object. Raises ConfigError for others."""
+    if said is None:
+        return {}
+    if isinstance(said, str):
+        return {"default": said}
+    named: Any = said
+    if isinstance(said, list):
+        listed = cast("list[Any]", said)
+        named = {str(t.get("name")): t.get("template") for t in listed if isinstance(t, dict)}  # pyright: ignore
+    if not isinstance(named, dict) or not all(isinstance(x, str) for x in cast("dict[str, Any]", named).values()):
+        what = f"chat_template is {str(said)[:60]}, expected a text, or a list of objects with name and template"
+        raise ConfigError(what, place=place)
+    return cast("dict[str, str]", named)
+
+
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages without what is None, reasoning under the name that templates read. Raises RuntimeInputError."""
     found: list[dict[str, Any]] = []
