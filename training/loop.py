@@ -274,10 +274,9 @@ class Run:
     def stopped(self) -> TrainingError:
         """The error of a run that a signal ended: what goes on with it, and the exit code that shells expect."""
         name = self.stop.name or "a signal to another process"
-        further = ["`--resume` (in Python, resume=True) goes on from there"] if self.checkpointer is not None else []
-        error = self.kept.error(
-            f"{name} ended the run after step {self.done} of {self.settings.steps}", details=further
-        )
+        hint = "--resume (in Python, resume=True) goes on from there" if self.checkpointer is not None else ""
+        what = f"{name} ended the run after step {self.done} of {self.settings.steps}"
+        error = self.kept.error(what, hint=hint)
         error.exit_code = self.stop.exit_code
         return error
 
