@@ -14,6 +14,7 @@ from .frontends.dsl import Model, Program
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import whole
+from .ir.manifest import seal
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
@@ -129,6 +130,7 @@ def write_export(
         for name, made in models.items():
             checked(backend.save(made, stage.work / name, progress))
         write_companions(stage, model)
+        seal(stage.work)
     return report
 
 

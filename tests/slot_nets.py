@@ -21,6 +21,7 @@ from monograph.ir import Graph, interpret, ops
 from monograph.ir.files import staged
 from monograph.ir.slots import PAST, TARGETS, TOKENS, Growth, Slot, Stream, encoded, key_value, past_of, state
 from monograph.ir.types import Dim, bool_, f32, i32, i64, tensor
+from monograph.ir.manifest import seal
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
 from monograph.passes.manager import Pipeline
@@ -185,6 +186,7 @@ class Made:
             for name, text in ((FILE, self.contract.to_json()), ("config.json", "{}")):
                 with stage.open(name) as f:
                     f.write(text.encode())
+        seal(folder)
 
     def open(self, **settings: Any) -> Session:
         return open_session(self.folder, **{"threads": 1, "capacity": 4, **settings})

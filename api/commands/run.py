@@ -32,11 +32,12 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="text at which to end; may be repeated")] = None,
     seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    check: Annotated[bool, typer.Option("--check", help="read every byte of a built folder first")] = False,
     json_output: Json = False,
 ) -> None:
     """Run a built folder on texts; any other model is built into a temporary folder first."""
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
-        engine = open_engine(model, Path(folder), threads, json_output)
+        engine = open_engine(model, Path(folder), threads, json_output, every_byte=check)
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -96,10 +97,13 @@ def tell_masked(engine: Engine, texts: list[str], json_output: bool) -> None:
             out().print(", ".join(f"{g.token} {g.probability:.4f}" for g in guesses), markup=False)
 
 
-def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> Engine:
-    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError."""
+def open_engine(model: str, folder: Path, threads: int | None, quiet: bool, *, every_byte: bool = False) -> Engine:
+    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError.
+
+    every_byte: compare the files of the built folder with their digests, also when they were found whole before.
+    """
     if (Path(model) / "monograph.json").exists():
-        return Engine.open(model, threads=threads)
+        return Engine.open(model, threads=threads, every_byte=every_byte)
     if (Path(model) / "model.onnx").exists():
         raise MonographError("is a portable export", place=model, hint="build it with --target cpu to run it here")
     loaded = resolve(model)

@@ -12,6 +12,7 @@ from ...frontends.huggingface import write_companions as companions
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...ir.files import Stage
+from ...ir.manifest import MANIFEST, VERIFIED
 from .lower import PRODUCER
 from .untyped import read_graph
 
@@ -19,8 +20,8 @@ CONTRACT = "monograph.json"
 GRAPHS = ("model", "model.masked", "encoder", "encoder_model", "decoder_model")
 NAMES = frozenset(
     {
-        CONTRACT, POOLING, "config.json", GENERATION, PREPROCESSOR, "tokenizer.json", "tokenizer_config.json",
-        *(f"{g}.onnx" for g in GRAPHS), *(f"{g}.onnx.data" for g in GRAPHS),
+        CONTRACT, MANIFEST, VERIFIED, POOLING, "config.json", GENERATION, PREPROCESSOR, "tokenizer.json",
+        "tokenizer_config.json", *(f"{g}.onnx" for g in GRAPHS), *(f"{g}.onnx.data" for g in GRAPHS),
     }
 )  # fmt: skip
 """Every file that a build or an export writes."""
