@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
+import os
 import sys
+import traceback
+import typing
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ParamSpec, cast
@@ -20,6 +24,7 @@ from rich.table import Table
 from .ir import MonographError
 
 P = ParamSpec("P")
+Debug = Annotated[bool, typer.Option("--debug", help="print the traceback of an error, too")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON value on stdout and nothing else")]
 
 
@@ -34,19 +39,30 @@ def err() -> Console:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Errors raised on purpose end a command with exit code 1, printed once: as text, or as JSON if that was asked."""
+    """Errors raised on purpose end a command with exit code 1, printed once: as text, or as JSON if that was asked.
+
+    Every command gets the option `--debug`, with which, or with MONOGRAPH_DEBUG set, the traceback is printed, too.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        debug = bool(kwargs.pop("debug", False)) or os.environ.get("MONOGRAPH_DEBUG", "0") not in ("", "0")
         try:
             function(*args, **kwargs)
         except (MonographError, OSError) as e:
+            if debug:
+                sys.stderr.write(traceback.format_exc())
             if kwargs.get("json_output"):
                 print_json({"error": str(e), "kind": type(e).__name__})
             else:
                 err().print(f"error: {e}", markup=False, style="red")
             raise typer.Exit(1) from None
 
+    # typer reads the options of a command from these two.
+    signature = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
+    run.__annotations__ = {**typing.get_type_hints(function, include_extras=True), "debug": Debug}
     return run
 
 
