@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model, Program
+from .frontends.given import model_of
+from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import whole
@@ -59,6 +61,7 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     """
     from .backends import torch as backend
 
+    model_of(model, "to_torch")
     return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
 
 
@@ -115,7 +118,8 @@ def write_export(
     from .backends.onnx.folder import foreign, write_companions
     from .backends.onnx.save import checked, count, memory_bound
 
-    weights, report = weights_of(model), ExportReport(Path(folder))
+    check_not_reading("mg.export is called")
+    weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
     graphs = {
         f"{name}.onnx": backend.prepared(g, opset, dump=None if dump is None else dump / f"{i}-{name}")
         for i, (name, g) in enumerate(serving_graphs(model, dtype, dump).items(), 1)
@@ -174,6 +178,8 @@ def build(
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
 
+    check_not_reading("mg.build is called")
+    model_of(model, "build")
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         report = backend.build(

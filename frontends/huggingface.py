@@ -19,6 +19,7 @@ from ..ir.types import f32
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
+from .own import store
 from .reference import read_config
 from .tokenizer import Tokenizer, read_json
 from .tokenizer_files import has_tokenizer
@@ -273,6 +274,8 @@ def write_companions(stage: Stage, model: Model, weights: Weights | None = None)
                 f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     if model.tokenizer is not None:
         model.tokenizer.write(stage)
+    if model.family is not None:
+        store(stage, model.family.function, model.family.name, str(model.task))
 
 
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:

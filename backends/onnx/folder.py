@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from ...frontends.dsl import Model
 from ...frontends.huggingface import GENERATION, PREPROCESSOR
 from ...frontends.huggingface import write_companions as companions
+from ...frontends.own import FILE as SOURCE
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...ir.files import Stage
@@ -20,7 +21,7 @@ CONTRACT = "monograph.json"
 GRAPHS = ("model", "model.masked", "encoder", "encoder_model", "decoder_model")
 NAMES = frozenset(
     {
-        CONTRACT, MANIFEST, VERIFIED, POOLING, "config.json", GENERATION, PREPROCESSOR, "tokenizer.json",
+        CONTRACT, MANIFEST, VERIFIED, POOLING, SOURCE, "config.json", GENERATION, PREPROCESSOR, "tokenizer.json",
         "tokenizer_config.json", *(f"{g}.onnx" for g in GRAPHS), *(f"{g}.onnx.data" for g in GRAPHS),
     }
 )  # fmt: skip
