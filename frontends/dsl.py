@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
@@ -229,6 +229,26 @@ class Program:
         return self.make.copy()
 
 
+@overload
+def model(
+    function: Callable[..., Any],
+    *,
+    task: str | Task = "causal-lm",
+    std: float = 0.02,
+    name: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    gguf: GGUF | None = None,
+) -> Family: ...
+@overload
+def model(
+    function: None = None,
+    *,
+    task: str | Task = "causal-lm",
+    std: float = 0.02,
+    name: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    gguf: GGUF | None = None,
+) -> Callable[[Callable[..., Any]], Family]: ...
 def model(
     function: Callable[..., Any] | None = None,
     *,
@@ -237,7 +257,7 @@ def model(
     name: str | None = None,
     checkpoint: Checkpoint | None = None,
     gguf: GGUF | None = None,
-) -> Any:  # Family, or a decorator that gives one
+) -> Family | Callable[[Callable[..., Any]], Family]:
     """Turn `def family(m: Scope, c: ItsConfig, input_ids, ...)` into a Family.
 
     Parameters after `c` are inputs, by their names in the task. It returns the main output, or a dict of outputs.
@@ -246,7 +266,7 @@ def model(
     """
     if function is None:
 
-        def decorate(f: Callable[..., Any]) -> Any:
+        def decorate(f: Callable[..., Any]) -> Family:
             return model(f, task=task, std=std, name=name, checkpoint=checkpoint, gguf=gguf)
 
         return decorate
