@@ -1,0 +1,54 @@
+"""One decoder for the first call and for those after it: keys and values over the source are made once, then kept."""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from .client_graphs import HIDDEN_STATES
+
+BRANCH = "use_cache_branch"
+"""Whether keys and values over the source are given: the name that Optimum and transformers.js know."""
+_PREFIX = "cross/"
+
+
+def merged(decoder: onnx_ir.Model, cross: onnx_ir.Model) -> onnx_ir.Model:
+    """The decoder, which takes keys and values over the source from `cross` unless BRANCH says that they are given.
+
+    Both are changed. They become outputs, too, so that a client can give them back on the next call.
+    """
+    outer, inner = decoder.graph, cross.graph
+    hidden = onnx_ir.Value(name=HIDDEN_STATES, type=inner.inputs[0].type, shape=inner.inputs[0].shape)
+    flag = onnx_ir.Value(name=BRANCH, type=onnx_ir.TensorType(onnx_ir.DataType.BOOL), shape=onnx_ir.Shape([1]))
+    inner.inputs[0].replace_all_uses_with(hidden, replace_graph_outputs=True)
+    results = list(inner.outputs)
+    names = [str(v.name) for v in results]
+    for value in (*inner.initializers.values(), *(v for node in inner for v in node.outputs)):
+        value.name = f"{_PREFIX}{value.name}"
+    for value in list(inner.initializers.values()):
+        inner.initializers.pop(str(value.name))
+        outer.initializers[str(value.name)] = value
+    nodes = list(inner)
+    inner.outputs.clear()
+    inner.remove(nodes)
+    for node in nodes:
+        node.name = f"{_PREFIX}{node.name}"
+    made = onnx_ir.Graph([], results, nodes=nodes, name="made")
+    given = {n: next(v for v in outer.inputs if v.name == _past(n)) for n in names}
+    chosen = onnx_ir.Node("", "If", [flag], [], num_outputs=len(names), name="source")
+    for (name, past), result, output in zip(given.items(), results, chosen.outputs, strict=True):
+        output.name, output.type, output.shape = name, result.type, result.shape
+        past.replace_all_uses_with(output, replace_graph_outputs=True)
+    copies = [onnx_ir.Node("", "Identity", [v], name=f"kept/{n}") for n, v in given.items()]
+    for copy, past, name in zip(copies, given.values(), names, strict=True):
+        copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = f"kept/{name}", past.type, past.shape
+    kept = onnx_ir.Graph([], [c.outputs[0] for c in copies], nodes=copies, name="kept")
+    chosen.attributes.add(onnx_ir.AttrGraph("then_branch", kept))
+    chosen.attributes.add(onnx_ir.AttrGraph("else_branch", made))
+    outer.insert_before(outer[0], chosen)
+    outer.inputs.extend([hidden, flag])
+    outer.outputs.extend(chosen.outputs)
+    return decoder
+
+
+def _past(present: str) -> str:
+    return present.replace("present.", "past_key_values.", 1)
