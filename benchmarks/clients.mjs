@@ -83,5 +83,4 @@ async function inBrowser() {
 }
 
 const found = chromium ? await inBrowser() : await inNode();
-console.log(JSON.stringify(found));
-process.exit(0);
+process.stdout.write(`${JSON.stringify(found)}\n`, () => process.exit(0));

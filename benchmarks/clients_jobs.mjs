@@ -51,7 +51,14 @@ export async function answer(hf, job) {
     for (const row of job.rows)
       result.single.push(...(await written(hf, model, made([row], right([row], job.pad)), job, 1)));
   } else if (job.task === 'speech-to-text') {
-    result.batch = await written(hf, model, { inputs: floats(hf, job.features) }, job, job.start ?? 1);
+    // The library takes one recording at a time.
+    const { shape, values } = job.features;
+    const size = values.length / shape[0];
+    result.batch = [];
+    for (let i = 0; i < shape[0]; i++) {
+      const one = { shape: [1, ...shape.slice(1)], values: values.slice(i * size, (i + 1) * size) };
+      result.batch.push(...(await written(hf, model, { inputs: floats(hf, one) }, job, job.start ?? 1)));
+    }
   } else {
     const inputs = job.features ? { pixel_values: floats(hf, job.features) } : made(job.rows, right(job.rows, job.pad));
     const found = await model(inputs);

@@ -35,6 +35,10 @@ FOLDERS = frozenset(layout.folder for layout in LAYOUTS.values() if layout.folde
 """Every folder inside, in which graphs are written."""
 
 
+_NEW_CLASS, _CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+"""What transformers 5 writes for a tokenizer.json, and the name by which all versions know the same class."""
+
+
 def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: Layout | None = None) -> None:
     """Stage what clients expect beside a model, and how an encoder's vectors become one.
 
@@ -58,6 +62,8 @@ def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, A
     """What a tokenizer must know of a model: the inputs that it makes, and that all prompts of a batch end together."""
     taken = set(inputs)
     found: dict[str, Any] = {"model_input_names": [k for k in (TOKENS.ids, TOKEN_TYPES, TOKENS.mask) if k in taken]}
+    if said.get("tokenizer_class") == _NEW_CLASS:
+        found["tokenizer_class"] = _CLASS
     if model.task.separated:
         found["model_input_names"] = [TOKENS.ids, TOKENS.mask]
     elif model.task.generates:
