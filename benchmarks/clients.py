@@ -1,7 +1,7 @@
 """The folders of `monograph build --for` in the clients they are for: the same ids, vectors and logits, or not.
 
-Optimum (1.x and 2.x) and onnxruntime-genai get an environment each, transformers.js a folder of npm packages; it runs in
-node and, where there is a Chromium, in a page. Each is given the same ids, a batch with padding and its rows one by
+Optimum (1.x and 2.x) and onnxruntime-genai get an environment each, transformers.js a folder of npm packages; it runs
+in node and, where there is a Chromium, in a page. Each is given the same ids, a batch with padding and its rows one by
 one, and compared with Monograph's own engine and with transformers. Rows that differ are shown like the others.
 """
 
@@ -106,7 +106,7 @@ def reference(case: Case, model: Any, folder: Path) -> Result:
     with torch.no_grad():
         if case.task == "speech-to-text":
             found = loaded.generate(input_features=torch.tensor(array(case)), **length)
-            return {"batch": [r[1:] for r in found.tolist()]}
+            return {"batch": [r[-NEW:] for r in found.tolist()]}
         if case.features is not None:
             return {"values": loaded(torch.tensor(array(case))).logits.flatten().tolist()}
         side = "left" if case.task == "causal-lm" else "right"

@@ -39,12 +39,14 @@ def padded(rows: list[list[int]], pad: int, side: str) -> tuple[list[list[int]],
 
 def optimum(folder: Path, job: Job) -> Result:
     """Ids, or values, by Optimum's class for the task; text by the tokenizer that transformers finds in the folder."""
+    from unittest.mock import MagicMock
+
     import torch
     import torch.onnx.symbolic_opset14 as symbolic
 
-    for name in ("_attention_scale", "_causal_attention_mask"):
-        # Optimum 1.27 imports these for its exporter, which does nothing here; torch 2.13 has them no more.
-        symbolic.__dict__.setdefault(name, None)
+    # Optimum 1.27 imports these for its exporter, which does nothing here; torch 2.13 has them no more.
+    for name in "_attention_scale _causal_attention_mask _onnx_symbolic _type_utils jit_utils symbolic_helper".split():
+        symbolic.__dict__.setdefault(name, MagicMock())
     import optimum.onnxruntime as classes
     from transformers import AutoTokenizer
 

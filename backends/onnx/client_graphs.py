@@ -140,9 +140,13 @@ def _decoder_names(decoder: Graph, pairs: list[tuple[Slot, Slot]], once: list[Sl
     for name, value in decoder.inputs.items():
         value.name = name
     decoder.outputs = {outputs.get(k, k): v for k, v in decoder.outputs.items()}
-    decoder.slots, decoder.stream = tuple(slots), TOKENS
+    # Clients flatten a past by layer, and give its parts to the inputs in the order in which these are declared.
+    decoder.slots, decoder.stream = tuple(sorted(slots, key=lambda s: int(s.input.split(".")[1]))), TOKENS
     dce(decoder)
     _drop_unread(decoder)
+    state = [s.input for s in decoder.slots]
+    first = [k for k in decoder.inputs if k not in state]
+    decoder.inputs = {k: decoder.inputs[k] for k in (*first, *state)}
 
 
 def _first(graph: Graph) -> Node | None:

@@ -8,7 +8,7 @@ from .client_graphs import HIDDEN_STATES
 
 BRANCH = "use_cache_branch"
 """Whether keys and values over the source are given: the name that Optimum and transformers.js know."""
-_PREFIX = "cross/"
+_PREFIX, _LENGTH = "cross/", 2
 
 
 def merged(decoder: onnx_ir.Model, cross: onnx_ir.Model) -> onnx_ir.Model:
@@ -34,6 +34,8 @@ def merged(decoder: onnx_ir.Model, cross: onnx_ir.Model) -> onnx_ir.Model:
         node.name = f"{_PREFIX}{node.name}"
     made = onnx_ir.Graph([], results, nodes=nodes, name="made")
     given = {n: next(v for v in outer.inputs if v.name == _past(n)) for n in names}
+    for past in given.values():
+        _of_any_length(past)
     chosen = onnx_ir.Node("", "If", [flag], [], num_outputs=len(names), name="source")
     for (name, past), result, output in zip(given.items(), results, chosen.outputs, strict=True):
         output.name, output.type, output.shape = name, result.type, result.shape
@@ -46,8 +48,23 @@ def merged(decoder: onnx_ir.Model, cross: onnx_ir.Model) -> onnx_ir.Model:
     chosen.attributes.add(onnx_ir.AttrGraph("else_branch", made))
     outer.insert_before(outer[0], chosen)
     outer.inputs.extend([hidden, flag])
-    outer.outputs.extend(chosen.outputs)
+    _by_layer(outer, list(chosen.outputs))
     return decoder
+
+
+def _of_any_length(past: onnx_ir.Value) -> None:
+    """A past over the source that has nothing in it yet is as good as one of the whole length."""
+    assert past.shape is not None
+    past.shape = onnx_ir.Shape([d if i != _LENGTH else "encoder_past_length" for i, d in enumerate(past.shape)])
+
+
+def _by_layer(graph: onnx_ir.Graph, kept: list[onnx_ir.Value]) -> None:
+    """Outputs with those of one layer side by side, as clients flatten a past."""
+    every = [*graph.outputs, *kept]
+    others = [v for v in every if not str(v.name).startswith("present.")]
+    state = [v for v in every if str(v.name).startswith("present.")]
+    graph.outputs.clear()
+    graph.outputs.extend([*others, *sorted(state, key=lambda v: int(str(v.name).split(".")[1]))])
 
 
 def _past(present: str) -> str:
