@@ -57,7 +57,7 @@ export async function answer(hf, job) {
     result.batch = [];
     for (let i = 0; i < shape[0]; i++) {
       const one = { shape: [1, ...shape.slice(1)], values: values.slice(i * size, (i + 1) * size) };
-      result.batch.push(...(await written(hf, model, { inputs: floats(hf, one) }, job, job.start ?? 1)));
+      result.batch.push(...(await written(hf, model, { inputs: floats(hf, one) }, job, -job.new)));
     }
   } else {
     const inputs = job.features ? { pixel_values: floats(hf, job.features) } : made(job.rows, right(job.rows, job.pad));

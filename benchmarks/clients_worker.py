@@ -69,7 +69,7 @@ def optimum(folder: Path, job: Job) -> Result:
         return [row[start:] for row in model.generate(**inputs, **length).tolist()]
 
     if job["task"] == "speech-to-text":
-        result["batch"] = written({"input_features": features()}, job.get("start", 1))
+        result["batch"] = written({"input_features": features()}, -job["new"])
     elif job["task"] in ("causal-lm", "seq2seq-lm"):
         causal = job["task"] == "causal-lm"
         result["batch"] = written(given(job["rows"]), max(map(len, job["rows"])) if causal else 1)

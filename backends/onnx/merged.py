@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir
 
 from .client_graphs import HIDDEN_STATES
@@ -46,10 +47,31 @@ def merged(decoder: onnx_ir.Model, cross: onnx_ir.Model) -> onnx_ir.Model:
     kept = onnx_ir.Graph([], [c.outputs[0] for c in copies], nodes=copies, name="kept")
     chosen.attributes.add(onnx_ir.AttrGraph("then_branch", kept))
     chosen.attributes.add(onnx_ir.AttrGraph("else_branch", made))
-    outer.insert_before(outer[0], chosen)
+    outer.insert_before(outer[0], [chosen, *_emptied(outer, flag)])
     outer.inputs.extend([hidden, flag])
     _by_layer(outer, list(chosen.outputs))
     return decoder
+
+
+def _emptied(graph: onnx_ir.Graph, flag: onnx_ir.Value) -> list[onnx_ir.Node]:
+    """Nodes that cut the pasts of the targets to nothing on the first call: Optimum 1 gives one column of zeros."""
+    bounds = {"first": [0], "last": [np.iinfo(np.int64).max], "axis": [_LENGTH]}
+    for name, numbers in bounds.items():
+        tensor = onnx_ir.tensor(np.array(numbers, np.int64), name=f"past/{name}")
+        value = onnx_ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape)
+        value.type = onnx_ir.TensorType(tensor.dtype)
+        graph.initializers[f"past/{name}"] = value
+    first, last, axis = (graph.initializers[f"past/{k}"] for k in bounds)
+    end = onnx_ir.Node("", "Where", [flag, last, first], name="past/end")
+    end.outputs[0].name = "past/end"
+    nodes = [end]
+    for past in [v for v in graph.inputs if ".decoder." in str(v.name)]:
+        cut = onnx_ir.Node("", "Slice", [past, first, end.outputs[0], axis], name=f"past/{past.name}")
+        cut.outputs[0].name, cut.outputs[0].type, cut.outputs[0].shape = f"past/{past.name}", past.type, past.shape
+        past.replace_all_uses_with(cut.outputs[0], replace_graph_outputs=True)
+        cut.replace_input_with(0, past)
+        nodes.append(cut)
+    return nodes
 
 
 def _of_any_length(past: onnx_ir.Value) -> None:
