@@ -194,33 +194,33 @@ def options_named(block: Block) -> Iterable[str]:
 # -- what a setup may make -------------------------------------------------------------------------------------
 
 
-def checkpoint(folder: str, family: str = "llama", *, chat: bool = False, **config: Any) -> None:
-    """A tiny checkpoint with random weights and a byte-level tokenizer."""
+def checkpoint(
+    folder: str, family: str = "llama", *, kind: str = "byte-bpe", task: str = "causal-lm", head: str = "", **own: Any
+) -> None:
+    """A tiny checkpoint with random weights, and a tokenizer of a kind (`data.tokenizers.train`) for a task.
+
+    head: task of the model, if a family has several. own: fields of its config.
+    """
     import monograph as mg
-    from monograph.data.byte_level import train_tokenizer
+    from monograph.data import tokenizers
+    from monograph.frontends.dsl import load_family
     from monograph.frontends.huggingface import save_pretrained
     from small_models import small
 
-    model = small(family)
-    model.tokenizer = train_tokenizer([WORDS * 20], 280)
-    model = model.family(model.config.changed(**{"vocab": 300, "max_positions": 256} | config))  # type: ignore
-    model.tokenizer = train_tokenizer([WORDS * 20], 280)
-    if chat:
-        model.tokenizer.chat_template = CHAT
+    tokenizer = tokenizers.train(kind, [WORDS * 20], 300, task)
+    config = small(family).config
+    sizes = {"vocab": tokenizer.size, "max_positions": 256, "dim": 32, "head_dim": 8}
+    known = {k: v for k, v in sizes.items() if hasattr(config, k)} | own
+    model = mg.Model(load_family(family, head or None), config.changed(**known), tokenizer=tokenizer)
     model.weights = mg.Weights.initialize(model.graph(), seed=1)
     save_pretrained(model, Path(folder))
 
 
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def write(path: str, text: str = WORDS * 60) -> None:
-    """A file of text."""
+def write(path: str, text: str = "") -> None:
+    """A file of text; without one, sixty different passages."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    passages = (f"{i} times {j} is {i * j}, {WORDS}" for i in range(10) for j in range(2, 8))
+    Path(path).write_text(text or "".join(passages), encoding="utf-8")
 
 
 TOOLS = {"checkpoint": checkpoint, "write": write, "Path": Path, "ROOT": ROOT, "WORDS": WORDS}
