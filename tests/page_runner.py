@@ -21,6 +21,7 @@ from unittest import mock
 import click
 import typer
 from monograph.cli import app
+from monograph.ir.op import OPS
 from pages import ROOT, Block, Command, blocks, commands, unlike, without_comment
 from typer.testing import CliRunner
 
@@ -37,8 +38,20 @@ class Runner:
     skipped: list[Block] = field(default_factory=list[Block])
 
     def run(self) -> None:
-        """Run every block, in the working folder. Raises AssertionError with the place for what does not hold."""
+        """Run every block, in the working folder. Raises AssertionError with the place for what does not hold.
+
+        Ops that a page registers go with it, and those of other tests are not there.
+        """
+        own = {name: op for name, op in OPS.items() if type(op).__module__.startswith("monograph.")}
         sys.modules[self.module.__name__] = self.module
+        with mock.patch.dict(OPS, own, clear=True), mock.patch.object(sys, "path", [str(Path.cwd()), *sys.path]):
+            self._run()
+        here = str(Path.cwd())
+        for name, module in list(sys.modules.items()):
+            if module is self.module or str(getattr(module, "__file__", "")).startswith(here):
+                del sys.modules[name]
+
+    def _run(self) -> None:
         for block in blocks(self.page):
             if block.skipped:
                 self.skipped.append(block)
