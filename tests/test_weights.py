@@ -273,7 +273,7 @@ LIES = {
     r"its entry is .*-2": raw({"t": entry(shape=(-2,))}, bytes(8)),
     r"its entry is .*True": raw({"t": entry(shape=(True,))}, bytes(8)),
     r"its entry is .*1e\+30": raw({"t": entry(shape=(1e30,))}, bytes(8)),
-    "tensor t: has element type F8_E4M3": raw({"t": entry("F8_E4M3", (8,))}, bytes(8)),
+    "tensor t: has element type F12": raw({"t": entry("F12", (8,))}, bytes(8)),
     "tensor t: has bytes 0 to 8, but the file has 7 bytes of data": raw({"t": entry()}, bytes(7)),
     "tensor t: has bytes 8 to 0": raw({"t": entry(offsets=(8, 0))}, bytes(8)),
     r"tensor t: has 8 bytes, but f32\[1099511627776\] needs 4398046511104": raw(

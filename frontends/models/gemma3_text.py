@@ -85,7 +85,7 @@ def unsaid(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @model(
-    checkpoint=Checkpoint("Gemma3ForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}),
+    checkpoint=Checkpoint("Gemma3ForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"}),
     gguf=GGUF(GGUF_NAMES, added={"*norm.weight": 1.0}, unsaid=unsaid),
 )
 def gemma3_text(m: Scope, c: Gemma3Text, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:

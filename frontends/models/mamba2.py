@@ -110,7 +110,7 @@ def parts(x: Value, *widths: int) -> list[Value]:
 TIED = {"lm_head.weight": "backbone.embeddings.weight"}
 
 
-@model(checkpoint=Checkpoint("Mamba2ForCausalLM", tied=TIED, layout=stored))
+@model(checkpoint=Checkpoint("Mamba2ForCausalLM", prefix="backbone", tied=TIED, layout=stored))
 def mamba2(m: Scope, c: Mamba2, input_ids: Value, attention_mask: Value) -> Value:
     counts = attention_mask.cast(DType.bool_)
     x = m.embed("backbone.embeddings", input_ids, c.vocab, c.dim)
