@@ -1,4 +1,4 @@
-"""Tensors of old checkpoints that follow from the config: what they must hold to be left out.
+"""Tensors of old checkpoints that follow from the config, and that the reference makes anew whatever they hold.
 
 Each function says whether values are what the config makes of them; its docstring is the reason why they do not matter.
 """
@@ -32,8 +32,10 @@ def zeros(config: Any, x: Array) -> bool:
 
 def causal_mask(config: Any, x: Array) -> bool:
     """the causal mask, which attention has by itself"""
-    rows = x.shape[-1]
-    return bool(x.shape[-2:] == (rows, rows) and np.array_equal(x.reshape(-1, rows, rows) != 0, [np.tri(rows) != 0]))
+    rows = x.shape[-1] if x.ndim > 1 else 0
+    return bool(
+        rows and x.shape[-2:] == (rows, rows) and np.array_equal(x.reshape(-1, rows, rows) != 0, [np.tri(rows) != 0])
+    )
 
 
 def masked_score(config: Any, x: Array) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..ir import Graph
 from ..ir.errors import WeightsError
+from ..ir.safetensors import Unreadable
 from ..ir.tensors import Tensor
 from ..ir.types import f32
 from ..ir.weights import Weights
@@ -17,8 +18,7 @@ from .buffers import EVERYWHERE
 from .dsl import Config, Family
 from .entries import Note
 
-_MOST = 1 << 28
-"""Elements of the largest buffer that is compared with what it follows from."""
+UNREAD = "transformers does not read either"
 
 
 def modern(weights: Weights, family: Family) -> Weights:
@@ -103,10 +103,10 @@ def _unused(name: str, weights: Weights, config: Config | None, family: Family) 
             continue
         if isinstance(rule, str):
             return rule, ""
-        if tensor.type.rank and max(tensor.shape) ** tensor.type.rank > _MOST:
-            return "", "it is too large to be compared with what follows from the config"
+        if isinstance(tensor, Unreadable):
+            return f"it is of type {tensor.stored_type}, and {UNREAD}", ""
         what = (rule.__doc__ or "").strip()
-        return (what, "") if rule(config, tensor.numpy()) else ("", f"it is not {what}")
+        return what if rule(config, tensor.numpy()) else f"{what}; these are others, which {UNREAD}", ""
     return "", ""
 
 

@@ -54,8 +54,8 @@ _OTHER = {"C64": 64, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4
 class Unreadable(Tensor):
     """A tensor inside a file whose element type the IR does not have: its type counts bytes."""
 
-    def __init__(self, name: str, type: TensorType, stored: str) -> None:
-        self.name, self.type, self.stored_type = name, type, stored
+    def __init__(self, place: str, type: TensorType, stored: str) -> None:
+        self.place, self.type, self.stored_type = place, type, stored
 
     @property
     def why(self) -> str:
@@ -63,7 +63,7 @@ class Unreadable(Tensor):
         return f"has element type {self.stored_type}, which has no counterpart in the IR (known: {known})"
 
     def numpy(self) -> Array:
-        raise WeightsError(self.why, place=f"tensor {self.name}")
+        raise WeightsError(self.why, place=self.place)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -85,7 +85,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         span, (stored, _) = Span(path, start + begin, end - begin, stamp), _WIDENED.get(header[k]["dtype"], ("", None))
         tensors[k] = Widened(k, t, span, stored) if stored else StoredTensor(k, t, span)
         if header[k]["dtype"] in _OTHER:
-            tensors[k] = Unreadable(k, t, header[k]["dtype"])
+            tensors[k] = Unreadable(f"{path}: tensor {k}", t, header[k]["dtype"])
     return tensors, _metadata(path, metadata)
 
 
