@@ -33,9 +33,8 @@ def zeros(config: Any, x: Array) -> bool:
 def causal_mask(config: Any, x: Array) -> bool:
     """the causal mask, which attention has by itself"""
     rows = x.shape[-1] if x.ndim > 1 else 0
-    return bool(
-        rows and x.shape[-2:] == (rows, rows) and np.array_equal(x.reshape(-1, rows, rows) != 0, [np.tri(rows) != 0])
-    )
+    square = rows > 0 and x.shape[-2:] == (rows, rows)
+    return square and np.array_equal(x.reshape(-1, rows, rows) != 0, [np.tri(rows) != 0])
 
 
 def masked_score(config: Any, x: Array) -> bool:
