@@ -5,8 +5,7 @@ from __future__ import annotations
 from ...ir import Init
 from ...ir.errors import ConfigError
 from ...ir.ops import linear, reshape, slice_, tanh
-from ...ir.ops.feed_forward import activate
-from ..activations import activation
+from ..activations import activated
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..harmless import DROPOUT, keys
 from ..layers import attention, drop
@@ -67,7 +66,7 @@ def encoder(m: Scope, c: Bert, ids: Value, attention_mask: Value, positions: Val
         y = attention(a / "self", x, heads=c.heads, mask=mask, names=("query", "key", "value", ""), biases=True)
         y = drop((a / "output").linear("dense", y, c.dim, bias=True), c.dropout)
         x = (a / "output").layer_norm("LayerNorm", y + x, c.eps)
-        y = activate(up.linear("dense", x, c.ffn, bias=True), activation(c.activation))
+        y = activated(up.linear("dense", x, c.ffn, bias=True), c.activation)
         y = drop(down.linear("dense", y, c.dim, bias=True), c.dropout)
         x = down.layer_norm("LayerNorm", y + x, c.eps)
     return x
@@ -107,7 +106,7 @@ def masked_lm(
 ) -> Value:
     x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
     head = m / "cls.predictions"
-    x = activate((head / "transform").linear("dense", x, c.dim, bias=True), activation(c.activation))
+    x = activated((head / "transform").linear("dense", x, c.dim, bias=True), c.activation)
     x = (head / "transform").layer_norm("LayerNorm", x, c.eps)
     if not c.tied:
         return head.linear("decoder", x, c.vocab, bias=True)

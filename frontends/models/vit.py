@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ...ir.errors import ConfigError
-from ...ir.ops import concat, conv2d, expand, reshape, slice_, tanh, transpose
-from ...ir.ops.feed_forward import activate
-from ..activations import activation
+from ...ir.ops import concat, conv2d, expand, reshape, slice_, transpose
+from ..activations import activated
 from ..dsl import Checkpoint, Config, Scope, Value, key, model
 from ..harmless import DROPOUT, keys
 from ..layers import attention, drop, feed_forward
@@ -112,5 +111,4 @@ def features(m: Scope, c: Vit, pixel_values: Value) -> dict[str, Value]:
     if not c.pooler:
         return {HIDDEN: x}
     y = (m / "pooler").linear("dense", first_token(c, x), c.pooled or c.dim, bias=True)
-    y = tanh(y) if c.pooler_activation == "tanh" else activate(y, activation(c.pooler_activation))
-    return {HIDDEN: x, POOLED: y}
+    return {HIDDEN: x, POOLED: activated(y, c.pooler_activation)}
