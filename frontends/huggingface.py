@@ -19,6 +19,8 @@ from ..ir.types import f32
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
+from .own import store
+from .reference import read_config
 from .tokenizer import Tokenizer, read_json
 from .tokenizer_files import has_tokenizer
 
@@ -77,10 +79,10 @@ def load_folder(
     family = family or family_of(settings, task, str(place))
     weights = _modern(Weights.open(folder), family)
     settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
-    config = family.config_class.from_dict(settings, str(place))
+    config, notes = read_config(family, settings, str(place))
     check_plausible(config, weights)
     config, weights = _untied(config, weights, family)
-    model = Model(family, config, folder=folder)
+    model = Model(family, config, folder=folder, notes=notes)
     model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / GENERATION)
     if tokenizer and has_tokenizer(folder):
@@ -272,6 +274,8 @@ def write_companions(stage: Stage, model: Model, weights: Weights | None = None)
                 f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     if model.tokenizer is not None:
         model.tokenizer.write(stage)
+    if model.family is not None:
+        store(stage, model.family.function, model.family.name, str(model.task))
 
 
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
