@@ -78,7 +78,7 @@ def test_templates_have_names() -> None:
     }
     t = gguf_tokenizer(byte_level("gpt-2", **templates))
     assert (t.chat([]), t.chat([], template="tool_use")) == ("default", "tools")
-    with pytest.raises(ConfigError, match="chat_template is {'default': 5}, expected a text"):
+    with pytest.raises(ConfigError, match=r"chat_template is \{'default': 5\}, expected a text"):
         gguf_tokenizer(byte_level("gpt-2", **{"tokenizer.chat_template": 5}))
 
 
