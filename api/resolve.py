@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 from .frontends.dsl import Family, Model
 from .frontends.huggingface import family_of
 from .ir import MonographError
+from .ir.documents import parse_json, read_text
 from .ir.errors import ConfigError
 
 HELP = (
@@ -39,8 +39,8 @@ def from_config(path: Path) -> Model:
     if not path.is_file():
         raise ConfigError("there is no such file", place=str(path))
     try:
-        found = json.loads(path.read_text())
-    except ValueError as e:
+        found = parse_json(read_text(path))
+    except (OSError, ValueError) as e:
         raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
     settings = cast("dict[str, Any]", found if isinstance(found, dict) else {})
     if not isinstance(settings.get("model_type"), str):

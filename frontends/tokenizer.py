@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import tokenizers
 
+from ..ir.documents import parse_json, read_text
 from ..ir.errors import ConfigError, RuntimeInputError, did_you_mean
 from ..ir.files import Stage, staged
 from .chat import render
@@ -52,7 +53,7 @@ class Tokenizer:
         if not path.exists():
             raise ConfigError("has no tokenizer.json", place=str(folder))
         try:
-            core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            core = tokenizers.Tokenizer.from_str(read_text(path))
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
         except Exception as e:  # the library raises plain Exception for any content it does not understand
@@ -62,7 +63,7 @@ class Tokenizer:
         settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         template = folder / "chat_template.jinja"
         if template.exists():
-            settings["chat_template"] = template.read_text(encoding="utf-8")
+            settings["chat_template"] = _template(template)
         eos = read_json(folder / "generation_config.json").get("eos_token_id")
         ids = cast("list[int]", eos if isinstance(eos, list) else [] if eos is None else [eos])
         return Tokenizer(core, settings, ids)
@@ -233,13 +234,23 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
+def _template(path: Path) -> str:
+    """A chat template in a file of its own. Raises ConfigError naming the file."""
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file; empty if there is no such file. Raises ConfigError naming the file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as e:
+    except OSError as e:
+        raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
+    except ValueError as e:
         raise ConfigError(f"is not JSON that can be read: {e}", place=str(path)) from None
     if not isinstance(found, dict):
         raise ConfigError(f"is a JSON {type(found).__name__}, not an object", place=str(path))

@@ -19,9 +19,9 @@ from monograph.backends.target import Target
 from monograph.frontends.dsl import Scope, Value
 from monograph.ir import Graph, interpret, ops
 from monograph.ir.files import staged
+from monograph.ir.manifest import seal
 from monograph.ir.slots import PAST, TARGETS, TOKENS, Growth, Slot, Stream, encoded, key_value, past_of, state
 from monograph.ir.types import Dim, bool_, f32, i32, i64, tensor
-from monograph.ir.manifest import seal
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
 from monograph.passes.manager import Pipeline
