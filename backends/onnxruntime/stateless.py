@@ -25,8 +25,11 @@ Graphs = Callable[[str], Loaded]
 
 def execute(loaded: Loaded, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph on the feeds it has inputs for; outputs by name. Raises RuntimeInputError."""
+    given = {k: v for k, v in feeds.items() if k in loaded.inputs}
+    if lost := [k for k in loaded.inputs if k not in given]:
+        raise RuntimeInputError(f"nothing is fed to {', '.join(lost)}, which the graph takes", place=loaded.file)
     try:
-        return loaded.run({k: v for k, v in feeds.items() if k in loaded.inputs})
+        return loaded.run(given)
     except RUNTIME_ERRORS as e:
         raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
 
@@ -179,7 +182,7 @@ def _total(
     """All tokens so far: those of a past that keeps all of them, else as the mask says."""
     stream = stream_of(contract)
     pasts = [(s, feeds[s.input].shape[s.axis]) for s in contract.slots if s.axis is not None and s.output]
-    said = np.shape(inputs[stream.mask])[1:2] if stream.mask in inputs else ()
+    said = checked(stream.mask, inputs[stream.mask], np.int64, 2).shape[1:] if stream.mask in inputs else ()
     whole = [n + rows for s, n in pasts if s.growth is Growth.append]
     if whole:
         return whole[0]
