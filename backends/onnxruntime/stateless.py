@@ -61,11 +61,15 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
         feeds[name] = np.asarray(defaults[name](ids.shape), type.dtype.numpy)
     bind_dims(types, {k: feeds[k].shape for k in types})
     for name, array in feeds.items():
-        empty = [axis for axis, n in enumerate(array.shape) if n == 0]
-        if empty:
-            raise RuntimeInputError(f"{name} has shape {list(array.shape)}, expected at least 1 on every axis")
+        _check_some(name, array)
         check_index(contract, name, array)
     return {k: feeds[k] for k in types}
+
+
+def _check_some(name: str, array: Array) -> None:
+    """Raises RuntimeInputError for an axis of length 0, over which ONNX Runtime cannot attend, and reduces wrongly."""
+    if 0 in array.shape:
+        raise RuntimeInputError(f"{name} has shape {list(array.shape)}, expected at least 1 on every axis")
 
 
 def check_index(contract: Contract, name: str, array: Array) -> None:
@@ -133,6 +137,7 @@ def beside(contract: Contract, types: Types, inputs: Mapping[str, Any], shape: t
         found, wanted = feeds[name].shape, shape[: 2 if along(contract, type) else 1]
         if found[: len(wanted)] != wanted:
             raise RuntimeInputError(f"{name} is {list(found)}, but the tokens are {list(shape)}")
+        _check_some(name, feeds[name])
         check_index(contract, name, feeds[name])
     bind_dims(types, {k: feeds[k].shape for k in types})
     return feeds
