@@ -8,8 +8,8 @@ import traceback
 from io import TextIOWrapper
 from types import TracebackType
 
-TRACEBACK = "MONOGRAPH_TRACEBACK"
-"""Environment variable: set, a fault of the program is printed with all its frames."""
+DEBUG = "MONOGRAPH_DEBUG"
+"""Environment variable: set, errors are printed with their traceback. The option `--debug` sets it."""
 
 
 def main() -> None:
@@ -48,13 +48,13 @@ def open_streams() -> bool:
 
 def tell_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that nobody raised on purpose: what and where in a line, or every frame if that was asked."""
-    if os.environ.get(TRACEBACK) or issubclass(kind, KeyboardInterrupt):
+    if os.environ.get(DEBUG) or issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
     frames = traceback.extract_tb(trace)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     said = " ".join(str(error).split())
-    sys.stderr.write(f"error: a fault of Monograph, {kind.__name__}{place}: {said}\n  {TRACEBACK}=1 shows all of it\n")
+    sys.stderr.write(f"error: a fault of Monograph, {kind.__name__}{place}: {said}\n  {DEBUG}=1 shows all of it\n")
 
 
 if __name__ == "__main__":

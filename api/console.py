@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import sys
+import traceback
+import typing
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ParamSpec, cast
@@ -19,10 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .__main__ import DEBUG
 from .ir import MonographError
 from .limits import check_numbers
 
 P = ParamSpec("P")
+Debug = Annotated[bool, typer.Option("--debug", help="print the traceback of an error, too")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON value on stdout and nothing else")]
 
 
@@ -48,14 +53,24 @@ INTERRUPTED, CLOSED_PIPE = 130, 141
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """A function as a command: numbers that its options cannot have are refused first, and it ends as `ending` says."""
+    """A function as a command: numbers that its options cannot have are refused first, and it ends as `ending` says.
+
+    Every command gets the option `--debug`, which sets MONOGRAPH_DEBUG: errors are printed with their traceback.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if kwargs.pop("debug", False):
+            os.environ[DEBUG] = "1"
         with ending(as_json=bool(kwargs.get("json_output"))):
             check_numbers(function, kwargs)
             function(*args, **kwargs)
 
+    # typer reads the options of a command from these two.
+    signature = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
+    run.__annotations__ = {**typing.get_type_hints(function, include_extras=True), "debug": Debug}
     return run
 
 
@@ -78,6 +93,8 @@ def ending(*, as_json: bool = False) -> Generator[None]:
         tell("interrupted")
         raise SystemExit(INTERRUPTED) from None
     except (MonographError, OSError, MemoryError) as e:
+        if os.environ.get(DEBUG):
+            tell(traceback.format_exc())
         _tell_error(e, as_json)
         raise SystemExit(e.exit_code if isinstance(e, MonographError) else 1) from None
 

@@ -32,6 +32,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "order": (1, 100),
     "parameters": (1, 2**40),
     "prompt": (1, MOST),
+    "random": (0, 2**63 - 1),
     "rank": (1, MOST),
     "repetition_penalty": (0, LARGEST),
     "rounds": (1, MOST),

@@ -113,7 +113,7 @@ def test_a_fault_is_one_message() -> None:
     said = subprocess.run(words, capture_output=True, text=True, check=False)
     assert said.returncode == 1 and len(said.stderr.splitlines()) == 2
     assert said.stderr.startswith("error: a fault of Monograph, KeyError at ") and "'shard'" in said.stderr
-    environment = {**os.environ, "MONOGRAPH_TRACEBACK": "1"}
+    environment = {**os.environ, "MONOGRAPH_DEBUG": "1"}
     said = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert said.returncode == 1 and said.stderr.startswith("Traceback")
 

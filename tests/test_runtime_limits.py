@@ -60,7 +60,7 @@ def test_a_graph_that_is_lowered_as_it_is(scale: float, tmp_path: Path) -> None:
 
 
 def test_no_keys_at_all(tmp_path: Path) -> None:
-    """The reference and PyTorch give zeros; Attention-23 refuses it, and reductions in the runtime keep an empty axis."""
+    """The reference and PyTorch give zeros; Attention-23 refuses it, and the runtime reduces an empty axis wrongly."""
     graph = Graph("g")
     with building(graph):
         q = graph.input("q", tensor(f32, "B", "S", 2, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from ...passes.manager import Step
 from ...passes.pattern import NearMiss
 from ..onnx.folder import foreign, write_companions, write_text
 from ..onnx.lower import lower
+from ..onnx.metadata import TASK, task_json
 from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
@@ -107,7 +109,7 @@ def build(
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())
         if isinstance(model, Model):
-            write_companions(stage, model)
+            write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
         seal(stage.work)
     report.seconds = time.perf_counter() - start
     return report
@@ -149,6 +151,9 @@ def _planned(
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
+    if isinstance(model, Model):
+        for made in models.values():
+            made.metadata_props[TASK] = json.dumps(task_json(model.task))
     for lowered in variants.graphs.values():
         report.through_float |= through_float(lowered, found)
     return report, models
