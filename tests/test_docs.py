@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from page_runner import Runner, parse, parse_options
-from pages import ROOT, blocks, commands, pages, unlike
+from page_runner import Runner
+from pages import ROOT, pages
 
 pytestmark = pytest.mark.slow
 
