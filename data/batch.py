@@ -42,9 +42,14 @@ def labels_of(batch: Batch) -> int:
 def tokens_of(batch: Batch) -> int:
     """How many tokens are read: those of source and target, without padding; rows, where there are no tokens."""
     masks = [v for k, v in batch.items() if k in (TOKENS.mask, TARGETS.mask)]
-    if not masks and TOKENS.ids not in batch:
+    if unit_of(batch) == "rows":
         return len(next(iter(batch.values())))
     return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
+
+
+def unit_of(batch: Batch) -> str:
+    """What `tokens_of` counts."""
+    return "tokens" if any(k in batch for k in (TOKENS.ids, TARGETS.mask)) else "rows"
 
 
 def divided(batch: Batch, parts: int) -> Sequence[Batch]:

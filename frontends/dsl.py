@@ -275,8 +275,8 @@ def model(
     Parameters after `c` are inputs, by their names in the task. It returns the main output, or a dict of outputs.
     std: standard deviation of initial weights. name: of the family, where it is not the function's. checkpoint, gguf:
     how its weights are stored. loss: `def loss(outputs, target, ...)` gives what training makes small (of several
-    numbers their mean), from the dict of outputs and from inputs of the task by name, which the model itself need not take, or `labels`. Raises
-    MonographError for an unknown task or input.
+    numbers their mean), from the dict of outputs and from inputs of the task by name, which the model itself need not
+    take, or `labels`. Raises MonographError for an unknown task or input.
     """
     contract, stored = task_of(task), checkpoint or Checkpoint()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..data.batch import Batch, tokens_of
+from ..data.batch import Batch, tokens_of, unit_of
 from ..frontends.dsl import Model
 from ..frontends.given import model_of
 from ..frontends.own import check_not_reading
@@ -221,7 +221,9 @@ class Run:
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
             speed, share = tokens / training, self.arithmetic.share(batch, seconds)
-            step = Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics)
+            step = Step(
+                self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics, unit_of(batch)
+            )
             self.keep(step)
             yield step
 

@@ -33,8 +33,8 @@ class Watch(mg.Config):
 
 
 def loss(found: dict[str, Value], next_readings: Value, alarm: Value) -> Value:
-    """Of each row the squared error of the forecast and the binary cross-entropy of the alarm: log(1 + exp(-z)), where z
-    has the sign of what is right. Training makes the mean over the rows small.
+    """Of each row the squared error of the forecast, and log(1 + exp(-z)) of the alarm, where z has the sign of what is
+    right (binary cross-entropy). Training makes the mean over the rows small.
     """
     gap, right = found["forecast"] - next_readings, alarm * 2.0 - 1.0
     squared = ops.mean((gap * gap).reshape(gap.shape[0], -1), axis=-1, keepdims=False)
