@@ -65,7 +65,9 @@ def finetune(
     }  # fmt: skip
     if loaded.task != "causal-lm":
         hint = 'train it on with a recipe: [model] path = "the folder"'
-        raise ConfigError(f"is a {loaded.task} model; finetune is for those that continue a text", place=model, hint=hint)
+        raise ConfigError(
+            f"is a {loaded.task} model; finetune is for those that continue a text", place=model, hint=hint
+        )
     tokenizer = tokenizer_of(loaded, model)
     if dpo:
         rows = Preferences.read(tokenizer, data, held_out=held_out)
