@@ -25,6 +25,7 @@ from .ir import Graph as Graph
 from .ir import MonographError as MonographError
 from .ir import Value as Value
 from .ir import ops as ops
+from .ir.errors import did_you_mean
 from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
 from .ir.weights import Weights as Weights
@@ -72,13 +73,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker takes the imports above, and calls a misspelt name an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}")
+        value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted([*__all__, "__version__"])

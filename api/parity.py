@@ -16,6 +16,7 @@ from .frontends.dsl import Model
 from .frontends.given import model_of
 from .frontends.task import Task, columns, positions
 from .ir import Graph, MonographError, interpret
+from .ir.manifest import check as check_folder
 from .ir.slots import Stream
 from .ir.tensors import Array
 from .passes.differential import CASES, MASKS, Case, attention_mask, sample_inputs
@@ -239,6 +240,7 @@ def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterato
     if not isinstance(built, (str, Path)):
         session = built.session
     elif _is_export(built):
+        check_folder(Path(built), required=False)
         yield Way("onnx", onnx_runner(Path(built), graph))
         return
     else:

@@ -12,6 +12,7 @@ from .frontends.given import init, not_loadable
 from .frontends.huggingface import family_of
 from .frontends.load import kept_family
 from .frontends.own import ModelFile
+from .frontends.reference import read_config
 from .frontends.tokenizer import Tokenizer
 from .ir import MonographError
 from .ir.errors import ConfigError, did_you_mean
@@ -74,7 +75,8 @@ def from_config(path: Path, family: Family | None = None, task: str | None = Non
     if not isinstance(settings.get("model_type"), str):
         raise ConfigError("has no model_type", place=str(path))
     family = family or kept_family(path.parent) or family_of(settings, task, str(path))
-    return Model(family, family.config_class.from_dict(settings, str(path)))
+    config, notes = read_config(family, settings, str(path))
+    return Model(family, config, notes=notes)
 
 
 def _with_files(folder: Path, family: Family | None) -> Model:

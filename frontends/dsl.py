@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, overload
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
@@ -245,9 +245,18 @@ class Program:
         return self.make.copy()
 
 
-@typing.overload
-def model(function: Callable[..., Any], /) -> Family: ...
-@typing.overload
+@overload
+def model(
+    function: Callable[..., Any],
+    /,
+    *,
+    task: str | Task = "causal-lm",
+    std: float = 0.02,
+    name: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    gguf: GGUF | None = None,
+) -> Family: ...
+@overload
 def model(
     function: None = None,
     /,

@@ -277,8 +277,16 @@ class Run:
             except TrainingError as e:
                 raise self.kept.error(e.what, details=e.details) from e
         if asked and not over:
-            name = self.stop.name or "a signal to another process"
-            raise self.kept.error(f"{name} ended the run after step {self.done} of {self.settings.steps}")
+            raise self.stopped()
+
+    def stopped(self) -> TrainingError:
+        """The error of a run that a signal ended: what goes on with it, and the exit code that shells expect."""
+        name = self.stop.name or "a signal to another process"
+        hint = "--resume (in Python, resume=True) goes on from there" if self.checkpointer is not None else ""
+        what = f"{name} ended the run after step {self.done} of {self.settings.steps}"
+        error = self.kept.error(what, hint=hint)
+        error.exit_code = self.stop.exit_code
+        return error
 
     def failure(self, name: str, value: float) -> TrainingError:
         what = f"{name} (of {self.settings.steps}) is {value}, at learning rate {self.learner.rate:.3g}"

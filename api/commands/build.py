@@ -31,7 +31,10 @@ def build(
     max_positions: Annotated[
         int | None, typer.Option(help="most tokens a row may have (cpu); none: the config's")
     ] = None,
-    opset: Annotated[int, typer.Option(help="of a portable export")] = 23,
+    opset: Annotated[int | None, typer.Option(help="of a portable export; none: 23, or the layout's")] = None,
+    layout: Annotated[
+        str | None, typer.Option("--for", help="the client that opens it: optimum, genai or web (portable export)")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="fail unless every attention is fused (cpu)")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="list what was not fused, and why")] = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the text of each graph after every pass")] = None,
@@ -45,6 +48,8 @@ def build(
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
     if target not in TARGETS:
         raise MonographError(f"no target is called {target!r}{did_you_mean(target, TARGETS)}")
+    if layout is not None:
+        target = _portable(layout, target)
     loaded = resolve(model, family, random)
 
     def announce(bound: int) -> None:
@@ -62,7 +67,7 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            report |= _export(loaded, folder, opset, strict, told)
+            report |= _export(loaded, folder, opset, layout, strict, told)
         else:
             report |= _build(loaded, folder, target, max_positions, strict, told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
@@ -76,10 +81,19 @@ def build(
         raise typer.Exit(1)
 
 
-def _export(model: Model, folder: Path, opset: int, strict: bool, told: Mapping[str, Any]) -> dict[str, Any]:
+def _portable(layout: str, target: str) -> str:
+    """The target of a folder for another client. Raises MonographError for one with ops that only we open."""
+    if target == "cuda":
+        raise MonographError(f"--for {layout} is a portable export, not one for cuda", hint="use --target onnx")
+    return "onnx"
+
+
+def _export(
+    model: Model, folder: Path, opset: int | None, layout: str | None, strict: bool, told: Mapping[str, Any]
+) -> dict[str, Any]:
     if strict:
         raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-    report = write_export(model, folder, opset=opset, **told)
+    report = write_export(model, folder, opset=opset, layout=layout, **told)
     return {"nodes": report.nodes, "misses": [], "through_float": report.through_float}
 
 

@@ -42,6 +42,7 @@ def run(
     language: Annotated[str, typer.Option(help="of speech, as a code")] = "en",
     seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    check: Annotated[bool, typer.Option("--check", help="read every byte of a built folder first")] = False,
     family: FamilyOption = None,
     random: RandomOption = None,
     json_output: Json = False,
@@ -49,7 +50,7 @@ def run(
     """Run a built folder on texts, sounds or arrays; any other model is built into a temporary folder first."""
     inputs, texts = read_inputs(given or ()), list(texts or ())
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
-        engine = open_engine(model, Path(folder), threads, json_output, family, random)
+        engine = open_engine(model, Path(folder), threads, json_output, family, random, every_byte=check)
         check_given(engine, texts, inputs)
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
@@ -145,11 +146,21 @@ TELL = {
 
 
 def open_engine(
-    model: str, folder: Path, threads: int | None, quiet: bool, family: str | None = None, random: int | None = None
+    model: str,
+    folder: Path,
+    threads: int | None,
+    quiet: bool,
+    family: str | None = None,
+    random: int | None = None,
+    *,
+    every_byte: bool = False,
 ) -> Engine:
-    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError."""
+    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError.
+
+    every_byte: compare the files of the built folder with their digests, also when they were found whole before.
+    """
     if (Path(model) / "monograph.json").exists():
-        return Engine.open(model, threads=threads)
+        return Engine.open(model, threads=threads, every_byte=every_byte)
     if (Path(model) / "model.onnx").exists():
         raise MonographError("is a portable export", place=model, hint="build it with --target cpu to run it here")
     loaded = resolve(model, family, random)

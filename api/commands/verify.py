@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..console import Json, command, out, print_json, progress, table
+from ..ir.manifest import check as check_folder
 from ..parity import TOLERANCE, Parity
 from ..parity import verify as compare
 from ..resolve import resolve
@@ -22,6 +23,7 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="largest difference, relative to the largest logit")] = TOLERANCE,
     torch: Annotated[bool, typer.Option("--torch/--no-torch", help="compare PyTorch too")] = True,
     seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="read every byte of the folder first")] = False,
     family: FamilyOption = None,
     random: RandomOption = None,
     json_output: Json = False,
@@ -30,6 +32,8 @@ def verify(
     with progress(json_output) as bars:
         task = bars.add_task("loading", total=None)
         loaded = resolve(model, family, random)
+        if check and built is not None:
+            check_folder(built, every_byte=True, required=False)
         parity = compare(
             loaded,
             built,
