@@ -110,14 +110,18 @@ class Graph:
         self.insert(node, point_of(self).before)
 
     def apply(self, name: str, operands: Sequence[Operand | None], attributes: Attributes) -> Any:
-        """Add the op called `name`; plain numbers become constants, see `with_numbers`."""
+        """Add the op called `name`; plain numbers become constants."""
         from .op import OPS
 
         op = OPS.get(name)
         if op is None:
             raise MonographError(f"no op is called {name!r}{did_you_mean(name, OPS)}")
-        outputs = self.add(op, with_numbers(self, op, operands), attributes)
+        outputs = self.add(op, self.lifted(op, operands), attributes)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def lifted(self, op: Op, operands: Sequence[Operand | None]) -> list[Value | None]:
+        """Operands with plain numbers as values of this graph, see `with_numbers`."""
+        return with_numbers(self, op, operands)
 
     def constant(self, value: Any, dtype: DType) -> Value:
         from .op import OPS

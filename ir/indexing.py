@@ -32,9 +32,9 @@ def item(x: Value, key: Index | tuple[Index, ...]) -> Value:
             x = _sliced(x, axis, k)
             axis += 1
         elif isinstance(k, (int, np.integer, Dim)):
-            x = _one(x, axis, k if isinstance(k, Dim) else int(k))
+            x = _one(x, axis, k if isinstance(k, Dim) else int(cast("Any", k)))
         else:
-            chosen = _chosen(x, axis, k)
+            chosen = _chosen(x, axis, cast("Value | Sequence[int]", k))
             x = ops.gather(x, chosen, axis=axis)
             axis += chosen.rank
             _check_order(keys, i)
@@ -43,13 +43,20 @@ def item(x: Value, key: Index | tuple[Index, ...]) -> Value:
 
 def _check(keys: tuple[Any, ...]) -> None:
     for k in keys:
-        boolean = isinstance(k, (bool, np.bool_)) or (isinstance(k, Value) and k.dtype == bool_)
-        if boolean or (isinstance(k, (list, np.ndarray)) and np.asarray(cast("Any", k)).dtype.kind == "b"):
+        if _is_bool(k):
             what = "a bool index gives a shape that depends on the numbers, and a graph has none such"
             raise OpError(what, hint="choose by `ops.where(mask, x, y)`, which keeps the shape")
         if not (k is None or k is ... or isinstance(k, (int, np.integer, Dim, slice, Value, list, np.ndarray))):
-            what = f"{k!r} is no index: expected an integer, a slice, None, `...`, or integers"
-            raise OpError(what if isinstance(k, (str, float)) else what.replace(repr(k), f"a {type(k).__name__}"))
+            shown = repr(k) if isinstance(k, (str, float)) else f"a {type(k).__name__}"
+            raise OpError(f"{shown} is no index: expected an integer, a slice, None, `...`, or integers")
+
+
+def _is_bool(key: Any) -> bool:
+    if isinstance(key, Value):
+        return key.dtype == bool_
+    if isinstance(key, (bool, np.bool_, list, np.ndarray)):
+        return np.asarray(cast("Any", key)).dtype.kind == "b"
+    return False
 
 
 def _without_ellipsis(x: Value, keys: tuple[Index, ...]) -> tuple[Index, ...]:
@@ -86,7 +93,7 @@ def _sliced(x: Value, axis: int, key: slice) -> Value:
     step = 1 if key.step is None else key.step
     if not isinstance(step, (int, np.integer)) or isinstance(step, bool) or step == 0:
         raise OpError(f"the step of a slice is {key.step!r}, expected an integer other than 0")
-    step, size = int(step), x.shape[axis]
+    step, size = int(cast("Any", step)), x.shape[axis]
     start, stop = (_bound(b, size, step, axis) for b in (key.start, key.stop))
     if start is None:
         start = 0 if step > 0 else size - 1
@@ -107,7 +114,7 @@ def _bound(given: Any, size: DimLike, step: int, axis: int) -> DimLike | None:
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
         shown = repr(given) if isinstance(given, (bool, float, str)) else f"a {type(given).__name__}"
         raise OpError(f"a bound of axis {axis} is {shown}, expected an integer or a dimension")
-    bound = int(given)
+    bound = int(cast("Any", given))
     if isinstance(size, int):
         low, high = (0, size) if step > 0 else (-1, size - 1)
         return max(low, min(bound + size if bound < 0 else bound, high))
@@ -143,7 +150,7 @@ def _divided(size: DimLike, by: int) -> DimLike | None:
         return None
 
 
-def _chosen(x: Value, axis: int, key: Value | Sequence[Any] | np.ndarray[Any, Any]) -> Value:
+def _chosen(x: Value, axis: int, key: Value | Sequence[int]) -> Value:
     """Integer indices as a value; those that are written out are checked, and counted from the left."""
     if isinstance(key, Value):
         return key

@@ -17,7 +17,6 @@ from .canonical import Form
 from .errors import MonographError, OpError
 from .flow import Links, aligned, links_of_body
 from .graph import Attributes, Graph, Location, Node, Operand, Value, building, current_graph
-from .plain_numbers import with_numbers
 from .shard_rules import Cut, Cuts, elementwise, needs_all
 from .signature import Signature
 from .types import DimLike, TensorType
@@ -258,7 +257,7 @@ class OpFunction(Generic[P, R]):
             place = str(place_of(graph)) if graph is not None else ""
             raise OpError(f"{self.op.name}: {e.what}", place=place, hint=e.hint) from None
         graph = current_graph(operands)
-        outputs = graph.add(self.op, with_numbers(graph, self.op, operands), attributes)
+        outputs = graph.add(self.op, graph.lifted(self.op, operands), attributes)
         return cast("R", outputs[0] if len(outputs) == 1 else outputs)
 
     def __repr__(self) -> str:

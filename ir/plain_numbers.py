@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -45,7 +45,8 @@ def with_numbers(graph: Graph, op: Op, operands: Sequence[Any]) -> list[Any]:
 def number_of(v: object) -> Any:
     """A number, a dimension, or nested lists of an array, as `constant` takes them; None for anything else."""
     if isinstance(v, (np.ndarray, np.generic)):
-        return v.tolist() if v.dtype.kind in "biuf" else None
+        array = np.asarray(cast("Any", v))
+        return array.tolist() if array.dtype.kind in "biuf" else None
     return v if isinstance(v, (bool, int, float, Dim)) else None
 
 

@@ -141,8 +141,9 @@ class Value:
 
     def __pow__(self, other: Operand) -> Value:
         """x ** y; of integers, where y is a plain number that is not negative."""
-        whole = isinstance(other, int) and not self.dtype.is_float and self.dtype != bool_
-        return self._power(int(other)) if whole else self._apply("pow", self, other)
+        if isinstance(other, int) and not self.dtype.is_float and self.dtype != bool_:
+            return self._power(other)
+        return self._apply("pow", self, other)
 
     def __rpow__(self, other: Operand) -> Value:
         return self._apply("pow", other, self)

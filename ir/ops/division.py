@@ -23,11 +23,12 @@ class FloorDiv(Binary):
     def numpy(self, x: Any, y: Any) -> Any:
         return np.floor_divide(x, y)
 
-    def torch(self, torch: Any, x: Any, y: Any) -> Any:
+    def torch(self, torch: Any, *xs: Any) -> Any:
         # Of floats only: the PyTorch backend has a function for integers, too, which looks at the dtype.
-        return torch.div(x, y, rounding_mode="floor")
+        return torch.div(*xs, rounding_mode="floor")
 
-    def onnx(self, op: Any, x: Any, y: Any) -> Any:
+    def onnx(self, op: Any, *xs: Any) -> Any:
+        x, y = xs
         if x.dtype.is_float:
             return op.Round(op.Div(op.Sub(x, _rest(op, x, y)), y))
         zero = op.constant(np.zeros((), x.dtype.numpy))
@@ -48,7 +49,8 @@ class Mod(Binary):
     def numpy(self, x: Any, y: Any) -> Any:
         return np.mod(x, y)
 
-    def onnx(self, op: Any, x: Any, y: Any) -> Any:
+    def onnx(self, op: Any, *xs: Any) -> Any:
+        x, y = xs
         if x.dtype.is_float:
             return _rest(op, x, y)
         zero = op.constant(np.zeros((), x.dtype.numpy))
