@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from .building import build as build
     from .building import export as export
     from .building import to_torch as to_torch
-    from .frontends.load import load as load
+    from .frontends.given import init as init
     from .parity import verify as verify
     from .performance import bench as bench
+    from .resolve import load as load
     from .training.corpus import Corpus as Corpus
     from .training.corpus import python_topics as python_topics
     from .training.labelled import Labelled as Labelled
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LATER = {
-    "load": "frontends.load",
+    "init": "frontends.given",
+    "load": "resolve",
     "to_torch": "building",
     "export": "building",
     "build": "building",
@@ -65,7 +67,7 @@ _LATER = {
 __all__ = [
     "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
     "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build",
-    "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
+    "export", "init", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

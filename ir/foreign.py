@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from . import ops
 from .builder import place_of
-from .errors import OpError, did_you_mean
+from .errors import NotANumberError, did_you_mean
 from .value import Value
 
 _REFLECTED = {
@@ -66,14 +66,14 @@ def reflected(x: Value, function: Any, method: str, inputs: tuple[Any, ...]) -> 
     return getattr(x, name) if name else None
 
 
-def refused(library: str, function: Any, given: Iterable[Any]) -> OpError:
+def refused(library: str, function: Any, given: Iterable[Any]) -> NotANumberError:
     """The error for a function of another library that was called with values."""
     name = getattr(function, "__name__", str(function))
     flat = [v for x in given for v in (cast("list[Any]", x) if isinstance(x, (list, tuple)) else [x])]
     value = next((v for v in flat if isinstance(v, Value)), None)
     place = str(place_of(value.graph, beyond=(library,))) if value is not None else ""
     what = f"{library}'s {name} was called with a value of a graph, which has no numbers before it runs"
-    return OpError(what, place=place, details=[] if value is None else [repr(value)], hint=_here(name))
+    return NotANumberError(what, place=place, details=[] if value is None else [repr(value)], hint=_here(name))
 
 
 def unknown_method(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Union
 
 import numpy as np
 
-from .errors import MonographError, OpError, did_you_mean
+from .errors import MonographError, NotANumberError, OpError, did_you_mean
 from .types import Dim, DType, Shape, TensorType, bool_, f32
 
 if TYPE_CHECKING:
@@ -242,13 +242,15 @@ class Value:
         try:
             return item(self, key)
         except OpError as e:
-            raise e if e.place else self._error(e.what, e.hint) from None
+            if e.place:
+                raise
+            raise OpError(e.what, place=self._place, details=[repr(self)], hint=e.hint) from None
 
     def __len__(self) -> int:
         """The size of the first axis. Raises OpError for a scalar, and where the size is no number."""
         if not self.shape or not isinstance(self.shape[0], int):
-            size = f"a first axis of {self.shape[0]}, which is no number" if self.shape else "no axis"
-            raise self._error(f"{self.type} has {size}", "x.shape has the sizes of all axes")
+            why = f"its first axis is {self.shape[0]}" if self.shape else "it is a scalar"
+            raise self._error(f"{self.type} has no len(): {why}", "x.shape has the sizes of all axes")
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Value]:
@@ -284,10 +286,14 @@ class Value:
 
         raise refused("torch", function, inputs)
 
-    def _error(self, what: str, hint: str) -> OpError:
+    def _error(self, what: str, hint: str) -> NotANumberError:
+        return NotANumberError(what, place=self._place, details=[repr(self)], hint=hint)
+
+    @property
+    def _place(self) -> str:
         from .builder import place_of
 
-        return OpError(what, place=str(place_of(self.graph)), details=[repr(self)], hint=hint)
+        return str(place_of(self.graph))
 
     if not TYPE_CHECKING:  # a checker knows the names above, and calls any other an error
 

@@ -159,7 +159,7 @@ class BrokenBody(Op):
         return x.type
 
     def body(self, x: Value) -> Value:
-        return len(x)  # type: ignore[arg-type,return-value]
+        return len(x.dtype)  # type: ignore[arg-type,return-value]
 
 
 broken_infer, broken_body = op(BrokenInfer), op(BrokenBody)
