@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 176, HEIGHT = 38, ROW = 26, COLUMN = 20, PAD = 16, HEADER = 22, LONG = 14, MANY = 8;
+const WIDTH = 176, HEIGHT = 38, ROW = 26, COLUMN = 20, PAD = 16, HEADER = 22, STUB = 112, LANE = 26, MANY = 8;
 const [OP, ATTRIBUTES, READS, GIVES, TYPES, FILE, LINE, SCOPE, STILL] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 
 const states = data.states.map((s) => {
@@ -48,12 +48,13 @@ function boxesOf(state) {
   const boxes = new Map(), boxOf = new Map();
   const shown = state.nodes.filter((n) => !data.nodes[n][STILL]);
   const loops = interleaved(state, shown);
+  const home = homes(state, shown);
   for (const n of shown) {
     const layer = layerOf(n);
     const framed = layer && !loops.has(layer);
     const folded = framed && !view.open.has(layer);
     const key = folded ? `layer ${layer}` : `node ${identity(n)}`;
-    if (!boxes.has(key)) boxes.set(key, { key, nodes: [], layer: framed ? layer : "", folded, reads: new Map(), lanes: [] });
+    if (!boxes.has(key)) boxes.set(key, { key, nodes: [], layer: framed ? layer : "", folded, reads: new Map() });
     boxes.get(key).nodes.push(n);
     boxOf.set(n, boxes.get(key));
   }
@@ -65,8 +66,9 @@ function boxesOf(state) {
       if (made !== undefined && boxOf.has(made)) {
         if (boxOf.get(made) !== box) box.reads.set(boxOf.get(made), v);
       } else if (made === undefined && data.leaves[v][0] === "input") {
-        const key = `input ${v}`;
-        if (!boxes.has(key)) boxes.set(key, { key, nodes: [], leaf: v, layer: "", reads: new Map(), lanes: [] });
+        const key = `input ${v}`, layer = loops.has(home.get(v)) ? "" : home.get(v);
+        if (layer && !view.open.has(layer)) continue;
+        if (!boxes.has(key)) boxes.set(key, { key, nodes: [], leaf: v, layer, reads: new Map() });
         box.reads.set(boxes.get(key), v);
       }
     }
@@ -75,7 +77,7 @@ function boxesOf(state) {
     const made = state.maker.get(v);
     if (made === undefined || !boxOf.has(made)) continue;
     if (boxOf.get(made).folded) continue;
-    const box = { key: `output ${name}`, nodes: [], output: name, layer: "", reads: new Map(), lanes: [] };
+    const box = { key: `output ${name}`, nodes: [], output: name, layer: "", reads: new Map() };
     box.layer = boxOf.get(made).layer;
     box.reads.set(boxOf.get(made), v);
     boxes.set(box.key, box);
@@ -84,6 +86,16 @@ function boxesOf(state) {
   for (const box of all) box.readers = 0;
   for (const box of all) for (const source of box.reads.keys()) source.readers++;
   return [...all.filter((b) => b.leaf !== undefined), ...all.filter((b) => b.leaf === undefined)];
+}
+
+function homes(state, shown) {
+  // The layer of each input that only one layer reads, such as a part of the cache.
+  const home = new Map();
+  for (const n of shown) for (const v of data.nodes[n][READS]) {
+    if (v === null || !data.leaves[v]) continue;
+    home.set(v, home.has(v) && home.get(v) !== layerOf(n) ? "" : layerOf(n));
+  }
+  return home;
 }
 
 function interleaved(state, shown) {
@@ -110,14 +122,20 @@ function interleaved(state, shown) {
 
 function rowsOf(items, reads) {
   // Rows by the longest way from the top; each item then moves down to right above what reads it.
-  const row = new Map(), readers = new Map();
-  for (const item of items) {
-    const before = reads(item).filter((r) => row.has(r));
-    row.set(item, before.length ? Math.max(...before.map((r) => row.get(r))) + 1 : 0);
-    for (const r of before) readers.set(r, [...(readers.get(r) || []), item]);
-  }
-  for (const item of [...items].reverse()) {
-    if (readers.has(item)) row.set(item, Math.max(row.get(item), Math.min(...readers.get(item).map((r) => row.get(r))) - 1));
+  const row = new Map(), readers = new Map(items.map((i) => [i, []])), inside = new Set(items);
+  const rowOf = (item) => {
+    if (!row.has(item)) {
+      row.set(item, 0);
+      const before = reads(item).filter((r) => inside.has(r));
+      for (const r of before) readers.get(r).push(item);
+      row.set(item, before.length ? Math.max(...before.map(rowOf)) + 1 : 0);
+    }
+    return row.get(item);
+  };
+  items.forEach(rowOf);
+  for (const item of [...items].sort((a, b) => row.get(b) - row.get(a))) {
+    const after = readers.get(item).map((r) => row.get(r));
+    if (after.length) row.set(item, Math.max(row.get(item), Math.min(...after) - 1));
   }
   const rows = [];
   for (const item of items) (rows[row.get(item)] ||= []).push(item);
@@ -125,7 +143,7 @@ function rowsOf(items, reads) {
 }
 
 function arrange(items, reads) {
-  // Sets x (centre) and y (top) of items with width and height; gives the size of the whole.
+  // Items reach `before` to the left of their x and `after` to the right. Sets x (of the trunk) and y (top) of items; gives the size of the whole.
   const at = new Map();
   let y = 0, left = 0, right = 0;
   for (const row of rowsOf(items, reads)) {
@@ -134,17 +152,20 @@ function arrange(items, reads) {
       return [before.length ? before.reduce((a, b) => a + b) / before.length : 0, item];
     });
     wish.sort((a, b) => a[0] - b[0]);
-    const total = wish.reduce((sum, [, i]) => sum + i.width + COLUMN, -COLUMN);
-    const middle = wish.reduce((sum, [x]) => sum + x, 0) / wish.length;
-    let x = middle - total / 2;
+    let x = 0, off = 0;
+    for (const [wanted, item] of wish) {
+      item.x = x + item.before;
+      off += wanted - item.x;
+      x += item.before + item.after + COLUMN;
+    }
+    off /= wish.length;
     for (const [, item] of wish) {
-      item.x = x + item.width / 2;
+      item.x += off;
       item.y = y;
       at.set(item, item.x);
-      x += item.width + COLUMN;
+      left = Math.min(left, item.x - item.before);
+      right = Math.max(right, item.x + item.after);
     }
-    left = Math.min(left, middle - total / 2);
-    right = Math.max(right, middle + total / 2);
     y += Math.max(...row.map((i) => i.height)) + ROW;
   }
   return { left, right, height: Math.max(0, y - ROW) };
@@ -153,8 +174,9 @@ function arrange(items, reads) {
 function layOut(boxes) {
   const frames = new Map(), itemOf = new Map(), items = [];
   for (const box of boxes) {
-    box.width = WIDTH;
     box.height = HEIGHT;
+    box.after = WIDTH / 2;
+    box.before = WIDTH / 2 + ([...box.reads.keys()].some((r) => apart(r, box)) ? STUB : 0);
     if (box.layer && !box.folded) {
       if (!frames.has(box.layer)) {
         frames.set(box.layer, { layer: box.layer, boxes: [] });
@@ -169,7 +191,11 @@ function layOut(boxes) {
   }
   for (const frame of frames.values()) {
     frame.size = arrange(frame.boxes, (b) => [...b.reads.keys()]);
-    frame.width = frame.size.right - frame.size.left + 2 * PAD;
+    const trunk = frame.boxes.filter((b) => b.output === undefined).reduce((a, b) => (b.y >= a.y ? b : a));
+    frame.trunk = trunk.x;
+    frame.before = trunk.x - frame.size.left + PAD;
+    frame.after = frame.size.right - trunk.x + PAD + LANE;
+    frame.width = frame.before + frame.after;
     frame.height = frame.size.height + 2 * PAD + HEADER;
   }
   const outer = new Map(items.map((i) => [i, new Set()]));
@@ -178,7 +204,7 @@ function layOut(boxes) {
   }
   const size = arrange(items, (i) => [...outer.get(i)]);
   for (const frame of frames.values()) {
-    const shift = frame.x - (frame.size.left + frame.size.right) / 2;
+    const shift = frame.x - frame.trunk;
     for (const box of frame.boxes) {
       box.x += shift;
       box.y += frame.y + PAD + HEADER;
@@ -201,7 +227,7 @@ function draw() {
   const marks = marksOf(view.pass);
   const under = [], wires = [], over = [];
   for (const frame of frames) {
-    const x = frame.x - frame.width / 2;
+    const x = frame.x - frame.before;
     under.push(element("rect", { class: "frame", x, y: frame.y, width: frame.width, height: frame.height, rx: 8 }));
     const title = element("text", { class: "frametitle", x: x + 10, y: frame.y + 16, tabindex: 0, role: "button",
       "aria-label": `Fold ${frame.layer}` }, `▾ ${short(frame.layer, Math.floor(frame.width / 7.5))}`);
@@ -229,12 +255,17 @@ function draw() {
 
 function wire(source, box) {
   const [x0, y0, x1, y1] = [source.x, source.y + HEIGHT, box.x, box.y];
-  const far = y1 - y0 > 2 * HEIGHT + ROW;
-  const side = x0 + (x1 >= x0 ? -1 : 1) * (WIDTH / 2 + 18);
-  const path = far && Math.abs(x0 - x1) < WIDTH
-    ? `M${x0} ${y0}C${x0} ${y0 + 20} ${side} ${y0 + 10} ${side} ${y0 + 44}L${side} ${y1 - 44}C${side} ${y1 - 10} ${x1} ${y1 - 20} ${x1} ${y1}`
-    : `M${x0} ${y0}C${x0} ${y0 + 16} ${x1} ${y1 - 16} ${x1} ${y1}`;
-  const made = element("path", { class: "wire", d: path });
+  const between = y1 - y0 > HEIGHT + ROW ? view.boxes.filter((b) => b.y > y0 && b.y + HEIGHT < y1) : [];
+  const low = Math.min(x0, x1) - WIDTH / 2, high = Math.max(x0, x1) + WIDTH / 2;
+  const blocking = between.filter((b) => b.x + WIDTH / 2 > low && b.x - WIDTH / 2 < high);
+  let d = `M${x0} ${y0}C${x0} ${y0 + 16} ${x1} ${y1 - 16} ${x1} ${y1}`;
+  if (blocking.length) {
+    const frame = view.open.has(box.layer) && box.layer === source.layer;
+    const side = Math.max(x0 + WIDTH / 2, x1 + WIDTH / 2, ...(frame ? between.filter((b) => b.layer === box.layer) : blocking)
+      .map((b) => b.x + WIDTH / 2)) + 14;
+    d = `M${x0} ${y0}C${x0} ${y0 + 14} ${side} ${y0 + 6} ${side} ${y0 + ROW}L${side} ${y1 - ROW}C${side} ${y1 - 6} ${x1} ${y1 - 14} ${x1} ${y1}`;
+  }
+  const made = element("path", { class: "wire", d });
   made.ends = [source, box];
   return made;
 }
@@ -249,6 +280,7 @@ function nodeOf(box, marks) {
   if (box.leaf !== undefined || box.output !== undefined) classes.push("leaf");
   else if (box.folded) classes.push("layer");
   else classes.push(data.roles[opOf(box.nodes[0])] || "plain");
+  if (box.nodes.length === 1 && !box.folded && marks.fused.has(identity(box.nodes[0]))) classes.push("fused");
   if (box.nodes.some((n) => marks.made.has(n))) classes.push("made");
   else if (box.nodes.some((n) => marks.going.has(n))) classes.push("going");
   if (box.nodes.some((n) => view.hits.has(n))) classes.push("hit");
@@ -274,14 +306,15 @@ function pressed(target, action) {
 }
 
 function marksOf(pass) {
-  // made: nodes that this pass made. going: nodes that the next change takes into others.
-  const now = stateOf(pass), made = new Set(), going = new Map();
+  // made: nodes that this pass made. going: nodes that the next change takes into others. fused: those that took others.
+  const now = stateOf(pass), made = new Set(), going = new Map(), fused = new Set();
+  for (const s of states.slice(0, now + 1)) for (const fresh of s.groups.values()) fused.add(identity(fresh));
   if (pass >= 0 && now > stateOf(pass - 1)) {
     const before = new Set(states[now - 1].nodes.map(identity));
     for (const n of states[now].nodes) if (!before.has(identity(n))) made.add(n);
   }
   if (now + 1 < states.length) for (const [old, fresh] of states[now + 1].groups) going.set(old, fresh);
-  return { made, going };
+  return { made, going, fused };
 }
 
 function legend(marks) {
@@ -289,6 +322,8 @@ function legend(marks) {
   const entries = [];
   const next = data.passes.find((p) => p.state === stateOf(view.pass) + 1);
   if (marks.made.size) entries.push(entry("new", `made by ${data.passes[view.pass].name}: ${marks.made.size}`));
+  const fused = current().nodes.filter((n) => marks.fused.has(identity(n))).length;
+  if (fused) entries.push(entry("fused", `fused so far: ${fused}`));
   if (marks.going.size && next) entries.push(entry("going", `taken into others by ${next.name}: ${marks.going.size}`));
   if (view.hits.size) entries.push(entry("hit", `found: ${view.hits.size}`));
   $("legend").replaceChildren(...entries);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import time
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def history(graph: Graph, pipeline: Pipeline) -> dict[str, Any]:
         found = step.run(watched)
         milliseconds = 1e3 * (time.perf_counter() - start)
         misses += found.misses
+        book.follow(before, watched)
         state = book.state(watched)
         state["groups"] = book.groups(before, reads, watched)
         if {k: v for k, v in state.items() if k != "groups"} != {k: v for k, v in states[-1].items() if k != "groups"}:
@@ -74,6 +76,7 @@ class _Book:
 
     def __init__(self) -> None:
         self.values: dict[Value, int] = {}
+        self.params: dict[str, int] = {}
         self.leaves: dict[int, list[Any]] = {}
         self.known: dict[tuple[Any, ...], int] = {}
         self.nodes: list[list[Any]] = []
@@ -88,8 +91,25 @@ class _Book:
     def value(self, value: Value) -> int:
         found = self.values.setdefault(value, len(self.values))
         if value.producer is None and found not in self.leaves:
+            if value.is_param:
+                self.params[value.name] = found
             self.leaves[found] = ["param" if value.is_param else "input", value.name, str(value.type)]
         return found
+
+    def follow(self, before: list[Node], graph: Graph) -> None:
+        """Nodes of a graph that a pass built anew are those before it with the same op at the same place."""
+        after = list(graph)
+        if any(n in self.record for n in after):
+            return
+        for p in graph.params.values():
+            old = self.params.get(p.name)
+            if old is not None:
+                self.values[p] = old
+        a, b = ([(n.op.name, n.location) for n in nodes] for nodes in (before, after))
+        for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+            for i in range(block.size):
+                old, new = before[block.a + i], after[block.b + i]
+                self.values.update((v, self.value(u)) for u, v in zip(old.outputs, new.outputs, strict=True))
 
     def place(self, file: str, line: int) -> int:
         """The number of a source file; the lines around the place are kept."""
