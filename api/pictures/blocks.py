@@ -131,7 +131,9 @@ class _Gathering:
             for v in self.flow.entering(n):
                 p = v.producer
                 inside = p in index
-                if not inside and (v is fork or (p is not None and fork.producer is not None and self.follows(p, fork))):
+                if not inside and (
+                    v is fork or (p is not None and fork.producer is not None and self.follows(p, fork))
+                ):
                     reach = max(reach, self.first_reached(nodes, index, v))
             i = index[n]
             if reach <= i and self.is_norm(n):
@@ -192,7 +194,9 @@ class _Gathering:
                 found_role = role_of(p, self.flow.weighted(p))
                 if found_role is not None and found_role[0] in (Role.norm, Role.embedding):
                     continue
-                if any(u not in inside for o in p.outputs for u in o.users) or any(map(flow.graph.is_output, p.outputs)):
+                if any(u not in inside for o in p.outputs for u in o.users) or any(
+                    map(flow.graph.is_output, p.outputs)
+                ):
                     continue
                 if only_one and found_role is not None:
                     stop.add(p)
@@ -241,5 +245,3 @@ class _Gathering:
             if role is not None:
                 return found if role[0] is Role.linear else []
         return []
-
-

@@ -169,6 +169,12 @@ def _is_gate(flow: Flow, node: Node, inside: set[Node]) -> bool:
 def _others(flow: Flow, block: Block) -> list[str]:
     """Parameters that stand beside the layer of a block, as learned positions do beside that of patches."""
     plain = [n for n in block.nodes if role_of(n, flow.weighted(n)) is None]
-    names = [p.name.removesuffix(".weight").rpartition(".")[2] for n in plain for v in n.arguments if v in flow.still
-             for p in leaves(v) if p in block.params]
+    names = [
+        p.name.removesuffix(".weight").rpartition(".")[2]
+        for n in plain
+        for v in n.arguments
+        if v in flow.still
+        for p in leaves(v)
+        if p in block.params
+    ]
     return [f"with {name}" for name in dict.fromkeys(names)]

@@ -260,9 +260,10 @@ function wire(source, box) {
   const blocking = between.filter((b) => b.x + WIDTH / 2 > low && b.x - WIDTH / 2 < high);
   let d = `M${x0} ${y0}C${x0} ${y0 + 16} ${x1} ${y1 - 16} ${x1} ${y1}`;
   if (blocking.length) {
-    const frame = view.open.has(box.layer) && box.layer === source.layer;
-    const side = Math.max(x0 + WIDTH / 2, x1 + WIDTH / 2, ...(frame ? between.filter((b) => b.layer === box.layer) : blocking)
-      .map((b) => b.x + WIDTH / 2)) + 14;
+    let side = Math.max(x0, x1) + WIDTH / 2 + 14;
+    for (const b of between.sort((a, b) => a.x - b.x)) {
+      if (b.x + WIDTH / 2 + 8 > side && b.x - WIDTH / 2 - 8 < side) side = b.x + WIDTH / 2 + 14;
+    }
     d = `M${x0} ${y0}C${x0} ${y0 + 14} ${side} ${y0 + 6} ${side} ${y0 + ROW}L${side} ${y1 - ROW}C${side} ${y1 - 6} ${x1} ${y1 - 14} ${x1} ${y1}`;
   }
   const made = element("path", { class: "wire", d });

@@ -130,7 +130,9 @@ class _Layout:
         self.place_of[drawn] = place
         return place
 
-    def rows(self, items: Sequence[Item], level: Frame | int, side: int) -> tuple[list[list[Place]], float, float, float]:
+    def rows(
+        self, items: Sequence[Item], level: Frame | int, side: int
+    ) -> tuple[list[list[Place]], float, float, float]:
         """Rows of a level from the bottom up, how far they and the lines beside them reach, and their height."""
         rank = ranks(items, self.folded.lines)
         rows: list[list[Place]] = [[] for _ in range(max(rank.values(), default=-1) + 1)]
@@ -348,8 +350,14 @@ def towers_of(folded: Folded) -> list[list[Item]]:
         groups.setdefault(root(item), []).append(item)
     for group in list(groups.values()):
         if len(groups) > 1 and _small(group):
-            target = next((item_of[x.target] for x in folded.lines if item_of[x.source] in group and
-                           item_of[x.target] not in group), None)
+            target = next(
+                (
+                    item_of[x.target]
+                    for x in folded.lines
+                    if item_of[x.source] in group and item_of[x.target] not in group
+                ),
+                None,
+            )
             if target is not None:
                 parent[root(group[0])] = root(target)
     towers: dict[Item, list[Item]] = {}

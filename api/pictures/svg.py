@@ -132,7 +132,9 @@ class _Writer:
         for text, size in place.lines:
             y += size + 4
             look = "" if size == DETAIL and not plain else ' class="muted"'
-            found.append(f'<text x="{cx:g}" y="{y:g}" font-size="{size:g}" text-anchor="middle"{look}>{escape(text)}</text>')
+            found.append(
+                f'<text x="{cx:g}" y="{y:g}" font-size="{size:g}" text-anchor="middle"{look}>{escape(text)}</text>'
+            )
         return [*found, "</g>"]
 
     def route(self, route: Route) -> list[str]:
@@ -144,9 +146,11 @@ class _Writer:
         tip = f"{x1:g},{y1:g}"
         back = x1 - dx * size, y1 - dy * size
         wing = [(back[0] - dy * 3.2, back[1] - dx * 3.2), (back[0] + dy * 3.2, back[1] + dx * 3.2)]
-        head = f'<polygon class="{"sidehead" if quiet else "head"}" points="{tip} ' + " ".join(
-            f"{a:g},{b:g}" for a, b in wing
-        ) + '"/>'
+        head = (
+            f'<polygon class="{"sidehead" if quiet else "head"}" points="{tip} '
+            + " ".join(f"{a:g},{b:g}" for a, b in wing)
+            + '"/>'
+        )
         path = _rounded([*points[:-1], (back[0], back[1])])
         dash = ' stroke-dasharray="3 3"' if quiet else ""
         found = [f'<path class="{"side" if quiet else "wire"}" d="{path}" fill="none" stroke-width="1.4"{dash}/>', head]

@@ -57,9 +57,7 @@ ROLES = MappingProxyType(
 RANK = (Role.attention, Role.experts, Role.recurrent, Role.convolution, Role.feed_forward, Role.linear, Role.embedding)
 """Of several roles in one block, the one that is named."""
 
-ACTIVATIONS = frozenset(
-    f.op for f in (ops.relu, ops.gelu, ops.silu, ops.softplus, ops.tanh, ops.sigmoid, ops.softmax)
-)
+ACTIVATIONS = frozenset(f.op for f in (ops.relu, ops.gelu, ops.silu, ops.softplus, ops.tanh, ops.sigmoid, ops.softmax))
 """Ops that a block names in its details."""
 
 PLUMBING = frozenset(f.op for f in (ops.cast, ops.neg, ops.exp, ops.rsqrt, ops.sqrt, ops.abs, ops.dropout, ops.floor))
