@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..console import Json, command, out, print_json, table, working
+from ..frontends.dsl import Model
 from ..ir import Graph, MonographError
 from ..ir.errors import did_you_mean
 from ..passes.differential import difference
@@ -15,13 +16,9 @@ from ..passes.manager import PipelineReport
 from ..passes.pattern import NearMiss
 from ..passes.pipelines import PIPELINES, decompose, optimize
 from ..passes.shard import plan
-<<<<<<< HEAD
 from ..pictures import draw, write_page
-from ..resolve import HELP, resolve
-=======
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, pipelines
->>>>>>> main
 
 PipelineOption = Annotated[
     str | None,
@@ -38,30 +35,24 @@ def show(
     counts: Annotated[bool, typer.Option("--counts", help="print how often each op occurs, not the graph")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="print what was not fused, and why")] = False,
     shard: Annotated[int | None, typer.Option(help="print how this many processes share the layers")] = None,
-<<<<<<< HEAD
+    family: FamilyOption = None,
+    random: RandomOption = None,
     svg: Annotated[Path | None, typer.Option(help="file for a drawing of the architecture, as SVG")] = None,
     png: Annotated[Path | None, typer.Option(help="file for the same drawing, as PNG")] = None,
     html: Annotated[
         Path | None, typer.Option(help="file for a page with the graph before and after every pass (default: decode)")
     ] = None,
-=======
-    family: FamilyOption = None,
-    random: RandomOption = None,
->>>>>>> main
     json_output: Json = False,
 ) -> None:
     """Print the graph of a model as text, plain or after a named pipeline; or draw it."""
     if shard is not None:
         _show_plan(model, shard, json_output, family)
         return
-<<<<<<< HEAD
     if svg or png or html:
-        _draw(model, {".svg": svg, ".png": png}, html, pipeline, decomposed, json_output)
+        made = resolve(model, family, random)
+        _draw(made, {".svg": svg, ".png": png}, html, pipeline or "decode", decomposed, json_output)
         return
-    graph, report = _graph(model, pipeline, decomposed)
-=======
     graph, report = _graph(model, pipeline, decomposed, family=family, random=random)
->>>>>>> main
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
     if graph.slots:
         payload["slots"] = [str(s) for s in graph.slots]
@@ -80,12 +71,11 @@ def show(
         _print_misses(report, pipeline)
 
 
-<<<<<<< HEAD
 def _draw(
-    name: str, drawings: dict[str, Path | None], html: Path | None, pipeline: str | None, decomposed: bool, json: bool
+    model: Model, drawings: dict[str, Path | None], html: Path | None, pipeline: str, decomposed: bool, json: bool
 ) -> None:
     """Write the drawings and the page that were asked for, and say where."""
-    model, written = resolve(name), dict[str, str]()
+    written = dict[str, str]()
     for ending, path in drawings.items():
         if path is None:
             continue
@@ -93,9 +83,9 @@ def _draw(
             raise MonographError(f"--{ending[1:]} writes a file that ends in {ending}, not {path.name}")
         written[ending[1:]] = str(draw(model).save(path))
     if html is not None:
-        _known(pipeline or "decode")
-        with working(f"passes of {pipeline or 'decode'}", json):
-            written["html"] = str(write_page(model, html, pipeline or "decode", decomposed=decomposed))
+        _known(pipeline)
+        with working(f"passes of {pipeline}", json):
+            written["html"] = str(write_page(model, html, pipeline, decomposed=decomposed))
     if json:
         print_json(written)
         return
@@ -109,10 +99,7 @@ def _known(pipeline: str) -> None:
         raise MonographError(what, hint=f"known: {', '.join(PIPELINES)}")
 
 
-def _show_plan(model: str, size: int, json_output: bool) -> None:
-=======
 def _show_plan(model: str, size: int, json_output: bool, family: str | None) -> None:
->>>>>>> main
     if size < 2:
         raise MonographError(f"--shard is {size}, expected at least 2 processes")
     found = plan(resolve(model, family).graph(), size)
@@ -181,16 +168,9 @@ def _graph(
     random: int | None = None,
 ) -> tuple[Graph, PipelineReport | None]:
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
-<<<<<<< HEAD
     if pipeline is not None:
         _known(pipeline)
-    graph = resolve(name).graph(encoded=True)
-=======
-    if pipeline is not None and pipeline not in PIPELINES:
-        what = f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}"
-        raise MonographError(what, hint=f"known: {', '.join(PIPELINES)}")
     graph = resolve(name, family, random).graph(encoded=True)
->>>>>>> main
     if decomposed:
         graph = decompose(graph)
     if pipeline is None:

@@ -182,8 +182,11 @@ class _Layout:
         wanted: list[float] = []
         for p in row:
             item = p.item
-            partners = [x.target if x.source is item else x.source for x in self.folded.lines
-                        if item in (x.source, x.target) and not x.quiet]
+            partners = [
+                x.target if x.source is item else x.source
+                for x in self.folded.lines
+                if item in (x.source, x.target) and not x.quiet
+            ]
             ends = isinstance(item, Drawn) and item.block.role in (Role.input, Role.output)
             here = ends and len(partners) == 1 and isinstance(self.level.get(partners[0]), int)
             wanted.append(self.place_of[partners[0]].x if here else p.x)
