@@ -116,11 +116,15 @@ def write_export(
     """`export`, for those who want to know what it did."""
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
+    from .backends.onnx.rewrites import PORTABLE, portable
+    from .backends.onnxruntime.quantized import exact_layers
 
     client = layout_of(layout)
+    # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
+    pipeline = PORTABLE if client is None else portable(exact_layers())
     weights, report = weights_of(model), ExportReport(Path(folder))
     graphs = serving_graphs(model, dtype, dump)
-    exported = Exported.of(model, graphs, weights, opset, client, dump)
+    exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
     report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
     announce(report.bound)
     write(exported, folder, progress)

@@ -16,6 +16,7 @@ from ...ir.files import whole
 from ...ir.graph import Graph
 from ...ir.weights import Tensor, Weights
 from ...passes.encode import through_float
+from ...passes.manager import Pipeline
 from .client_graphs import client_graphs
 from .clients import CROSS, MERGED, Layout, check_class
 from .folder import foreign, write_companions, write_text
@@ -24,7 +25,7 @@ from .genai import genai_config
 from .lower import lower, prepared
 from .merged import merged
 from .metadata import TASK, task_json
-from .rewrites import AS_IT_IS
+from .rewrites import AS_IT_IS, PORTABLE
 from .save import checked, count, memory_bound, save
 
 OPSET = 23
@@ -58,11 +59,13 @@ class Exported:
         opset: int | None = None,
         layout: Layout | None = None,
         dump: Path | None = None,
+        pipeline: Pipeline = PORTABLE,
     ) -> Exported:
         """Everything but the bytes of the weights. graphs: those that serve the model, by name.
 
-        opset: None for the layout's. dump: folder for the text of each graph after every pass. Raises LoweringError
-        for what a client has no class for, and for an op without an ONNX form.
+        opset: None for the layout's. pipeline: the rewrites to ops of the target. dump: folder for the text of each
+        graph after every pass. Raises LoweringError for what a client has no class for, and for an op without an ONNX
+        form.
         """
         opset = opset if opset is not None else layout.opset if layout is not None else OPSET
         texts: dict[str, str] = {}
@@ -75,7 +78,7 @@ class Exported:
                 positions = getattr(model.config, "max_positions", None) or POSITIONS
                 texts[GENAI] = _json(genai_config(model, graphs["model"], kind, "model.onnx", positions))
         ready = {
-            name: prepared(g, opset, dump=None if dump is None else dump / f"{i}-{name}")
+            name: prepared(g, opset, pipeline, dump=None if dump is None else dump / f"{i}-{name}")
             for i, (name, g) in enumerate(graphs.items(), 1)
         }
         models = {name: lower(g, weights, opset, pipeline=AS_IT_IS) for name, g in ready.items()}
