@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model, Program
+from .frontends.given import model_of
+from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.types import f32
@@ -57,6 +59,7 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     """
     from .backends import torch as backend
 
+    model_of(model, "to_torch")
     return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
 
 
@@ -119,10 +122,11 @@ def write_export(
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
 
+    check_not_reading("mg.export is called")
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
-    weights, report = weights_of(model), ExportReport(Path(folder))
+    weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
     graphs = serving_graphs(model, dtype, dump)
     exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
     report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
@@ -171,6 +175,8 @@ def build(
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
 
+    check_not_reading("mg.build is called")
+    model_of(model, "build")
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         report = backend.build(

@@ -35,9 +35,8 @@ METADATA = {
 }
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same model with layers of each format and a table of Q8_0, and one where the value projections differ."""
+def write_llama(path: Path, kind: str) -> Path:
+    """A small llama whose layers are stored in `kind` (mixed: Q4_0, value projections Q5_0), with a table of Q8_0."""
     from monograph.frontends.dsl import load_family
 
     family = load_family("llama")
@@ -46,20 +45,23 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert family.gguf is not None
     back = {v: k for k, v in family.gguf.names.items()}
     arrays: dict[str, Any] = {}
-    for path in graph.params:
-        stem = path.removesuffix(".weight").split(".")
+    for name in graph.params:
+        stem = name.removesuffix(".weight").split(".")
         number = next((p for p in stem if p.isdigit()), "")
-        name = back[".".join("{}" if p.isdigit() else p for p in stem)].format(number)
+        stored = back[".".join("{}" if p.isdigit() else p for p in stem)].format(number)
         heads = {"q_proj": 4, "k_proj": 2}.get(stem[-1])
-        x = weights.numpy(path) * (1 if "norm" in path else 5)
-        arrays[f"{name}.weight"] = rows_as_llama_cpp_stores_them(x, heads) if heads else x
+        x = weights.numpy(name) * (1 if "norm" in name else 5)
+        arrays[f"{stored}.weight"] = rows_as_llama_cpp_stores_them(x, heads) if heads else x
     layers = [k for k in arrays if "norm" not in k and "token" not in k]
-    made: dict[str, Path] = {}
-    for kind in ("Q4_0", "Q4_1", "Q8_0", "mixed"):
-        kinds = {k: Q[kind] if kind != "mixed" else Q.Q5_0 if "attn_v" in k else Q.Q4_0 for k in layers}
-        path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-        made[kind] = write_gguf(path, arrays, METADATA, kinds | {"token_embd.weight": Q.Q8_0})
-    return made
+    kinds = {k: Q[kind] if kind != "mixed" else Q.Q5_0 if "attn_v" in k else Q.Q4_0 for k in layers}
+    return write_gguf(path, arrays, METADATA, kinds | {"token_embd.weight": Q.Q8_0})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same model with layers of each format, and one where the value projections differ."""
+    folder = tmp_path_factory.mktemp("gguf")
+    return {kind: write_llama(folder / f"{kind}.gguf", kind) for kind in ("Q4_0", "Q4_1", "Q8_0", "mixed")}
 
 
 def logits(model: Model, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

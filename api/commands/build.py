@@ -16,15 +16,17 @@ from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.errors import did_you_mean
 from ..machine import peak_memory
-from ..resolve import HELP, resolve
+from ..resolve import resolve
+from .options import FamilyOption, ModelArgument, RandomOption, targets
 
 
 @command
 def build(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="where the built model goes")],
     target: Annotated[
-        str, typer.Option(help=f"one of {', '.join(TARGETS)}: fused for ONNX Runtime, or portable")
+        str,
+        typer.Option(help=f"one of {', '.join(TARGETS)}: fused for ONNX Runtime, or portable", autocompletion=targets),
     ] = "cpu",
     max_positions: Annotated[
         int | None, typer.Option(help="most tokens a row may have (cpu); none: the config's")
@@ -39,6 +41,8 @@ def build(
     check: Annotated[
         bool, typer.Option("--check", help="compare the result with the NumPy reference; exit 1 if off")
     ] = False,
+    family: FamilyOption = None,
+    random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
@@ -46,7 +50,7 @@ def build(
         raise MonographError(f"no target is called {target!r}{did_you_mean(target, TARGETS)}")
     if layout is not None:
         target = _portable(layout, target)
-    loaded = resolve(model)
+    loaded = resolve(model, family, random)
 
     def announce(bound: int) -> None:
         report["bound_bytes"] = bound

@@ -14,6 +14,7 @@ from ...frontends.dsl import Model
 from ...frontends.huggingface import hf_config
 from ...ir.files import whole
 from ...ir.graph import Graph
+from ...ir.manifest import seal
 from ...ir.weights import Tensor, Weights
 from ...passes.encode import through_float
 from ...passes.manager import Pipeline
@@ -104,6 +105,7 @@ def write(exported: Exported, folder: str | Path, progress: Callable[[int, int, 
         for name, text in exported.texts.items():
             write_text(stage, name, text)
         write_companions(stage, exported.model, exported.inputs, layout)
+        seal(stage.work)
 
 
 def _read(graphs: Iterable[Graph], weights: Weights) -> Iterable[Tensor]:

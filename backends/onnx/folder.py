@@ -12,10 +12,12 @@ from google.protobuf.message import DecodeError
 from ...frontends.dsl import Model
 from ...frontends.huggingface import GENERATION, PREPROCESSOR
 from ...frontends.huggingface import write_companions as companions
+from ...frontends.own import FILE as SOURCE
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...frontends.task import TOKEN_TYPES
 from ...ir.files import Stage
+from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
 from .clients import DECODER, ENCODER, LAYOUTS, MERGED, Layout
 from .genai import FILE as GENAI
@@ -26,8 +28,8 @@ CONTRACT, CONFIG, TOKENIZER = "monograph.json", "config.json", "tokenizer_config
 GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
-        CONTRACT, POOLING, CONFIG, GENERATION, PREPROCESSOR, GENAI, "tokenizer.json", TOKENIZER,
-        *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
+        CONTRACT, MANIFEST, VERIFIED, POOLING, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
+        "tokenizer.json", TOKENIZER, *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }
 )  # fmt: skip
 """Every file that a build or an export writes."""
