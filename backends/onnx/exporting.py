@@ -18,7 +18,7 @@ from ...ir.manifest import seal
 from ...ir.weights import Tensor, Weights
 from ...passes.encode import through_float
 from ...passes.manager import Pipeline
-from .client_graphs import client_graphs
+from .client_graphs import client_graphs, with_columns
 from .clients import CROSS, MERGED, Layout, check_class
 from .folder import foreign, write_companions, write_text
 from .genai import FILE as GENAI
@@ -78,6 +78,8 @@ class Exported:
             if layout.name == "genai":
                 positions = getattr(model.config, "max_positions", None) or POSITIONS
                 texts[GENAI] = _json(genai_config(model, graphs["model"], kind, "model.onnx", positions))
+        elif model.task.by_column:
+            graphs = {name: with_columns(g) for name, g in graphs.items()}
         ready = {
             name: prepared(g, opset, pipeline, dump=None if dump is None else dump / f"{i}-{name}")
             for i, (name, g) in enumerate(graphs.items(), 1)

@@ -36,7 +36,6 @@ NAMES = frozenset(
 FOLDERS = frozenset(layout.folder for layout in LAYOUTS.values() if layout.folder)
 """Every folder inside, in which graphs are written."""
 
-
 _NEW_CLASS, _CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 """What transformers 5 writes for a tokenizer.json, and the name by which all versions know the same class."""
 
@@ -51,7 +50,8 @@ def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: 
     if pooling is not None:
         write_text(stage, POOLING, pooling.to_json())
     if model.tokenizer is not None:
-        _change(stage, TOKENIZER, lambda said: said | tokenizer_settings(model, inputs, said))
+        side = "left" if layout is None else layout.padding
+        _change(stage, TOKENIZER, lambda said: said | tokenizer_settings(model, inputs, said, side))
         if model.task.generates:
             _change(stage, GENERATION, lambda said: {**ends_of(model), **said})
     if layout is not None and layout.folder:
@@ -60,8 +60,8 @@ def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: 
         _change(stage, CONFIG, lambda said: {**said, "transformers.js_config": files})
 
 
-def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer must know of a model: the inputs that it makes, and that all prompts of a batch end together."""
+def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """What a tokenizer must know of a model: the inputs that it makes, and on which side a client pads prompts."""
     taken = set(inputs)
     found: dict[str, Any] = {"model_input_names": [k for k in (TOKENS.ids, TOKEN_TYPES, TOKENS.mask) if k in taken]}
     if said.get("tokenizer_class") == _NEW_CLASS:
@@ -69,7 +69,7 @@ def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, A
     if model.task.separated:
         found["model_input_names"] = [TOKENS.ids, TOKENS.mask]
     elif model.task.generates:
-        found["padding_side"] = said.get("padding_side", "left")
+        found["padding_side"] = side
     return found
 
 
