@@ -101,8 +101,8 @@ def export(
     """
     if target != "onnx":
         raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")
-    told = {"dump": dump, "announce": announce, "progress": progress}
-    return write_export(model, folder, dtype, opset, layout=layout, **told).folder
+    report = write_export(model, folder, dtype, opset, layout=layout, dump=dump, announce=announce, progress=progress)
+    return report.folder
 
 
 def write_export(

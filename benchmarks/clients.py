@@ -8,8 +8,8 @@ one, and compared with Monograph's own engine and with transformers. Rows that d
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
-import sys
 import venv
 from pathlib import Path
 from shutil import which
@@ -21,13 +21,11 @@ import torch
 import transformers
 from clients_models import CASES, Case
 from clients_worker import padded
+from monograph.backends import ort
 from monograph.console import working
 from monograph.frontends.huggingface import save_pretrained
 from monograph.ir import DType
 from report import ROOT, WORK, Row, parser, publish
-
-sys.path.append(str(ROOT / "examples"))
-from plain_onnxruntime import greedy
 
 NEW = 32
 HERE, PLACE = Path(__file__).parent, WORK / "clients"
@@ -156,7 +154,8 @@ def asked(command: list[str | Path], jobs: list[dict[str, Any]]) -> dict[str, An
 
 
 def plain(case: Case, model: Any) -> Result:
-    """Plain ONNX Runtime over the folder without a layout, one row at a time."""
+    """Plain ONNX Runtime over the folder without a layout, one row at a time, as the example does it."""
+    greedy = runpy.run_path(str(ROOT / "examples" / "plain_onnxruntime.py"))["greedy"]
     return {"single": [greedy(PLACE / "folders" / place(case, "plain"), r, NEW) for r in rows_of(case, model)]}
 
 
@@ -215,7 +214,7 @@ def main() -> None:
                 jobs[layout].append(job(case, model, layout))
                 expected[place(case, layout)] = case, mine, theirs
             if case.task == "causal-lm":
-                version = f"onnxruntime {mg.backends.ort.library().__version__}"
+                version = f"onnxruntime {ort.library().__version__}"
                 rows.append(row("plain onnxruntime", version, case, plain(case, model), mine, theirs))
     commands: dict[str, tuple[str, list[str | Path]]] = {}
     for name, (kind, _) in ENVIRONMENTS.items():

@@ -59,7 +59,10 @@ _WIDTHS = frozenset(("gemma", "gemma3_text", "gpt_oss", "nemotron"))
 
 def _optimum_shape(kind: str, config: Mapping[str, Any]) -> tuple[int, int] | None:
     """(heads, width) of the empty past that ORTModelForCausalLM begins with; None where a config does not say."""
-    first = lambda *names: next((n for k in names if isinstance(n := config.get(k), int)), None)  # noqa: E731
+
+    def first(*names: str) -> int | None:
+        return next((n for k in names if isinstance(n := config.get(k), int)), None)
+
     heads, dim = first("num_attention_heads", "n_head"), first("hidden_size", "n_embd")
     if heads is None or dim is None:
         return None

@@ -16,6 +16,7 @@ from ...frontends.own import FILE as SOURCE
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...frontends.task import TOKEN_TYPES
+from ...frontends.tokenizer import read_json
 from ...ir.files import Stage
 from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
@@ -51,13 +52,14 @@ def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: 
         write_text(stage, POOLING, pooling.to_json())
     if model.tokenizer is not None:
         side = "left" if layout is None else layout.padding
-        _change(stage, TOKENIZER, lambda said: said | tokenizer_settings(model, inputs, said, side))
+        said = _staged(stage, TOKENIZER)
+        write_json(stage, TOKENIZER, {**said, **tokenizer_settings(model, inputs, said, side)})
         if model.task.generates:
-            _change(stage, GENERATION, lambda said: {**ends_of(model), **said})
+            write_json(stage, GENERATION, {**ends_of(model), **_staged(stage, GENERATION)})
     if layout is not None and layout.folder:
         # What transformers.js takes where its caller says nothing: else it looks for files of 8 bits in a browser.
         files = {"dtype": "fp32", "use_external_data_format": dict.fromkeys(_with_data(stage, layout), 1)}
-        _change(stage, CONFIG, lambda said: {**said, "transformers.js_config": files})
+        write_json(stage, CONFIG, {**_staged(stage, CONFIG), "transformers.js_config": files})
 
 
 def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -93,11 +95,13 @@ def _with_data(stage: Stage, layout: Layout) -> list[str]:
     return [f"{g}.onnx" for g in GRAPHS if (stage.work / f"{layout.path(g)}{layout.data}").exists()]
 
 
-def _change(stage: Stage, name: str, change: Any) -> None:
-    """Change a staged JSON file, or make it."""
-    path = stage.path(name)
-    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_text(stage, name, json.dumps(change(said), indent=2, ensure_ascii=False) + "\n")
+def _staged(stage: Stage, name: str) -> dict[str, Any]:
+    """What a staged JSON file says; nothing if there is none."""
+    return read_json(stage.work / name)
+
+
+def write_json(stage: Stage, name: str, content: Mapping[str, Any]) -> None:
+    write_text(stage, name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(stage: Stage, name: str, text: str) -> None:
