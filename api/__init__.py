@@ -25,6 +25,7 @@ from .ir import Graph as Graph
 from .ir import MonographError as MonographError
 from .ir import Value as Value
 from .ir import ops as ops
+from .ir.errors import did_you_mean
 from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
 from .ir.weights import Weights as Weights
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from .building import build as build
     from .building import export as export
     from .building import to_torch as to_torch
-    from .frontends.load import load as load
+    from .frontends.given import init as init
     from .parity import verify as verify
     from .performance import bench as bench
+    from .resolve import load as load
     from .training.corpus import Corpus as Corpus
     from .training.corpus import python_topics as python_topics
     from .training.labelled import Labelled as Labelled
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LATER = {
-    "load": "frontends.load",
+    "init": "frontends.given",
+    "load": "resolve",
     "to_torch": "building",
     "export": "building",
     "build": "building",
@@ -64,17 +67,19 @@ _LATER = {
 __all__ = [
     "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
     "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build",
-    "export", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
+    "export", "init", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker takes the imports above, and calls a misspelt name an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}")
+        value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted([*__all__, "__version__"])

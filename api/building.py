@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model, Program
+from .frontends.given import model_of
+from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
-from .ir.files import whole
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
-from .passes.encode import keep_encodings, through_float
+from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     """
     from .backends import torch as backend
 
+    model_of(model, "to_torch")
     return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
 
 
@@ -81,54 +83,51 @@ def export(
     *,
     target: str = "onnx",
     dtype: DType = f32,
-    opset: int = 23,
+    opset: int | None = None,
+    layout: str | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] = lambda bound: None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a folder with the ONNX model, its config and its tokenizer; gives the folder.
 
-    target: only "onnx", standard ops for any runtime (`build` makes those of ONNX Runtime). Weights are written
-    tensor by tensor, never all in memory. dump: folder for the text of each graph after every pass. announce(bytes):
-    called once with the most memory that writing may take. The folder appears whole or not at all, in the place of an
-    older one. Raises MonographError subclasses for a folder that holds other files, an unknown target, missing weights
-    or an op that the target cannot say.
+    target: only "onnx", standard ops for any runtime (`build` makes those of ONNX Runtime). opset: None for the
+    layout's, or 23. layout: "optimum", "genai" or "web" (transformers.js), as that client wants files and names (None:
+    as `docs/state.md` says). Weights are written tensor by tensor, never all in memory. dump: folder for the text of
+    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The folder
+    appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a folder that holds
+    other files, an unknown target, missing weights, an op that the target cannot say, or a model that the client of
+    the layout has no class for.
     """
     if target != "onnx":
         raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")
-    return write_export(model, folder, dtype, opset, dump=dump, announce=announce, progress=progress).folder
+    told = {"dump": dump, "announce": announce, "progress": progress}
+    return write_export(model, folder, dtype, opset, layout=layout, **told).folder
 
 
 def write_export(
     model: Model,
     folder: str | Path,
     dtype: DType = f32,
-    opset: int = 23,
+    opset: int | None = None,
     *,
+    layout: str | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] = lambda bound: None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """`export`, for those who want to know what it did."""
-    from .backends import onnx as backend
-    from .backends.onnx.folder import foreign, write_companions
-    from .backends.onnx.save import checked, count, memory_bound
+    from .backends.onnx.clients import layout_of
+    from .backends.onnx.exporting import Exported, write
 
-    weights, report = weights_of(model), ExportReport(Path(folder))
-    graphs = {
-        f"{name}.onnx": backend.prepared(g, opset, dump=None if dump is None else dump / f"{i}-{name}")
-        for i, (name, g) in enumerate(serving_graphs(model, dtype, dump).items(), 1)
-    }
-    models = {name: backend.lower(g, weights, opset, pipeline=backend.AS_IT_IS) for name, g in graphs.items()}
-    for name, g in graphs.items():
-        report.nodes[name] = count(models[name])
-        report.through_float |= through_float(g, weights)
-    report.bound = memory_bound(models.values(), (weights[k] for g in graphs.values() for k in g.params))
+    check_not_reading("mg.export is called")
+    client = layout_of(layout)
+    weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
+    graphs = serving_graphs(model, dtype, dump)
+    exported = Exported.of(model, graphs, weights, opset, client, dump)
+    report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
     announce(report.bound)
-    with whole(folder, replaces=foreign) as stage:
-        for name, made in models.items():
-            checked(backend.save(made, stage.work / name, progress))
-        write_companions(stage, model)
+    write(exported, folder, progress)
     return report
 
 
@@ -172,6 +171,8 @@ def build(
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
 
+    check_not_reading("mg.build is called")
+    model_of(model, "build")
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         report = backend.build(

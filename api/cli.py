@@ -13,6 +13,7 @@ from .commands.compare import compare
 from .commands.data import data
 from .commands.doctor import doctor
 from .commands.finetune import finetune, merge
+from .commands.options import WithSeed
 from .commands.run import run
 from .commands.show import explain, optimize_, show
 from .commands.train import train
@@ -22,7 +23,7 @@ app = typer.Typer(
     name="monograph",
     help="Write a transformer once. Train it in PyTorch, serve it on ONNX Runtime, know both are the same.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 
@@ -42,13 +43,13 @@ def _options(
     pass
 
 
-app.command()(show)
+app.command(cls=WithSeed)(show)
 app.command()(explain)
 app.command("optimize")(optimize_)
-app.command()(build)
-app.command()(verify)
-app.command()(run)
-app.command()(bench)
+app.command(cls=WithSeed)(build)
+app.command(cls=WithSeed)(verify)
+app.command(cls=WithSeed)(run)
+app.command(cls=WithSeed)(bench)
 app.command()(train)
 app.command()(finetune)
 app.command()(merge)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import inspect
 import json
+import os
 import sys
+import traceback
+import typing
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ParamSpec, cast
@@ -17,15 +22,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .__main__ import DEBUG
 from .ir import MonographError
+from .limits import check_numbers
 
 P = ParamSpec("P")
+Debug = Annotated[bool, typer.Option("--debug", help="print the traceback of an error, too")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON value on stdout and nothing else")]
+
+
+class _Output(Console):
+    """A console that leaves a reader that went away to `ending`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def out() -> Console:
     """The console for results; made anew so that it follows a redirected stdout."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+    return _Output(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def err() -> Console:
@@ -33,21 +48,92 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+INTERRUPTED, CLOSED_PIPE = 130, 141
+"""Exit codes of a shell for a command that Ctrl-C ended, and for one whose reader went away."""
+
+
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Errors raised on purpose end a command with exit code 1, printed once: as text, or as JSON if that was asked."""
+    """A function as a command: numbers that its options cannot have are refused first, and it ends as `ending` says.
+
+    Every command gets the option `--debug`, which sets MONOGRAPH_DEBUG: errors are printed with their traceback.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
+        if kwargs.pop("debug", False):
+            os.environ[DEBUG] = "1"
+        with ending(as_json=bool(kwargs.get("json_output"))):
+            check_numbers(function, kwargs)
             function(*args, **kwargs)
-        except (MonographError, OSError) as e:
-            if kwargs.get("json_output"):
-                print_json({"error": str(e), "kind": type(e).__name__})
-            else:
-                err().print(f"error: {e}", markup=False, style="red")
-            raise typer.Exit(1) from None
 
+    # typer reads the options of a command from these two.
+    signature = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
+    run.__annotations__ = {**typing.get_type_hints(function, include_extras=True), "debug": Debug}
     return run
+
+
+@contextmanager
+def ending(*, as_json: bool = False) -> Generator[None]:
+    """Errors raised on purpose end the program with exit code 1, printed once: as text, or as JSON if that was asked.
+
+    So does what the system refuses: files, memory, a full disk. Ctrl-C is one line, and a reader that went away
+    (`| head`) none. Nothing that was printed waits to be written when the block has ended.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        raise SystemExit(CLOSED_PIPE) from None
+    except KeyboardInterrupt:
+        tell("interrupted")
+        raise SystemExit(INTERRUPTED) from None
+    except (MonographError, OSError, MemoryError) as e:
+        if os.environ.get(DEBUG):
+            tell(traceback.format_exc())
+        _tell_error(e, as_json)
+        raise SystemExit(e.exit_code if isinstance(e, MonographError) else 1) from None
+
+
+def _tell_error(error: Exception, as_json: bool) -> None:
+    said = str(error)
+    if isinstance(error, OSError):
+        said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    elif isinstance(error, MemoryError):
+        said = f"there is not enough memory {error}".rstrip()
+    if as_json:
+        with contextlib.suppress(OSError):
+            print_json({"error": said, "kind": type(error).__name__})
+            sys.stdout.flush()
+            return
+    _drop_unwritten()
+    tell(f"error: {said}")
+
+
+def tell(text: str) -> None:
+    """A line on stderr, in red where there are colours; nowhere when that is closed, too."""
+    with contextlib.suppress(OSError):
+        err().print(text, markup=False, style="red")
+
+
+def _drop_unwritten() -> None:
+    """What a full disk did not take is not tried again when the program ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Let all that is printed from now on go nowhere, and what waits to be written, too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError):  # Streams that a caller put in place have no number.
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def print_json(value: Any) -> None:

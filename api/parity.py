@@ -13,8 +13,10 @@ import numpy as np
 
 from .building import build, export, once, weights_of
 from .frontends.dsl import Model
+from .frontends.given import model_of
 from .frontends.task import Task, columns, positions
 from .ir import Graph, MonographError, interpret
+from .ir.manifest import check as check_folder
 from .ir.slots import Stream
 from .ir.tensors import Array
 from .passes.differential import CASES, MASKS, Case, attention_mask, sample_inputs
@@ -89,7 +91,7 @@ def verify(
     by activations in 8 bits, `ort 8-bit` runs them so, within ROUNDED, and the other ways in float. observe: told what
     runs. Raises WeightsError for a model without weights.
     """
-    model = once(model)
+    model = once(model_of(model, "verify"))
     cases = [c for c in cases if not c.past or model.task.generates]
     observe("NumPy reference")
     subject = _Subject(model, cases, seed, alone=model.task.generates and not _is_export(built))
@@ -238,6 +240,7 @@ def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterato
     if not isinstance(built, (str, Path)):
         session = built.session
     elif _is_export(built):
+        check_folder(Path(built), required=False)
         yield Way("onnx", onnx_runner(Path(built), graph))
         return
     else:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .building import export, weights_of
 from .frontends.dsl import Model
+from .frontends.given import model_of
 from .ir import Graph, MonographError
 from .ir.cost import at
 from .ir.ops.attention import Attention
@@ -73,6 +74,7 @@ def bench(
     `prompt` tokens and `new_tokens` steps, batch 1. threads: None takes all cores. The runtime's own optimizer is on
     for all three. Raises MonographError for a model that does not generate.
     """
+    model_of(model, "bench")
     if not model.task.generates or model.task.separated:
         raise MonographError(f"{model.name} is a {model.task} model; only those that continue a text are measured")
     threads = threads or cores()

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from .console import err
 from .data.tables import between
-from .frontends.dsl import Model, load_family
+from .frontends.dsl import Model
 from .frontends.huggingface import with_head
 from .frontends.task import LOGITS
 from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
-from .resolve import resolve
+from .resolve import family_named, resolve
 from .scores import check_scores, scores
 from .training import finetune as tuning
 from .training.adapters import Lora
@@ -147,7 +147,7 @@ def task_of(recipe: Recipe, model: Model | None) -> str:
     """The task that is trained: as the recipe says, what the data is for, or that of the model."""
     if recipe.model.task or recipe.data.kind == "labelled":
         return recipe.model.task or "sequence-classification"
-    return str(model.task if model is not None else load_family(recipe.model.family).task)
+    return str(model.task if model is not None else family_named(recipe.model.family).task)
 
 
 def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any]) -> Model:
@@ -155,7 +155,7 @@ def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any
 
     given: fields of its config by name, over which those of the recipe go.
     """
-    family = load_family(recipe.model.family, task)
+    family = family_named(recipe.model.family, task)
     # Fields go by their names in the family's Config or by their keys in config.json.
     keys = {f.name: f.metadata.get("hf", f.name) for f in dataclasses.fields(cast("Any", family.config_class))}
     config = {keys.get(k, k): v for k, v in {**given, **recipe.model.config}.items()}

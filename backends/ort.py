@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+"""Threads that a session may have: with many more than the machine has cores it hardly goes on."""
 
 
 def library() -> Any:

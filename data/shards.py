@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..ir.manifest import stamp_of
 from ..ir.tensors import Array
 from .errors import DataError, ShardError
 from .files import read_json, write_json
@@ -133,9 +134,8 @@ class Shard:
                 raise ShardError(f"has SHA-256 {found[:16]}..., expected {expected[:16]}...", place=str(file))
 
     def state(self) -> list[Any]:
-        """Digests, sizes and times of both files: as long as it is the same, they hold what they held."""
-        stats = [self._file(kind).stat() for kind in KINDS]
-        return [self.header["sha256"], *((s.st_size, s.st_mtime_ns) for s in stats)]
+        """Digests and stamps of both files: as long as they are the same, the files hold what they held."""
+        return [self.header["sha256"], *(stamp_of(self._file(kind)) for kind in KINDS)]
 
     def _file(self, kind: str) -> Path:
         stem = self.path.with_suffix("")

@@ -10,43 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from ..ir.errors import ConfigError, did_you_mean
-
-_NOTES = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version _name_or_path tokenizer_class _commit_hash "
-    "name_or_path auto_map transformers.js_config unsloth_version unsloth_fixed is_llama_config quantization_source "
-    "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id "
-    "decoder_start_token_id forced_bos_token_id forced_eos_token_id id2label label2id num_labels problem_type "
-    "task_specific_params finetuning_task is_decoder is_encoder_decoder".split()
-)
-"""Keys of config.json that say what a model is called, where it comes from, or which ids mean what."""
-_TRAINING = frozenset(
-    "initializer_range initializer_factor gradient_checkpointing tf_legacy_loss use_bfloat16 torchscript "
-    "pretraining_tp chunk_size_feed_forward _attn_implementation attn_implementation".split()
-)
-"""Keys that matter where weights begin, or how the reference implementation computes the same numbers."""
-_OUTPUTS = frozenset(
-    "use_cache cache_implementation return_dict output_attentions output_hidden_states keys_to_ignore_at_inference "
-    "output_past output_scores return_dict_in_generate".split()
-)
-"""Keys that say what the reference implementation gives back beside the result."""
-_GENERATION = frozenset(
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
-    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
-    "bad_words_ids num_return_sequences remove_invalid_values exponential_decay_length_penalty suppress_tokens "
-    "begin_suppress_tokens prefix".split()
-)
-"""Settings of generation that old files keep in config.json; the reference reads generation_config.json."""
-IGNORED = _NOTES | _TRAINING | _OUTPUTS | _GENERATION
-
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False,),
-    "cross_attention_hidden_size": (),
-    "is_causal": (True,),
-    "pruned_heads": ({},),
-    "quantization_config": (),
-    "tie_encoder_decoder": (False,),
-}
-"""Keys that change what a model computes, with the values that it is computed by here (None always is one)."""
+from .entries import Entries, shown
+from .harmless import EVERY_CONFIG, FOLLOWED, REFUSED
 
 
 def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None, also: tuple[str, ...] = ()) -> Any:
@@ -61,41 +26,75 @@ def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None,
 class Config:
     """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset()
-    """Keys of config.json that this family does not need: the reference never reads them, or only in training."""
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Keys of which this family computes only these values (None always is one)."""
+    noted: ClassVar[Mapping[str, str]] = {}
+    """Keys of config.json that the reference reads for this family and that change nothing here, with the reason."""
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True)(cls)
 
     @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The names of the fields in config.json."""
+        return tuple(f.metadata.get("hf", f.name) for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
+    def needed(cls) -> tuple[str, ...]:
+        """Those of them that have no value of their own where they are left out."""
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        nothing = dataclasses.MISSING
+        return tuple(f.metadata.get("hf", f.name) for f in fields if f.default is nothing is f.default_factory)
+
+    @classmethod
     def from_dict(cls, settings: Mapping[str, Any], place: str = "") -> Self:
-        """Read config.json. Raises ConfigError listing every unknown key, missing key and wrong type."""
-        fields = {f.metadata.get("hf", f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        only = {**ONLY, **cls.only}
-        settings, problems = _one_name(settings, fields)
-        problems += [
-            _refused(k, v, only, fields)
-            for k, v in settings.items()
-            if v is not None and k not in fields and k not in IGNORED and k not in cls.ignored
-            if v not in only.get(k, ())
-        ]
-        problems += [
-            f"key {k!r} is missing"
-            for k, f in fields.items()
-            if k not in settings and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        ]
-        values = {f.name: settings[k] for k, f in fields.items() if k in settings}
-        hints = typing.get_type_hints(cls)
-        problems += [
-            f"{k!r} is {settings[k]!r}, expected {f.type}"
-            for k, f in fields.items()
-            if k in settings and not _fits(settings[k], hints[f.name])
-        ]
-        if problems:
-            raise ConfigError(f"config of {cls.__name__.lower()} is not understood", place=place, details=problems)
+        """The config that these settings say, by the names in config.json. Raises ConfigError listing every unknown
+        key, missing key and wrong type."""
+        entries = Entries(settings, place)
+        values = cls.taken(entries)
+        cls.note_harmless(entries)
+        entries.close(cls.keys(), title=f"config of {cls.__name__.lower()} is not understood")
         return cls(**values)
+
+    @classmethod
+    def taken(
+        cls, entries: Entries, renamed: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Values of fields by their names, as far as they are said; problems are in `entries`.
+
+        renamed: {another key: the key of a field that it means}; where both are said, the other one counts, as in the
+        reference implementation. defaults: for fields without one, by their keys.
+        """
+        hints, values = typing.get_type_hints(cls), dict[str, Any]()
+        for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+            name = f.metadata.get("hf", f.name)
+            others = [*f.metadata.get("also", ()), *(k for k, v in (renamed or {}).items() if v == name), name]
+            said = [k for k in dict.fromkeys(others) if k == name or entries.entries.get(k) is not None]
+            key, *rest = [k for k in said if k in entries.left] or [name]
+            for k in rest:
+                entries.note(k, f"{key} means the same and counts")
+            if key in entries.entries:
+                value = entries.use(key)
+                if not _fits(value, hints[f.name]):
+                    entries.problems.append(f"{key!r} is {shown(value)}, expected {f.type}")
+                values[f.name] = value
+            elif name in cls.needed():
+                if name not in (defaults or {}):
+                    entries.lack(name)
+                else:
+                    values[f.name] = (defaults or {})[name]
+        return values
+
+    @classmethod
+    def note_harmless(cls, entries: Entries) -> None:
+        """Account for the keys of which it is known here that they change nothing, or that others read them."""
+        for key in entries.left:
+            if key in FOLLOWED:
+                entries.use(key)
+            elif key in cls.noted or key in EVERY_CONFIG:
+                entries.note(key, cls.noted.get(key) or EVERY_CONFIG[key])
+            elif key in REFUSED and entries.entries[key]:
+                entries.refuse(key, REFUSED[key])
+            elif key in REFUSED:
+                entries.note(key, "it switches nothing on")
 
     @classmethod
     def of(cls, **settings: Any) -> Self:
@@ -129,26 +128,6 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields under their config.json keys."""
         return {f.metadata.get("hf", f.name): getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-
-def _one_name(
-    settings: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]
-) -> tuple[dict[str, Any], list[str]]:
-    """(settings under the first name that each field has, what is said twice and differs)."""
-    found, problems = dict(settings), list[str]()
-    for name, f in fields.items():
-        for other in f.metadata.get("also", ()):
-            value = found.pop(other, None)
-            if value is not None and found.setdefault(name, value) != value:
-                problems.append(f"{other!r} is {value!r}, but {name!r} is {found[name]!r}: they mean the same")
-    return found, problems
-
-
-def _refused(key: str, value: Any, only: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Any]) -> str:
-    if key in only:
-        allowed = " or ".join(map(repr, only[key])) or "none"
-        return f"key {key!r} = {value!r} is not supported, only {allowed}"
-    return f"unknown key {key!r} = {value!r}{did_you_mean(key, fields)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, overload
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
@@ -19,6 +19,8 @@ from ..passes.encode import keep_encodings
 from .config import Config as Config
 from .config import key as key
 from .entries import Note as Note
+from .mistakes import ModelFileError, in_function, line_of
+from .own import beside
 from .task import Task, task_of
 
 
@@ -179,31 +181,42 @@ class Family:
         return Model(self, config.changed(**settings) if settings else config, weights)
 
     def graph(self, config: Config, dtype: DType) -> Graph:
-        """See Source. Raises MonographError if the function does not give the main output of its task."""
+        """See Source. Raises MonographError if the function does not give the main output of its task, and
+        ModelFileError with file and line for an exception of Python in it.
+        """
         graph = Graph(self.name)
         names = list(inspect.signature(self.function).parameters)[2:]
         inputs = [graph.input(name, self._typed(name, config, dtype)) for name in names]
-        with building(graph):
-            result: Value | dict[str, Value] = self.function(Scope(graph, "", dtype, self.std), config, *inputs)
-        outputs = result if isinstance(result, dict) else {self.task.output: result}
-        if self.task.output not in outputs:
-            what = f"{self.name} gives {', '.join(outputs)}, but the output of its task is {self.task.output!r}"
-            raise MonographError(f"{what}{did_you_mean(self.task.output, outputs)}")
-        for name, value in outputs.items():
-            if not isinstance(value, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
-                kind = "nothing" if value is None else f"a {type(value).__name__}"
-                hint = "return a value of the graph, or a dict of values by name"
-                raise MonographError(f"{self.name} returns {kind} as {name}", place=self._place, hint=hint)
+        with building(graph), beside(self.function), in_function(self.function):
+            result: object = self.function(Scope(graph, "", dtype, self.std), config, *inputs)
+        for name, value in self._outputs(result, graph).items():
             graph.output(name, value)
         stream = self.task.stream
         read = stream is not None and stream.ids in graph.inputs
         graph.stream = stream if read and self.task.generates else None
         return graph
 
-    @property
-    def _place(self) -> str:
-        code = self.function.__code__
-        return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+    def _outputs(self, result: object, graph: Graph) -> dict[str, Value]:
+        """What the function returned, by name. Raises MonographError for anything but values of the graph."""
+        outputs = cast("dict[Any, Any]", result) if isinstance(result, dict) else {self.task.output: result}
+        for name, value in outputs.items():
+            if not isinstance(value, Value):
+                kind = "nothing" if value is None else f"a {type(value).__name__}"
+                hint = "return a value of the graph, or a dict of values by name"
+                hint = f"{hint}: is a `return` missing?" if value is None else hint
+                raise self._mistake(f"returns {kind} as {name}", hint)
+            if value.graph is not graph:
+                raise self._mistake(f"returns a value of the graph {value.graph.name} as {name}")
+            if not isinstance(name, str):
+                raise self._mistake(f"returns a value named {name!r}, expected a text")
+        if self.task.output not in outputs:
+            what = f"gives {', '.join(outputs) or 'nothing'}, but the output of its task is {self.task.output!r}"
+            raise self._mistake(f"{what}{did_you_mean(self.task.output, outputs)}")
+        return outputs
+
+    def _mistake(self, what: str, hint: str = "") -> MonographError:
+        place, line = line_of(self.function)
+        return ModelFileError(f"{self.name} {what}", place=place, details=line, hint=hint)
 
     def _typed(self, name: str, config: Config, dtype: DType) -> TensorType:
         type = self.task.type_of(name, config)
@@ -229,39 +242,74 @@ class Program:
         return self.make.copy()
 
 
+@overload
 def model(
-    function: Callable[..., Any] | None = None,
+    function: Callable[..., Any],
+    /,
     *,
     task: str | Task = "causal-lm",
     std: float = 0.02,
     name: str | None = None,
     checkpoint: Checkpoint | None = None,
     gguf: GGUF | None = None,
-) -> Any:  # Family, or a decorator that gives one
+) -> Family: ...
+@overload
+def model(
+    function: None = None,
+    /,
+    *,
+    task: str | Task = "causal-lm",
+    std: float = 0.02,
+    name: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    gguf: GGUF | None = None,
+) -> Callable[[Callable[..., Any]], Family]: ...
+def model(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    task: str | Task = "causal-lm",
+    std: float = 0.02,
+    name: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    gguf: GGUF | None = None,
+) -> Family | Callable[[Callable[..., Any]], Family]:
     """Turn `def family(m: Scope, c: ItsConfig, input_ids, ...)` into a Family.
 
     Parameters after `c` are inputs, by their names in the task. It returns the main output, or a dict of outputs.
     std: standard deviation of initial weights. name: of the family, where it is not the function's. checkpoint, gguf:
     how its weights are stored. Raises MonographError for an unknown task or input.
     """
-    if function is None:
+    contract, stored = task_of(task), checkpoint or Checkpoint()
 
-        def decorate(f: Callable[..., Any]) -> Any:
-            return model(f, task=task, std=std, name=name, checkpoint=checkpoint, gguf=gguf)
+    def family(f: Callable[..., Any]) -> Family:
+        return Family(name or f.__name__, f, _config_of(f, contract), contract, std, stored, gguf)
 
-        return decorate
-    contract = task_of(task)
+    return family if function is None else family(function)
+
+
+def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
+    """The class of a model function's config. Raises ModelFileError for parameters that do not fit the task."""
+    place, line = line_of(function)
+
+    def mistake(what: str, hint: str = "") -> MonographError:
+        return ModelFileError(f"{function.__name__}: {what}", place=place, details=line, hint=hint)
+
     parameters = list(inspect.signature(function).parameters)
+    if len(parameters) < 3:
+        raise mistake(
+            f"takes {len(parameters)} parameters, expected a scope, a config and the inputs",
+            f"write it as def {function.__name__}(m: mg.Scope, c: ItsConfig, {next(iter(task.inputs), 'input')}, ...)",
+        )
     for given in parameters[2:]:
-        if given not in contract.inputs:
-            what = f"{function.__name__}: no input is called {given!r}{did_you_mean(given, contract.inputs)}"
-            raise MonographError(what, hint=f"inputs of {contract}: {', '.join(contract.inputs)}")
-    hints = typing.get_type_hints(function)
-    config_class = hints.get(parameters[1])
-    if not (isinstance(config_class, type) and issubclass(config_class, Config)):
-        raise MonographError(f"{function.__name__}: annotate {parameters[1]!r} with a subclass of Config")
-    own = name or function.__name__
-    return Family(own, function, config_class, contract, std, checkpoint or Checkpoint(), gguf)
+        if given not in task.inputs:
+            what = f"no input is called {given!r}{did_you_mean(given, task.inputs)}"
+            raise mistake(what, f"inputs of {task}: {', '.join(task.inputs)}")
+    with in_function(function):
+        found = typing.get_type_hints(function).get(parameters[1])
+    if not (isinstance(found, type) and issubclass(found, Config)):
+        raise mistake(f"annotate {parameters[1]!r} with a subclass of Config", "class ItsConfig(mg.Config): ...")
+    return found
 
 
 @dataclass
@@ -328,7 +376,9 @@ def load_family(model_type: str, task: str | Task | None = None) -> Family:
     known = sorted(p.stem for p in (Path(__file__).parent / "models").glob("[!_]*.py"))
     if model_type not in known:
         what = f"model_type {model_type!r} is not supported{did_you_mean(model_type, known)}"
-        raise ConfigError(what, hint=f"known: {', '.join(known)}; one of your own is loaded with load(..., family=it)")
+        raise ConfigError(
+            what, hint=f"known: {', '.join(known)}; one of your own: --family FILE.py, or load(..., family=it)"
+        )
     module = importlib.import_module(f".models.{model_type}", __package__)
     family = getattr(module, model_type)
     assert isinstance(family, Family)

@@ -20,9 +20,7 @@ class Note:
     why: str
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return f"{Path(self.place).name}: {self.key} = {shown}: {self.why}"
+        return f"{Path(self.place).name}: {self.key} = {shown(self.value)}: {self.why}"
 
 
 class Entries:
@@ -52,7 +50,11 @@ class Entries:
     def refuse(self, key: str, why: str) -> None:
         """Say why an entry cannot be followed: it is in the error of `close`."""
         self._open.pop(key, None)
-        self.problems.append(f"{self.what} {key!r} = {str(self.entries.get(key))[:80]}: {why}")
+        self.problems.append(f"{self.what} {key!r} = {shown(self.entries.get(key))}: {why}")
+
+    def lack(self, key: str, why: str = "is missing") -> None:
+        """Say that an entry is not there and must be: it is in the error of `close`, with the name it may have."""
+        self.problems.append(f"{self.what} {key!r} {why}{did_you_mean(key, self.entries)}")
 
     @property
     def left(self) -> tuple[str, ...]:
@@ -64,10 +66,14 @@ class Entries:
     ) -> tuple[Note, ...]:
         """The notes. known: names for a hint at a misspelled entry. Raises `error` listing every problem at once."""
         names = list(known)
-        unknown = [
-            f"unknown {self.what} {k!r} = {str(self.entries[k])[:80]}{did_you_mean(k, names)}" for k in self._open
-        ]
+        unknown = [f"unknown {self.what} {k!r} = {shown(self.entries[k])}{did_you_mean(k, names)}" for k in self._open]
         problems = [*self.problems, *unknown]
         if problems:
             raise error(title or f"has {len(problems)} problems", place=self.place, details=problems)
         return tuple(self.notes)
+
+
+def shown(value: Any) -> str:
+    """A value in one short line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -42,6 +42,7 @@ def load_gguf(path: str | Path, *, tokenizer: bool = True) -> Model:
     weights.check(model.graph())
     if tokenizer and "tokenizer.ggml.model" in file.metadata:
         model.tokenizer = gguf_tokenizer(file.metadata, str(path))
+        model.notes += model.tokenizer.fitted(getattr(config, "vocab", None), path)
         ids = {"bos_token_id": model.tokenizer.bos_id, "eos_token_id": list(model.tokenizer.eos_ids)}
         model.generation = {k: v for k, v in ids.items() if v not in (None, [])}
     return model

@@ -19,7 +19,10 @@ from ..ir.types import f32
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
+from .own import store
+from .reference import read_config
 from .tokenizer import Tokenizer, read_json
+from .tokenizer_files import has_tokenizer
 
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 FILES = [
@@ -29,12 +32,23 @@ FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "modules.json",
-    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "*_Pooling/config.json",
+    "*_Normalize/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
 ]
 """What is fetched from a hub repository; nothing else of it is needed."""
 
@@ -65,14 +79,15 @@ def load_folder(
     family = family or family_of(settings, task, str(place))
     weights = _modern(Weights.open(folder), family)
     settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
-    config = family.config_class.from_dict(settings, str(place))
+    config, notes = read_config(family, settings, str(place))
     check_plausible(config, weights)
     config, weights = _untied(config, weights, family)
-    model = Model(family, config, folder=folder)
+    model = Model(family, config, folder=folder, notes=notes)
     model.weights = _fitted(weights, model, family)
     model.generation = read_json(folder / GENERATION)
-    if tokenizer and (folder / "tokenizer.json").exists():
+    if tokenizer and has_tokenizer(folder):
         model.tokenizer = Tokenizer.open(folder)
+        model.notes += model.tokenizer.fitted(getattr(config, "vocab", None), folder)
     return model
 
 
@@ -259,6 +274,8 @@ def write_companions(stage: Stage, model: Model, weights: Weights | None = None)
                 f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     if model.tokenizer is not None:
         model.tokenizer.write(stage)
+    if model.family is not None:
+        store(stage, model.family.function, model.family.name, str(model.task))
 
 
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..ir import DType, Init, Value, ops
 from ..ir.errors import ConfigError
@@ -156,50 +156,6 @@ def channels_of(x: Value) -> int:
     if not isinstance(width, int):
         raise ConfigError(f"the last axis is {width}, expected a number")
     return width
-
-
-class RotaryConfig(Protocol):
-    """What configs of models with rotary positions have."""
-
-    @property
-    def theta(self) -> float: ...
-    @property
-    def rope_scaling(self) -> dict[str, Any] | None: ...
-    @property
-    def rope_parameters(self) -> dict[str, Any] | None: ...
-    @property
-    def max_positions(self) -> int: ...
-
-
-_UNREAD = ("finetuned", "attn_factor")
-"""Keys of rope_scaling that the reference implementation never reads."""
-
-
-def rope_settings(c: RotaryConfig, *, partial: float | None = None) -> dict[str, Any]:
-    """The arguments theta, scaling and partial of `rotary`, with the precedence of the reference implementation.
-
-    rope_scaling, the old name, wins over rope_parameters; what stands in either wins over keys beside it, such as the
-    factor `partial`.
-    """
-    return rope_arguments(c.rope_scaling or c.rope_parameters or {}, c.theta, c.max_positions, partial)
-
-
-def rope_arguments(
-    given: Mapping[str, Any], theta: float, max_positions: int, partial: float | None = None
-) -> dict[str, Any]:
-    """The same of one set of settings; theta and partial are those beside them, which they win over.
-
-    partial: None for a family that turns whole heads, whatever the settings say: those that say otherwise stay in
-    `scaling`, where they are refused.
-    """
-    found = {k: v for k, v in given.items() if v is not None and k not in _UNREAD}
-    found = {k: v for k, v in found.items() if v or not k.startswith("mscale")}
-    theta, part = found.pop("rope_theta", theta), partial
-    if partial is not None:
-        part = found.pop("partial_rotary_factor", partial)
-    if found.get("rope_type", found.get("type")) in ("llama3", "yarn"):
-        found.setdefault("original_max_position_embeddings", max_positions)
-    return {"theta": theta, "scaling": found, "partial": 1.0 if part is None else part}
 
 
 def rotary(

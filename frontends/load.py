@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from ..ir.errors import ConfigError
-from .dsl import Family, Model
+from .dsl import Family, Model, head_of
 from .gguf import load_gguf
 from .gguf_file import first_part
 from .huggingface import download, load_folder
+from .own import kept
 
 
 def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = None, task: str | None = None) -> Model:
@@ -25,6 +26,8 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
         only = first_part(list(path.glob("*.gguf")))
         if only is not None and not (path / "config.json").exists() and not (path / "snapshots").is_dir():
             return load_gguf(only, tokenizer=tokenizer)
+        if family is None and (own := kept_family(path)) is not None:
+            family = own if task is None else head_of(own, task)
         return load_folder(path, tokenizer=tokenizer, family=family, task=task)
     if path.is_file():
         return _load_file(path, tokenizer)
@@ -35,6 +38,21 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
     ):
         return load_folder(download(source), tokenizer=tokenizer, family=family, task=task)
     raise ConfigError("does not exist, and is not a hub repository such as org/name", place=str(source))
+
+
+def kept_family(folder: Path) -> Family | None:
+    """The family whose file lies in the folder of a run or a build, which is run for it; None if none does.
+
+    Raises ConfigError for a file that is damaged or was changed, ModelFileError for what goes wrong in it.
+    """
+    found = kept(folder)
+    if found is None:
+        return None
+    file, name, task = found
+    for value in vars(file.module()).values():
+        if isinstance(value, Family) and value.name == name and value.task == task:
+            return value
+    raise ConfigError(f"defines no {task} model called {name}", place=str(file.path))
 
 
 def _load_file(path: Path, tokenizer: bool) -> Model:

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import tokenizers
+import tokenizers.models
 
 from ..ir.errors import ConfigError, RuntimeInputError, did_you_mean
 from ..ir.files import Stage, staged
-from .chat import render
+from .chat import ChatRenderer, chat_templates
+from .entries import Note
+from .json_file import read_json as read_json
+from .tokenizer_files import NAMED, TokenizerFiles
 
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_TURN_ENDS = ("eot_token", "eom_token")
 _BROKEN = "\ufffd"
+GENERATION = "generation_config.json"
+_LEAST_CONTEXT = 8
 _MOST_BROKEN = 8
 """Replacement characters before the last few are not the start of a character any more, but wrong bytes."""
 
@@ -24,48 +30,40 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with the settings of its checkpoint.
 
     settings: the content of tokenizer_config.json. eos_ids: every id that ends a text, the main one first.
-    special_ids: those that stand for no text.
+    special_ids: those that stand for no text. notes: what its files say that changes nothing here.
     """
 
     def __init__(
-        self, core: tokenizers.Tokenizer, settings: Mapping[str, Any] | None = None, eos_ids: Sequence[int] = ()
+        self,
+        core: tokenizers.Tokenizer,
+        settings: Mapping[str, Any] | None = None,
+        eos_ids: Sequence[int] = (),
+        notes: Sequence[Note] = (),
     ) -> None:
         core.no_truncation()
         core.no_padding()
         self.core, self.settings = core, dict(settings or {})
-        ids = {name: self._id_of(name) for name in _SPECIAL}
-        first = [ids["eos_token"]] if ids["eos_token"] is not None else []
+        self.renderer = ChatRenderer()
+        self.notes = tuple(notes)
+        core.encode_special_tokens = bool(self.settings.get("split_special_tokens"))
+        ids = {name: self._id_of(name) for name in (*NAMED, *_TURN_ENDS)}
+        first = [i for i in (ids[name] for name in ("eos_token", *_TURN_ENDS)) if i is not None]
         self.eos_ids = tuple(dict.fromkeys([*first, *eos_ids]))
         self.bos_id, self.pad_id, self.mask_id = ids["bos_token"], ids["pad_token"], ids["mask_token"]
         self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
         named = {i for i in ids.values() if i is not None}
+        self.cleans = self._cleans()
         self.special_ids = frozenset(named | {i for i, t in core.get_added_tokens_decoder().items() if t.special})
 
     @staticmethod
     def open(folder: str | Path) -> Tokenizer:
-        """Read tokenizer.json and, if there, tokenizer_config.json, chat_template.jinja, generation_config.json.
+        """Read tokenizer.json, or the vocabulary files of a class that is known, and what stands beside them.
 
-        Raises ConfigError naming the file.
+        The ids are those that transformers gives. Ends of generation: what tokenizer_config.json, config.json and
+        generation_config.json say. Raises ConfigError naming the file.
         """
-        folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise ConfigError("has no tokenizer.json", place=str(folder))
-        try:
-            core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
-        except Exception as e:  # the library raises plain Exception for any content it does not understand
-            raise ConfigError(
-                f"is not understood by tokenizers {tokenizers.__version__}: {e}", place=str(path)
-            ) from None
-        settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
-        template = folder / "chat_template.jinja"
-        if template.exists():
-            settings["chat_template"] = template.read_text(encoding="utf-8")
-        eos = read_json(folder / "generation_config.json").get("eos_token_id")
-        ids = cast("list[int]", eos if isinstance(eos, list) else [] if eos is None else [eos])
-        return Tokenizer(core, settings, ids)
+        found = TokenizerFiles(Path(folder))
+        return Tokenizer(found.core, found.settings, _ends(Path(folder), found.config), found.notes)
 
     def _id_of(self, name: str) -> int | None:
         text = _content(self.settings.get(name))
@@ -91,6 +89,24 @@ class Tokenizer:
     def size(self) -> int:
         """Ids run from 0 to size - 1, added tokens included."""
         return self.core.get_vocab_size(with_added_tokens=True)
+
+    def fitted(self, vocab: int | None, place: str | Path) -> tuple[Note, ...]:
+        """The notes, with one on ids that a model of `vocab` tokens does not have, if only added tokens are such.
+
+        Raises ConfigError if an ordinary text can get such an id.
+        """
+        if vocab is None or self.size <= vocab:
+            return self.notes
+        added = self.core.get_added_tokens_decoder()
+        ordinary = {i: t for t, i in self.core.get_vocab(with_added_tokens=False).items() if i not in added}
+        beyond = sorted(i for i in ordinary if i >= vocab)
+        if beyond:
+            what = f"the tokenizer has ids up to {max(beyond)}, but the model has {vocab} tokens: {len(beyond)} ids, "
+            what += f"from {ordinary[beyond[0]]!r} ({beyond[0]}) on, are unknown to it"
+            raise ConfigError(what, place=str(place), hint="take the tokenizer of this model, or load it without one")
+        names = [t.content for i, t in sorted(added.items()) if i >= vocab]
+        why = f"added tokens that the model, which has {vocab} tokens, does not know; a text that names one is refused"
+        return (*self.notes, Note(str(place), "added_tokens", ", ".join(names), why))
 
     def difference(self, other: Tokenizer) -> str:
         """Why a text gets other ids from the other one; empty if it does not. What is put around texts is not asked."""
@@ -125,7 +141,8 @@ class Tokenizer:
             if max_length is None or len(ids) <= max_length:
                 return ids
             bare = core.encode(text, add_special_tokens=False)
-            bare.truncate(max(0, max_length - (len(ids) - len(bare.ids))))
+            side = self.settings.get("truncation_side", "right")
+            bare.truncate(max(0, max_length - (len(ids) - len(bare.ids))), direction=side)
             return list(core.post_process(bare, None, add_special).ids)
         except (TypeError, UnicodeEncodeError):
             given = [t for t in (text, pair) if t is not None]
@@ -144,11 +161,18 @@ class Tokenizer:
         return list(self.core.encode(text, pair).type_ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return self.core.decode(list(ids), skip_special_tokens=skip_special)
+        text = self.core.decode(list(ids), skip_special_tokens=skip_special)
+        return _without_spaces(text) if self.cleans else text
 
-    def stream(self, *, skip_special: bool = True) -> Stream:
-        """A decoder for ids that come one at a time."""
-        return Stream(self, skip_special)
+    def _cleans(self) -> bool:
+        """Whether spaces before punctuation go from decoded text; transformers does not do it to BPE unless forced."""
+        forced = self.settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+        bpe = isinstance(self.core.model, tokenizers.models.BPE)
+        return bool(self.settings.get("clean_up_tokenization_spaces")) and (not bpe or bool(forced))
+
+    def stream(self, before: Sequence[int] = (), *, skip_special: bool = True) -> Stream:
+        """A decoder for ids that come one at a time, after those of `before`."""
+        return Stream(self, skip_special, before)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -156,23 +180,31 @@ class Tokenizer:
         """The prompt for a conversation, [{"role": "user", "content": "..."}], by the checkpoint's template.
 
         Encode it with add_special=False: the template writes special tokens itself. Raises ConfigError when there is
-        no template and RuntimeInputError when it refuses the messages.
+        no template, and RuntimeInputError when it refuses the messages or goes beyond the limits of `ChatRenderer`.
         """
-        template = self._template(variables.pop("template", "default"))
-        special = {name: _content(self.settings.get(name)) or "" for name in _SPECIAL}
-        known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return render(template, messages, {**special, **known, **variables})
+        return self.marked_chat(messages, add_generation_prompt=add_generation_prompt, **variables)[0]
 
-    def _template(self, name: str) -> str:
-        found = self.settings.get("chat_template")
-        if isinstance(found, list):
-            named = {t["name"]: t["template"] for t in cast("list[dict[str, Any]]", found)}
-            if name not in named:
-                raise ConfigError(f"no chat template is called {name!r}{did_you_mean(name, named)}")
-            found = named[name]
-        if not isinstance(found, str):
+    def marked_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """(the text of `chat`, (start, end) of each part that the template marks as what the model says)."""
+        template = self._template(variables.pop("template", None), bool(variables.get("tools")))
+        special = {name: _content(self.settings.get(name)) for name in NAMED}
+        known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        given = {k: v for k, v in special.items() if v is not None}
+        return self.renderer.render(template, messages, {**given, **known, **variables})
+
+    def _template(self, name: str | None, tools: bool) -> str:
+        """The template of this name; without one that for tools if there are any, else the usual one."""
+        named = chat_templates(self.settings.get("chat_template"))
+        if not named:
             raise ConfigError("this tokenizer has no chat template", hint="give plain text, without a chat")
-        return found
+        chosen = name or ("tool_use" if tools and "tool_use" in named else "default")
+        if chosen not in named:
+            raise ConfigError(
+                f"no chat template is called {chosen!r}{did_you_mean(chosen, named)}", hint=f"known: {', '.join(named)}"
+            )
+        return named[chosen]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
@@ -193,13 +225,27 @@ class Tokenizer:
 
 
 class Stream:
-    """Decodes ids one at a time; what it gives never ends inside a character."""
+    """Decodes ids one at a time; what it gives never ends inside a character.
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    before: ids that stand before them, whose text is not given: some decoders write a token differently at the start
+    of a text, so " cat" after "The" keeps its space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, before: Sequence[int] = ()) -> None:
         self._tokenizer, self._skip_special = tokenizer, skip_special
-        self._ids: list[int] = []
-        self._context = 0
-        self._given = 0
+        self._ids = self._end(before)
+        self._context = len(self._ids)
+        self._given = len(self._text().rstrip(_BROKEN))
+
+    def _end(self, before: Sequence[int]) -> list[int]:
+        """As few of the last ids as have a text that what follows can lean on; all of them if none has."""
+        count = _LEAST_CONTEXT
+        while count < len(before):
+            ids = list(before[-count:])
+            if self._tokenizer.decode(ids, skip_special=self._skip_special).strip(_BROKEN):
+                return ids
+            count *= 2
+        return list(before)
 
     def push(self, id: int) -> str:
         """The text that is certain now and was not before; empty while a character is incomplete."""
@@ -219,11 +265,29 @@ class Stream:
     def flush(self) -> str:
         """The rest, wrong bytes included (as U+FFFD); the stream starts anew."""
         rest = self._text()[self._given :]
-        self._ids, self._context, self._given = [], 0, 0
+        self._ids, self._context, self._given = list[int](), 0, 0
         return rest
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special=self._skip_special)
+
+
+def _without_spaces(text: str) -> str:
+    for piece in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(piece, piece.strip())
+    return text
+
+
+def _ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
+    """Ids that end a text by generation_config.json and config.json."""
+    found: list[int] = []
+    for name, said in ((GENERATION, read_json(folder / GENERATION)), ("config.json", config)):
+        ids: Any = said.get("eos_token_id")
+        for id in ids if isinstance(ids, list) else [] if ids is None else [ids]:  # pyright: ignore
+            if not isinstance(id, int) or isinstance(id, bool):
+                raise ConfigError(f"has eos_token_id {ids!r}, expected an id or a list", place=str(folder / name))
+            found.append(id)
+    return [i for i in dict.fromkeys(found) if i >= 0]
 
 
 def _content(token: Any) -> str | None:
@@ -231,16 +295,3 @@ def _content(token: Any) -> str | None:
     if isinstance(token, dict):
         token = cast("dict[str, Any]", token).get("content")
     return token if isinstance(token, str) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; empty if there is no such file. Raises ConfigError naming the file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as e:
-        raise ConfigError(f"is not JSON that can be read: {e}", place=str(path)) from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"is a JSON {type(found).__name__}, not an object", place=str(path))
-    return cast("dict[str, Any]", found)

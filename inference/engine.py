@@ -46,10 +46,12 @@ class Engine:
         self._removal = None if owned is None else weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
 
     @classmethod
-    def open(cls, folder: str | Path, *, threads: int | None = None, tune: bool = False) -> Self:
-        """An engine for a folder that `build` wrote. threads, tune: see the session. Errors name the file."""
+    def open(
+        cls, folder: str | Path, *, threads: int | None = None, tune: bool = False, every_byte: bool = False
+    ) -> Self:
+        """An engine for a folder that `build` wrote. Settings: see the session. Errors name the file."""
         folder = Path(folder)
-        return cls(open_session(folder, threads=threads, tune=tune), *_beside(folder))
+        return cls(open_session(folder, threads=threads, tune=tune, every_byte=every_byte), *_beside(folder))
 
     @classmethod
     def built(cls, report: BuildReport, *, threads: int | None = None, owned: bool = False) -> Self:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -23,11 +23,6 @@ class Session(Protocol):
     """A model that remembers what it has read."""
 
     @property
-    def owner(self) -> object:
-        """A token that is another one whenever a new batch begins."""
-        ...
-
-    @property
     def lengths(self) -> Array:
         """Tokens read so far, i64 [B]."""
         ...
@@ -38,6 +33,16 @@ class Session(Protocol):
 
     def step(self, tokens: Array) -> Array:
         """Read one more token a row, i64 [B]; logits [B,V] after it."""
+        ...
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A session that tells when somebody else has begun to use it."""
+
+    @property
+    def owner(self) -> object:
+        """A token that is another one whenever a new batch begins."""
         ...
 
 
@@ -76,19 +81,24 @@ class Generation:
 class Settings(Sampling):
     """How to generate: the fields of `Sampling`, and
 
-    max_new_tokens: most tokens to add. stop: texts at which a row ends, also across tokens. eos: ids that end a row
-    (None: those of the tokenizer; empty: none). context: most positions the model has, prompt included (None: any).
+    max_new_tokens: most tokens to add. stop: texts at which a row ends, also across tokens. eos: ids that end a row,
+    or tokens of the vocabulary by name, such as "</s>" (None: those of the tokenizer; empty: none). context: most
+    positions the model has, prompt included (None: any).
     """
 
     max_new_tokens: int = 128
     stop: str | Sequence[str] | None = ()
-    eos: int | Sequence[int] | None = None
+    eos: int | str | Sequence[int | str] | None = None
     context: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
             raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
+        for name, kinds, what in (("stop", (str,), "a text"), ("eos", (str, Integral), "an id or the name of a token")):
+            for x in _several(getattr(self, name)):
+                if not isinstance(x, kinds) or isinstance(x, bool):
+                    raise RuntimeInputError(f"{name} holds {x!r:.60}, expected {what}")
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Settings:
@@ -101,12 +111,13 @@ class Settings(Sampling):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return _several(self.stop)
 
     def ends(self, tokenizer: Tokenizer | None) -> frozenset[int]:
+        """The ids that end a row. Raises RuntimeInputError for a name that is no token."""
         if self.eos is None:
             return frozenset(tokenizer.eos_ids if tokenizer is not None else ())
-        return frozenset([self.eos] if isinstance(self.eos, (int, np.integer)) else self.eos)
+        return frozenset(_end(x, tokenizer) for x in _several(self.eos))
 
     def check(self, rows: Sequence[Sequence[int]]) -> None:
         """Raise RuntimeInputError if a row and what may come after it have no room in the context."""
@@ -116,6 +127,23 @@ class Settings(Sampling):
                     f"prompt {i} has {len(row)} tokens; with {self.max_new_tokens} new ones that is "
                     f"{len(row) + self.max_new_tokens}, but the model has {self.context} positions"
                 )
+
+
+def _several(x: Any) -> tuple[Any, ...]:
+    """The members of a list; what is not one is its only member."""
+    if x is None:
+        return ()
+    return tuple(cast("Sequence[Any]", x)) if isinstance(x, (list, tuple, set, frozenset, np.ndarray)) else (x,)
+
+
+def _end(end: int | str, tokenizer: Tokenizer | None) -> int:
+    if not isinstance(end, str):
+        return int(end)
+    id = None if tokenizer is None else tokenizer.core.token_to_id(end)
+    if id is None:
+        what = f"eos is {end!r}, which is not a token of the vocabulary"
+        raise RuntimeInputError(what if tokenizer is not None else f"eos {end!r} needs a tokenizer")
+    return id
 
 
 def generate(
@@ -169,8 +197,8 @@ class _Row:
 class Decoding:
     """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain.
 
-    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when the session has begun to
-    read something else before this decoding ended.
+    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when a session that is `Shared`
+    has begun to read something else before this decoding ended.
     """
 
     def __init__(
@@ -186,7 +214,7 @@ class Decoding:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
         self.session, self.settings, self.read = session, settings, read or session.prefill
         self.ends = settings.ends(tokenizer)
-        self.rows = [_Row(row, RowText(tokenizer, settings.stops), list(row)) for row in rows]
+        self.rows = [_Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
         self.sampler = Sampler(settings, len(rows))
         self.prefill_seconds = self.decode_seconds = 0.0
         self.decode_tokens = 0
@@ -194,7 +222,7 @@ class Decoding:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         start = time.perf_counter()
         logits = self.read(*pad([r.prompt for r in self.rows]))
-        owner = self.session.owner
+        owner = self._owner()
         tokens = self.choose(logits)
         self.prefill_seconds = time.perf_counter() - start
         for number in range(1, self.settings.max_new_tokens + 1):
@@ -202,13 +230,16 @@ class Decoding:
             active = sum(r.reason is None for r in self.rows)
             if not active:
                 return
-            if self.session.owner is not owner:
+            if self._owner() is not owner:
                 raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.
             tokens = self.choose(self.session.step(tokens))
             self.decode_seconds += time.perf_counter() - start
             self.decode_tokens += active
+
+    def _owner(self) -> object:
+        return self.session.owner if isinstance(self.session, Shared) else None
 
     def choose(self, logits: Array) -> Array:
         return self.sampler(logits, [r.seen for r in self.rows])

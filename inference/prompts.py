@@ -12,6 +12,8 @@ from ..ir.errors import RuntimeInputError
 from .sampling import Array
 
 Message = Mapping[str, Any]
+_LARGEST = 2**31 - 1
+"""No vocabulary has an id above it."""
 
 
 def rows_of(
@@ -25,7 +27,8 @@ def rows_of(
     """
     if attention_mask is not None:
         return _masked(prompts, attention_mask)
-    if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
+    prompts = _array(prompts, "prompts") if hasattr(prompts, "__array__") else prompts
+    if not isinstance(prompts, (Sequence, np.ndarray)) or isinstance(prompts, (bytes, bytearray)):
         name = type(cast("object", prompts)).__name__
         raise RuntimeInputError(f"prompts are {name}, expected a text, ids, or a list of either")
     items = prompts if is_batch(prompts, chat=chat) else [prompts]
@@ -69,20 +72,24 @@ def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list
         if not chat:
             return tokenizer.encode(item)
         messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
-        if not all(isinstance(m, Mapping) for m in messages):
+        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
             raise RuntimeInputError(f"prompt {index} is not a conversation: a list of {{'role', 'content'}}")
         # The template writes BOS itself where the model wants it.
         return tokenizer.encode(tokenizer.chat(messages), add_special=False)
     found = _array(item, f"prompt {index}")
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise RuntimeInputError(f"prompt {index} is {type(item).__name__}, expected a text or a list of ids")
-    return [int(i) for i in found]
+    ids = [int(i) for i in found]
+    strange = next((i for i in ids if not 0 <= i <= _LARGEST), None)
+    if strange is not None:
+        raise RuntimeInputError(f"prompt {index} has the id {strange}, expected 0 to {_LARGEST}")
+    return ids
 
 
 def _array(x: Any, name: str) -> Array:
     try:
         return np.asarray(x)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise RuntimeInputError(f"{name} has rows of different lengths: pad them, or leave the mask out") from None
 
 

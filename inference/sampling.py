@@ -38,7 +38,7 @@ class Sampling:
     def __post_init__(self) -> None:
         def require(fits: bool, name: str, expected: str) -> None:
             if not fits:
-                raise RuntimeInputError(f"{name} is {getattr(self, name)}, expected {expected}")
+                raise RuntimeInputError(f"{name} is {getattr(self, name)!r:.60}, expected {expected}")
 
         for name in ("temperature", "repetition_penalty"):
             require(isinstance(getattr(self, name), Real), name, "a number")
@@ -49,8 +49,10 @@ class Sampling:
         require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1, or None")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1, or None")
         require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1, or None")
-        seeds = [self.seed] if isinstance(self.seed, (int, np.integer)) else self.seed or []
-        require(all(s >= 0 for s in seeds), "seed", "no negative number")
+        seeds: Any = [] if self.seed is None else self.seed
+        seeds = list(seeds) if isinstance(seeds, (list, tuple, np.ndarray)) else [seeds]
+        whole = all(isinstance(s, Integral) and s >= 0 for s in seeds)
+        require(whole, "seed", "a whole number from 0, or a list with one a row")
         require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "a positive number (1: none)")
 
 

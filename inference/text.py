@@ -45,10 +45,10 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class RowText:
-    """The text of one row, from ids that come one at a time."""
+    """The text of one row, from ids that come one at a time after the ids of its prompt."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
-        self.stream = tokenizer.stream() if tokenizer is not None else None
+    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str], before: Sequence[int] = ()) -> None:
+        self.stream = tokenizer.stream(before) if tokenizer is not None else None
         self.stop = StopText(stops)
         self.pieces: list[str] = []
 

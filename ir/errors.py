@@ -10,7 +10,10 @@ class MonographError(Exception):
     """Base of every error raised on purpose.
 
     place: file:line or file path and tensor; details: one line per operand or fact; hint: only if certain.
+    exit_code: of a command that ends with it.
     """
+
+    exit_code: int = 1
 
     def __init__(self, what: str, *, place: str = "", details: Iterable[str] = (), hint: str = "") -> None:
         self.what, self.place, self.details, self.hint = what, place, tuple(details), hint

@@ -22,7 +22,7 @@ from .types import Dim, DType, TensorType
 from .value import ancestors, leaves
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-NO_WEIGHTS = "load a checkpoint, train it, or begin with model.weights = mg.Weights.initialize(model.graph())"
+NO_WEIGHTS = "load a checkpoint, train it, or begin with random ones: mg.init(model), --random on the command line"
 """What to do about a model that has no weights yet."""
 
 _HINTS = 8

@@ -1,7 +1,7 @@
 """Ops of a graph that is one rank's share of a larger one: what a tensor-parallel group does together.
 
 `copy_to_ranks` and `sum_over_ranks` are f and g of Megatron-LM (Shoeybi et al. 2019). Only `passes/shard_apply.py`
-makes them; no other part of the compiler needs to know them.
+makes them; no other part of the compiler needs to know them. `group` is the name of a torch.distributed process group.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ ADD: ContextVar[Callable[[Any], Any]] = ContextVar("monograph_add", default=_alo
 
 
 class CopyToRanks(Op):
-    """x, read by every rank for its own part of a layer: the gradients of the ranks are added."""
+    """x, read by every rank of `group` for its own part of a layer: the gradients of the ranks are added."""
 
     backward_reads = nothing
     flops = unmoved
     shard = needs_all
 
-    def infer(self, x: Value) -> TensorType:
+    def infer(self, x: Value, *, group: str = "") -> TensorType:
         floating(x=x)
         return x.type
 
-    def numpy(self, x: Any) -> Any:
+    def numpy(self, x: Any, *, group: str) -> Any:
         return x
 
-    def torch(self, torch: Any, x: Any) -> Any:
-        return torch.ops.monograph.copy_to_ranks(x)
+    def torch(self, torch: Any, x: Any, *, group: str) -> Any:
+        return torch.ops.monograph.copy_to_ranks(x, group)
 
 
 class SumOverRanks(Op):
-    """The sum of x over the ranks; the gradient of every summand is that of the sum."""
+    """The sum of x over the ranks of `group`; the gradient of every summand is that of the sum."""
 
     backward_reads = nothing
     flops = unmoved
     shard = needs_all
 
-    def infer(self, x: Value) -> TensorType:
+    def infer(self, x: Value, *, group: str = "") -> TensorType:
         floating(x=x)
         return x.type
 
-    def numpy(self, x: Any) -> Any:
+    def numpy(self, x: Any, *, group: str) -> Any:
         return ADD.get()(x)
 
-    def torch(self, torch: Any, x: Any) -> Any:
-        return torch.ops.monograph.sum_over_ranks(x)
+    def torch(self, torch: Any, x: Any, *, group: str) -> Any:
+        return torch.ops.monograph.sum_over_ranks(x, group)
 
 
 class PartOfDropout(Op):

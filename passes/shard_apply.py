@@ -13,14 +13,18 @@ from . import collectives
 from .shard import Plan
 
 
-def local_graph(plan: Plan, rank: int) -> Graph:
-    """The graph that rank `rank` of `plan.size` runs: the same inputs and outputs, parameters as `plan.take` gives."""
-    return _Share(plan, rank).run()
+def local_graph(plan: Plan, rank: int, group: str = "") -> Graph:
+    """The graph that rank `rank` of `plan.size` runs: the same inputs and outputs, parameters as `plan.take` gives.
+
+    group: name of the process group that the ranks are in; PyTorch needs it.
+    """
+    return _Share(plan, rank, group).run()
 
 
 class _Share:
-    def __init__(self, plan: Plan, rank: int) -> None:
+    def __init__(self, plan: Plan, rank: int, group: str) -> None:
         self.plan, self.rank, self.cuts = plan, rank, plan.cuts
+        self.group: Attributes = {"group": group}
         self.graph = Graph(plan.graph.name)
         self.local: dict[Value, Value] = {}
         self.copies: dict[Value, Value] = {}
@@ -64,7 +68,7 @@ class _Share:
         if v in self.cuts or v not in self.learned:
             return self.local[v]
         if v not in self.copies:
-            self.copies[v] = collectives.add(collectives.COPY, self.local[v])
+            self.copies[v] = collectives.add(collectives.COPY, self.local[v], self.group)
         return self.copies[v]
 
     def share(self, node: Node, operands: dict[Value, Value]) -> tuple[Value, ...]:
@@ -77,5 +81,5 @@ class _Share:
     def row_parallel(self, node: Node) -> Value:
         """The bias comes after the sum: it would be added once by every rank."""
         x, w, b = self.local[node.value("x")], self.local[node.value("w")], node["b"]
-        y = collectives.add(collectives.SUM, self.graph.add(node.op, (x, w), dict(node.attributes))[0])
+        y = collectives.add(collectives.SUM, self.graph.add(node.op, (x, w), dict(node.attributes))[0], self.group)
         return y if b is None else y + self.local[b]

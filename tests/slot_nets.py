@@ -19,6 +19,7 @@ from monograph.backends.target import Target
 from monograph.frontends.dsl import Scope, Value
 from monograph.ir import Graph, interpret, ops
 from monograph.ir.files import staged
+from monograph.ir.manifest import seal
 from monograph.ir.slots import PAST, TARGETS, TOKENS, Growth, Slot, Stream, encoded, key_value, past_of, state
 from monograph.ir.types import Dim, bool_, f32, i32, i64, tensor
 from monograph.ir.weights import Weights
@@ -185,6 +186,7 @@ class Made:
             for name, text in ((FILE, self.contract.to_json()), ("config.json", "{}")):
                 with stage.open(name) as f:
                     f.write(text.encode())
+        seal(folder)
 
     def open(self, **settings: Any) -> Session:
         return open_session(self.folder, **{"threads": 1, "capacity": 4, **settings})

@@ -161,8 +161,8 @@ def test_a_stored_copy_of_a_tied_head_is_left_out_but_an_own_head_is_kept(tmp_pa
     [
         ({"model_type": "lama"}, "model_type 'lama' is not supported, did you mean 'llama'"),
         ({"model_type": None}, r"config\.json: has model_type None"),
-        ({"hidden_sise": 3}, r"unknown key 'hidden_sise' = 3, did you mean 'hidden_size'"),
-        ({"quantization_config": {"bits": 4}}, "key 'quantization_config' = {'bits': 4} is not supported, only none"),
+        ({"hidden_sise": 3, "hidden_size": None}, r"hidden_size' is None, expected int"),
+        ({"quantization_config": {"bits": 4}}, "key 'quantization_config' = {'bits': 4}: weights that are"),
         ({"hidden_size": "16"}, "'hidden_size' is '16', expected int"),
         ({"num_hidden_layers": 3}, r"missing: model\.layers\.2\.self_attn\.q_proj\.weight: f32\[16,16\]"),
         ({"num_hidden_layers": 1}, r"unexpected: model\.layers\.1\.self_attn\.q_proj\.weight: f32\[16,16\]"),
@@ -305,10 +305,14 @@ def test_a_whole_checkpoint_is_converted_within_the_memory_of_one_tensor(tmp_pat
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("llama", {"is_causal": False}, "key 'is_causal' = False is not supported, only True"),
-        ("llama", {"partial_rotary_factor": 0.5}, r"key 'partial_rotary_factor' = 0\.5 is not supported, only 1\.0"),
-        ("gpt2", {"pruned_heads": {"0": [1]}}, "key 'pruned_heads' = .* is not supported, only {}"),
-        ("gpt2", {"some_switch": False}, "unknown key 'some_switch' = False"),
+        ("llama", {"is_causal": False}, "key 'is_causal' = False: .* reads it for llama, only True is"),
+        (
+            "llama",
+            {"sliding_window": 4},
+            "key 'sliding_window' = 4: .*, only None is computed here",
+        ),
+        ("gpt2", {"pruned_heads": {"0": [1]}}, "key 'pruned_heads' = .*: layers with fewer heads"),
+        ("gpt2", {"is_causal": None}, "key 'is_causal' = None: .* reads it for gpt2, only True is computed here"),
     ],
 )
 def test_a_key_that_changes_numbers_is_refused_by_name(tmp_path, name, change, message):

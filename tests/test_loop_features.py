@@ -257,8 +257,11 @@ def test_a_signal_ends_a_run_after_a_checkpoint(corpus: Corpus, tmp_path: Path, 
 
     folder = tmp_path / "b"
     settings = {**SETTINGS, "folder": folder, "evaluate_every": 4}
-    with pytest.raises(TrainingError, match=rf"^{name} ended the run after step 6 of 9\n.*after step 6 are kept in"):
+    with pytest.raises(
+        TrainingError, match=rf"^{name} ended the run after step 6 of 9\n.*after step 6 are kept in .*\n.*--resume"
+    ) as e:
         train(dropping(), corpus, steps=9, observe=send, **settings)
+    assert e.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     again = run(dropping(), corpus, 9, folder=folder, evaluate_every=4, resume=True)

@@ -14,6 +14,7 @@ from monograph.backends.onnxruntime import build
 from monograph.backends.onnxruntime import open as open_session
 from monograph.ir import MonographError, interpret
 from monograph.ir.errors import ConfigError, LoweringError, RuntimeInputError, WeightsError
+from monograph.ir.manifest import seal
 from monograph.ir.weights import Tensor, Weights
 from monograph.passes.differential import random_params
 from ort_models import (
@@ -55,7 +56,14 @@ def test_what_a_build_reports(built: Callable[[str], Built]) -> None:
 def test_the_folder_is_complete(built: Callable[[str], Built]) -> None:
     b = built("llama")
     names = {p.name for p in b.folder.iterdir()}
-    assert names == {"model.onnx", "model.masked.onnx", "model.onnx.data", "monograph.json", "config.json"}
+    assert names == {
+        "model.onnx",
+        "model.masked.onnx",
+        "model.onnx.data",
+        "monograph.json",
+        "config.json",
+        "checksums.json",
+    }
     assert b.open().config["num_key_value_heads"] == 2
     contract = json.loads((b.folder / "monograph.json").read_text())
     slots = [(s["input"], s["output"], s["growth"], s["type"], s["axis"]) for s in contract["slots"]]
@@ -132,6 +140,7 @@ def test_a_build_without_weights(tmp_path: Path) -> None:
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "monograph.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    seal(folder)
 
 
 def slot(folder: Path, **changes: Any) -> None:
@@ -142,9 +151,9 @@ def slot(folder: Path, **changes: Any) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     "no contract": (lambda f: (f / "monograph.json").unlink(), ConfigError, "it is not a folder that `build` wrote"),
     "not json": (lambda f: (f / "monograph.json").write_text("{"), ConfigError, "is not JSON"),
-    "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 3"),
-    "config": (lambda f: (f / "config.json").write_text("{"), ConfigError, r"config\.json: is not JSON"),
-    "version": (lambda f: edit(f, version=1), ConfigError, "is of version 1, expected 3"),
+    "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 4"),
+    "config": (lambda f: (f / "config.json").write_text("{"), WeightsError, r"config\.json: is 1 bytes long, but"),
+    "version": (lambda f: edit(f, version=1), ConfigError, "is of version 1, expected 4"),
     "unknown key": (lambda f: edit(f, colour="red"), ConfigError, "unknown key 'colour'"),
     "type": (lambda f: edit(f, positions="many"), ConfigError, "'positions' is 'many', expected int"),
     "slot": (lambda f: edit(f, slots=[{"input": "x"}]), ConfigError, "slot 0: key 'growth' is missing"),
@@ -193,8 +202,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
         lambda f: (f / "model.onnx.data").write_bytes(bytes((f / "model.onnx.data").stat().st_size)), WeightsError,
         r"model\.onnx\.data: is not the file that was written: build the model again",
     ),
-    "bytes": (lambda f: edit(f, bytes={"model.onnx": "1"}), ConfigError, "'bytes' says '1' of 'model.onnx'"),
-    "no data": (lambda f: (f / "model.onnx.data").unlink(), ConfigError, "names 'model.onnx.data'"),
+    "no data": (lambda f: (f / "model.onnx.data").unlink(), WeightsError, r"model\.onnx\.data: is not there, but was"),
+    "no manifest": (lambda f: (f / "checksums.json").unlink(), WeightsError, r"checksums\.json: is not there, and"),
 }  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from monograph.frontends.layers import (
     attention,
     feed_forward,
     gated_feed_forward,
-    rope_settings,
     rotary,
     unit_rms_norm,
 )
+from monograph.frontends.rope import rope_settings
 from monograph.ir import Graph, Value, building, interpret
 from monograph.ir.errors import ConfigError
 from monograph.ir.types import f32, parse_type

@@ -7,7 +7,6 @@ SHA-256 of the others, so a checkpoint that a disk or a stray program damaged la
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import MonographError
+from ..ir.files import sync
+from ..ir.manifest import sha256_of, sha256_of_json
 from ..ir.safetensors import write_file
 from ..ir.tensors import Tensor
 from ..ir.weights import SINGLE, Weights
@@ -92,23 +93,23 @@ def _put(hidden: Path, final: Path, state: Mapping[str, Any]) -> None:
     if final.exists():  # Damaged, or the run was told to do the step again.
         final.rename(final.parent / f".{uuid.uuid4().hex}.tmp")
     hidden.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def seal(folder: Path, state: Mapping[str, Any]) -> None:
     """Write state.json over files that are there, and bring all of them to the disk."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _digest(path)}
-        _sync(path)
+        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        sync(path)
     told = {**state, "files": files}
     with (folder / STATE).open("w") as f:
-        json.dump({**told, "sha256": _digest_of(told)}, f, indent=2)
+        json.dump({**told, "sha256": sha256_of_json(told)}, f, indent=2)
         f.flush()
         os.fsync(f.fileno())
     for inner in (p for p in folder.rglob("*") if p.is_dir()):
-        _sync(inner)
-    _sync(folder)
+        sync(inner)
+    sync(folder)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -136,7 +137,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / STATE).read_text())
         fits = state["format"] == FORMAT and f"step-{state['step']:08d}" == folder.name
-        whole = state.pop("sha256") == _digest_of(state)
+        whole = state.pop("sha256") == sha256_of_json(state)
         files = dict(state["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise TrainingError(f"{STATE} is damaged: {e!r}", place=str(folder)) from None
@@ -151,7 +152,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             found = "is missing" if size is None else f"has {size} bytes, expected {expected['size']}"
             raise TrainingError(f"{name} {found}", place=str(folder))
         try:
-            digest = _digest(path)
+            digest = sha256_of(path)
         except OSError as e:
             raise TrainingError(f"{name} cannot be read: {e.strerror}", place=str(folder)) from None
         if digest != expected["sha256"]:
@@ -179,20 +180,3 @@ def sweep(run: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
-
-
-def _digest_of(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

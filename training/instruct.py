@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
 
@@ -23,14 +24,15 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids of one example, and which of them the model learns to say."""
+    """Token ids of one example, and which of them the model learns to say. note: what a reader should know of it."""
 
     ids: tuple[int, ...]
     said: tuple[bool, ...]
+    note: str = field(default="", compare=False)
 
     def truncated(self, length: int) -> Row:
         """At most `length` tokens and the one that follows them."""
-        return Row(self.ids[: length + 1], self.said[: length + 1])
+        return Row(self.ids[: length + 1], self.said[: length + 1], self.note)
 
     @property
     def learns(self) -> bool:
@@ -69,11 +71,26 @@ def is_messages(value: Any) -> TypeGuard[Messages]:
 def encode_chat(tokenizer: Tokenizer, messages: Messages) -> Row:
     """A conversation by the checkpoint's chat template; what the assistant says counts, with its end of turn.
 
-    An answer is what the template adds to the prompt for it. Raises CorpusError when nothing is said, or when the
-    template writes earlier messages differently once later ones follow.
+    An answer is what the template puts into a generation block; of a template without such blocks, what it adds to the
+    prompt for the answer, and the end of text where no end of turn follows. Raises CorpusError when nothing is said or
+    a message has no content, or when the template writes earlier messages differently once later ones follow.
     """
-    whole = tokenizer.chat(messages, add_generation_prompt=False)
-    spans: list[tuple[int, int]] = []
+    for i, message in enumerate(messages, 1):
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise CorpusError(f"message {i} of {len(messages)} ({message['role']}) has no content")
+    whole, marked = tokenizer.marked_chat(messages, add_generation_prompt=False)
+    if not any(m["role"] == "assistant" for m in messages):
+        raise CorpusError(f"none of {len(messages)} messages is the assistant's")
+    if marked:
+        encoding = tokenizer.core.encode(whole, add_special_tokens=False)
+        said = tuple(any(start < b and end > a for a, b in marked) for start, end in encoding.offsets)
+        return Row(tuple(encoding.ids), said, _missing_end(tokenizer, encoding.ids, said))
+    return _with_ends(tokenizer, whole, _answers(tokenizer, messages, whole))
+
+
+def _answers(tokenizer: Tokenizer, messages: Messages, whole: str) -> list[tuple[int, int]]:
+    """(start, end) of each answer in the text of the conversation."""
+    found: list[tuple[int, int]] = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             prompt = tokenizer.chat(messages[:i], add_generation_prompt=True)
@@ -81,17 +98,53 @@ def encode_chat(tokenizer: Tokenizer, messages: Messages) -> Row:
             if not (until.startswith(prompt) and whole.startswith(until)):
                 what = f"the chat template writes messages 1 to {i + 1} of {len(messages)} differently when more follow"
                 raise CorpusError(what, hint="split the conversation so that each row ends with its answer")
-            spans.append((len(prompt), len(until)))
-    if not spans:
-        raise CorpusError(f"none of {len(messages)} messages is the assistant's")
+            found.append((len(prompt), len(until)))
+    return found
+
+
+def _with_ends(tokenizer: Tokenizer, whole: str, answers: Sequence[tuple[int, int]]) -> Row:
+    """The tokens of a conversation, of which the answers count. Every answer ends in a token that ends generation:
+    the template's own, else the one that opens the next turn, else the end of text, which is put there."""
     encoding = tokenizer.core.encode(whole, add_special_tokens=False)
-    said = tuple(any(a <= start < b for a, b in spans) for start, _ in encoding.offsets)
-    return Row(tuple(encoding.ids), said)
+    ids, starts = list(encoding.ids), [start for start, _ in encoding.offsets]
+    said, ends, note = [False] * len(ids), frozenset(tokenizer.eos_ids), ""
+    for a, b in reversed(answers):
+        inside = [i for i, start in enumerate(starts) if a <= start < b]
+        after = next((i for i, start in enumerate(starts) if start >= b), len(starts))
+        for i in inside:
+            said[i] = True
+        if any(ids[i] in ends for i in inside):
+            continue
+        if after < len(ids) and ids[after] in ends:
+            said[after] = True
+        elif tokenizer.eos_id is not None:
+            ids.insert(after, tokenizer.eos_id)
+            said.insert(after, True)
+            name = tokenizer.core.id_to_token(tokenizer.eos_id)
+            note = note or f"no end of turn follows an answer in the chat template: {name} is put after it"
+    return Row(tuple(ids), tuple(said), note or _missing_end(tokenizer, ids, said))
+
+
+def _missing_end(tokenizer: Tokenizer, ids: Sequence[int], said: Sequence[bool]) -> str:
+    """A warning if the model would never learn to stop after some answer; else nothing."""
+    ends = frozenset(tokenizer.eos_ids)
+    spans = _runs(said)
+    if all(any(i in ends for i in ids[a:b]) for a, b in spans):
+        return ""
+    names = ", ".join(tokenizer.core.id_to_token(i) or str(i) for i in sorted(ends)) or "none is known"
+    return f"an answer has no token that ends generation ({names}): the model does not learn to stop after it"
+
+
+def _runs(said: Sequence[bool]) -> list[tuple[int, int]]:
+    """(start, end) of each run of tokens that count."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], np.asarray(said, bool), [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str) -> Row:
     """Plain text: the completion counts, and the end of text that follows it."""
-    before = tokenizer.encode(prompt)
+    framed = tokenizer.encode(prompt)
+    before = framed[: len(framed) - tokenizer.tail]  # an end of text does not belong before the completion
     after = encode_plain(tokenizer, completion) + ([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
     return Row((*before, *after), (False,) * len(before) + (True,) * len(after))
 
@@ -110,14 +163,22 @@ def encode_row(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
 
 
 def encode_rows(tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], encode: Any, place: str = "") -> list[Any]:
-    """`encode(tokenizer, row)` for each. Raises CorpusError naming the row."""
+    """`encode(tokenizer, row)` for each. Warns of the first row with a note. Raises CorpusError naming the row."""
     found: list[Any] = []
     for number, row in enumerate(rows, 1):
         try:
             found.append(encode(tokenizer, row))
         except MonographError as e:
             raise CorpusError(e.what, place=f"{place or 'rows'}: row {number}", hint=e.hint) from None
+    notes = {n: r.note for n, row in enumerate(found, 1) for r in _rows_in(row) if r.note}
+    if notes:
+        first, more = next(iter(notes)), f" (and {len(notes) - 1} more rows)" if len(notes) > 1 else ""
+        warnings.warn(f"{place or 'rows'}: row {first}{more}: {notes[first]}", stacklevel=3)
     return found
+
+
+def _rows_in(row: Any) -> tuple[Row, ...]:
+    return (row,) if isinstance(row, Row) else row
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Kept:
         self.world.told(lambda: self.trained.publish(folder, self.tuned))
         return self.trained.published(folder)
 
-    def error(self, what: str, *, details: Sequence[str] = (), agreed: bool = True) -> TrainingError:
+    def error(self, what: str, *, details: Sequence[str] = (), hint: str = "", agreed: bool = True) -> TrainingError:
         """An error that holds the model, which is written to the folder of the run.
 
         agreed: all processes end here, so that the first one can tell whether it could write.
@@ -46,6 +46,7 @@ class Kept:
                 elif self.world.first:
                     self.trained.publish(folder, self.tuned)
                 place = f"in {folder}"
-        error = TrainingError(what, details=[*details, f"the weights after step {self.step} are kept {place}"])
+        kept = f"the weights after step {self.step} are kept {place}"
+        error = TrainingError(what, details=[*details, kept], hint=hint)
         error.model = self.tuned.model
         return error

@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backends.torch import to_torch
-from ..backends.torch.collectives import use_group
 from ..backends.torch.tensors import to_array
 from ..backends.torch.untyped import all_gather, all_reduce, scale_all, square_of_norm
 from ..ir.graph import Graph
@@ -45,8 +44,6 @@ class Layout:
     def __init__(self, world: World, graph: Graph) -> None:
         self.world = world
         self.plan: Plan | None = plan(graph, world.tensor) if world.tensor > 1 else None
-        if self.plan is not None:
-            use_group(world.tensor_group)
 
     # -- the module ------------------------------------------------------------------------------------------------
 
@@ -56,7 +53,8 @@ class Layout:
         how: arguments of `to_torch`.
         """
         if self.plan is not None:
-            graph, weights = local_graph(self.plan, self.world.tensor_rank), self.take(weights)
+            group: str = self.world.tensor_group.group_name
+            graph, weights = local_graph(self.plan, self.world.tensor_rank, group), self.take(weights)
         module = to_torch(train_pipeline(graph), weights, blocks=self.world.sharded, **how)
         return module.to(self.world.device)
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from ..data.batch import Batch, tokens_of
 from ..frontends.dsl import Model
+from ..frontends.given import model_of
+from ..frontends.own import check_not_reading
 from ..ir.errors import ConfigError
 from .checkpointing import Checkpointer, DataDigests
 from .errors import TrainingError
@@ -63,6 +65,8 @@ def train(
     the disk is full, a signal came or another process was lost; the last good weights are in `folder`, and in the
     error's `model`.
     """
+    check_not_reading("mg.train is called")
+    model_of(model, "train")
     with left_on_error():
         run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe).model
@@ -77,6 +81,7 @@ def drive(
     observe: Callable[[Step], None] = lambda step: None,
 ) -> Tuned:
     """Do the steps of a run and show them; gives what was trained."""
+    check_not_reading("a model is trained")
     shown = progress and run.world.first
     with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
         note = display.note if run.world.first else _silent
@@ -269,8 +274,16 @@ class Run:
             except TrainingError as e:
                 raise self.kept.error(e.what, details=e.details) from e
         if asked and not over:
-            name = self.stop.name or "a signal to another process"
-            raise self.kept.error(f"{name} ended the run after step {self.done} of {self.settings.steps}")
+            raise self.stopped()
+
+    def stopped(self) -> TrainingError:
+        """The error of a run that a signal ended: what goes on with it, and the exit code that shells expect."""
+        name = self.stop.name or "a signal to another process"
+        hint = "--resume (in Python, resume=True) goes on from there" if self.checkpointer is not None else ""
+        what = f"{name} ended the run after step {self.done} of {self.settings.steps}"
+        error = self.kept.error(what, hint=hint)
+        error.exit_code = self.stop.exit_code
+        return error
 
     def failure(self, name: str, value: float) -> TrainingError:
         what = f"{name} (of {self.settings.steps}) is {value}, at learning rate {self.learner.rate:.3g}"

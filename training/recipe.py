@@ -29,7 +29,8 @@ PYTHON = "python:help"
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Either path: a checkpoint or another model that `monograph show` takes; or family: a model_type, with `config`.
+    """Either path: a checkpoint or another model that `monograph show` takes; or family: a model_type, or
+    FILE.py[:NAME] with an @model, with `config`.
 
     task: which head, where a family has several (empty: what the data is for, else that of the checkpoint); a head that
     the checkpoint does not have is drawn anew. config: fields of the family's Config; without `vocab`, that of the
@@ -181,10 +182,11 @@ class Recipe:
         """Data is looked for beside the recipe, and so are models and tokenizers that lie there."""
         paths = tuple(p if p == PYTHON else str(folder / Path(p).expanduser()) for p in self.data.paths)
         recipe = dataclasses.replace(self, data=dataclasses.replace(self.data, paths=paths))
-        for table, name in (("model", "path"), ("tokenizer", "path"), ("distill", "teacher")):
+        places = (("model", "path"), ("model", "family"), ("tokenizer", "path"), ("distill", "teacher"))
+        for table, name in places:
             part = getattr(recipe, table)
             given = getattr(part, name, "")
-            if given and (folder / given).exists():
+            if given and (folder / _file_of(given)).exists():
                 recipe = dataclasses.replace(
                     recipe, **{table: dataclasses.replace(part, **{name: str(folder / given)})}
                 )
@@ -235,6 +237,12 @@ def _settings(given: dict[str, Any], parts: Mapping[str, Any]) -> Settings:
 
 def targets_of(recipe: LoraRecipe) -> str | tuple[str, ...]:
     return recipe.targets or ALL
+
+
+def _file_of(name: str) -> str:
+    """FILE.py of FILE.py:NAME; any other name as it is."""
+    file, colon, _ = name.rpartition(":")
+    return file if colon and file.endswith(".py") else name
 
 
 def _plain(value: Any) -> Any:

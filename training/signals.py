@@ -20,6 +20,11 @@ class Stop:
     def asked(self) -> bool:
         return bool(self.name)
 
+    @property
+    def exit_code(self) -> int:
+        """What a shell gives a command that the signal ended; 1 where it came to another process."""
+        return 128 + signal.Signals[self.name] if self.asked else 1
+
 
 @contextlib.contextmanager
 def stoppable() -> Generator[Stop]:

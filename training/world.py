@@ -13,7 +13,6 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..backends.torch.collectives import use_group
 from ..backends.torch.untyped import all_reduce
 from ..ir.errors import ConfigError, MonographError
 from .errors import TrainingError
@@ -51,7 +50,6 @@ def left_on_error() -> Generator[None]:
     except BaseException:
         if not there and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
-            use_group(None)
         raise
 
 

@@ -9,20 +9,23 @@ import typer
 from ..console import Json, command, out, print_json, progress, table
 from ..performance import Benchmark
 from ..performance import bench as measure
-from ..resolve import HELP, resolve
+from ..resolve import resolve
+from .options import FamilyOption, ModelArgument, RandomOption
 
 
 @command
 def bench(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: ModelArgument,
     prompt: Annotated[int, typer.Option(help="tokens of the prompt")] = 128,
     new_tokens: Annotated[int, typer.Option(help="tokens generated after it")] = 32,
     rounds: Annotated[int, typer.Option(help="of which the median counts; variants take turns")] = 5,
     threads: Annotated[int | None, typer.Option(help="none: all cores")] = None,
+    family: FamilyOption = None,
+    random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
     """Measure prefill and decode on ONNX Runtime: taken apart, in standard ops, and fused."""
-    loaded = resolve(model)
+    loaded = resolve(model, family, random)
     with progress(json_output) as bars:
         bar = bars.add_task("", total=None)
         found = measure(

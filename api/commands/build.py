@@ -16,32 +16,41 @@ from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.errors import did_you_mean
 from ..machine import peak_memory
-from ..resolve import HELP, resolve
+from ..resolve import resolve
+from .options import FamilyOption, ModelArgument, RandomOption, targets
 
 
 @command
 def build(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="where the built model goes")],
     target: Annotated[
-        str, typer.Option(help=f"one of {', '.join(TARGETS)}: fused for ONNX Runtime, or portable")
+        str,
+        typer.Option(help=f"one of {', '.join(TARGETS)}: fused for ONNX Runtime, or portable", autocompletion=targets),
     ] = "cpu",
     max_positions: Annotated[
         int | None, typer.Option(help="most tokens a row may have (cpu); none: the config's")
     ] = None,
-    opset: Annotated[int, typer.Option(help="of a portable export")] = 23,
+    opset: Annotated[int | None, typer.Option(help="of a portable export; none: 23, or the layout's")] = None,
+    layout: Annotated[
+        str | None, typer.Option("--for", help="the client that opens it: optimum, genai or web (portable export)")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="fail unless every attention is fused (cpu)")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="list what was not fused, and why")] = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the text of each graph after every pass")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="compare the result with the NumPy reference; exit 1 if off")
     ] = False,
+    family: FamilyOption = None,
+    random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
     if target not in TARGETS:
         raise MonographError(f"no target is called {target!r}{did_you_mean(target, TARGETS)}")
-    loaded = resolve(model)
+    if layout is not None:
+        target = _portable(layout, target)
+    loaded = resolve(model, family, random)
 
     def announce(bound: int) -> None:
         report["bound_bytes"] = bound
@@ -58,7 +67,7 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            report |= _export(loaded, folder, opset, strict, told)
+            report |= _export(loaded, folder, opset, layout, strict, told)
         else:
             report |= _build(loaded, folder, target, max_positions, strict, told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
@@ -72,10 +81,19 @@ def build(
         raise typer.Exit(1)
 
 
-def _export(model: Model, folder: Path, opset: int, strict: bool, told: Mapping[str, Any]) -> dict[str, Any]:
+def _portable(layout: str, target: str) -> str:
+    """The target of a folder for another client. Raises MonographError for one with ops that only we open."""
+    if target == "cuda":
+        raise MonographError(f"--for {layout} is a portable export, not one for cuda", hint="use --target onnx")
+    return "onnx"
+
+
+def _export(
+    model: Model, folder: Path, opset: int | None, layout: str | None, strict: bool, told: Mapping[str, Any]
+) -> dict[str, Any]:
     if strict:
         raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-    report = write_export(model, folder, opset=opset, **told)
+    report = write_export(model, folder, opset=opset, layout=layout, **told)
     return {"nodes": report.nodes, "misses": [], "through_float": report.through_float}
 
 

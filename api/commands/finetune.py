@@ -10,12 +10,13 @@ import typer
 from ..console import Json, command, out, print_json
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
-from ..resolve import HELP, resolve
+from ..resolve import resolve
+from .options import FamilyOption, ModelArgument
 
 
 @command
 def finetune(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="where the checkpoint goes, or with --lora the adapter")],
     data: Annotated[
         Path, typer.Option("--data", "-d", help="JSONL: messages; prompt, completion; or chosen, rejected")
@@ -43,6 +44,7 @@ def finetune(
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the module")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the folder")] = False,
     seed: Annotated[int, typer.Option(help="of the adapter's first weights, order of the rows and dropout")] = 0,
+    family: FamilyOption = None,
     json_output: Json = False,
 ) -> None:
     """Fine-tune a causal language model on rows of JSONL; only answers count."""
@@ -53,7 +55,7 @@ def finetune(
     from ..training.instruct import Instructions
 
     _check(lora=lora, quantized=quantized, target=target, merged=merged, dpo=dpo, teacher=teacher)
-    loaded = resolve(model)
+    loaded = resolve(model, family)
     adapter = Lora(rank, alpha, tuple(target) if target else ALL, dropout) if lora else None
     history: list[Any] = []
     settings: dict[str, Any] = {
@@ -102,16 +104,17 @@ def _report(tuned: Any, history: list[Any], folder: Path, merged: Path | None, *
 
 @command
 def merge(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: ModelArgument,
     adapter: Annotated[Path, typer.Argument(help="folder with adapter_config.json and adapter_model.safetensors")],
     folder: Annotated[Path, typer.Argument(help="where the merged checkpoint goes")],
+    family: FamilyOption = None,
     json_output: Json = False,
 ) -> None:
     """Write a checkpoint with an adapter (PEFT's format) merged into its weights, tensor by tensor."""
     from ..frontends.huggingface import save_pretrained
     from ..training.adapters import Adapter
 
-    loaded = resolve(model)
+    loaded = resolve(model, family)
     found = Adapter.load(adapter)
     written = save_pretrained(found.merged(loaded), folder)
     if json_output:

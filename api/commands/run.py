@@ -14,11 +14,12 @@ from ..console import Json, command, err, out, print_json, progress
 from ..inference.engine import Engine
 from ..ir import MonographError
 from ..resolve import HELP, resolve
+from .options import FamilyOption, RandomOption, models
 
 
 @command
 def run(
-    model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}")],
+    model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}", autocompletion=models)],
     texts: Annotated[
         list[str],
         typer.Argument(help="to go on from, translate, label or fill masks in; with --chat, what the user says"),
@@ -32,11 +33,14 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="text at which to end; may be repeated")] = None,
     seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    check: Annotated[bool, typer.Option("--check", help="read every byte of a built folder first")] = False,
+    family: FamilyOption = None,
+    random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
     """Run a built folder on texts; any other model is built into a temporary folder first."""
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
-        engine = open_engine(model, Path(folder), threads, json_output)
+        engine = open_engine(model, Path(folder), threads, json_output, family, random, every_byte=check)
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -96,13 +100,25 @@ def tell_masked(engine: Engine, texts: list[str], json_output: bool) -> None:
             out().print(", ".join(f"{g.token} {g.probability:.4f}" for g in guesses), markup=False)
 
 
-def open_engine(model: str, folder: Path, threads: int | None, quiet: bool) -> Engine:
-    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError."""
+def open_engine(
+    model: str,
+    folder: Path,
+    threads: int | None,
+    quiet: bool,
+    family: str | None = None,
+    random: int | None = None,
+    *,
+    every_byte: bool = False,
+) -> Engine:
+    """The engine of a built folder; for anything else, of a build into `folder`. Raises MonographError.
+
+    every_byte: compare the files of the built folder with their digests, also when they were found whole before.
+    """
     if (Path(model) / "monograph.json").exists():
-        return Engine.open(model, threads=threads)
+        return Engine.open(model, threads=threads, every_byte=every_byte)
     if (Path(model) / "model.onnx").exists():
         raise MonographError("is a portable export", place=model, hint="build it with --target cpu to run it here")
-    loaded = resolve(model)
+    loaded = resolve(model, family, random)
     with progress(quiet) as bars:
         bar = bars.add_task("building", total=None)
 

@@ -15,11 +15,12 @@ from ..passes.manager import PipelineReport
 from ..passes.pattern import NearMiss
 from ..passes.pipelines import PIPELINES, decompose, optimize
 from ..passes.shard import plan
-from ..resolve import HELP, resolve
+from ..resolve import resolve
+from .options import FamilyOption, ModelArgument, RandomOption, pipelines
 
-ModelArgument = Annotated[str, typer.Argument(help=HELP)]
 PipelineOption = Annotated[
-    str | None, typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}; none: the plain graph")
+    str | None,
+    typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}; none: the plain graph", autocompletion=pipelines),
 ]
 Decompose = Annotated[bool, typer.Option("--decompose", help="take every layer apart before the passes run")]
 
@@ -32,13 +33,15 @@ def show(
     counts: Annotated[bool, typer.Option("--counts", help="print how often each op occurs, not the graph")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="print what was not fused, and why")] = False,
     shard: Annotated[int | None, typer.Option(help="print how this many processes share the layers")] = None,
+    family: FamilyOption = None,
+    random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
     """Print the graph of a model as text, plain or after a named pipeline."""
     if shard is not None:
-        _show_plan(model, shard, json_output)
+        _show_plan(model, shard, json_output, family)
         return
-    graph, report = _graph(model, pipeline, decomposed)
+    graph, report = _graph(model, pipeline, decomposed, family=family, random=random)
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
     if graph.slots:
         payload["slots"] = [str(s) for s in graph.slots]
@@ -57,10 +60,10 @@ def show(
         _print_misses(report, pipeline)
 
 
-def _show_plan(model: str, size: int, json_output: bool) -> None:
+def _show_plan(model: str, size: int, json_output: bool, family: str | None) -> None:
     if size < 2:
         raise MonographError(f"--shard is {size}, expected at least 2 processes")
-    found = plan(resolve(model).graph(), size)
+    found = plan(resolve(model, family).graph(), size)
     if json_output:
         print_json({"name": found.graph.name, "size": size, "plan": found.rows()})
     else:
@@ -69,10 +72,14 @@ def _show_plan(model: str, size: int, json_output: bool) -> None:
 
 @command
 def explain(
-    model: ModelArgument, pipeline: PipelineOption = "decode", decomposed: Decompose = False, json_output: Json = False
+    model: ModelArgument,
+    pipeline: PipelineOption = "decode",
+    decomposed: Decompose = False,
+    family: FamilyOption = None,
+    json_output: Json = False,
 ) -> None:
     """List what the passes fused and, with layer, line and reason, what they almost fused but did not."""
-    graph, report = _graph(model, pipeline or "decode", decomposed)
+    graph, report = _graph(model, pipeline or "decode", decomposed, family=family)
     if json_output:
         fused = {} if report is None else report.counts
         print_json({"name": graph.name, "fused": fused, "misses": [_miss(m) for m in report.misses] if report else []})
@@ -83,17 +90,20 @@ def explain(
 @command
 def optimize_(
     model: ModelArgument,
-    pipeline: Annotated[str, typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}")] = "decode",
+    pipeline: Annotated[
+        str, typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}", autocompletion=pipelines)
+    ] = "decode",
     decomposed: Decompose = False,
     check: Annotated[
         bool, typer.Option("--check", help="compare numbers across every pass with the reference")
     ] = False,
     dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="file for the final graph")] = None,
+    family: FamilyOption = None,
     json_output: Json = False,
 ) -> None:
     """Run a pipeline and print what every pass did: seconds, nodes, rewrites."""
-    graph, report = _graph(model, pipeline, decomposed, check=check, dump=dump, quiet=json_output)
+    graph, report = _graph(model, pipeline, decomposed, check=check, dump=dump, quiet=json_output, family=family)
     assert report is not None
     if output is not None:
         output.write_text(str(graph))
@@ -115,12 +125,14 @@ def _graph(
     check: bool = False,
     dump: Path | None = None,
     quiet: bool = True,
+    family: str | None = None,
+    random: int | None = None,
 ) -> tuple[Graph, PipelineReport | None]:
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
     if pipeline is not None and pipeline not in PIPELINES:
         what = f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}"
         raise MonographError(what, hint=f"known: {', '.join(PIPELINES)}")
-    graph = resolve(name).graph(encoded=True)
+    graph = resolve(name, family, random).graph(encoded=True)
     if decomposed:
         graph = decompose(graph)
     if pipeline is None:

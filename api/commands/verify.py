@@ -9,24 +9,31 @@ from typing import Annotated
 import typer
 
 from ..console import Json, command, out, print_json, progress, table
+from ..ir.manifest import check as check_folder
 from ..parity import TOLERANCE, Parity
 from ..parity import verify as compare
-from ..resolve import HELP, resolve
+from ..resolve import resolve
+from .options import FamilyOption, ModelArgument, RandomOption
 
 
 @command
 def verify(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: ModelArgument,
     built: Annotated[Path | None, typer.Argument(help="a folder made by `build`; none: a portable export")] = None,
     tolerance: Annotated[float, typer.Option(help="largest difference, relative to the largest logit")] = TOLERANCE,
     torch: Annotated[bool, typer.Option("--torch/--no-torch", help="compare PyTorch too")] = True,
     seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="read every byte of the folder first")] = False,
+    family: FamilyOption = None,
+    random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
     """Compare PyTorch and ONNX Runtime with the NumPy reference on hard masks; decode after prefill too."""
     with progress(json_output) as bars:
         task = bars.add_task("loading", total=None)
-        loaded = resolve(model)
+        loaded = resolve(model, family, random)
+        if check and built is not None:
+            check_folder(built, every_byte=True, required=False)
         parity = compare(
             loaded,
             built,

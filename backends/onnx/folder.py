@@ -2,36 +2,102 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from ...frontends.dsl import Model
 from ...frontends.huggingface import GENERATION, PREPROCESSOR
 from ...frontends.huggingface import write_companions as companions
+from ...frontends.own import FILE as SOURCE
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
+from ...frontends.task import TOKEN_TYPES
 from ...ir.files import Stage
+from ...ir.manifest import MANIFEST, VERIFIED
+from ...ir.slots import TOKENS
+from .clients import DECODER, ENCODER, LAYOUTS, MERGED, Layout
+from .genai import FILE as GENAI
 from .lower import PRODUCER
 from .untyped import read_graph
 
-CONTRACT = "monograph.json"
-GRAPHS = ("model", "model.masked", "encoder", "encoder_model", "decoder_model")
+CONTRACT, CONFIG, TOKENIZER = "monograph.json", "config.json", "tokenizer_config.json"
+GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
-        CONTRACT, POOLING, "config.json", GENERATION, PREPROCESSOR, "tokenizer.json", "tokenizer_config.json",
-        *(f"{g}.onnx" for g in GRAPHS), *(f"{g}.onnx.data" for g in GRAPHS),
+        CONTRACT, MANIFEST, VERIFIED, POOLING, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
+        "tokenizer.json", TOKENIZER, *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }
 )  # fmt: skip
 """Every file that a build or an export writes."""
+FOLDERS = frozenset(layout.folder for layout in LAYOUTS.values() if layout.folder)
+"""Every folder inside, in which graphs are written."""
 
 
-def write_companions(stage: Stage, model: Model) -> None:
-    """Stage what clients expect beside a model, and how an encoder's vectors become one."""
+_NEW_CLASS, _CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+"""What transformers 5 writes for a tokenizer.json, and the name by which all versions know the same class."""
+
+
+def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: Layout | None = None) -> None:
+    """Stage what clients expect beside a model, and how an encoder's vectors become one.
+
+    inputs: names that the graphs take in. layout: of the client that the folder is for.
+    """
     companions(stage, model, model.weights)
     pooling = Pooling.read(model.folder) if model.folder is not None else None
     if pooling is not None:
         write_text(stage, POOLING, pooling.to_json())
+    if model.tokenizer is not None:
+        _change(stage, TOKENIZER, lambda said: said | tokenizer_settings(model, inputs, said))
+        if model.task.generates:
+            _change(stage, GENERATION, lambda said: {**ends_of(model), **said})
+    if layout is not None and layout.folder:
+        # What transformers.js takes where its caller says nothing: else it looks for files of 8 bits in a browser.
+        files = {"dtype": "fp32", "use_external_data_format": dict.fromkeys(_with_data(stage, layout), 1)}
+        _change(stage, CONFIG, lambda said: {**said, "transformers.js_config": files})
+
+
+def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer must know of a model: the inputs that it makes, and that all prompts of a batch end together."""
+    taken = set(inputs)
+    found: dict[str, Any] = {"model_input_names": [k for k in (TOKENS.ids, TOKEN_TYPES, TOKENS.mask) if k in taken]}
+    if said.get("tokenizer_class") == _NEW_CLASS:
+        found["tokenizer_class"] = _CLASS
+    if model.task.separated:
+        found["model_input_names"] = [TOKENS.ids, TOKENS.mask]
+    elif model.task.generates:
+        found["padding_side"] = said.get("padding_side", "left")
+    return found
+
+
+def ends_of(model: Model) -> dict[str, Any]:
+    """Special ids that generation needs, as far as the tokenizer has them."""
+    tokens = model.tokenizer
+    assert tokens is not None
+    ends = list(tokens.eos_ids)
+    start = tokens.start_id if model.task.separated else None
+    found = {
+        "bos_token_id": tokens.bos_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": tokens.pad_id,
+        "decoder_start_token_id": start,
+    }
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _with_data(stage: Stage, layout: Layout) -> list[str]:
+    """Graphs of a layout that have a data file, by file name."""
+    return [f"{g}.onnx" for g in GRAPHS if (stage.work / f"{layout.path(g)}{layout.data}").exists()]
+
+
+def _change(stage: Stage, name: str, change: Any) -> None:
+    """Change a staged JSON file, or make it."""
+    path = stage.path(name)
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_text(stage, name, json.dumps(change(said), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(stage: Stage, name: str, text: str) -> None:
@@ -41,13 +107,20 @@ def write_text(stage: Stage, name: str, text: str) -> None:
 
 def foreign(folder: Path) -> str:
     """Why a build must not take the place of a folder: it holds what no build wrote. "" where it may."""
-    others = sorted(p.name for p in folder.iterdir() if p.name not in NAMES or not p.is_file())
+    others = sorted(str(p.relative_to(folder)) for p in _strange(folder))
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         return f"holds {others[0]}{more}, which no build wrote and which would be deleted"
-    if (folder / CONTRACT).exists() or any(_ours(p) for p in folder.glob("*.onnx")):
+    if (folder / CONTRACT).exists() or any(_ours(p) for p in folder.rglob("*.onnx")):
         return ""
     return "holds files, but no model that was built here; they would be deleted"
+
+
+def _strange(folder: Path) -> list[Path]:
+    """What lies in a folder under no name that a build writes."""
+    inside = [p for p in folder.iterdir() if p.name in FOLDERS and p.is_dir() and not p.is_symlink()]
+    files = [p for p in folder.iterdir() if p not in inside] + [p for f in inside for p in f.iterdir()]
+    return [p for p in files if p.name not in NAMES or not p.is_file()]
 
 
 def _ours(path: Path) -> bool:

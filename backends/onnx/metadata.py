@@ -6,10 +6,11 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from ...frontends.task import Task
 from ...ir.graph import Graph
 from ...ir.slots import Slot, Stream
 
-SLOTS, STREAM = "monograph.slots", "monograph.stream"
+SLOTS, STREAM, TASK = "monograph.slots", "monograph.stream", "monograph.task"
 """Keys of metadata_props."""
 
 
@@ -30,3 +31,14 @@ def slot_json(slot: Slot) -> dict[str, Any]:
 
 def stream_json(stream: Stream) -> dict[str, Any]:
     return {f.name: getattr(stream, f.name) for f in fields(stream)}
+
+
+def task_json(task: Task) -> dict[str, Any]:
+    """What a model is for: the name of its task, the main output, inputs that are 0 where they are left out."""
+    return {
+        "name": task.name,
+        "output": task.output,
+        "generates": task.generates,
+        "zeros": [k for k in task.zeros if k in task.inputs],
+        "positions": "columns" if task.by_column else "tokens",
+    }

@@ -232,7 +232,8 @@ def _is_block(node: Node) -> bool:
 
 def _encoded(node: Node) -> list[Value]:
     """The encoded parameters in the weight of a layer."""
-    return [v for p in parts_of(node.operands[1]) if (v := encoded_param(p)) is not None]
+    weight = node["table" if isinstance(node.op, Embedding) else "w"]
+    return [v for p in parts_of(weight) if (v := encoded_param(p)) is not None]
 
 
 def gathered(ids: Value, w: Stored, codes: Value) -> Value:

@@ -78,9 +78,9 @@ def appended(v: Value, reader: Node) -> Appended | None:
     read = v.producer
     if read is None or not isinstance(read.op, CacheRead) or v.users != [reader] or v.graph.is_output(v):
         return None
-    present = read.operands[0]
-    append = present.producer if present is not None else None
-    if present is None or append is None or not isinstance(append.op, CacheAppend) or present.users != [read]:
+    present = read.value("cache")
+    append = present.producer
+    if append is None or not isinstance(append.op, CacheAppend) or present.users != [read]:
         return None
     past, new = append.arguments
     return Appended(past, new, append, read)

@@ -76,15 +76,16 @@ def layout(model: onnx_ir.Model) -> list[Placed]:
     return placed
 
 
-def save(model: onnx_ir.Model, path: str | Path, progress: Progress | None = None) -> Path:
+def save(model: onnx_ir.Model, path: str | Path, progress: Progress | None = None, *, data: str = ".data") -> Path:
     """Write `path` (or model.onnx in it, when it is a folder) and `<name>.data` beside it; gives the model's path.
 
-    One tensor is in memory at a time. progress(bytes done, bytes in all, tensor just written). After an error
-    nothing new is left and an older model is untouched; errors of the tensors come through as they are.
+    data: another end of the data file's name. One tensor is in memory at a time. progress(bytes done, bytes in all,
+    tensor just written). After an error nothing new is left and an older model is untouched; errors of the tensors
+    come through as they are.
     """
     path = Path(path)
     path = path if path.suffix == ".onnx" else path / "model.onnx"
-    data = f"{path.name}.data"
+    data = f"{path.name}{data}"
     placed = layout(model)
     with staged(path.parent) as stage:
         if placed:

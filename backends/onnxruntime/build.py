@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import whole
 from ...ir.graph import Graph
+from ...ir.manifest import seal
 from ...ir.slots import TOKENS
 from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
@@ -22,12 +24,13 @@ from ...passes.manager import Step
 from ...passes.pattern import NearMiss
 from ..onnx.folder import foreign, write_companions, write_text
 from ..onnx.lower import lower
+from ..onnx.metadata import TASK, task_json
 from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
 from .choices import choices_of
-from .contract import FILE, VERSION, Contract, mark_of
+from .contract import FILE, VERSION, Contract
 from .feeds import bounds_of, check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
@@ -104,13 +107,10 @@ def build(
     announce(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
-        sizes = {name: stage.path(name).stat().st_size for name in stage.names}
-        report.contract = replace(
-            report.contract, bytes=sizes, marks={name: mark_of(stage.path(name)) for name in sizes}
-        )
         write_text(stage, FILE, report.contract.to_json())
         if isinstance(model, Model):
-            write_companions(stage, model)
+            write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
+        seal(stage.work)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -151,6 +151,9 @@ def _planned(
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
+    if isinstance(model, Model):
+        for made in models.values():
+            made.metadata_props[TASK] = json.dumps(task_json(model.task))
     for lowered in variants.graphs.values():
         report.through_float |= through_float(lowered, found)
     return report, models

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,14 +11,13 @@ from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ...frontends.task import LOGITS, TOKEN_TYPES
-from ...ir.errors import ConfigError, MonographError, WeightsError
+from ...ir.errors import ConfigError, MonographError
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
 from ..onnx.metadata import slot_json, stream_json
 
 FILE = "monograph.json"
-VERSION = 3
-_PIECES, _PIECE = 256, 4096
+VERSION = 4
 
 Types = Mapping[str, TensorType]
 
@@ -36,8 +34,7 @@ class Contract:
     inputs: names and types by file. output: the one that `prefill` and `step` give.
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
-    bounds: for an integer input that is an index, how many rows its table has. bytes: how long each file is.
-    marks: a checksum of pieces of each file, which tells another file, or one that was wiped, from the one written.
+    bounds: for an integer input that is an index, how many rows its table has.
     """
 
     version: int
@@ -61,8 +58,6 @@ class Contract:
     unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
-    bytes: Mapping[str, int] = field(default_factory=dict[str, int])
-    marks: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def limit(self) -> int:
@@ -79,14 +74,12 @@ class Contract:
         said["slots"] = [slot_json(s) for s in self.slots]
         said["stream"] = None if self.stream is None else stream_json(self.stream)
         said["inputs"] = {file: {k: str(t) for k, t in types.items()} for file, types in self.inputs.items()}
-        said |= {k: dict(said[k]) for k in ("bounds", "bytes", "marks")}
+        said["bounds"] = dict(self.bounds)
         return json.dumps(said, indent=2) + "\n"
 
     @staticmethod
     def read(folder: Path) -> Contract:
-        """Raises ConfigError naming file, key and value for anything missing, unknown or of a wrong type, and
-        WeightsError for a file that is not the one that was written, as far as its length and pieces of it tell.
-        """
+        """Raises ConfigError naming file, key and value for anything missing, unknown or of a wrong type."""
         path = folder / FILE
         if not path.is_file():
             raise ConfigError(f"{folder} has no {FILE}: it is not a folder that `build` wrote", place=str(path))
@@ -102,29 +95,10 @@ class Contract:
         contract = reader.contract(given)
         if contract is None or reader.problems:
             raise ConfigError("is not a contract", place=str(path), details=reader.problems)
-        for name in filter(
-            None, (contract.masked, contract.lengths, contract.encoder, *contract.bytes, *contract.marks)
-        ):
+        for name in filter(None, (contract.masked, contract.lengths, contract.encoder)):
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"names {name!r}, which is not a file beside it", place=str(path))
-        for name, size in contract.bytes.items():
-            if (found := (folder / name).stat().st_size) != size:
-                what = f"is {found} bytes long, but {size} were written: build the model again"
-                raise WeightsError(what, place=str(folder / name))
-        for name, mark in contract.marks.items():
-            if mark_of(folder / name) != mark:
-                raise WeightsError("is not the file that was written: build the model again", place=str(folder / name))
         return contract
-
-
-def mark_of(path: Path) -> int:
-    """A checksum of pieces spread evenly over a file: all of a small one, about a megabyte of a large one."""
-    size, found = path.stat().st_size, 0
-    with path.open("rb") as file:
-        for at in range(0, size, max(_PIECE, size // _PIECES)):
-            file.seek(at)
-            found = zlib.crc32(file.read(_PIECE), found)
-    return found
 
 
 def slots_of(text: str, place: str = "") -> tuple[Slot, ...]:
@@ -185,10 +159,9 @@ class _Reader:
         said = given["stream"]
         stream = Stream(**said) if said is not None and self.fits(said, Stream, "stream: ") else None
         inputs = {file: self.types(types, file) for file, types in given["inputs"].items()}
-        for key in ("bounds", "bytes", "marks"):
-            for name, n in given[key].items():
-                if type(n) is not int or n < (key == "bounds"):
-                    self.problems.append(f"{key!r} says {n!r} of {name!r}, expected a whole number")
+        for name, n in given["bounds"].items():
+            if type(n) is not int or n < 1:
+                self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
         names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from ...ir.errors import RuntimeInputError, WeightsError
+from ..ort import MOST_THREADS
 from ..target import PROVIDERS
 from .contract import Contract
 from .runtime import RUNTIME_ERRORS, Loaded, available_providers
@@ -30,6 +31,13 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises RuntimeInputError for a number of threads that no session can have; None is left to the session."""
+    given: object = threads  # callers without types give anything
+    if given is not None and (type(given) is not int or not 1 <= given <= MOST_THREADS):
+        raise RuntimeInputError(f"threads is {given!r}, expected a whole number from 1 to {MOST_THREADS}")
+
+
 def load(
     path: Path, contract: Contract, threads: int | None = None, *, flash: bool = True, packed: bool = True
 ) -> Loaded:
@@ -39,6 +47,7 @@ def load(
     copies of the weights in the order that kernels read them; without, they are read where the file is mapped.
     Raises RuntimeInputError if the provider cannot be used, WeightsError for a damaged file.
     """
+    check_threads(threads)
     provider = PROVIDERS.get(contract.provider)
     if provider is None or provider not in available_providers():
         available = ", ".join(available_providers())
@@ -50,7 +59,7 @@ def load(
             loaded = Loaded(
                 path,
                 provider,
-                threads=threads or physical_cores(),
+                threads=physical_cores() if threads is None else threads,
                 settings=settings,
                 disabled_optimizers=contract.disabled_optimizers,
             )

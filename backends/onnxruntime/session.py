@@ -12,6 +12,7 @@ import numpy as np
 
 from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
+from ...ir.manifest import check
 from ...ir.slots import Growth
 from .compact import Compact
 from .contract import Contract, Types
@@ -242,17 +243,20 @@ def open(
     capacity: int = CAPACITY,
     tune: bool = False,
     exact: bool = False,
+    every_byte: bool = False,
 ) -> Session:
     """A session for a folder that `build` wrote.
 
     threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
     two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
-    which is slower. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is damaged,
-    contradicts itself, or needs a provider that is not there.
+    which is slower. every_byte: compare all files with their digests, also those that were found whole before. Raises
+    ConfigError, WeightsError or RuntimeInputError for a folder that is damaged, contradicts itself, or needs a provider
+    that is not there.
     """
     folder = Path(folder)
     contract = Contract.read(folder)
+    check(folder, every_byte=every_byte)
     if contract.provider not in MEMORIES:
         known = ", ".join(MEMORIES)
         what = f"sessions on {contract.provider} are not supported yet, only on {known}"

@@ -8,11 +8,9 @@ from ...ir.ops import linear, reshape, slice_, tanh
 from ...ir.ops.feed_forward import activate
 from ..activations import activation
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import DROPOUT, keys
 from ..layers import attention, drop
 from ..task import HIDDEN, POOLED
-
-POOLER = tuple(f"pooler_{k}" for k in ("type", "fc_size", "num_attention_heads", "num_fc_layers", "size_per_head"))
-"""Settings of another pooler, which old files have and nobody reads."""
 
 
 class Bert(Config):
@@ -33,7 +31,7 @@ class Bert(Config):
     labels: dict[str, str] | None = key("id2label", None)
     head_dropout: float | None = key("classifier_dropout", None)
 
-    ignored = frozenset({"attention_probs_dropout_prob", "directionality", "is_causal", *POOLER})
+    noted = {**keys(DROPOUT, "attention_probs_dropout_prob"), "is_causal": "only a decoder reads it"}
 
     def __post_init__(self) -> None:
         if self.positions != "absolute":

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import DROPOUT, keys
 from ..layers import Packed, alibi, attention, drop, feed_forward
 
 
@@ -21,10 +22,7 @@ class Bloom(Config):
     exact: bool = key("slow_but_exact", False)
     ranks: int = key("pretraining_tp", 1)
 
-    ignored = frozenset(
-        "attention_dropout attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi "
-        "seq_length skip_bias_add skip_bias_add_qkv".split()
-    )
+    noted = keys(DROPOUT, "attention_dropout")
 
     def __post_init__(self) -> None:
         if self.exact and self.ranks > 1:  # Then the reference adds up slices of products, without their biases.

@@ -9,7 +9,9 @@ from ...ir import Init, Value, ops
 from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
 from ..experts import by_expert, routed, router
-from ..layers import Rotate, gated_feed_forward, like, rope_settings, rotary, widened
+from ..harmless import DROPOUT, keys
+from ..layers import Rotate, gated_feed_forward, like, rotary, widened
+from ..rope import rope_settings
 
 _LATENT_EPS = 1e-6
 """Of the norms over latents, whatever `rms_norm_eps` is."""
@@ -46,10 +48,12 @@ class DeepseekV3(Config):
     attention_bias: bool = key("attention_bias", False)
     activation: str = key("hidden_act", "silu")
 
-    ignored = frozenset(
-        "attention_dropout output_router_logits num_nextn_predict_layers num_key_value_heads "
-        "head_dim qk_head_dim aux_loss_alpha ep_size moe_layer_freq scoring_func seq_aux topk_method".split()
-    )
+    noted = {
+        **keys(DROPOUT, "attention_dropout"),
+        **keys("the layers for it are not part of the model that answers", "num_mtp_layers num_nextn_predict_layers"),
+        **keys("it follows from the widths of heads", "head_dim qk_head_dim"),
+        "num_key_value_heads": "all heads read one latent",
+    }
 
     def __post_init__(self) -> None:
         in_group, rest = divmod(self.experts, self.groups)

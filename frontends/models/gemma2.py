@@ -8,7 +8,9 @@ from typing import Any
 from ...ir.errors import ConfigError
 from ...ir.ops import tanh
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..layers import Rotate, attention, gated_feed_forward, rope_settings, rotary, unit_rms_norm
+from ..harmless import DROPOUT, keys
+from ..layers import Rotate, attention, gated_feed_forward, rotary, unit_rms_norm
+from ..rope import rope_settings
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -35,8 +37,7 @@ class Gemma2(Config):
     tied: bool = key("tie_word_embeddings", True)
     activation: str = key("hidden_activation", "gelu_pytorch_tanh")
 
-    ignored = frozenset({"attention_dropout", "hidden_act", "sliding_window_size"})
-    only = {"partial_rotary_factor": (1.0,), "use_bidirectional_attention": (False,)}
+    noted = keys(DROPOUT, "attention_dropout")
 
     @property
     def width(self) -> int:

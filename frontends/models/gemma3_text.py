@@ -7,7 +7,9 @@ from typing import Any
 
 from ...ir.errors import ConfigError
 from ..dsl import GGUF, Checkpoint, Scope, Value, key, model
-from ..layers import rope_arguments, rotary
+from ..harmless import keys
+from ..layers import rotary
+from ..rope import rope_arguments
 from .gemma2 import FULL, SLIDING, Gemma2, decoder, layer_kinds
 
 
@@ -28,7 +30,10 @@ class Gemma3Text(Gemma2):
     final_softcap: float | None = key("final_logit_softcapping", None, gguf="final_logit_softcapping")
     softcap: float | None = key("attn_logit_softcapping", None)  # The reference reads it and never uses it.
 
-    ignored = Gemma2.ignored | {"_sliding_window_pattern"}
+    noted = {
+        **Gemma2.noted,
+        **keys("it is about the model that reads images, too", "mm_tokens_per_image text_config vision_config"),
+    }
 
     @property
     def kinds(self) -> list[str]:

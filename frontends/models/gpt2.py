@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import DROPOUT, SPEED, keys
 from ..layers import Packed, attention, drop, feed_forward
-
-SUMMARY = tuple(f"summary_{k}" for k in ("type", "use_proj", "activation", "first_dropout", "proj_to_labels"))
-"""Settings of a classification head that the language model does not have."""
 
 
 class GPT2(Config):
@@ -28,7 +26,7 @@ class GPT2(Config):
     scaled_by_layer: bool = key("scale_attn_by_inverse_layer_idx", False)
     tied: bool = key("tie_word_embeddings", True)
 
-    ignored = frozenset({"attn_pdrop", "n_ctx", "reorder_and_upcast_attn", *SUMMARY})
+    noted = {**keys(DROPOUT, "attn_pdrop"), **keys(SPEED, "reorder_and_upcast_attn")}
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..layers import Packed, attention, drop, feed_forward, rope_settings, rotary
+from ..harmless import DROPOUT, keys
+from ..layers import Packed, attention, drop, feed_forward, rotary
+from ..rope import rope_settings
 
 
 class GPTNeoX(Config):
@@ -26,7 +28,7 @@ class GPTNeoX(Config):
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "gelu")
 
-    ignored = frozenset({"attention_dropout", "classifier_dropout"})
+    noted = keys(DROPOUT, "attention_dropout")
 
 
 @model(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import DROPOUT, keys
 from ..layers import attention, drop, feed_forward, rotary
-from .gpt2 import SUMMARY
 
 
 class GPTJ(Config):
@@ -23,8 +23,7 @@ class GPTJ(Config):
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("activation_function", "gelu_new")
 
-    ignored = frozenset({"attn_pdrop", "n_ctx", *SUMMARY})
-    only = {"rotary": (True,), "scale_attn_weights": (True,)}
+    noted = keys(DROPOUT, "attn_pdrop")
 
 
 @model(

@@ -7,7 +7,8 @@ from typing import Any
 from ...ir import DType, Value, ops
 from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
-from ..layers import attention, gated_feed_forward, rope_settings, rotary
+from ..layers import attention, gated_feed_forward, rotary
+from ..rope import rope_settings
 
 _ATTENTION, _CONVOLUTION = "full_attention", "conv"
 
@@ -34,11 +35,6 @@ class Lfm2(Config):
     rope_parameters: dict[str, Any] | None = key("rope_parameters", None)
     tied: bool = key("tie_word_embeddings", True)
     tie_embedding: bool | None = key("tie_embedding", None)
-
-    ignored = frozenset(
-        "block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu "
-        "block_use_xavier_init conv_dim conv_dim_out conv_use_xavier_init num_heads use_pos_enc theta".split()
-    )
 
     def __post_init__(self) -> None:
         kinds = self.layer_types

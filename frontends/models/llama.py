@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import GGUF, Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..layers import attention, gated_feed_forward, rope_settings, rotary
+from ..harmless import DROPOUT, keys
+from ..layers import attention, gated_feed_forward, rotary
+from ..rope import rope_settings
 
 
 class Llama(Config):
@@ -26,8 +28,7 @@ class Llama(Config):
     mlp_bias: bool = key("mlp_bias", False)
     activation: str = key("hidden_act", "silu")
 
-    ignored = frozenset({"attention_dropout"})
-    only = {"partial_rotary_factor": (1.0,), "rope_interleaved": (False,)}
+    noted = keys(DROPOUT, "attention_dropout")
 
     @property
     def width(self) -> int:

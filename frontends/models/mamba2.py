@@ -11,6 +11,7 @@ from ...ir.ops.feed_forward import activate
 from ...ir.weights import Weights
 from ..activations import activation as op_name
 from ..dsl import Checkpoint, Config, Scope, key, model
+from ..harmless import INITIAL, SPEED, keys
 from ..layers import like, widened
 
 _INFINITE = {"__float__": "Infinity"}
@@ -33,10 +34,11 @@ class Mamba2(Config):
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "silu")
 
-    ignored = frozenset(
-        "expand chunk_size time_step_rank time_step_min time_step_max time_step_floor "
-        "rescale_prenorm_residual norm_before_gate rms_norm".split()
-    )
+    noted = {
+        **keys(INITIAL, "time_step_rank time_step_min time_step_max time_step_floor rescale_prenorm_residual"),
+        **keys(SPEED, "chunk_size"),
+        "expand": "it follows from the number and the width of heads",
+    }
 
     @property
     def inner(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..layers import attention, gated_feed_forward, rope_settings, rotary
+from ..harmless import DROPOUT, keys
+from ..layers import attention, gated_feed_forward, rotary
+from ..rope import rope_settings
 
 
 class Mistral(Config):
@@ -25,8 +27,7 @@ class Mistral(Config):
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "silu")
 
-    ignored = frozenset({"attention_dropout"})
-    only = {"partial_rotary_factor": (1.0,)}
+    noted = keys(DROPOUT, "attention_dropout")
 
     @property
     def width(self) -> int:

@@ -8,7 +8,9 @@ from ...ir import ops
 from ...ir.weights import Weights
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..experts import by_expert, routed, router
-from ..layers import attention, like, rope_settings, rotary
+from ..harmless import DROPOUT, LOSS, keys
+from ..layers import attention, like, rotary
+from ..rope import rope_settings
 
 PROJECTIONS = ("w1", "w3", "w2")
 """Gate, up and down of an expert."""
@@ -33,7 +35,11 @@ class Mixtral(Config):
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "silu")
 
-    ignored = frozenset("attention_dropout output_router_logits router_aux_loss_coef router_jitter_noise".split())
+    noted = {
+        **keys(DROPOUT, "attention_dropout"),
+        **keys(LOSS, "output_router_logits router_aux_loss_coef"),
+        **keys("noise in the choice of experts, which only training adds", "router_jitter_noise"),
+    }
 
 
 def stored(weights: Weights) -> Weights:

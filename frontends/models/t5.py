@@ -11,6 +11,7 @@ from ...ir.errors import ConfigError
 from ...ir.ops import constant, gather, iota, maximum, minimum, reshape, transpose
 from ...ir.types import i64
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import OTHER_HEAD, keys
 from ..layers import attention, drop, feed_forward, gated_feed_forward
 
 GATED = "gated-"
@@ -35,7 +36,7 @@ class T5(Config):
     scale: bool | None = key("scale_decoder_outputs", None)
     own_head: bool = key("own_lm_head", False)
 
-    ignored = frozenset({"classifier_dropout", "n_positions", "output_past"})
+    noted = keys(OTHER_HEAD, "classifier_dropout")
 
     def __post_init__(self) -> None:
         if self.buckets < 4 or self.buckets % 4 or self.farthest <= self.buckets // 2:

@@ -7,6 +7,7 @@ from ...ir.ops import concat, conv2d, expand, reshape, slice_, tanh, transpose
 from ...ir.ops.feed_forward import activate
 from ..activations import activation
 from ..dsl import Checkpoint, Config, Scope, Value, key, model
+from ..harmless import DROPOUT, keys
 from ..layers import attention, drop, feed_forward
 from ..task import HIDDEN, IMAGE_CLASSIFICATION, POOLED, Task
 
@@ -40,7 +41,7 @@ class Vit(Config):
     pooler_activation: str = key("pooler_act", "tanh")
     labels: dict[str, str] | None = key("id2label", None)
 
-    ignored = frozenset({"attention_probs_dropout_prob", "encoder_stride"})
+    noted = keys(DROPOUT, "attention_probs_dropout_prob")
 
     def __post_init__(self) -> None:
         for name, value in (("image_size", self.image), ("patch_size", self.patch)):

@@ -7,6 +7,7 @@ from typing import Any
 from ...ir.errors import ConfigError
 from ...ir.ops import conv1d, gelu, transpose
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import DROPOUT, OTHER_HEAD, keys
 from ..layers import attention, drop, feed_forward
 
 
@@ -27,12 +28,18 @@ class Whisper(Config):
     inner_dropout: float = key("activation_dropout", 0.0)
     tied: bool = key("tie_word_embeddings", True)
 
-    ignored = frozenset(
-        "attention_dropout encoder_layerdrop decoder_layerdrop init_std apply_spec_augment mask_time_prob "
-        "mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length mask_feature_min_masks "
-        "median_filter_width classifier_proj_size use_weighted_layer_sum scale_embedding num_hidden_layers "
-        "max_length suppress_tokens begin_suppress_tokens forced_decoder_ids".split()
-    )
+    noted = {
+        **keys(DROPOUT, "attention_dropout"),
+        **keys("layers that training leaves out by chance", "encoder_layerdrop decoder_layerdrop"),
+        **keys(
+            "parts of a spectrogram that training hides",
+            "apply_spec_augment mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob "
+            "mask_feature_length mask_feature_min_masks",
+        ),
+        **keys(OTHER_HEAD, "classifier_proj_size use_weighted_layer_sum"),
+        "median_filter_width": "it is about times of words, which are not computed here",
+        "scale_embedding": "transformers reads it and never uses the number",
+    }
 
     def __post_init__(self) -> None:
         for name, heads in (("encoder", self.heads), ("decoder", self.decoder_heads)):

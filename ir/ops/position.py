@@ -125,8 +125,9 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
     """(frequencies in radians per position [dim/2, rounded up], attention factor) for rotary width `dim`.
 
     An odd width turns one channel more, by frequencies that are spread over the odd one, as the reference does.
-    scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1) or yarn
-    (Peng et al. 2023). Raises ConfigError for another type and for a setting that the type does not have.
+    scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1), yarn (Peng et al. 2023)
+    or proportional, which turns the first pairs and leaves the others with a frequency of 0. Raises ConfigError for
+    another type and for a setting that the type does not have.
     """
     number = isinstance(theta, (int, float))  # pyright: ignore[reportUnnecessaryIsInstance] - read from a file
     if dim < 1 or not number or not 1.0 < theta < math.inf:
@@ -141,6 +142,9 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
         return _yarn(inverse, dim, theta, settings)
     if kind == "llama3":
         return _llama3(inverse, settings).tolist(), 1.0
+    if kind == "proportional":
+        turned = np.arange(len(inverse)) < int(settings.get("partial_rotary_factor", 1.0) * dim // 2)
+        return (np.where(turned, inverse, 0.0) / settings.get("factor", 1.0)).tolist(), 1.0
     return (inverse / settings.get("factor", 1.0) if kind == "linear" else inverse).tolist(), 1.0
 
 
@@ -149,18 +153,34 @@ _NEEDS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "proportional": (),
 }
-_TAKES = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")}
+_TAKES = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "proportional": ("factor", "partial_rotary_factor"),
+}
+_LENGTHS = dict.fromkeys(
+    ("dynamic", "longrope", "su"),
+    "its frequencies change with the length of the text, so keys that are kept from before would be turned otherwise "
+    "than the reference turns them",
+)
+"""Why a type that is known is not computed."""
 _ANYWHERE = {"rope_type": None, "type": None, "rope_theta": None, "partial_rotary_factor": 1.0}
 """Settings of every type, with the only value that is understood (None: any, it is read elsewhere)."""
 
 
+def rope_settings_of(kind: Any) -> tuple[str, ...]:
+    """The settings that a type of `rope_scaling` has. Raises ConfigError for a type that is not known."""
+    name = kind if isinstance(kind, str) else ""
+    if name not in _NEEDS:
+        what = f"rope_scaling of type {kind!r} is not supported{did_you_mean(name, _NEEDS)}"
+        raise ConfigError(what, hint=_LENGTHS.get(name, f"known: {', '.join(_NEEDS)}"))
+    return (*_NEEDS[kind], *_TAKES.get(kind, ()))
+
+
 def _check_scaling(kind: Any, settings: Mapping[str, Any]) -> None:
-    needed = _NEEDS.get(kind) if isinstance(kind, str) else None
-    if needed is None:
-        what = f"rope_scaling of type {kind!r} is not supported{did_you_mean(str(kind), _NEEDS)}"
-        raise ConfigError(what, hint=f"known: {', '.join(_NEEDS)}")
-    known = (*needed, *_TAKES.get(kind, ()))
+    known = rope_settings_of(kind)
+    needed = _NEEDS[kind]
     for name, value in settings.items():
         if name not in known and (name not in _ANYWHERE or _ANYWHERE[name] not in (None, value)):
             what = f"rope_scaling of type {kind!r} has {name} = {value!r}, which is not understood"

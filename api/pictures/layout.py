@@ -1,0 +1,351 @@
+"""Where blocks stand: rows from the bottom up, frames around what repeats, towers side by side, lines around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .folding import Choice, Drawn, Folded, Frame, Item, Line, blocks_in
+from .measure import width, wrapped
+from .vocabulary import Role
+
+TITLE, DETAIL, SMALL = 13.0, 11.0, 10.0
+GAP, SIDE, PADDING = 30.0, 18.0, 16.0
+LANE, FIRST_LANE = 13.0, 16.0
+MOST, LEAST = 250.0, 150.0
+RADIUS = 11.0
+
+Texts = Callable[[Drawn], list[tuple[str, float]]]
+"""The lines of a block under its title, each with its size."""
+
+
+@dataclass(eq=False)
+class Place:
+    """An item where it stands. x: of its axis; y: of its bottom, upwards. left, right: from the axis to its sides."""
+
+    item: Item
+    left: float
+    right: float
+    height: float
+    x: float = 0.0
+    y: float = 0.0
+    lines: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
+    rows: list[list[Place]] = field(default_factory=list[list["Place"]])
+    label: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
+    inner_left: float = 0.0
+    inner_right: float = 0.0
+
+    @property
+    def top(self) -> float:
+        return self.y + self.height
+
+    @property
+    def middle(self) -> float:
+        return self.y + self.height / 2
+
+
+@dataclass
+class Route:
+    """A line with its corners. label: where its shape is written, if it is; after: to the left of that point."""
+
+    line: Line
+    points: list[tuple[float, float]]
+    label: tuple[float, float] | None = None
+    before: bool = False
+
+
+@dataclass
+class Layout:
+    """Everything in its place; x from the left, y upwards from the bottom."""
+
+    places: list[Place]
+    routes: list[Route]
+    width: float
+    height: float
+
+
+def lay_out(folded: Folded, texts: Texts, label: Callable[[Frame], list[tuple[str, float]]]) -> Layout:
+    """Place all items and route all lines."""
+    return _Layout(folded, texts, label).run()
+
+
+class _Layout:
+    def __init__(self, folded: Folded, texts: Texts, label: Callable[[Frame], list[tuple[str, float]]]) -> None:
+        self.folded, self.texts, self.label = folded, texts, label
+        self.place_of: dict[Drawn, Place] = {}
+        self.level: dict[Drawn, Frame | int] = {}
+        self.row: dict[Drawn, int] = {}
+        self.lane: dict[Line, tuple[int, int]] = {}
+        self.tower: dict[Drawn, int] = {}
+        self.frames: dict[Frame, Place] = {}
+
+    def run(self) -> Layout:
+        towers = towers_of(self.folded)
+        for t, items in enumerate(towers):
+            self.tower.update(dict.fromkeys(blocks_in(items), t))
+        placed: list[Place] = []
+        x, height = 24.0, 0.0
+        for t, items in enumerate(towers):
+            rows, left, right, high = self.rows(items, t, -1 if t == 0 else 1)
+            top = self.stand(rows, x + left, 12.0)
+            placed += [p for row in rows for p in row]
+            x += left + right + 56.0
+            height = max(height, top, high)
+        routes = [self.route(line) for line in self.folded.lines]
+        return Layout(placed, routes, x - 56.0 + 24.0, height + 12.0)
+
+    # -- sizes -----------------------------------------------------------------------------------------------
+
+    def measured(self, item: Item, side: int) -> Place:
+        if isinstance(item, Drawn):
+            return self.box(item)
+        if isinstance(item, Choice):
+            options = [self.box(d) for d in item.options]
+            half = (sum(p.left + p.right for p in options) + SIDE * (len(options) - 1)) / 2 + 8
+            return Place(item, half, half, max(p.height for p in options) + 16, rows=[options])
+        rows, left, right, height = self.rows(item.items, item, side)
+        texts = self.label(item)
+        beside = max((width(t, size, size > DETAIL) for t, size in texts), default=0.0) + 10 if texts else 0.0
+        place = Place(item, left + PADDING, right + PADDING, height + 2 * PADDING, rows=rows, label=texts)
+        place.inner_left, place.inner_right = place.left, place.right
+        place.height = max(place.height, sum(size + 5 for _, size in texts) + 8)
+        if side < 0:
+            place.left += beside
+        else:
+            place.right += beside
+        self.frames[item] = place
+        return place
+
+    def box(self, drawn: Drawn) -> Place:
+        block = drawn.block
+        if block.role is Role.sum:
+            place = Place(drawn, RADIUS, RADIUS, 2 * RADIUS)
+        else:
+            lines = [(part, size) for text, size in self.texts(drawn) for part in wrapped(text, size, MOST - 20)]
+            need = max([width(block.title, TITLE, True), *(width(t, size) for t, size in lines)]) + 24
+            plain = block.role in (Role.input, Role.output)
+            half = max(need, 0.0 if plain else LEAST) / 2
+            place = Place(drawn, half, half, TITLE + 6 + sum(s + 4 for _, s in lines) + (4 if plain else 12))
+            place.lines = lines
+        self.place_of[drawn] = place
+        return place
+
+    def rows(
+        self, items: Sequence[Item], level: Frame | int, side: int
+    ) -> tuple[list[list[Place]], float, float, float]:
+        """Rows of a level from the bottom up, how far they and the lines beside them reach, and their height."""
+        rank = ranks(items, self.folded.lines)
+        rows: list[list[Place]] = [[] for _ in range(max(rank.values(), default=-1) + 1)]
+        for item in items:
+            place = self.measured(item, side)
+            rows[rank[item]].append(place)
+            for d in blocks_in([item]):
+                if isinstance(item, Frame):
+                    continue
+                self.level[d], self.row[d] = level, rank[item]
+        left = right = 0.0
+        for row in rows:
+            l, r = self.spread(row, side)
+            left, right = max(left, l), max(right, r)
+        here = [d for d in self.level if self.level[d] is level or self.level[d] == level]
+        count = self.lanes([d for d in here], rank, items, side)
+        for s, n in count.items():
+            more = FIRST_LANE + LANE * (n - 1) + 4 if n else 0.0
+            left, right = (left + more, right) if s < 0 else (left, right + more)
+        height = sum(max(p.height for p in row) for row in rows) + GAP * (len(rows) - 1)
+        return rows, left, right, height
+
+    def spread(self, row: list[Place], side: int) -> tuple[float, float]:
+        """Set the axes of the places of a row relative to that of the level: side blocks stand beside the others."""
+        main = [p for p in row if not self.aside(p)] or row
+        rest = [p for p in row if p not in main]
+        total = sum(p.left + p.right for p in main) + SIDE * (len(main) - 1)
+        if len(main) == 1:
+            main[0].x, left, right = 0.0, main[0].left, main[0].right
+        else:
+            x = -total / 2
+            for p in main:
+                p.x = x + p.left
+                x += p.left + p.right + SIDE
+            left = right = total / 2
+        for p in rest:
+            if side < 0:
+                p.x, right = right + SIDE + p.left, right + SIDE + p.left + p.right
+            else:
+                p.x, left = -(left + SIDE + p.right), left + SIDE + p.left + p.right
+        return left, right
+
+    def aside(self, place: Place) -> bool:
+        return isinstance(place.item, Drawn) and place.item.block.layer == "-"
+
+    # -- lines beside the rows -----------------------------------------------------------------------------------
+
+    def lanes(self, here: list[Drawn], rank: dict[Item, int], items: Sequence[Item], side: int) -> dict[int, int]:
+        """Give each line that does not lead straight up a lane; gives how many there are on each side."""
+        inside = set(here)
+        at = {d: rank[i] for i in items for d in blocks_in([i])}
+        spans: list[tuple[int, int, int, Line]] = []
+        for line in self.folded.lines:
+            if line.target not in inside or self.tower[line.source] != self.tower[line.target]:
+                continue
+            start, end = at.get(line.source, -1), at[line.target]
+            if not line.around and end - start <= 1:
+                continue
+            s = -side if line.quiet else side
+            spans.append((end - start, start, s, line))
+        taken: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        count = {-1: 0, 1: 0}
+        for length, start, s, line in sorted(spans, key=lambda x: (x[0], x[1])):
+            lane = 0
+            end = start + length
+            while any(a < end and start < b for a, b in taken.get((s, lane), [])):
+                lane += 1
+            taken.setdefault((s, lane), []).append((start, end))
+            self.lane[line] = s, lane
+            count[s] = max(count[s], lane + 1)
+        return count
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    def stand(self, rows: list[list[Place]], x: float, y: float) -> float:
+        """Move rows to their axis x, from the height y upwards; gives the height of their top."""
+        for row in rows:
+            high = max(p.height for p in row)
+            for p in row:
+                p.x += x
+                p.y = y + (high - p.height) / 2
+                if isinstance(p.item, Choice):
+                    at = p.x - p.left + 8
+                    for option in p.rows[0]:
+                        option.x, option.y = at + option.left, p.y + 8 + (p.height - 16 - option.height) / 2
+                        at += option.left + option.right + SIDE
+                elif isinstance(p.item, Frame):
+                    inner = sum(max(q.height for q in r) for r in p.rows) + GAP * (len(p.rows) - 1)
+                    self.stand(p.rows, p.x, p.y + (p.height - inner) / 2)
+            y += high + GAP
+        return y - GAP
+
+    def route(self, line: Line) -> Route:
+        s, t = self.place_of[line.source], self.place_of[line.target]
+        round_ = line.target.block.role is Role.sum
+        if self.tower[line.source] != self.tower[line.target]:
+            return self.across(line, s, t)
+        if line in self.lane:
+            return self.beside(line, s, t)
+        if round_ and abs(s.x - t.x) > RADIUS:
+            reach = t.x + (RADIUS if s.x > t.x else -RADIUS)
+            return Route(line, [(s.x, s.top), (s.x, t.middle), (reach, t.middle)])
+        label, before = self.shape_beside(line, s, t)
+        if abs(s.x - t.x) < 1:
+            return Route(line, [(s.x, s.top), (t.x, t.y)], label, before)
+        bend = t.y - GAP / 2 if abs(s.x - self.axis(line.source)) < 1 else s.top + GAP / 2
+        return Route(line, [(s.x, s.top), (s.x, bend), (t.x, bend), (t.x, t.y)], label, before)
+
+    def shape_beside(self, line: Line, s: Place, t: Place) -> tuple[tuple[float, float] | None, bool]:
+        """Where the shape of a line is written: where it is new, and where a line enters or leaves a frame."""
+        source, target = line.source.block, line.target.block
+        if source.role is Role.input or target.role is Role.output or line.quiet:
+            return None, False
+        leaves = isinstance(self.level[line.source], Frame) and self.level[line.source] is not self.level[line.target]
+        enters = isinstance(self.level[line.target], Frame) and self.level[line.source] is not self.level[line.target]
+        known = {x.value.shape for x in self.folded.lines if x.target is line.source and not x.quiet}
+        if not leaves and not enters and line.value.shape in known:
+            return None, False
+        before = self.tower[line.source] > 0
+        return (s.x + (-7 if before else 7), t.y - 12 if leaves else s.top + 10), before
+
+    def axis(self, drawn: Drawn) -> float:
+        level = self.level[drawn]
+        return self.frames[level].x if isinstance(level, Frame) else self.place_of[drawn].x
+
+    def beside(self, line: Line, s: Place, t: Place) -> Route:
+        """Around what stands between, in a lane."""
+        side, lane = self.lane[line]
+        level = self.level[line.target]
+        near = [d for d in self.place_of if self.level[d] is level or self.level[d] == level]
+        near = [d for d in near if self.tower[d] == self.tower[line.target]]
+        reach = [self.place_of[d] for d in near]
+        inner = [p for f, p in self.frames.items() if any(d in near for d in ())]
+        edge = max([side * (p.x + (p.right if side > 0 else -p.left)) for p in (*reach, *inner)])
+        x = side * edge + side * (FIRST_LANE + LANE * lane)
+        outside = isinstance(level, Frame) and line.source not in set(blocks_in(level.items))
+        fork = s.top + 9
+        if outside:
+            assert isinstance(level, Frame)
+            fork = self.frames[level].y + (9 if not line.quiet else -9)
+        end = t.x + (t.right if side > 0 else -t.left)
+        return Route(line, [(s.x, s.top), (s.x, fork), (x, fork), (x, t.middle), (end, t.middle)])
+
+    def across(self, line: Line, s: Place, t: Place) -> Route:
+        """From one tower to another: up, over, and into the side of the block."""
+        right = t.x > s.x
+        frames = [p for f, p in self.frames.items() if line.target in set(blocks_in([f]))]
+        edges = [p.x - p.left if right else p.x + p.right for p in frames] or [t.x - t.left if right else t.x + t.right]
+        x = min(edges) - 28 if right else max(edges) + 28
+        end = t.x - t.left if right else t.x + t.right
+        return Route(line, [(s.x, s.top), (s.x, s.top + 12), (x, s.top + 12), (x, t.middle), (end, t.middle)])
+
+
+def ranks(items: Sequence[Item], lines: Sequence[Line]) -> dict[Item, int]:
+    """The row of each item: above all that it reads, and no lower than right below what reads it."""
+    item_of = {d: i for i in items for d in blocks_in([i])}
+    before: dict[Item, list[Item]] = {i: [] for i in items}
+    after: dict[Item, list[Item]] = {i: [] for i in items}
+    for line in lines:
+        a, b = item_of.get(line.source), item_of.get(line.target)
+        if a is not None and b is not None and a is not b:
+            before[b].append(a)
+            after[a].append(b)
+    rank: dict[Item, int] = {}
+    for item in items:
+        rank[item] = max((rank[p] + 1 for p in before[item] if p in rank), default=0)
+    for item in reversed(items):
+        if after[item]:
+            rank[item] = max(rank[item], min(rank[i] for i in after[item]) - 1)
+    lowest = min(rank.values(), default=0)
+    return {i: r - lowest for i, r in rank.items()}
+
+
+def towers_of(folded: Folded) -> list[list[Item]]:
+    """Items that stand one above the other: an encoder and a decoder are two towers."""
+    items = folded.items
+    item_of = {d: i for i in items for d in blocks_in([i])}
+    place = {item: i for i, item in enumerate(items)}
+    parent = {item: item for item in items}
+
+    def root(item: Item) -> Item:
+        while parent[item] is not item:
+            item = parent[item]
+        return item
+
+    entering: dict[Item, list[Item]] = {}
+    for line in folded.lines:
+        a, b = item_of[line.source], item_of[line.target]
+        if a is not b and not line.quiet:
+            entering.setdefault(b, []).append(a)
+    for item, sources in entering.items():
+        parent[root(item)] = root(max(sources, key=lambda i: place[i]))
+    groups: dict[Item, list[Item]] = {}
+    for item in items:
+        groups.setdefault(root(item), []).append(item)
+    for group in list(groups.values()):
+        if len(groups) > 1 and _small(group):
+            target = next(
+                (
+                    item_of[x.target]
+                    for x in folded.lines
+                    if item_of[x.source] in group and item_of[x.target] not in group
+                ),
+                None,
+            )
+            if target is not None:
+                parent[root(group[0])] = root(target)
+    towers: dict[Item, list[Item]] = {}
+    for item in items:
+        towers.setdefault(root(item), []).append(item)
+    return list(towers.values())
+
+
+def _small(group: list[Item]) -> bool:
+    blocks = [i for i in group if not (isinstance(i, Drawn) and i.block.role is Role.input)]
+    return len(blocks) <= 2 and not any(isinstance(i, Frame) for i in blocks)

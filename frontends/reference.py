@@ -1,0 +1,98 @@
+"""What the reference implementation reads of config.json, as data with its version, and a config read by that rule.
+
+The rule, for each key: the family's config uses it; or it is known to change nothing (`harmless`, `Config.noted`); or
+the reference never reads it for this architecture; or it has the value that the reference takes where it is left out,
+which is what is computed here; else it is refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from ..ir.errors import ConfigError, did_you_mean
+from .config import Config
+from .dsl import Family
+from .entries import Entries, Note
+from .rope import account_for_rope
+
+UNSAID = "(required)"
+"""Stands in the data for a value that the reference does not have for an absent key."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The keys of one family. defaults: its fields, with what they are where config.json is silent. absent: other keys
+    that are read, likewise. renamed: other names of fields. read: keys that are read, by architecture."""
+
+    version: str
+    family: str
+    defaults: Mapping[str, Any]
+    absent: Mapping[str, Any]
+    renamed: Mapping[str, str]
+    read: Mapping[str, frozenset[str]]
+
+    def default(self, key: str) -> Any:
+        """The value where the key is left out; UNSAID if there is none."""
+        return self.defaults.get(key, self.absent.get(key, UNSAID))
+
+    def reads(self, key: str, architecture: str) -> bool:
+        """Whether a model of that architecture reads the key; of an unknown one, whether any does."""
+        lists = [self.read[architecture]] if architecture in self.read else self.read.values()
+        return any(key in found for found in lists)
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return json.loads(resources.files(__package__).joinpath("reference_keys.json").read_text("utf-8"))
+
+
+def reference_of(family: Family) -> Reference | None:
+    """The reference's keys for a family of this package; None for one that it does not have, or one of a user."""
+    found = _table()["families"].get(family.name)
+    if found is None or not family.function.__module__.startswith(f"{__package__}.models."):
+        return None
+    read = {a: frozenset(keys) for a, keys in found["read"].items()}
+    fields = {k: found[k] for k in ("defaults", "absent", "renamed")}
+    return Reference(_table()["transformers"], family.name, **fields, read=read)
+
+
+def read_config(family: Family, settings: Mapping[str, Any], place: str = "") -> tuple[Config, tuple[Note, ...]]:
+    """(the config that a config.json of the family says, what in it changes nothing). Raises ConfigError listing each
+    key that is not understood, is missing, or has a value that is not computed here."""
+    reference = reference_of(family)
+    entries = Entries(settings, place)
+    renamed = reference.renamed if reference else {}
+    values = family.config_class.taken(entries, renamed, reference.defaults if reference else {})
+    family.config_class.note_harmless(entries)
+    if reference is not None:
+        if "rope_parameters" in reference.defaults:
+            account_for_rope(entries, partial="rotary_pct" in reference.absent)
+        _account(entries, reference, family)
+    notes = entries.close(family.config_class.keys(), title=f"config of {family.name} is not understood")
+    try:
+        return family.config_class(**values), notes
+    except ConfigError as e:
+        raise ConfigError(e.what, place=e.place or place, details=e.details, hint=e.hint) from None
+
+
+def _account(entries: Entries, reference: Reference, family: Family) -> None:
+    for key in entries.left:
+        value = entries.entries[key]
+        name = reference.renamed.get(key, key)
+        if not reference.reads(name, family.checkpoint.architecture):
+            unread = f"transformers {reference.version} does not read it for {family.name}"
+            if hint := did_you_mean(key, [k for k in family.config_class.needed() if k not in entries.entries]):
+                entries.refuse(key, f"{unread}{hint}, which is missing")
+            else:
+                entries.note(key, f"{unread}{did_you_mean(key, family.config_class.keys())}")
+        elif value == reference.default(name):
+            entries.note(key, "what transformers takes where it is left out, and the only value that is computed here")
+        else:
+            usual = reference.default(name)
+            only = "it must be left out" if usual == UNSAID else f"only {usual!r} is computed here"
+            entries.refuse(key, f"transformers reads it for {family.name}, {only}")
