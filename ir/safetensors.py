@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 
+from .documents import open_regular, parse_json
 from .errors import WeightsError
 from .tensors import Array, Span, StoredTensor, Tensor, stamp_of
 from .types import DType, TensorType
@@ -72,7 +73,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises WeightsError, naming file, tensor and numbers, if the header lies about anything.
     """
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             stamp = stamp_of(f.fileno())
             header, start = _header(f, path, stamp[0])
     except OSError as e:
@@ -97,8 +98,8 @@ def _header(f: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
         what = f"says its header is {length} bytes long, but the file has {size} bytes"
         raise WeightsError(f"{what} (and {_MAX_HEADER} is the most a header may have)", place=str(path))
     try:
-        header = json.loads(f.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (ValueError, RecursionError) as e:
+        header = parse_json(f.read(length), lambda pairs: _unique(path, pairs))
+    except ValueError as e:
         raise WeightsError(f"has a header that is not JSON: {e}", place=str(path)) from None
     if not isinstance(header, dict):
         raise WeightsError(f"has a header that is a JSON {type(header).__name__}, not an object", place=str(path))
@@ -200,15 +201,16 @@ def _write(file: BinaryIO, name: str, tensor: Tensor) -> None:
 def read_index(path: Path) -> dict[str, Path]:
     """File by tensor name from a `*.safetensors.index.json`. Raises WeightsError for one outside its folder."""
     try:
-        index = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            index = parse_json(file.read())
         shards = cast("dict[str, Any]", index["weight_map"]).items()
     except OSError as e:
         raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise WeightsError(f"is not an index with a weight_map ({type(e).__name__}: {e})", place=str(path)) from None
     found: dict[str, Path] = {}
     for name, shard in shards:
-        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", ".."):  # noqa: PTH119
+        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", "..") or "\0" in shard:  # noqa: PTH119
             what = f"places tensor {name} in {shard!r}, which is not the name of a file in the same folder"
             raise WeightsError(what, place=str(path))
         found[name] = path.parent / shard

@@ -19,7 +19,7 @@ from .tensors import Random, convert, held
 from .tensors import StoredTensor as StoredTensor
 from .tensors import Tensor as Tensor
 from .types import Dim, DType, TensorType
-from .value import ancestors, leaves
+from .value import ancestors, leaves, type_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_WEIGHTS = "load a checkpoint, train it, or begin with random ones: mg.init(model), --random on the command line"
@@ -297,7 +297,7 @@ class Computed(Tensor):
         values: dict[Value, Array] = {}
         for node in nodes:
             operands = [None if v is None else self._read(v, values) for v in node.operands]
-            results = evaluate(node.op, operands, node.attributes, {}, [v and v.type for v in node.operands])
+            results = evaluate(node.op, operands, node.attributes, {}, [type_of(v) for v in node.operands])
             del operands
             values |= {v: x for v, x in zip(node.outputs, results, strict=True) if v in remaining}
             del results

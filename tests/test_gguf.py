@@ -546,8 +546,13 @@ def test_a_model_in_parts_is_one_model(tmp_path):
         load(tmp_path / "m-00001-of-00003.gguf")
     second.write_bytes(third)
     (tmp_path / "m-00003-of-00003.gguf").unlink()
-    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: cannot be read"):
+    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: is missing: part 3 of 3, beside m-00002-of"):
         load(second)
+    lone = tmp_path / "m-00003-of-00003.gguf"
+    _, arrays, metadata = tiny_llama()
+    write_gguf(lone, arrays, metadata)
+    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: is called part 3 of 3, but has no split.count"):
+        load(lone)
 
 
 def test_gemma3_from_gguf_equals_its_checkpoint(tmp_path):
