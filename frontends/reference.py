@@ -89,15 +89,20 @@ def located(place: str | Path) -> Generator[None, None, None]:
 
 
 def _account(entries: Entries, reference: Reference, family: Family) -> None:
+    """Account for what the family's config does not use. In an error, misspelled keys are named, too."""
+    wrong = bool(entries.problems)
     for key in entries.left:
         value = entries.entries[key]
         name = reference.renamed.get(key, key)
         if not reference.reads(name, family.checkpoint.architecture):
             unread = f"transformers {reference.version} does not read it for {family.name}"
-            if hint := did_you_mean(key, [k for k in family.config_class.needed() if k not in entries.entries]):
-                entries.refuse(key, f"{unread}{hint}, which is missing")
+            hint = did_you_mean(key, family.config_class.keys())
+            if lost := did_you_mean(key, [k for k in family.config_class.needed() if k not in entries.entries]):
+                entries.refuse(key, f"{unread}{lost}, which is missing")
+            elif wrong and hint:
+                entries.refuse(key, f"{unread}{hint}")
             else:
-                entries.note(key, f"{unread}{did_you_mean(key, family.config_class.keys())}")
+                entries.note(key, f"{unread}{hint}")
         elif value == reference.default(name):
             entries.note(key, "what transformers takes where it is left out, and the only value that is computed here")
         else:
