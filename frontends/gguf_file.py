@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
+from ..ir.documents import open_regular
 from ..ir.encoded import Encoded
 from ..ir.encodings import LAYOUTS
 from ..ir.errors import WeightsError
@@ -127,7 +128,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
     """The structure of a GGUF file; no tensor is read. Raises WeightsError naming file, tensor and numbers."""
     path = Path(path)
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             stamp = stamp_of(f.fileno())
             if stamp[0] < 24:
                 raise WeightsError(f"has {stamp[0]} bytes; a GGUF file has at least 24", place=str(path))

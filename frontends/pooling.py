@@ -147,7 +147,7 @@ def _pooled(mode: str, x: Array, kept: Array) -> Array:
         return x[rows, kept.argmax(axis=1)]
     if mode == "lasttoken":
         last = kept.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
-        return np.where(kept.any(axis=1)[:, None], x[rows, last], np.float32(0))
+        return np.where(np.any(shown, axis=1), x[rows, last], np.float32(0))
     if mode == "max":
         return np.where(shown, x, -np.inf).max(axis=1)
     if mode == "weightedmean":
@@ -161,7 +161,8 @@ def _own(said: Mapping[str, Any], folder: Path) -> Pooling:
     """What `Pooling.write` wrote. Raises ConfigError for anything else."""
     mode: Any = said.get("mode")
     mode = tuple(cast("list[str]", mode)) if isinstance(mode, list) else mode
-    known = isinstance(mode, (str, tuple)) and all(m in MODES for m in ((mode,) if isinstance(mode, str) else mode))
+    modes: tuple[Any, ...] = mode if isinstance(mode, tuple) else (mode,)  # pyright: ignore[reportUnknownVariableType]
+    known = all(m in MODES for m in modes)
     layers: Any = said.get("dense") or []
     if not known or said.keys() - {*_SETTINGS, "dense"} or not isinstance(layers, list):
         raise ConfigError(f"describes no pooling: {dict(said)}", place=str(folder / FILE))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from ..ir.documents import parse_json, read_text
 from ..ir.errors import ConfigError, did_you_mean
 from ..ir.weights import Weights
 from .entries import Entries, Note
@@ -59,9 +59,9 @@ def read_modules(folder: Path) -> Pooling:
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(kind, folder) of each module in order."""
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = parse_json(read_text(path))
         found = [(str(m["type"]).rpartition(".")[2], str(m.get("path", ""))) for m in listed]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise ConfigError(f"is not a list of modules: {e}", place=str(path)) from None
     unknown = [k for k, _ in found if k not in _MODULES]
     if unknown:
@@ -124,7 +124,7 @@ def _transformer(folder: Path) -> tuple[int | None, bool, tuple[Note, ...]]:
 def _check_modality(entries: Entries) -> None:
     """The vectors that are pooled must be those of the tokens of a text, from the last layer."""
     said: Any = entries.use("modality_config") or {}
-    text: Any = said.get("text", {}) if isinstance(said, dict) else None  # pyright: ignore[reportUnknownVariableType]
+    text: Any = cast("Any", said).get("text", {}) if isinstance(said, dict) else None
     usual = {"method": "forward", "method_output_name": "last_hidden_state"}
     if not isinstance(text, dict) or any(cast("Any", text).get(k, v) != v for k, v in usual.items()):
         entries.refuse("modality_config", "expected the last hidden states of a text")
@@ -141,15 +141,16 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None, tuple[Note, ...]
         entries.refuse("prompts", "expected texts by name")
         prompts = {}
     default = entries.use("default_prompt_name")
-    if default is not None and default not in prompts:
-        entries.refuse("default_prompt_name", f"known prompts: {', '.join(map(str, prompts)) or 'none'}")
+    named = cast("dict[str, str]", prompts)
+    if default is not None and default not in named:
+        entries.refuse("default_prompt_name", f"known prompts: {', '.join(named) or 'none'}")
     if entries.use("model_type", "SentenceTransformer") != "SentenceTransformer":
         entries.refuse("model_type", "expected SentenceTransformer")
     if entries.use("truncate_dim") is not None:
         entries.refuse("truncate_dim", "it is not supported")
     entries.note("similarity_fn_name", "vectors are given, not compared")
     entries.note("__version__", "says what wrote the files")
-    return prompts, default, _rest(entries)
+    return named, default, _rest(entries)
 
 
 def _dense(folder: Path) -> tuple[Dense, tuple[Note, ...]]:

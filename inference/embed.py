@@ -43,8 +43,8 @@ def embed(
     model does not know, and for an unknown prompt.
     """
     if isinstance(texts, str):
-        found = embed(session, tokenizer, [texts], pooling, positions=positions, prompt=prompt, prompt_name=prompt_name)
-        return found[0]
+        one = embed(session, tokenizer, [texts], pooling, positions=positions, prompt=prompt, prompt_name=prompt_name)
+        return one[0]
     if len(texts) == 0:
         raise RuntimeInputError("there are no texts to embed")
     if batch < 1:
