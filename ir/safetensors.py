@@ -48,6 +48,25 @@ class Widened(Tensor):
         return flat.astype(self.dtype.numpy).reshape(self.shape)
 
 
+_OTHER = {"C64": 64, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4}
+"""Types without any counterpart, with their bits: a tensor of one may be there, as long as nobody reads it."""
+
+
+class Unreadable(Tensor):
+    """A tensor inside a file whose element type the IR does not have: its type counts bytes."""
+
+    def __init__(self, place: str, type: TensorType, stored: str) -> None:
+        self.place, self.type, self.stored_type = place, type, stored
+
+    @property
+    def why(self) -> str:
+        known = ", ".join((*_DTYPES, *_WIDENED))
+        return f"has element type {self.stored_type}, which has no counterpart in the IR (known: {known})"
+
+    def numpy(self) -> Array:
+        raise WeightsError(self.why, place=self.place)
+
+
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors by name, metadata) of one .safetensors file; no tensor is read.
 
@@ -66,6 +85,8 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for k, (t, begin, end) in spans.items():
         span, (stored, _) = Span(path, start + begin, end - begin, stamp), _WIDENED.get(header[k]["dtype"], ("", None))
         tensors[k] = Widened(k, t, span, stored) if stored else StoredTensor(k, t, span)
+        if header[k]["dtype"] in _OTHER:
+            tensors[k] = Unreadable(f"{path}: tensor {k}", t, header[k]["dtype"])
     return tensors, _metadata(path, metadata)
 
 
@@ -100,7 +121,7 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorTyp
     dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise WeightsError(f"needs dtype, shape and data_offsets, but its entry is {entry!r}", place=place)
-    if dtype not in _DTYPES and dtype not in _WIDENED:
+    if dtype not in _DTYPES and dtype not in _WIDENED and dtype not in _OTHER:
         known = ", ".join((*_DTYPES, *_WIDENED))
         raise WeightsError(
             f"has element type {dtype}, which has no counterpart in the IR (known: {known})", place=place
@@ -108,6 +129,11 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorTyp
     begin, end = offsets
     if not begin <= end <= available:
         raise WeightsError(f"has bytes {begin} to {end}, but the file has {available} bytes of data", place=place)
+    if dtype in _OTHER:
+        size = (math.prod(shape) * _OTHER[dtype] + 7) // 8
+        if end - begin != size:
+            raise WeightsError(f"has {end - begin} bytes, but {dtype} of shape {shape} needs {size}", place=place)
+        return TensorType(DType.u8, (size,)), begin, end
     stored, widened = _WIDENED.get(dtype, ("", None))
     type = TensorType(widened or _DTYPES[dtype], tuple(shape))
     expected = math.prod(shape) * (np.dtype(stored) if stored else type.dtype.numpy).itemsize

@@ -192,17 +192,22 @@ def heads_first(k: Value, v: Value) -> tuple[Value, Value]:
     return k, v
 
 
-PORTABLE = Pipeline(
-    "onnx",
-    [
-        QuantizedLayers(StandardLayers(), "onnx_quantized_layers"),
-        AttentionToOnnx(),
-        RewritePass("onnx_rotary", [RotaryToOnnx()]),
-        RecurrentToOnnx(),
-        FunctionPass("cse", cse),
-        FunctionPass("dce", dce),
-    ],
-)
+def portable(layers: QuantizedLayers) -> Pipeline:
+    """The rewrites to standard ops. layers: what becomes of layers over encoded weights."""
+    return Pipeline(
+        "onnx",
+        [
+            layers,
+            AttentionToOnnx(),
+            RewritePass("onnx_rotary", [RotaryToOnnx()]),
+            RecurrentToOnnx(),
+            FunctionPass("cse", cse),
+            FunctionPass("dce", dce),
+        ],
+    )
+
+
+PORTABLE = portable(QuantizedLayers(StandardLayers(), "onnx_quantized_layers"))
 """The standard ops only."""
 
 AS_IT_IS = Pipeline("as it is", [])
