@@ -314,8 +314,11 @@ def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
         if given not in task.inputs:
             what = f"no input is called {given!r}{did_you_mean(given, task.inputs)}"
             raise mistake(what, f"inputs of {task}: {', '.join(task.inputs)}")
-    with in_function(function):
+    try:
         found = typing.get_type_hints(function).get(parameters[1])
+    except (NameError, AttributeError, TypeError, SyntaxError) as e:
+        hint = "annotations are looked up among the names of the file: define the config there"
+        raise mistake(f"its annotations cannot be read: {type(e).__name__}: {e}", hint) from None
     if not (isinstance(found, type) and issubclass(found, Config)):
         raise mistake(f"annotate {parameters[1]!r} with a subclass of Config", "class ItsConfig(mg.Config): ...")
     return found

@@ -17,7 +17,7 @@ from ..data.errors import CorpusError
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS
 from ..ir.dims import bind_dims
-from ..ir.errors import ConfigError, RuntimeInputError, did_you_mean
+from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.tensors import Array
 from ..ir.types import TensorType, f32, i64
 
@@ -93,10 +93,10 @@ class Arrays:
 
     def of_model(self, model: Model, wanted: Mapping[str, TensorType]) -> Arrays:
         """The rows with all `wanted` inputs of a model, in their types: masks and positions follow where they are
-        left out. Raises ConfigError for names and shapes that do not fit.
+        left out. Other inputs of its task are not read. Raises ConfigError for names and shapes that do not fit.
         """
         for name in self.train.arrays:
-            if name not in wanted:
+            if name not in wanted and name not in model.task.inputs:
                 what = f"{model.name} has no input {name!r}{did_you_mean(name, wanted)}"
                 raise ConfigError(what, hint=f"training reads: {_listed(wanted)}")
         parts = {part: _fitted(getattr(self, part), model, wanted) for part in ("train", "held_out")}
@@ -119,15 +119,15 @@ class Arrays:
 
 def _fitted(rows: Rows, model: Model, wanted: Mapping[str, TensorType]) -> Rows:
     """The rows with every input, in its type."""
-    given = {name: _cast(name, values, wanted[name]) for name, values in rows.arrays.items()}
+    given = {name: _cast(name, values, wanted[name]) for name, values in rows.arrays.items() if name in wanted}
     inputs = [name for name in wanted if name in model.task.inputs]
     missing = [name for name in wanted if name not in given and name not in model.task.inputs]
     if missing:
         raise ConfigError(f"the data has no {_listed(missing)}", hint=f"it has {_listed(given)}")
-    filled = {**given, **model.task.fill(given, inputs)}
     try:
+        filled = {**given, **model.task.fill(given, inputs)}
         bind_dims(wanted, {name: filled[name].shape for name in wanted})
-    except RuntimeInputError as e:
+    except MonographError as e:
         raise ConfigError(f"the data does not fit {model.name}: {e.what}") from None
     ids, vocab = model.task.stream, getattr(model.config, "vocab", None)
     if ids is not None and ids.ids in filled and isinstance(vocab, int) and filled[ids.ids].size:
