@@ -200,7 +200,7 @@ class Family:
 
     def _outputs(self, result: object, graph: Graph) -> dict[str, Value]:
         """What the function returned, by name. Raises MonographError for anything but values of the graph."""
-        outputs = cast("dict[Any, Any]", result) if isinstance(result, dict) else {self.task.output: result}
+        outputs = cast("dict[Any, Any]", result if isinstance(result, dict) else {self.task.output: result})
         for name, value in outputs.items():
             if not isinstance(value, Value):
                 kind = "nothing" if value is None else f"a {type(value).__name__}"
