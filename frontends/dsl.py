@@ -16,6 +16,7 @@ from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
+from .buffers import Buffer
 from .config import Config as Config
 from .config import key as key
 from .entries import Note as Note
@@ -109,7 +110,8 @@ class Checkpoint:
     architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
     names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
     the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
-    them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied: tensors
+    them anew. unused: tensors that may be there and are not needed, with the reason, or the
+    check (`buffers`) that they follow from the config. tied: tensors
     of the output layer, which are not stored where it is tied, and the tensors that they equal. copies: others that may
     be there, and the tensors that they must equal. from_weights: keys of config.json that say whether there is a tensor
     of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
@@ -120,7 +122,7 @@ class Checkpoint:
     old: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     prefix: str = ""
     heads: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    unused: Mapping[str, str | Buffer] = field(default_factory=dict[str, "str | Buffer"], hash=False)
     tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     copies: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
