@@ -28,9 +28,10 @@ lint: $(LINT) ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(LINT) ## strict types of the package, standard ones of benchmarks and examples
+types: $(LINT) ## strict types of the package, standard ones of what uses it, by two checkers
 	$(BIN)/python .ci/linked.py out/typed
 	$(BIN)/basedpyright
+	$(BIN)/mypy
 
 bench: $(READY) ## every table of README.md, measured on this machine (long)
 	@$(BIN)/python benchmarks/all.py $(ARGS)
