@@ -11,7 +11,7 @@ from .errors import WeightsError, did_you_mean
 from .files import Stage, staged
 from .graph import Graph, Init, Node, Value
 from .interpret import evaluate
-from .safetensors import read_file, read_index, write_file
+from .safetensors import Unreadable, read_file, read_index, write_file
 from .tensors import Array as Array
 from .tensors import ArrayTensor as ArrayTensor
 from .tensors import Mapped as Mapped
@@ -133,7 +133,10 @@ class Weights(Mapping[str, Tensor]):
         for i, k in enumerate(extra):
             lines.append(f"unexpected: {k}: {self[k].type}{did_you_mean(k, missing) if i < _HINTS else ''}")
         for k, v in graph.params.items():
-            if k in self and not fits(self[k].type, v.type):
+            tensor = self._tensors.get(k)
+            if isinstance(tensor, Unreadable):
+                lines.append(f"unreadable: {k} {tensor.why}")
+            elif tensor is not None and not fits(tensor.type, v.type):
                 lines.append(f"wrong: {k} is {self[k].type}, expected {v.type}")
         if lines:
             what = f"weights do not fit graph {graph.name}: {len(lines)} differences"

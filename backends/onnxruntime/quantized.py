@@ -8,6 +8,7 @@ backends/onnx/quantized.py). Scales are 1-D or [N,K/block], but [N,K/block,1] fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,10 @@ gather_block_quantized = op(OrtGatherBlockQuantized)
 
 
 class RuntimeLayers:
-    """MatMulNBits, and GatherBlockQuantized over the same bytes."""
+    """MatMulNBits, and GatherBlockQuantized over the same bytes. level: the accuracy level by bits of the codes."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, level: Callable[[int], int]) -> None:
+        self.level = level
 
     def refuses(self, w: Stored) -> str:
         if w.encoding.bits not in _ZERO or w.block not in _BLOCKS:
@@ -167,7 +168,7 @@ class RuntimeLayers:
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
         bits = w.encoding.bits
-        level = self.target.accuracy_level(bits)
+        level = self.level(bits)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
         fine = w.by_rows and level == NARROW
         return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level, fine=fine)
@@ -194,4 +195,12 @@ def narrow_products(folder: str | Path) -> bool:
 
 def quantized_layers(target: Target) -> QuantizedLayers:
     """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
-    return QuantizedLayers(RuntimeLayers(target), "ort_quantized_layers")
+    return QuantizedLayers(RuntimeLayers(target.accuracy_level), "ort_quantized_layers")
+
+
+def exact_layers() -> QuantizedLayers:
+    """The same ops, multiplying in the type of the activations: for clients that set no option of a session.
+
+    Over the standard ops ONNX Runtime makes products of its own, which round activations to 8 bits unless told not to.
+    """
+    return QuantizedLayers(RuntimeLayers(lambda bits: 0), "ort_exact_layers")

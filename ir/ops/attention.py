@@ -20,6 +20,16 @@ from .reduce import softmax
 from .shape import concat, expand, iota, reshape, slice_, transpose
 
 
+def positive_scale(node: Node) -> Value | None:
+    """A scale of 0 or less is one on q: some kernels refuse such a scale, others take 0 for one that is not given."""
+    scale = node.attributes["scale"]
+    if scale > 0:
+        return None
+    q, *rest = node.operands
+    assert q is not None
+    return q.graph.add(node.op, (q * scale, *rest), {**node.attributes, "scale": 1.0})[0]
+
+
 class Attention(Op):
     """softmax(scale * q k^T + bias, masked) v, query heads in groups that share a key/value head.
 
@@ -32,6 +42,7 @@ class Attention(Op):
     """
 
     choices = {"scale": (...,)}
+    canonical = (positive_scale,)
 
     def complete(self, *operands: Value | None, scale: float | None, **attributes: Any) -> dict[str, Any]:
         q = operands[0]
