@@ -100,7 +100,8 @@ def ours(case: Case, model: Any) -> Result:
     with mg.build(model) as engine:
         if case.task in ("causal-lm", "seq2seq-lm"):
             found = engine.generate(rows_of(case, model), max_new_tokens=NEW, eos=[])
-            return {"texts": texts, "batch": [g.ids for g in found]}
+            ends = set(model.tokenizer.eos_ids)
+            return {"texts": texts, "batch": [until(g.ids, ends) for g in found]}
         if case.task == "speech-to-text":
             found = engine.generate(inputs={"input_features": array(case)}, max_new_tokens=NEW, eos=[])
             return {"texts": texts, "batch": [g.ids for g in found]}
@@ -110,6 +111,11 @@ def ours(case: Case, model: Any) -> Result:
             ids, mask = map(np.array, padded(rows_of(case, model), case.pad, "right"))
             results = engine.run({"input_ids": ids, "attention_mask": mask})
         return {"texts": texts, "values": results[str(model.task.output)].flatten().tolist()}
+
+
+def until(ids: list[int], ends: set[int]) -> list[int]:
+    """Ids before the first that ends a text: other clients are told to go on, and choose another one there."""
+    return ids[: next((i for i, x in enumerate(ids) if x in ends), len(ids))]
 
 
 def array(case: Case) -> Any:
@@ -163,7 +169,7 @@ def plain(case: Case, model: Any) -> Result:
 
 
 def alike(found: list[list[int]], wanted: list[list[int]]) -> str:
-    """How many ids come before the first that differs, over all rows."""
+    """How many of the wanted ids come before the first that differs, over all rows."""
     same = 0
     for a, b in zip(found, wanted, strict=True):
         same += next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

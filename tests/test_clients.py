@@ -385,8 +385,11 @@ def test_a_merged_decoder_against_transformers(tmp_path: Path, family: str, dumm
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 @pytest.mark.parametrize("layout", ["optimum", "web"])
 def test_blocks_are_multiplied_in_float_without_an_option(tmp_path: Path, layout: str, kind: str) -> None:
-    """Of DequantizeLinear and MatMul the runtime makes products that round activations to 8 bits; ours say not to."""
-    given = mg.load(write_llama(tmp_path / "model.gguf", kind))
+    """Of DequantizeLinear and MatMul the runtime makes products that round activations to 8 bits; ours say not to.
+
+    kind: of the layers, and where it is of 4 bits without minimums of the table, too.
+    """
+    given = mg.load(write_llama(tmp_path / "model.gguf", kind, table=kind if kind == "Q4_0" else "Q8_0"))
     plain = mg.export(given, tmp_path / "plain") / "model.onnx"
     path = mg.export(given, tmp_path / layout, layout=layout) / ("onnx/model.onnx" if layout == "web" else "model.onnx")
     nodes = onnx.load(path, load_external_data=False).graph.node
