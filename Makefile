@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself, once; nothing but Python 3.11 or newer and make is needed.
 # Two of them are all a new machine needs: `make demo` and `make test`.
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint types bench clean
+.PHONY: help demo test test-fast lint types docs bench clean
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -9,6 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 LINT := .venv/.ready-lint
+DOCS := .venv/.ready-docs
 # One thread per worker: tests run side by side, and results must not hang on the number of cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -32,6 +33,10 @@ types: $(LINT) ## strict types of the package, standard ones of benchmarks and e
 	$(BIN)/python .ci/linked.py out/typed
 	$(BIN)/basedpyright
 
+docs: $(DOCS) ## the documentation as a site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo out/site/index.html
+
 bench: $(READY) ## every table of README.md, measured on this machine (long)
 	@$(BIN)/python benchmarks/all.py $(ARGS)
 
@@ -44,6 +49,10 @@ $(READY): pyproject.toml constraints.txt | .venv/bin/python
 
 $(LINT): $(READY)
 	$(PIP) install -q -c constraints.txt -e ".[lint]"
+	@touch $@
+
+$(DOCS): $(READY)
+	$(PIP) install -q -c constraints.txt -e ".[docs]"
 	@touch $@
 
 .venv/bin/python:

@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import click
 import typer
 from monograph.cli import app
 from monograph.ir.op import OPS
@@ -126,6 +125,9 @@ class Runner:
             Path(block.title).write_text(block.code, encoding="utf-8")
 
 
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for an option, or for arguments, that a command does not take: click's, of which it has a copy."""
+
 KINDS: dict[str, Callable[[Runner, Block], None]] = {
     "python": Runner.python,
     "setup": Runner.setup,
@@ -194,7 +196,7 @@ def parse_options(words: list[str]) -> None:
     assert found is not None, f"no command is called {words[0]!r}"
     try:
         found.make_context(words[0], words[1:])
-    except click.ClickException as e:
+    except UsageError as e:
         raise AssertionError(f"monograph {shlex.join(words)}: {e.format_message()}") from e
 
 

@@ -162,6 +162,8 @@ class AttentionToOnnx:
         mask = None if mask is None else full_rows(mask, rows, keys)
         ks, vs = appended(k, node), appended(v, node)
         scale = node.attributes["scale"]
+        if scale <= 0:  # ONNX Runtime refuses it.
+            q, scale = q * scale, 1.0
         presents: list[Value] = []
         if ks is not None and vs is not None and ks.append is not vs.append:
             y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)

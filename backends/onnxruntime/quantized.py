@@ -16,6 +16,7 @@ import numpy as np
 
 from ...ir.errors import check
 from ...ir.graph import Value
+from ...ir.value import type_of
 from ...ir.interpret import Array
 from ...ir.op import Op, op, unmoved
 from ...ir.shard_rules import needs_all
@@ -86,7 +87,7 @@ class OrtMatMulNBits(Op):
         check(scales.type == TensorType(x.dtype, (rows, blocks)), f"scales is {scales.type}, codes {codes.type}")
         columns = blocks * width * 8 // bits if isinstance(blocks, int) and isinstance(width, int) else blocks
         check(x.shape[-1] == columns, f"last axis of x is {x.shape[-1]} but codes is {codes.type} of {bits} bits")
-        check(b is None or b.shape == (rows,), f"b is {b and b.type}, expected [{rows}]")
+        check(b is None or b.shape == (rows,), f"b is {type_of(b)}, expected [{rows}]")
         return TensorType(x.dtype, (*x.shape[:-1], rows))
 
     def numpy(
