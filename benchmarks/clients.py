@@ -28,6 +28,8 @@ from monograph.ir import DType
 from report import ROOT, WORK, Row, parser, publish
 
 NEW = 32
+QUESTION = "What is the capital of France?"
+"""What the page of examples/web is asked."""
 HERE, PLACE = Path(__file__).parent, WORK / "clients"
 ENVIRONMENTS = {
     "optimum 1.x": ("optimum", ("optimum[onnxruntime]==1.27.0",)),
@@ -88,7 +90,8 @@ def job(case: Case, model: Any, layout: str) -> dict[str, Any]:
     found = {"name": place(case, layout), "task": case.task, "pad": case.pad, "new": NEW, "texts": case.texts}
     if case.features is not None:
         return found | {"features": case.features}
-    return found | {"rows": rows_of(case, model)}
+    found |= {"rows": rows_of(case, model)}
+    return found | {"page": QUESTION} if layout == "web" and case.blocks else found
 
 
 # -- what is expected -------------------------------------------------------------------------------------------------
@@ -210,6 +213,7 @@ def main() -> None:
     jobs: dict[str, list[dict[str, Any]]] = {"optimum": [], "genai": [], "web": []}
     expected: dict[str, tuple[Case, Result, Result]] = {}
     rows: list[Row] = []
+    answers: dict[str, str] = {}
     for case in cases:
         with working(f"{case.name}: folders, and what is expected"):
             model, checkpoint = opened(case)
@@ -232,13 +236,16 @@ def main() -> None:
     for name, (layout, command) in commands.items():
         with working(name):
             answer = asked(command, jobs[layout])
-        versions = ", ".join(v for v in (answer["version"], answer.get("browser", "")) if v)
+        chromium = f"Chromium {answer['browser']}" if "browser" in answer else ""
+        versions = ", ".join(v for v in (answer["version"], chromium) if v)
         for told in jobs[layout]:
             case, mine, theirs = expected[told["name"]]
             found = answer["results"].get(told["name"], {"error": answer.get("error", "no answer")})
             rows.append(row(name, versions, case, found, mine, theirs))
+            if "text" in found:
+                answers[told["name"]] = found["text"]
     note = f"{NEW} greedy ids a row, three rows; values relative to the largest, or as they are below 1."
-    publish("clients", rows, note=note, only_print=given.no_publish)
+    publish("clients", rows, note=note, only_print=given.no_publish, page=answers)
 
 
 if __name__ == "__main__":
