@@ -498,5 +498,22 @@ def test_build_for_a_client(tmp_path: Path) -> None:
     assert "wrote" in call("build", checkpoint, tmp_path / "web", "--for", "web").output
     assert (tmp_path / "web" / "onnx" / "model.onnx").exists()
     assert "no layout is called 'wbe'" in call("build", checkpoint, tmp_path / "x", "--for", "wbe", code=1).output
+    for layout in ("optimum", "genai", "web"):
+        assert "0 fail" in call("build", checkpoint, tmp_path / layout, "--for", layout, "--check").output
     said = call("build", checkpoint, tmp_path / "x", "--for", "web", "--target", "cuda", code=1).output
     assert "is a portable export" in said and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("layout", [None, "optimum", "web"])
+def test_encoders_are_verified_with_padding_on_any_side(folder: Make, layout: str | None) -> None:
+    parity = mg.verify(model("bert"), folder("bert", layout), torch=False)
+    assert parity.passed and {"left-padded", "holed"} <= {row.case.split(",")[0] for row in parity.rows}
+
+
+def test_a_merged_decoder_is_not_verified(folder: Make, tmp_path: Path) -> None:
+    with pytest.raises(MonographError, match="holds decoder_model_merged.onnx, which takes no masks"):
+        mg.verify(model("t5"), folder("t5", "web"), torch=False)
+    checkpoint = tmp_path / "checkpoint"
+    mg.frontends.huggingface.save_pretrained(model("t5"), checkpoint)
+    said = call("build", checkpoint, tmp_path / "out", "--for", "optimum", "--check", code=1).output
+    assert "--check gives masks to a decoder" in said and not (tmp_path / "out").exists()
