@@ -16,11 +16,11 @@ import numpy as np
 
 from ...ir.errors import check
 from ...ir.graph import Value
-from ...ir.value import type_of
 from ...ir.interpret import Array
 from ...ir.op import Op, op, unmoved
 from ...ir.shard_rules import needs_all
 from ...ir.types import DimLike, TensorType, i8, u8
+from ...ir.value import type_of
 from ..onnx.builder import MICROSOFT
 from ..onnx.quantized import QuantizedLayers, Stored, with_offsets
 from ..onnx.untyped import read_graph
