@@ -51,11 +51,11 @@ def ops_page() -> str:
     lines = [
         "# Ops",
         "",
-        f"All {len(OPS)} ops. In Python an op is a function of `monograph.ops` on values, and gives a value or several. "
+        f"All {len(OPS)} ops. In Python an op is a function of `monograph.ops` on values, and gives one or several.",
         "Operands come first; attributes are given by name. An operand with a default may be left out.",
         "",
-        "What an op means is its NumPy reference: of a *primitive* the code is below it; a *composite* is made of other "
-        "ops, which are below it, too.",
+        "What an op means is its NumPy reference: of a *primitive* the code is below it; a *composite* is made of",
+        "other ops, which are below it, too.",
     ]
     for module, group in by_module().items():
         lines += ["", f"## {module.replace('_', ' ').capitalize()}", ""]
@@ -102,7 +102,7 @@ def op_entry(op: Op) -> Iterator[str]:
 def explained(op: Op) -> tuple[str, dict[str, str]]:
     """(docstring without what it says of single operands and attributes, that by their names)."""
     text = inspect.getdoc(type(op)) or ""
-    names = [*op.signature.operands, *op.signature.attributes, *([op.signature.variadic] if op.signature.variadic else [])]
+    names = [*operands_of(op), *op.signature.attributes]
     if not names:
         return text, {}
     one = "|".join(map(re.escape, names))
@@ -111,6 +111,11 @@ def explained(op: Op) -> tuple[str, dict[str, str]]:
     for said, what in zip(parts[1::2], parts[2::2], strict=True):
         notes |= dict.fromkeys(said.split(", "), what.strip())
     return parts[0].strip(), notes
+
+
+def operands_of(op: Op) -> list[str]:
+    """Names of operands, with the one that stands for any number."""
+    return [*op.signature.operands, *filter(None, [op.signature.variadic])]
 
 
 def parameters(op: Op) -> list[str]:
@@ -122,7 +127,7 @@ def parameters(op: Op) -> list[str]:
 
 
 def operand_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
-    for name in [*op.signature.operands, *([f"{op.signature.variadic}"] if op.signature.variadic else [])]:
+    for name in operands_of(op):
         default = "may be left out" if name in op.signature.optional else ""
         yield f"| `{name}` | value | {default} | {cell(notes.get(name, ''))} |"
 
@@ -130,7 +135,8 @@ def operand_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
 def attribute_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
     for name, default in op.signature.attributes.items():
         shown = "must be given" if default is inspect.Parameter.empty else f"`{default!r}`"
-        yield f"| `{name}` | {cell(type_name(op.signature.hints.get(name, Any)))} | {shown} | {cell(notes.get(name, ''))} |"
+        kind = cell(type_name(op.signature.hints.get(name, Any)))
+        yield f"| `{name}` | {kind} | {shown} | {cell(notes.get(name, ''))} |"
 
 
 def facts(op: Op) -> str:

@@ -52,6 +52,7 @@ class Graph:
     # -- declaring -------------------------------------------------------------------------------------------
 
     def input(self, name: str, type: TensorType) -> Value:
+        """A new input. Raises MonographError for a name that is taken."""
         if name in self.inputs:
             raise MonographError(f"graph {self.name} already has an input named {name}")
         self.inputs[name] = Value(self, type, name)
@@ -69,6 +70,7 @@ class Graph:
         return known
 
     def output(self, name: str, value: Value) -> None:
+        """Make a value an output. Raises MonographError for a name that is taken, and for a value of another graph."""
         if value.graph is not self:
             raise MonographError(f"output {name} belongs to graph {value.graph.name}, not to {self.name}")
         if name in self.outputs:
@@ -118,6 +120,7 @@ class Graph:
         return self.constant(v, like.dtype) if isinstance(v, (int, float)) else v
 
     def constant(self, value: Any, dtype: DType) -> Value:
+        """A number, or nested tuples of numbers, as a node."""
         from .op import OPS
 
         return self.add(OPS["constant"], (), {"value": value, "dtype": dtype})[0]
@@ -210,6 +213,7 @@ class Graph:
         return sum(1 for _ in self)
 
     def is_output(self, value: Value) -> bool:
+        """Whether the value is one of the outputs."""
         return any(value is v for v in self.outputs.values())
 
     def counts(self) -> dict[str, int]:
