@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .parity import verify as verify
     from .performance import bench as bench
     from .resolve import load as load
+    from .training.arrays import Arrays as Arrays
     from .training.corpus import Corpus as Corpus
     from .training.corpus import python_topics as python_topics
     from .training.labelled import Labelled as Labelled
@@ -56,6 +57,7 @@ _LATER = {
     "verify": "parity",
     "bench": "performance",
     "train": "training.loop",
+    "Arrays": "training.arrays",
     "Corpus": "training.corpus",
     "python_topics": "training.corpus",
     "Labelled": "training.labelled",
@@ -65,7 +67,7 @@ _LATER = {
 """Names that bring in a heavy library, and the module each is taken from."""
 
 __all__ = [
-    "GGUF", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
+    "GGUF", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
     "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build",
     "export", "init", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip

@@ -101,8 +101,8 @@ def export(
     """
     if target != "onnx":
         raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")
-    told = {"dump": dump, "announce": announce, "progress": progress}
-    return write_export(model, folder, dtype, opset, layout=layout, **told).folder
+    report = write_export(model, folder, dtype, opset, layout=layout, dump=dump, announce=announce, progress=progress)
+    return report.folder
 
 
 def write_export(
@@ -119,12 +119,16 @@ def write_export(
     """`export`, for those who want to know what it did."""
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
+    from .backends.onnx.rewrites import PORTABLE, portable
+    from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
     client = layout_of(layout)
+    # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
+    pipeline = PORTABLE if client is None else portable(exact_layers())
     weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
     graphs = serving_graphs(model, dtype, dump)
-    exported = Exported.of(model, graphs, weights, opset, client, dump)
+    exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
     report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
     announce(report.bound)
     write(exported, folder, progress)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from .building import export, weights_of
+from .building import export, weights_of, write_export
 from .frontends.dsl import Model
 from .frontends.given import model_of
-from .ir import Graph, MonographError
+from .ir import Graph
 from .ir.cost import at
+from .ir.dims import bind_dims
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
 from .ir.slots import TOKENS
 from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
+from .parity import inputs_of, mask_of, spans, streams_of
 from .passes import pipelines
+from .passes.differential import Case
 from .portable import first_state, next_state, slots_of, stream_of
+from .runners import Call, Runner, onnx_runner, run_runner
 
 
 class Decoder(Protocol):
@@ -48,7 +52,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A table of variants, what the machine can do at most, and what was measured."""
+    """A table of variants, what the machine can do at most, and what was measured.
+
+    unit: what a prompt is counted in: tokens, or calls for a model without tokens. new_tokens: 0 for a model that does
+    not continue a text, whose decode columns are 0, too.
+    """
 
     rows: list[Speed]
     ceilings: Ceilings
@@ -57,6 +65,7 @@ class Benchmark:
     rounds: int
     flops_per_prompt: int
     bytes_per_token: int
+    unit: str = "tokens"
 
 
 def bench(
@@ -68,18 +77,19 @@ def bench(
     threads: int | None = None,
     observe: Callable[[str], None] = lambda what: None,
 ) -> Benchmark:
-    """Tokens per second of a causal model on ONNX Runtime: taken apart, in standard ops, and fused for the CPU.
+    """Tokens per second of a model on ONNX Runtime: taken apart, in standard ops, and fused for the CPU.
 
     Each round opens every variant in turn, alone, runs it once to warm up and once for the clock: a prompt of
-    `prompt` tokens and `new_tokens` steps, batch 1. threads: None takes all cores. The runtime's own optimizer is on
-    for all three. Raises MonographError for a model that does not generate.
+    `prompt` tokens and `new_tokens` steps, batch 1. Of a model that does not continue a text one call is timed, on
+    random inputs whose open lengths are all `prompt`, in standard ops and fused. threads: None takes all cores. The
+    runtime's own optimizer is on for all. Raises WeightsError for a model without weights.
     """
     model_of(model, "bench")
-    if not model.task.generates or model.task.separated:
-        raise MonographError(f"{model.name} is a {model.task} model; only those that continue a text are measured")
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)
+    if not model.task.generates or model.task.separated:
+        return _calls(model, prompt, rounds, threads, ceilings, observe)
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         observe("building")
         variants, nodes = build_variants(model, Path(folder), threads)
@@ -97,6 +107,57 @@ def bench(
     flops, moved = work(model.graph(), model.task.output, prompt, prompt + new_tokens // 2)
     rows = [_speed(name, nodes[name], times[name], prompt, new_tokens, flops, moved, ceilings) for name in variants]
     return Benchmark(rows, ceilings, prompt, new_tokens, rounds, flops, moved)
+
+
+def _calls(
+    model: Model, length: int, rounds: int, threads: int, ceilings: Ceilings, observe: Callable[[str], None]
+) -> Benchmark:
+    """One call of a model that does not continue a text."""
+    from .backends import onnxruntime as fused
+
+    graph = model.graph()
+    case = Case("all-ones", 1, length)
+    call = Call(inputs_of(model.task, graph, case), spans(case), mask_of(case))
+    with tempfile.TemporaryDirectory(prefix="monograph-") as place:
+        observe("building")
+        folder = Path(place)
+        plain = write_export(model, folder / "onnx").nodes
+        nodes = {"standard ops": plain, "fused for ONNX Runtime": fused.build(model, None, folder / "cpu", "cpu").nodes}
+        openers: dict[str, Callable[[], Runner]] = {
+            "standard ops": lambda: onnx_runner(folder / "onnx", graph, threads=threads),
+            "fused for ONNX Runtime": lambda: run_runner(fused.open(folder / "cpu", threads=threads), graph),
+        }
+
+        def clock(name: str) -> Callable[[], float]:
+            def run() -> float:
+                observe(name)
+                gc.collect()
+                runner = openers[name]()
+                runner(call)
+                return seconds(lambda: runner(call))
+
+            return run
+
+        times = interleaved({name: clock(name) for name in openers}, rounds)
+    flops = sum(at(n.op.flops(*n.operands, **n.attributes), sizes_of(graph, call.inputs)) for n in graph)
+    tokens = bool(streams_of(model.task, graph))
+    count = length if tokens else 1
+    rows = [
+        Speed(name, sum(_first(nodes[name]).values()), count / t, flops / t / ceilings.flops, 0.0, 0.0)
+        for name, t in ((name, median(found)) for name, found in times.items())
+    ]
+    return Benchmark(rows, ceilings, count, 0, rounds, flops, 0, "tokens" if tokens else "calls")
+
+
+def sizes_of(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Values of the symbols of a graph, from its inputs."""
+    return bind_dims({k: v.type for k, v in graph.inputs.items()}, {k: inputs[k].shape for k in graph.inputs})
+
+
+def _first(nodes: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
+    """Nodes by op type of all files, but for the second of two that compute the same."""
+    counted = {file: ops for file, ops in nodes.items() if file != "model.masked.onnx" or "model.onnx" not in nodes}
+    return {f"{file} {op}": n for file, ops in counted.items() for op, n in ops.items()}
 
 
 def _speed(

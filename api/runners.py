@@ -180,13 +180,17 @@ def _compact(values: Array, kept: Array) -> Array:
     return found
 
 
-def onnx_runner(folder: Path, graph: Graph) -> Runner:
-    """Run an exported folder as any client would, through its named inputs; state is passed on from call to call."""
+def onnx_runner(folder: Path, graph: Graph, *, threads: int | None = None) -> Runner:
+    """Run an exported folder as any client would, through its named inputs; state is passed on from call to call.
+
+    threads: None takes what the runtime takes.
+    """
     from .backends import ort
 
     def session(name: str) -> Any:
         library = ort.library()
         options = library.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         return library.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])

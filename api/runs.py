@@ -159,7 +159,7 @@ def new_model(recipe: Recipe, source: Source, task: str, given: Mapping[str, Any
     # Fields go by their names in the family's Config or by their keys in config.json.
     keys = {f.name: f.metadata.get("hf", f.name) for f in dataclasses.fields(cast("Any", family.config_class))}
     config = {keys.get(k, k): v for k, v in {**given, **recipe.model.config}.items()}
-    if "vocab" in keys:
+    if "vocab" in keys and source.vocab:
         config.setdefault(keys["vocab"], source.vocab)
     return family(family.config_class.from_dict(config, "[model] config"))
 
@@ -180,6 +180,10 @@ def source_of(recipe: Recipe, model: Model | None, task: str, kept: Tokenizer | 
         reader = Instructions if data.kind == "instructions" else Preferences
         return reader.read(given, _only(paths), held_out=data.held_out)
     settings: dict[str, Any] = {"held_out": data.held_out}
+    if data.kind == "arrays":
+        from .training.arrays import Arrays
+
+        return Arrays.read(paths, **settings)
     if given is None:
         if size_here() > 1 and recipe.tokenizer.kind not in REPEATABLE:
             what = f"a {recipe.tokenizer.kind} tokenizer comes out differently in each of {size_here()} processes"

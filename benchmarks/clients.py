@@ -8,8 +8,8 @@ one, and compared with Monograph's own engine and with transformers. Rows that d
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
-import sys
 import venv
 from pathlib import Path
 from shutil import which
@@ -21,11 +21,11 @@ import torch
 import transformers
 from clients_models import CASES, Case
 from clients_worker import padded
+from monograph.backends import ort
 from monograph.console import working
+from monograph.frontends.huggingface import save_pretrained
+from monograph.ir import DType
 from report import ROOT, WORK, Row, parser, publish
-
-sys.path.append(str(ROOT / "examples"))
-from plain_onnxruntime import greedy
 
 NEW = 32
 HERE, PLACE = Path(__file__).parent, WORK / "clients"
@@ -61,6 +61,23 @@ def modules() -> Path:
     return folder / "node_modules"
 
 
+def place(case: Case, layout: str) -> str:
+    """The name of a case's folder."""
+    return f"{case.name.replace(' ', '-')}-{layout}"
+
+
+def opened(case: Case) -> tuple[Any, Path]:
+    """(model, checkpoint in float32 that transformers reads)."""
+    folder = case.folder()
+    model = mg.load(folder)
+    if folder.is_dir():
+        return model, folder
+    checkpoint = PLACE / "checkpoints" / folder.stem
+    if not (checkpoint / "config.json").exists():
+        save_pretrained(model, checkpoint, dtype=DType.f32)
+    return model if case.blocks else mg.load(checkpoint), checkpoint
+
+
 def rows_of(case: Case, model: Any) -> list[list[int]]:
     """The ids that clients get: those of the case, or of its texts."""
     return [list(r) for r in case.rows] or [model.tokenizer.encode(t) for t in case.texts]
@@ -68,7 +85,7 @@ def rows_of(case: Case, model: Any) -> list[list[int]]:
 
 def job(case: Case, model: Any, layout: str) -> dict[str, Any]:
     """What a client is told of a folder."""
-    found = {"name": f"{case.name}-{layout}", "task": case.task, "pad": case.pad, "new": NEW, "texts": case.texts}
+    found = {"name": place(case, layout), "task": case.task, "pad": case.pad, "new": NEW, "texts": case.texts}
     if case.features is not None:
         return found | {"features": case.features}
     return found | {"rows": rows_of(case, model)}
@@ -137,8 +154,9 @@ def asked(command: list[str | Path], jobs: list[dict[str, Any]]) -> dict[str, An
 
 
 def plain(case: Case, model: Any) -> Result:
-    """Plain ONNX Runtime over the folder without a layout, one row at a time."""
-    return {"single": [greedy(PLACE / "folders" / f"{case.name}-plain", r, NEW) for r in rows_of(case, model)]}
+    """Plain ONNX Runtime over the folder without a layout, one row at a time, as the example does it."""
+    greedy = runpy.run_path(str(ROOT / "examples" / "plain_onnxruntime.py"))["greedy"]
+    return {"single": [greedy(PLACE / "folders" / place(case, "plain"), r, NEW) for r in rows_of(case, model)]}
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
@@ -188,20 +206,15 @@ def main() -> None:
     rows: list[Row] = []
     for case in cases:
         with working(f"{case.name}: folders, and what is expected"):
-            folder = case.folder()
-            model = mg.load(folder)
-            checkpoint = folder if folder.is_dir() else PLACE / "checkpoints" / case.name
-            if not folder.is_dir():
-                mg.frontends.save_pretrained(model, checkpoint, dtype=mg.ir.DType.f32)
-                model = mg.load(checkpoint)
+            model, checkpoint = opened(case)
             mine, theirs = ours(case, model), reference(case, model, checkpoint)
-            mg.export(model, PLACE / "folders" / f"{case.name}-plain")
+            mg.export(model, PLACE / "folders" / place(case, "plain"))
             for layout in case.layouts:
-                mg.export(model, PLACE / "folders" / f"{case.name}-{layout}", layout=layout)
+                mg.export(model, PLACE / "folders" / place(case, layout), layout=layout)
                 jobs[layout].append(job(case, model, layout))
-            expected[case.name] = case, mine, theirs
+                expected[place(case, layout)] = case, mine, theirs
             if case.task == "causal-lm":
-                version = f"onnxruntime {mg.backends.ort.library().__version__}"
+                version = f"onnxruntime {ort.library().__version__}"
                 rows.append(row("plain onnxruntime", version, case, plain(case, model), mine, theirs))
     commands: dict[str, tuple[str, list[str | Path]]] = {}
     for name, (kind, _) in ENVIRONMENTS.items():
@@ -215,7 +228,7 @@ def main() -> None:
             answer = asked(command, jobs[layout])
         versions = ", ".join(v for v in (answer["version"], answer.get("browser", "")) if v)
         for told in jobs[layout]:
-            case, mine, theirs = expected[told["name"].removesuffix(f"-{layout}")]
+            case, mine, theirs = expected[told["name"]]
             found = answer["results"].get(told["name"], {"error": answer.get("error", "no answer")})
             rows.append(row(name, versions, case, found, mine, theirs))
     note = f"{NEW} greedy ids a row, three rows; values relative to the largest, or as they are below 1."

@@ -25,7 +25,8 @@ ROWS = ([72, 104, 111, 111, 114, 35, 122, 114], [73, 103, 90], [100, 50, 60, 70,
 class Case:
     """A checkpoint folder, what it is for, and what clients are given.
 
-    rows: ids. features: floats in place of them. layouts: of the clients that have a class for it.
+    rows: ids. features: floats in place of them. layouts: of the clients that have a class for it. blocks: weights stay
+    in the blocks of their GGUF file.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     texts: tuple[str, ...] = TEXTS
     pad: int = PAD
     transformers_class: str = "AutoModelForCausalLM"
+    blocks: bool = False
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -102,6 +104,7 @@ def floats(*shape: int) -> dict[str, Any]:
 SOURCE = ("optimum", "web")
 CASES = (
     Case("smollm2", "causal-lm", lambda: fetch("smollm2"), rows=(), pad=2),
+    Case("smollm2 Q4_1", "causal-lm", lambda: fetch("smollm2"), rows=(), pad=2, blocks=True),
     Case("minilm", "feature-extraction", lambda: fetch("minilm"), rows=(), layouts=SOURCE,
          transformers_class="AutoModel"),
     case("llama", "causal-lm", "LlamaConfig", "LlamaForCausalLM", {**TEXT, **WIDTH, **GROUPS}),

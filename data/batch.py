@@ -40,14 +40,21 @@ def labels_of(batch: Batch) -> int:
 
 
 def tokens_of(batch: Batch) -> int:
-    """How many tokens are read: those of source and target, without padding."""
+    """How many tokens are read: those of source and target, without padding; rows, where there are no tokens."""
     masks = [v for k, v in batch.items() if k in (TOKENS.mask, TARGETS.mask)]
+    if unit_of(batch) == "rows":
+        return len(next(iter(batch.values())))
     return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
+
+
+def unit_of(batch: Batch) -> str:
+    """What `tokens_of` counts."""
+    return "tokens" if any(k in batch for k in (TOKENS.ids, TARGETS.mask)) else "rows"
 
 
 def divided(batch: Batch, parts: int) -> Sequence[Batch]:
     """The rows of a batch in at most `parts` nearly equal parts, in order."""
     if parts == 1:
         return [batch]
-    places = np.array_split(np.arange(len(batch[LABELS])), parts)
+    places = np.array_split(np.arange(len(next(iter(batch.values())))), parts)
     return [{k: v[p[0] : p[-1] + 1] for k, v in batch.items()} for p in places if len(p)]

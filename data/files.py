@@ -11,6 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from ..ir.documents import parse_json, read_text
 from .errors import DataError
 
 
@@ -50,10 +51,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """A JSON value. Raises DataError naming the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except OSError as e:
         raise DataError(f"cannot be read: {e.strerror}", place=str(path)) from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise DataError(f"is not JSON: {e}", place=str(path)) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
@@ -20,6 +22,10 @@ _PLAIN: dict[type, tuple[type, str]] = {
 """What is taken for a value of each type, and its name in messages. NumPy's numbers are numbers too."""
 
 
+_MOST = 2**63 - 1
+"""Largest whole number of any setting: more cannot be counted."""
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The values of a TOML file. Raises ConfigError naming the file, or file, line and column."""
     path = Path(path)
@@ -27,7 +33,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except RecursionError:
+        raise ConfigError("is not TOML: it is nested too deep", place=str(path)) from None
+    except ValueError as e:  # of the encoding, of the form, and of numbers with thousands of digits
         raise ConfigError(f"is not TOML: {e}", place=str(path)) from None
 
 
@@ -44,7 +52,7 @@ def changes_of(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{text!r} is not a change", hint="write table.field=value, as in train.steps=100")
         try:
             change: Any = tomllib.loads(f"x = {value}")["x"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             change = value.strip()
         change = {key: change}
         for table in reversed(outer):
@@ -116,7 +124,10 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return dict(value)
     expected, words = _PLAIN[kind]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{name} is {value!r}, expected {words}")
+        raise ConfigError(f"{name} is {reprlib.repr(value)}, expected {words}")
+    most = math.inf if isinstance(value, float) else _MOST
+    if kind in (int, float) and not -most <= value <= most:  # Of nan nothing is true.
+        raise ConfigError(f"{name} is {reprlib.repr(value)}, expected {words} of at most {most:,}")
     return kind(value)
 
 

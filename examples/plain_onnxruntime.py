@@ -21,6 +21,7 @@ def greedy(folder: str | Path, ids: Sequence[int], new: int) -> list[int]:
     """The likeliest `new` ids after a prompt."""
     model = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
     names = {i.name for i in model.get_inputs()}
+    outputs = [o.name for o in model.get_outputs()]
     slots = json.loads(model.get_modelmeta().custom_metadata_map["monograph.slots"])
     shapes = {i.name: [n if isinstance(n, int) else 0 for n in i.shape[1:]] for i in model.get_inputs()}
     state = {s["input"]: np.zeros([1, *shapes[s["input"]]], np.float32) for s in slots}
@@ -28,8 +29,8 @@ def greedy(folder: str | Path, ids: Sequence[int], new: int) -> list[int]:
     while len(every) < len(ids) + new:
         given = {"input_ids": rows, "attention_mask": np.ones((1, len(every)), np.int64)}
         given["position_ids"] = np.arange(len(every) - rows.shape[1], len(every))[None]
-        found = model.run(None, {k: v for k, v in (given | state).items() if k in names})
-        results = dict(zip((o.name for o in model.get_outputs()), found, strict=True))
+        found = model.run(outputs, {k: v for k, v in (given | state).items() if k in names})
+        results = {k: np.asarray(v) for k, v in zip(outputs, found, strict=True)}
         state = {s["input"]: results[s["output"]] for s in slots}
         every.append(int(results["logits"][0, -1].argmax()))
         rows = np.array([every[-1:]])

@@ -16,9 +16,11 @@ from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
+from .buffers import Buffer
 from .config import Config as Config
 from .config import key as key
 from .entries import Note as Note
+from .losses import check_loss
 from .mistakes import ModelFileError, in_function, line_of
 from .own import beside
 from .task import Task, task_of
@@ -110,7 +112,8 @@ class Checkpoint:
     architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
     names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
     the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
-    them anew. unused: tensors that may be there and are not needed, because they follow from the config. tied: tensors
+    them anew. unused: tensors that may be there and are not needed, with the reason, or the
+    check (`buffers`) that they follow from the config. tied: tensors
     of the output layer, which are not stored where it is tied, and the tensors that they equal. copies: others that may
     be there, and the tensors that they must equal. from_weights: keys of config.json that say whether there is a tensor
     of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
@@ -121,7 +124,7 @@ class Checkpoint:
     old: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     prefix: str = ""
     heads: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    unused: Mapping[str, str | Buffer] = field(default_factory=dict[str, "str | Buffer"], hash=False)
     tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     copies: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
@@ -162,7 +165,7 @@ class Family:
     """A model definition: the function, its config class and its task. Call it with a config to get a Model.
 
     std: standard deviation of initial weights. checkpoint, gguf: how it is stored (gguf None: it is not read from
-    GGUF).
+    GGUF). loss: what training makes small, from the outputs by name and inputs (None: what its task says).
     """
 
     name: str
@@ -172,6 +175,7 @@ class Family:
     std: float = 0.02
     checkpoint: Checkpoint = Checkpoint()
     gguf: GGUF | None = None
+    loss: Callable[..., Any] | None = None
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
         """A model with `config`, or with these values for fields of one. Raises ConfigError for what does not fit."""
@@ -188,7 +192,7 @@ class Family:
         """
         graph = Graph(self.name)
         names = list(inspect.signature(self.function).parameters)[2:]
-        inputs = [graph.input(name, self._typed(name, config, dtype)) for name in names]
+        inputs = [graph.input(name, self.input_type(name, config, dtype)) for name in names]
         with building(graph), beside(self.function), in_function(self.function):
             result: object = self.function(Scope(graph, "", dtype, self.std), config, *inputs)
         for name, value in self._outputs(result, graph).items():
@@ -220,7 +224,8 @@ class Family:
         place, line = line_of(self.function)
         return ModelFileError(f"{self.name} {what}", place=place, details=line, hint=hint)
 
-    def _typed(self, name: str, config: Config, dtype: DType) -> TensorType:
+    def input_type(self, name: str, config: Config, dtype: DType) -> TensorType:
+        """The type of an input of the task in a model with this config."""
         type = self.task.type_of(name, config)
         return TensorType(dtype, type.shape) if type.dtype.is_float else type
 
@@ -265,6 +270,7 @@ def model(
     name: str | None = None,
     checkpoint: Checkpoint | None = None,
     gguf: GGUF | None = None,
+    loss: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Family]: ...
 def model(
     function: Callable[..., Any] | None = None,
@@ -275,18 +281,23 @@ def model(
     name: str | None = None,
     checkpoint: Checkpoint | None = None,
     gguf: GGUF | None = None,
+    loss: Callable[..., Any] | None = None,
 ) -> Family | Callable[[Callable[..., Any]], Family]:
     """Turn `def family(m: Scope, c: ItsConfig, input_ids, ...)` into a Family.
 
     Parameters after `c` are inputs, by their names in the task. It returns the main output, or a dict of outputs.
     std: standard deviation of initial weights. name: of the family, where it is not the function's. checkpoint, gguf:
-    how its weights are stored. Raises MonographError for an unknown task or input.
+    how its weights are stored. loss: `def loss(outputs, target, ...)` gives what training makes small (of several
+    numbers their mean), from the dict of outputs and from inputs of the task by name, which the model itself need not
+    take, or `labels`. Raises MonographError for an unknown task or input.
     """
     contract, stored = task_of(task), checkpoint or Checkpoint()
 
     def family(f: Callable[..., Any]) -> Family:
-        return Family(name or f.__name__, f, _config_of(f, contract), contract, std, stored, gguf)
+        return Family(name or f.__name__, f, _config_of(f, contract), contract, std, stored, gguf, loss)
 
+    if loss is not None:
+        check_loss(loss, contract)
     return family if function is None else family(function)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,11 @@ class Entries:
         if problems:
             raise error(title or f"has {len(problems)} problems", place=self.place, details=problems)
         return tuple(self.notes)
+
+
+def summary(notes: Sequence[Note]) -> str:
+    """How many notes there are, in one line; empty where there is none."""
+    return f"{len(notes)} settings of the checkpoint change nothing here (--notes lists them)" if notes else ""
 
 
 def shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from ..ir.tensors import Array, Mapped, Tensor
 from ..ir.weights import Weights
 from .dsl import Family, Model, load_family
 from .fit import check_plausible
-from .gguf_config import ROPE_FACTORS, check_known, gguf_config, with_rope_scaling
+from .gguf_config import ROPE_FACTORS, account, gguf_config, with_rope_scaling
 from .gguf_file import GGUFFile, permute_rows, read_whole
 from .gguf_tokenizer import gguf_tokenizer
 
@@ -36,9 +36,9 @@ def load_gguf(path: str | Path, *, tokenizer: bool = True) -> Model:
     config = family.config_class.from_dict(gguf_config(file, family, architecture), str(path))
     check_plausible(config, Weights(file.tensors, str(path)))
     config = with_rope_scaling(file, architecture, config)
-    check_known(file, family, architecture, config)
+    notes = account(file, family, architecture, config)
     weights = Weights(_renamed(file, family, config), str(path))
-    model = Model(family, config, weights)
+    model = Model(family, config, weights, notes=notes)
     weights.check(model.graph())
     if tokenizer and "tokenizer.ggml.model" in file.metadata:
         model.tokenizer = gguf_tokenizer(file.metadata, str(path))

@@ -11,6 +11,7 @@ import numpy as np
 from ..ir.errors import ConfigError, did_you_mean
 from ..ir.ops import rope_frequencies
 from .dsl import Family
+from .entries import Entries, Note
 from .gguf_file import GGUFFile
 
 _FACTS: dict[str, Callable[[Collection[str]], bool]] = {
@@ -22,15 +23,34 @@ _FACTS: dict[str, Callable[[Collection[str]], bool]] = {
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-_ROPE = frozenset({"dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor"})
-_YARN = frozenset({"scaling.original_context_length", "scaling.finetuned"})
-_KNOWN = frozenset({"context_length", "vocab_size", "tensor_data_layout"})
-"""Keys of an architecture that every file has and that say nothing that is not asked elsewhere: lengths that were
-trained on, the size of the vocabulary, and how the tool that wrote the file calls its order of tensors."""
-
-
-_USUAL = {"attention.causal": True}
-"""Keys of an architecture with the value that they have where they are left out: any other one is a reason."""
+_NEEDED = ("context_length", "embedding_length", "block_count", "attention.layer_norm_rms_epsilon")
+"""Keys without which llama.cpp does not read a file of the architectures that are read here."""
+_ROPE = ("dimension_count", "freq_base", "freq_base_swa", "scale_linear", "scaling.type", "scaling.factor")
+_YARN = ("scaling.original_context_length",)
+_USUAL: dict[str, Any] = {
+    "attention.causal": True,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+}
+"""Keys of an architecture with the value that llama.cpp takes where they are left out, and that is computed here."""
+_NOTED = {
+    "vocab_size": "the table of embeddings says it",
+    "tensor_data_layout": "it is what the tool that wrote the file calls its order of rows",
+    "rope.scaling.finetuned": "it says how the model was trained",
+}
+_GENERAL = {
+    "general.file_type": "each tensor says its own type",
+    "general.quantization_version": "each tensor says its own type",
+    "general.sampling.": "a setting of sampling, which is given where text is made",
+    "general.": "it says what the model is called or where it comes from",
+    "quantize.": "it says how the file was made",
+    "split.": "the parts of a file are found by their names",
+}
+"""Beginnings of keys of no architecture, the longest first, with the reason why they change nothing."""
+_READ = ("general.architecture", "general.alignment", "general.type")
 
 
 def gguf_config(file: GGUFFile, family: Family, architecture: str) -> dict[str, Any]:
@@ -38,6 +58,11 @@ def gguf_config(file: GGUFFile, family: Family, architecture: str) -> dict[str, 
     fields = {f.metadata["hf"]: f.metadata["gguf"] for f in dataclasses.fields(family.config_class) if f.metadata}  # type: ignore[arg-type]
     found = {hf: file.metadata.get(f"{architecture}.{gguf}") for hf, gguf in fields.items() if gguf}
     settings = {k: _shortest(v) for k, v in found.items() if v is not None}
+    lost = [
+        f"{architecture}.{k}" for k in _NEEDED if k in fields.values() and f"{architecture}.{k}" not in file.metadata
+    ]
+    if lost:
+        raise ConfigError(f"does not say {', '.join(lost)}", place=str(file.path))
     table = file.tensors.get("token_embd.weight")
     if "vocab_size" in fields and table is not None and table.type.rank == 2:
         settings.setdefault("vocab_size", table.shape[0])
@@ -80,7 +105,8 @@ def with_rope_scaling(file: GGUFFile, architecture: str, config: Any) -> Any:
     else:
         raise ConfigError(f"has rope scaling of type {kind!r}; linear and yarn are supported", place=str(file.path))
     if kind == "yarn":
-        scaling["original_max_position_embeddings"] = positive("scaling.original_context_length")
+        length = "scaling.original_context_length"
+        scaling["original_max_position_embeddings"] = config.max_positions if get(length) is None else positive(length)
     return dataclasses.replace(config, rope_scaling=scaling)
 
 
@@ -100,20 +126,35 @@ def _llama3_scaling(file: GGUFFile, width: int, theta: float) -> dict[str, Any]:
     return rule
 
 
-def check_known(file: GGUFFile, family: Family, architecture: str, config: Any) -> None:
-    """Refuse keys of the architecture that change what the model computes and are not read here, all by name.
+def account(file: GGUFFile, family: Family, architecture: str, config: Any) -> tuple[Note, ...]:
+    """Why keys of the file change nothing: all but those of the tokenizer, which accounts for its own.
 
-    A key whose value is 0, false or empty switches something off, so it is no reason. Raises ConfigError.
+    Raises ConfigError listing by name the keys of the architecture that change what the model computes and are not
+    read here. A key whose value is 0, false or empty switches something off, so it is no reason.
     """
+    entries = Entries({k: v for k, v in file.metadata.items() if not k.startswith("tokenizer.")}, file.path)
+    if (kind := entries.entries.get("general.type", "model")) != "model":
+        entries.refuse("general.type", f"a file of the type {kind} is not a model")
     fields = {f.metadata.get("gguf") for f in dataclasses.fields(family.config_class)}  # type: ignore[arg-type]
-    rope = {f"rope.{k}" for k in _ROPE | _YARN} if hasattr(config, "rope_scaling") else set[str]()
-    known = {k for k in fields if k} | rope | _KNOWN
-    prefix = f"{architecture}."
-    given = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
-    width = getattr(config, "width", None)
-    same = {"attention.value_length": width, "attention.key_length": width}
-    usual = {k: _USUAL[k] if k in _USUAL else same.get(k) for k in given}
-    strange = [k for k, v in given.items() if k not in known and v != usual[k] and (v or k in _USUAL)]
-    if strange:
-        lines = [f"{prefix}{k} = {str(given[k])[:60]}{did_you_mean(k, known)}" for k in strange]
-        raise ConfigError(f"has {len(strange)} keys that are not understood", place=str(file.path), details=lines)
+    rotary = [f"rope.{k}" for k in (*_ROPE, *_YARN)] if hasattr(config, "rope_scaling") else []
+    known = [k for k in fields if k] + rotary
+    for key in (*_READ, *(f"{architecture}.{k}" for k in known)):
+        entries.use(key)
+    width, prefix = getattr(config, "width", None), f"{architecture}."
+    usual = {"attention.value_length": width, "attention.key_length": width, **_USUAL}
+    for key in entries.left:
+        name, value = key.removeprefix(prefix), entries.entries[key]
+        if not key.startswith(prefix):
+            reason = next((why for start, why in _GENERAL.items() if key.startswith(start)), "")
+            entries.note(key, reason or f"llama.cpp reads nothing of it for {architecture}")
+        elif name in _NOTED:
+            entries.note(key, _NOTED[name])
+        elif name in usual and value == usual[name]:
+            entries.note(key, "what llama.cpp takes where it is left out, and the only value that is computed here")
+        elif name in usual:
+            entries.refuse(key, f"only {usual[name]} is computed here")
+        elif value:
+            entries.refuse(key, f"it is not understood{did_you_mean(name, [*known, *usual])}")
+        else:
+            entries.note(key, "it switches nothing on")
+    return entries.close(title=f"has {len(entries.problems)} keys that are not understood")

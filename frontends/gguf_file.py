@@ -6,6 +6,7 @@ lengths out of the file; its block formats and their dequantization are used her
 
 from __future__ import annotations
 
+import glob
 import math
 import mmap
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
+from ..ir.documents import open_regular
 from ..ir.encoded import Encoded
 from ..ir.encodings import LAYOUTS
 from ..ir.errors import WeightsError
@@ -126,7 +128,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
     """The structure of a GGUF file; no tensor is read. Raises WeightsError naming file, tensor and numbers."""
     path = Path(path)
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             stamp = stamp_of(f.fileno())
             if stamp[0] < 24:
                 raise WeightsError(f"has {stamp[0]} bytes; a GGUF file has at least 24", place=str(path))
@@ -144,12 +146,21 @@ def read_whole(path: str | Path) -> GGUFFile:
     file = read_gguf(path)
     count = file.metadata.get("split.count", 1)
     if not isinstance(count, int) or count < 2:
+        name = _PART.fullmatch(file.path.name)
+        if name is not None and int(name[3]) > 1 and _others(file.path, name):
+            raise WeightsError(
+                f"is called part {int(name[2])} of {int(name[3])}, but has no split.count", place=str(path)
+            )
         return file
     name = _PART.fullmatch(file.path.name)
     if name is None or int(name[3]) != count:
         what = f"is one of {count} parts, but is not called like name-00001-of-{count:05}.gguf"
         raise WeightsError(what, place=str(file.path))
-    parts = [read_gguf(file.path.with_name(f"{name[1]}-{i:05}-of-{name[3]}.gguf")) for i in range(1, count + 1)]
+    paths = [file.path.with_name(f"{name[1]}-{i:05}-of-{name[3]}.gguf") for i in range(1, count + 1)]
+    for i, part in enumerate(paths, 1):
+        if not part.is_file():
+            raise WeightsError(f"is missing: part {i} of {count}, beside {file.path.name}", place=str(part))
+    parts = [read_gguf(part) for part in paths]
     tensors: dict[str, Tensor] = {}
     for i, part in enumerate(parts):
         if part.metadata.get("split.no") != i or part.metadata.get("split.count") != count:
@@ -162,6 +173,11 @@ def read_whole(path: str | Path) -> GGUFFile:
     if total != len(tensors):
         raise WeightsError(f"has parts with {len(tensors)} tensors in all, but says {total}", place=str(file.path))
     return GGUFFile(parts[0].path, parts[0].metadata, tensors)
+
+
+def _others(path: Path, name: re.Match[str]) -> bool:
+    """Whether other parts of the same model stand beside one."""
+    return any(p != path for p in path.parent.glob(f"{glob.escape(name[1])}-?????-of-{name[3]}.gguf"))
 
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")

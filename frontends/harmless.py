@@ -45,7 +45,7 @@ EVERY_CONFIG: Mapping[str, str] = {
 """Keys of config.json, whatever the family."""
 
 FOLLOWED = frozenset(
-    "architectures model_type id2label label2id num_labels is_encoder_decoder decoder_start_token_id "
+    "architectures model_type id2label label2id is_encoder_decoder decoder_start_token_id "
     "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id".split()
 )
 """Keys of config.json that others read: which family and head, the names of labels, the ids of tokens."""

@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..ir import DType, Graph
+from ..ir import DType
 from ..ir.errors import ConfigError, WeightsError, did_you_mean
 from ..ir.files import Stage, joined
-from ..ir.tensors import Tensor
 from ..ir.types import f32
 from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
 from .own import store
-from .reference import read_config
+from .reference import located, read_config
+from .stored import fitted, matches, modern, named, untied
 from .tokenizer import Tokenizer, read_json
 from .tokenizer_files import has_tokenizer
 
@@ -52,9 +50,6 @@ FILES = [
 ]
 """What is fetched from a hub repository; nothing else of it is needed."""
 
-_UNUSED = ("*rotary_emb.inv_freq", "*embeddings.position_ids", "*embeddings.token_type_ids")
-"""Buffers that old checkpoints store although they follow from the config."""
-
 _DTYPES = {DType.f32: "float32", DType.f16: "float16", DType.bf16: "bfloat16", DType.f64: "float64"}
 
 
@@ -77,18 +72,26 @@ def load_folder(
     if family is not None and model_type != family.name:
         raise ConfigError(f"has model_type {model_type!r}, not {family.name!r}", place=str(place))
     family = family or family_of(settings, task, str(place))
-    weights = _modern(Weights.open(folder), family)
-    settings |= {k: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
     config, notes = read_config(family, settings, str(place))
+    weights = modern(Weights.open(folder), family)
+    config = _as_stored(config, weights, family)
     check_plausible(config, weights)
-    config, weights = _untied(config, weights, family)
-    model = Model(family, config, folder=folder, notes=notes)
-    model.weights = _fitted(weights, model, family)
+    with located(place):
+        config, weights = untied(config, weights, family)
+        kept, left = fitted(weights, family.graph(config, f32), config, family)
+    model = Model(family, config, kept, folder, notes=(*notes, *left))
     model.generation = read_json(folder / GENERATION)
     if tokenizer and has_tokenizer(folder):
         model.tokenizer = Tokenizer.open(folder)
         model.notes += model.tokenizer.fitted(getattr(config, "vocab", None), folder)
     return model
+
+
+def _as_stored(config: Config, weights: Weights, family: Family) -> Config:
+    """The config with what the names of tensors tell."""
+    fields = {f.metadata.get("hf"): f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    told = {fields[k]: _any(weights, pattern) for k, pattern in family.checkpoint.from_weights.items()}
+    return config.changed(**told) if told else config
 
 
 def family_of(settings: Mapping[str, Any], task: str | None = None, place: str = "") -> Family:
@@ -124,82 +127,18 @@ def with_head(model: Model, task: str, *, seed: int = 0, **changes: Any) -> tupl
     if model.weights is None:
         return made, []
     graph, heads = made.graph(), family.checkpoint.heads
-    found = _named(model.weights, graph, family)
+    found = named(model.weights, graph, family)
     if model.folder:
         # It may hold more than the model that was read from it (a pooler beside another head), or older weights.
-        found = _named(_modern(Weights.open(model.folder), family), graph, family) | found
-    drawn = [k for k in graph.params if k not in found and _matches(k, heads)]
+        found = named(modern(Weights.open(model.folder), family), graph, family) | found
+    drawn = [k for k in graph.params if k not in found and matches(k, heads)]
     fresh = Weights.initialize(graph, seed)
-    made.weights = _fitted(found | Weights({k: fresh[k] for k in drawn}), made, family)
+    made.weights, _ = fitted(found | Weights({k: fresh[k] for k in drawn}), graph, made.config, family)
     return made, drawn
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
 def _any(names: Iterable[str], pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def _modern(weights: Weights, family: Family) -> Weights:
-    """Weights under the names of today."""
-    old = family.checkpoint.old
-    return weights.renamed(lambda k: next((k.removesuffix(a) + b for a, b in old.items() if k.endswith(a)), k))
-
-
-def _named(weights: Weights, graph: Graph, family: Family) -> Weights:
-    """Weights in the layout and under the names of the graph, where they are in it.
-
-    A checkpoint of a model with a head has `prefix.` before the names of the model inside it, or the reverse.
-    """
-    prefix, layout = family.checkpoint.prefix, family.checkpoint.layout
-    weights = weights if layout is None else layout(weights)
-
-    def name(k: str) -> str:
-        choices = (k, k.removeprefix(f"{prefix}."), f"{prefix}.{k}") if prefix else (k,)
-        return next((c for c in choices if c in graph.params), k)
-
-    return weights.renamed(name)
-
-
-def _untied(config: Config, weights: Weights, family: Family) -> tuple[Config, Weights]:
-    """The config of a model with an output layer of its own, if the file has one that differs from what it is said
-    to equal, and the weights with all of it.
-
-    As the reference implementation: config.json may say that they are tied, the file knows better.
-    """
-    names = family.checkpoint.tied
-    if not names or not getattr(config, "tied", False):
-        return config, weights
-    weights = _named(weights, family.graph(config, f32), family)
-    stored = {own: twin for own, twin in names.items() if own in weights}
-    alone = {own: twin for own, twin in stored.items() if twin not in weights}
-    if alone:
-        weights = weights.renamed(lambda k: alone.get(k, k))
-    if all(own in alone or _equal(weights[own], weights[twin]) for own, twin in stored.items()):
-        return config, weights
-    return config.changed(tied=False), weights | {
-        own: weights[own if own in weights else twin] for own, twin in names.items()
-    }
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.type == b.type and np.array_equal(a.numpy(), b.numpy())
-
-
-def _fitted(weights: Weights, model: Model, family: Family) -> Weights:
-    """Weights under the names of the graph, and nothing else. Raises WeightsError listing all differences."""
-    graph = model.graph()
-    weights = _named(weights, graph, family)
-    unused = (*_UNUSED, *family.checkpoint.unused, *family.checkpoint.heads)
-    tied = family.checkpoint.tied if getattr(model.config, "tied", False) else ()
-    copies = family.checkpoint.copies
-    weights.check(graph, ignore=(*unused, *tied, *copies))
-    for copy, twin in copies.items():
-        if copy in weights and not _equal(weights[copy], weights[twin]):
-            raise WeightsError(f"{copy} differs from {twin}, but {graph.name} has one for both", place=weights.place)
-    return Weights({k: weights[k] for k in graph.params}, weights.place, weights.metadata)
 
 
 def snapshot(folder: Path) -> Path:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
+from ..ir.documents import parse_json, read_text
 from ..ir.errors import ConfigError
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file; empty if there is no such file. Raises ConfigError naming the file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as e:
+    except OSError as e:
+        raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
+    except ValueError as e:
         raise ConfigError(f"is not JSON that can be read: {e}", place=str(path)) from None
     if not isinstance(found, dict):
         raise ConfigError(f"is a JSON {type(found).__name__}, not an object", place=str(path))

@@ -9,9 +9,8 @@ from typing import Any
 
 from ..ir import DType, Init, Value, ops
 from ..ir.errors import ConfigError
-from ..ir.ops.feed_forward import activate
 from ..ir.types import f32
-from .activations import activation as op_name
+from .activations import activated
 from .dsl import Scope
 
 Rotate = Callable[[Value], Value]
@@ -111,7 +110,7 @@ def feed_forward(
     dropout: float = 0.0,
 ) -> Value:
     """down(activation(up(x))), [..., C] -> [..., width] -> [..., C]. activation: by its name in config.json."""
-    y = activate(m.linear(names[0], x, width, bias=bias, transposed=transposed), op_name(activation))
+    y = activated(m.linear(names[0], x, width, bias=bias, transposed=transposed), activation)
     return m.linear(names[1], drop(y, dropout), channels_of(x), bias=bias, transposed=transposed)
 
 
@@ -125,7 +124,7 @@ def gated_feed_forward(
     bias: bool = False,
 ) -> Value:
     """down(activation(gate(x)) * up(x)). activation: by its name in config.json. (Shazeer 2020)"""
-    gate = activate(m.linear(names[0], x, width, bias=bias), op_name(activation))
+    gate = activated(m.linear(names[0], x, width, bias=bias), activation)
     return m.linear(names[2], gate * m.linear(names[1], x, width, bias=bias), channels_of(x), bias=bias)
 
 

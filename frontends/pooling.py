@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.documents import parse_json, read_text
 from ..ir.errors import ConfigError
 from .tokenizer import read_json
 
@@ -68,7 +69,7 @@ class Pooling:
 def _sentence_transformers(folder: Path) -> Pooling:
     path = folder / "modules.json"
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = parse_json(read_text(path))
         kinds = {str(m["type"]).rpartition(".")[2]: str(m.get("path", "")) for m in modules}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise ConfigError(f"is not a list of modules: {e}", place=str(path)) from None

@@ -7,11 +7,13 @@ which is what is computed here; else it is refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from ..ir.errors import ConfigError, did_you_mean
@@ -74,10 +76,17 @@ def read_config(family: Family, settings: Mapping[str, Any], place: str = "") ->
             account_for_rope(entries, partial="rotary_pct" in reference.absent)
         _account(entries, reference, family)
     notes = entries.close(family.config_class.keys(), title=f"config of {family.name} is not understood")
-    try:
+    with located(place):
         return family.config_class(**values), notes
+
+
+@contextlib.contextmanager
+def located(place: str | Path) -> Iterator[None]:
+    """Name a file in each ConfigError that comes without a place."""
+    try:
+        yield
     except ConfigError as e:
-        raise ConfigError(e.what, place=e.place or place, details=e.details, hint=e.hint) from None
+        raise ConfigError(e.what, place=e.place or str(place), details=e.details, hint=e.hint) from None
 
 
 def _account(entries: Entries, reference: Reference, family: Family) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, processors
 
+from ..ir.documents import read_text
 from ..ir.errors import ConfigError
 from .chat import chat_templates
 from .entries import Entries, Note
@@ -205,7 +206,7 @@ def _no_core(folder: Path, name: str) -> str:
 
 def _core(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(read_text(path))
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
     except Exception as e:  # the library raises plain Exception for any content it does not understand
@@ -250,6 +251,6 @@ def _content(token: Any) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"cannot be read: {e}", place=str(path)) from None

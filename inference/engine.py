@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
+import numpy as np
+
 from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
+from ..frontends.audio import LogMel, read_wav, resampled
+from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
-from ..frontends.tokenizer import Tokenizer
+from ..frontends.tokenizer import Tokenizer, read_json
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
 from .embed import embed
@@ -20,6 +24,7 @@ from .generate import Decoding, Settings
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
+from .speech import transcribe
 
 
 class Engine:
@@ -165,6 +170,33 @@ class Engine:
         found = fill(self.session, tokenizer, [texts] if isinstance(texts, str) else list(texts), positions, top)
         return found[0] if isinstance(texts, str) else found
 
+    def transcribe(
+        self, speech: Any, *, language: str = "en", kind: str = "transcribe", **settings: Any
+    ) -> Any:  # Generation for one piece, a list of them for several
+        """What is said in a piece of speech, or in each of several, or (kind="translate") its English translation.
+
+        speech: the path of a WAV file, or samples f32 [N] at the rate of the model, or a list of either. language: of
+        the speech, as a code. settings: as for `generate`. What the model's generation_config.json suppresses is never
+        given. Raises RuntimeInputError for a model of another task, and for what cannot be read.
+        """
+        tokenizer, positions = self._for_task("speech-to-text")
+        several = isinstance(speech, (list, tuple))
+        pieces = cast("list[Any]", speech) if several else [speech]
+        hear, said = LogMel.read(self.folder), read_json(self.folder / GENERATION)
+        given = {"context": positions, "eos": self._ends(), **settings}
+        found = transcribe(
+            self.session,
+            tokenizer,
+            hear,
+            [_samples(piece, hear) for piece in pieces],
+            language=language,
+            kind=kind,
+            suppress=said.get("suppress_tokens") or (),
+            suppress_first=said.get("begin_suppress_tokens") or (),
+            **given,
+        )
+        return found if several else found[0]
+
     def _for_task(self, task: str) -> tuple[Tokenizer, int | None]:
         """(tokenizer, positions), for a model of this task."""
         if self.task != task:
@@ -221,6 +253,17 @@ class Engine:
         raise RuntimeInputError(
             "config.json has neither decoder_start_token_id nor bos_token_id", place=str(self.folder)
         )
+
+
+def _samples(piece: Any, hear: LogMel) -> Array:
+    """The samples of a WAV file at the rate of the model, or those that were given."""
+    if isinstance(piece, (str, Path)):
+        samples, rate = read_wav(piece)
+        return resampled(samples, rate, hear.rate)
+    samples = np.asarray(piece)
+    if samples.ndim != 1 or samples.dtype.kind not in "iuf":
+        raise RuntimeInputError(f"speech is {samples.dtype}{list(samples.shape)}, expected samples f32 [N]")
+    return samples.astype(np.float32)
 
 
 def _beside(folder: Path) -> tuple[Tokenizer | None, Pooling | None]:

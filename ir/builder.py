@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Container, Generator, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,17 +95,21 @@ def current_graph(operands: Iterable[Any]) -> Graph:
     return point.graph
 
 
-def place_of(graph: Graph) -> Location:
-    """The place of new nodes: that of the innermost point, else the caller outside this package, and its layer."""
+def place_of(graph: Graph, beyond: Container[str] = ()) -> Location:
+    """The place of new nodes: that of the innermost point, else the caller outside this package, and its layer.
+
+    beyond: libraries that are gone past, too, on the way to the caller.
+    """
     point = point_of(graph)
-    return point.location or _caller(point.scope)
+    return point.location or _caller(point.scope, beyond)
 
 
-def _caller(scope: str) -> Location:
+def _caller(scope: str, beyond: Container[str]) -> Location:
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] - inspect.stack() reads source files
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_INTERNAL):
+        library = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if not file.startswith(_INTERNAL) and library not in beyond:
             return Location(file, frame.f_lineno, scope)
         frame = frame.f_back
     return Location("", 0, scope)

@@ -35,7 +35,7 @@ def bring(v: Value, into: Graph, mapping: dict[Value, Value], *, location: Locat
         if v.is_param:
             mapping[v] = into.param(v.name, v.type, v.init)
         else:
-            mapping[v] = into.inputs.get(v.name) or into.input(v.name, v.type)
+            mapping[v] = into.input_of(v.name, v.type)
         return mapping[v]
     for node in ancestors(v, known=mapping):
         for operand in node.arguments:

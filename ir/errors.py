@@ -28,6 +28,10 @@ class OpError(MonographError):
     """An op was given operands or attributes that its definition does not allow."""
 
 
+class NotANumberError(OpError, TypeError):
+    """A value of a graph was used as a number, a truth or an array, which it is not before the graph runs."""
+
+
 class VerifyError(MonographError):
     """A graph breaks the rules of the IR; `details` lists every error."""
 

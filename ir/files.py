@@ -65,9 +65,9 @@ def whole(
     _check_replaced(folder, replaces)
     if folder.is_mount():
         with staged(folder) as stage:
-            old = {p for p in folder.iterdir() if p.is_file()}
+            old = {p for p in folder.rglob("*") if p.is_file()}
             yield stage
-            stage.stale |= {p for p in old if not stage.path(p.name).exists()}
+            stage.stale |= {p for p in old if not (stage.work / p.relative_to(folder)).exists()}
         return
     with _made(folder.parent):
         sweep(folder)
@@ -118,9 +118,11 @@ def staged(folder: str | Path) -> Generator[Stage, None, None]:
         with _hidden(folder, _FILES) as work:
             stage = Stage(folder, work)
             yield stage
-            for path in sorted(work.iterdir()):
+            for path in sorted(p for p in work.rglob("*") if p.is_file()):
                 sync(path)
-                path.replace(folder / path.name)
+                place = folder / path.relative_to(work)
+                place.parent.mkdir(exist_ok=True)
+                path.replace(place)
             for old in stage.stale:
                 old.unlink(missing_ok=True)
             sync(folder)

@@ -11,6 +11,7 @@ from .builder import current_graph as current_graph
 from .builder import inserting, place_of, point_of
 from .clone import clone
 from .errors import MonographError, OpError, did_you_mean
+from .plain_numbers import with_numbers
 from .slots import Slot, Stream
 from .types import DType, TensorType
 from .value import NOWHERE as NOWHERE
@@ -18,6 +19,7 @@ from .value import Attributes as Attributes
 from .value import Init as Init
 from .value import Location as Location
 from .value import Node as Node
+from .value import Operand as Operand
 from .value import Value as Value
 
 if TYPE_CHECKING:
@@ -57,6 +59,10 @@ class Graph:
             raise MonographError(f"graph {self.name} already has an input named {name}")
         self.inputs[name] = Value(self, type, name)
         return self.inputs[name]
+
+    def input_of(self, name: str, type: TensorType) -> Value:
+        """The input of that name, declared with `type` if there is none."""
+        return self.inputs[name] if name in self.inputs else self.input(name, type)
 
     def param(self, path: str, type: TensorType, init: Init | None = None) -> Value:
         """A parameter by checkpoint path; asking twice for one path gives the same value (tied weights)."""
@@ -105,19 +111,19 @@ class Graph:
         """Insert a finished node at the current point."""
         self.insert(node, point_of(self).before)
 
-    def apply(self, name: str, operands: Sequence[Value | float | int | None], attributes: Attributes) -> Any:
-        """Add the op called `name`; plain numbers become constants of the first operand's dtype."""
+    def apply(self, name: str, operands: Sequence[Operand | None], attributes: Attributes) -> Any:
+        """Add the op called `name`; plain numbers become constants."""
         from .op import OPS
 
         op = OPS.get(name)
         if op is None:
             raise MonographError(f"no op is called {name!r}{did_you_mean(name, OPS)}")
-        like = next(v for v in operands if isinstance(v, Value))
-        outputs = self.add(op, [self._lift(v, like) for v in operands], attributes)
+        outputs = self.add(op, self.lifted(op, operands), attributes)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _lift(self, v: Value | float | int | None, like: Value) -> Value | None:
-        return self.constant(v, like.dtype) if isinstance(v, (int, float)) else v
+    def lifted(self, op: Op, operands: Sequence[Operand | None]) -> list[Value | None]:
+        """Operands with plain numbers as values of this graph, see `with_numbers`."""
+        return with_numbers(self, op, operands)
 
     def constant(self, value: Any, dtype: DType) -> Value:
         """A number, or nested tuples of numbers, as a node."""

@@ -13,6 +13,7 @@ from .errors import LoweringError, RuntimeInputError, did_you_mean
 from .graph import Graph, Node, Value
 from .op import Op, body_of
 from .types import Dim, DType, TensorType, substitute
+from .value import type_of
 
 Array = np.ndarray[Any, Any]
 
@@ -53,7 +54,7 @@ def interpret(
     kept = set(graph.outputs.values())
     for node in graph:
         operands = [None if v is None else values[v] for v in node.operands]
-        results = evaluate(node.op, operands, node.attributes, dims, [v and v.type for v in node.operands])
+        results = evaluate(node.op, operands, node.attributes, dims, [type_of(v) for v in node.operands])
         _check_results(node, results, dims)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from .documents import open_regular, parse_json, read_text
 from .errors import WeightsError
 
 MANIFEST, VERIFIED = "checksums.json", ".verified.json"
@@ -22,7 +23,7 @@ _AGAIN = "build the model again"
 
 def sha256_of(path: Path) -> str:
     """The digest of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -81,7 +82,7 @@ def check(folder: Path, *, every_byte: bool = False, required: bool = True) -> N
 def _read(path: Path) -> dict[str, Any]:
     """What a manifest says of each file. Raises WeightsError if it is not there, or not as it was written."""
     try:
-        said = cast("dict[str, Any]", json.loads(path.read_bytes()))
+        said = cast("dict[str, Any]", parse_json(read_text(path)))
         found = said.pop("sha256")
         whole = said["format"] == FORMAT and found == sha256_of_json(said)
         files = cast("dict[str, Any]", dict(said["files"]))
@@ -91,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as e:
         raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole, files = False, {}
     if not whole:
         raise WeightsError(f"is damaged: {_AGAIN}", place=str(path))
@@ -103,8 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _noted(path: Path) -> dict[str, Any]:
     """What was found whole, and when; a note that cannot be read says nothing."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found: Any = json.loads(path.read_bytes())
+    with contextlib.suppress(OSError, ValueError):
+        found: Any = parse_json(read_text(path))
         return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     return {}
 

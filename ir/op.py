@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import numpy as np
 
 from .backward_reads import Saved, Strides, everything
+from .builder import place_of
 from .canonical import Form
 from .errors import MonographError, OpError
 from .flow import Links, aligned, links_of_body
-from .graph import Attributes, Graph, Location, Node, Value, building, current_graph
+from .graph import Attributes, Graph, Location, Node, Operand, Value, building, current_graph
 from .shard_rules import Cut, Cuts, elementwise, needs_all
 from .signature import Signature
 from .types import DimLike, TensorType
@@ -44,6 +46,9 @@ class Op:
     commutative: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
     """Each element of the output is made of the elements of the operands, broadcast, at its own place."""
+
+    own_dtype: ClassVar[frozenset[str]] = frozenset()
+    """Operands of an elementwise op whose dtype is not that of the others."""
 
     keeps_layout: ClassVar[bool] = False
     """The output lies in memory as the first operand of its shape does, as that of an elementwise op."""
@@ -227,15 +232,44 @@ class OpFunction(Generic[P, R]):
 
     def __init__(self, op: Op) -> None:
         self.op = op
-        self.__name__, self.__doc__ = op.name, type(op).__doc__
+        self.__name__ = self.__qualname__ = op.name
+        self.__module__ = type(op).__module__
+        self.__wrapped__, self.__doc__ = op.infer, type(op).__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Operands and attributes, with types and defaults, for `help()` and editors."""
+        return self.op.signature.python(self.op)
+
+    @property
+    def __text_signature__(self) -> str:
+        return str(self.__signature__)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
+        """The function itself: in a class it is no method. `help()` takes what has `__get__` for a function."""
+        return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        operands, attributes = self.op.signature.bind(args, kwargs)
-        outputs = current_graph(operands).add(self.op, operands, attributes)
+        try:
+            operands, attributes = self.op.signature.bind(args, kwargs)
+        except OpError as e:
+            graph = next((v.graph for v in args if isinstance(v, Value)), None)
+            place = str(place_of(graph)) if graph is not None else ""
+            raise OpError(f"{self.op.name}: {e.what}", place=place, hint=e.hint) from None
+        graph = current_graph(operands)
+        outputs = graph.add(self.op, graph.lifted(self.op, operands), attributes)
         return cast("R", outputs[0] if len(outputs) == 1 else outputs)
 
     def __repr__(self) -> str:
-        return f"op {self.op.name}"
+        return f"op {self.op.name}{self.__signature__}"
+
+
+class BinaryFunction(OpFunction[..., Value]):
+    """An elementwise op of two operands, of which either may be a plain number."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Operand, y: Operand) -> Value: ...
 
 
 @overload
@@ -247,13 +281,21 @@ def op(cls: Callable[[], Any]) -> OpFunction[..., Any]:
 
     Text means the newest of people's own classes of one name. Raises MonographError for a name that is taken.
     """
-    instance: Op = cls()
+    return OpFunction(_registered(cls()))
+
+
+def binary(cls: Callable[[], HasInfer[[Value, Value]]]) -> BinaryFunction:
+    """`op` for an elementwise op of operands x and y: type checkers know that it takes plain numbers."""
+    return BinaryFunction(_registered(cast("Op", cls())))
+
+
+def _registered(instance: Op) -> Op:
     if instance.name in OPS and not _again(type(OPS[instance.name]), type(instance)):
         raise MonographError(f"two ops are called {instance.name}")
     if (instance.body is None) == (instance.numpy is None):
         raise MonographError(f"op {instance.name} needs either a body or numpy semantics")
     OPS[instance.name] = instance
-    return OpFunction(instance)
+    return instance
 
 
 def _again(known: type, new: type) -> bool:
@@ -290,5 +332,7 @@ def expand(op: Op, types: tuple[TensorType | None, ...], attributes: tuple[tuple
     with building(graph):
         made: Value | tuple[Value, ...] = op.body(*operands, **dict(attributes))
     for i, v in enumerate(made if isinstance(made, tuple) else (made,)):
+        if not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OpError(f"{op.name}: body gives {v!r}, expected a value of the graph")
         graph.output(f"output{i}", v)
     return graph

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 
+from .documents import open_regular, parse_json
 from .errors import WeightsError
 from .tensors import Array, Span, StoredTensor, Tensor, stamp_of
 from .types import DType, TensorType
@@ -47,13 +48,32 @@ class Widened(Tensor):
         return flat.astype(self.dtype.numpy).reshape(self.shape)
 
 
+_OTHER = {"C64": 64, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4}
+"""Types without any counterpart, with their bits: a tensor of one may be there, as long as nobody reads it."""
+
+
+class Unreadable(Tensor):
+    """A tensor inside a file whose element type the IR does not have: its type counts bytes."""
+
+    def __init__(self, place: str, type: TensorType, stored: str) -> None:
+        self.place, self.type, self.stored_type = place, type, stored
+
+    @property
+    def why(self) -> str:
+        known = ", ".join((*_DTYPES, *_WIDENED))
+        return f"has element type {self.stored_type}, which has no counterpart in the IR (known: {known})"
+
+    def numpy(self) -> Array:
+        raise WeightsError(self.why, place=self.place)
+
+
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors by name, metadata) of one .safetensors file; no tensor is read.
 
     Raises WeightsError, naming file, tensor and numbers, if the header lies about anything.
     """
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             stamp = stamp_of(f.fileno())
             header, start = _header(f, path, stamp[0])
     except OSError as e:
@@ -65,6 +85,8 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for k, (t, begin, end) in spans.items():
         span, (stored, _) = Span(path, start + begin, end - begin, stamp), _WIDENED.get(header[k]["dtype"], ("", None))
         tensors[k] = Widened(k, t, span, stored) if stored else StoredTensor(k, t, span)
+        if header[k]["dtype"] in _OTHER:
+            tensors[k] = Unreadable(f"{path}: tensor {k}", t, header[k]["dtype"])
     return tensors, _metadata(path, metadata)
 
 
@@ -76,8 +98,8 @@ def _header(f: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
         what = f"says its header is {length} bytes long, but the file has {size} bytes"
         raise WeightsError(f"{what} (and {_MAX_HEADER} is the most a header may have)", place=str(path))
     try:
-        header = json.loads(f.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (ValueError, RecursionError) as e:
+        header = parse_json(f.read(length), lambda pairs: _unique(path, pairs))
+    except ValueError as e:
         raise WeightsError(f"has a header that is not JSON: {e}", place=str(path)) from None
     if not isinstance(header, dict):
         raise WeightsError(f"has a header that is a JSON {type(header).__name__}, not an object", place=str(path))
@@ -99,7 +121,7 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorTyp
     dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise WeightsError(f"needs dtype, shape and data_offsets, but its entry is {entry!r}", place=place)
-    if dtype not in _DTYPES and dtype not in _WIDENED:
+    if dtype not in _DTYPES and dtype not in _WIDENED and dtype not in _OTHER:
         known = ", ".join((*_DTYPES, *_WIDENED))
         raise WeightsError(
             f"has element type {dtype}, which has no counterpart in the IR (known: {known})", place=place
@@ -107,6 +129,11 @@ def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[TensorTyp
     begin, end = offsets
     if not begin <= end <= available:
         raise WeightsError(f"has bytes {begin} to {end}, but the file has {available} bytes of data", place=place)
+    if dtype in _OTHER:
+        size = (math.prod(shape) * _OTHER[dtype] + 7) // 8
+        if end - begin != size:
+            raise WeightsError(f"has {end - begin} bytes, but {dtype} of shape {shape} needs {size}", place=place)
+        return TensorType(DType.u8, (size,)), begin, end
     stored, widened = _WIDENED.get(dtype, ("", None))
     type = TensorType(widened or _DTYPES[dtype], tuple(shape))
     expected = math.prod(shape) * (np.dtype(stored) if stored else type.dtype.numpy).itemsize
@@ -174,15 +201,16 @@ def _write(file: BinaryIO, name: str, tensor: Tensor) -> None:
 def read_index(path: Path) -> dict[str, Path]:
     """File by tensor name from a `*.safetensors.index.json`. Raises WeightsError for one outside its folder."""
     try:
-        index = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            index = parse_json(file.read())
         shards = cast("dict[str, Any]", index["weight_map"]).items()
     except OSError as e:
         raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise WeightsError(f"is not an index with a weight_map ({type(e).__name__}: {e})", place=str(path)) from None
     found: dict[str, Path] = {}
     for name, shard in shards:
-        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", ".."):  # noqa: PTH119
+        if not isinstance(shard, str) or os.path.basename(shard) != shard or shard in ("", ".", "..") or "\0" in shard:  # noqa: PTH119
             what = f"places tensor {name} in {shard!r}, which is not the name of a file in the same folder"
             raise WeightsError(what, place=str(path))
         found[name] = path.parent / shard

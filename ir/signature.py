@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from .op import Op
 
 
+_SPELLED = {
+    "attn_mask": "mask",
+    "attention_mask": "mask",
+    "axes": "permutation",
+    "bias": "b",
+    "dim": "axis",
+    "dims": "permutation",
+    "input": "x",
+    "is_causal": "causal",
+    "keepdim": "keepdims",
+    "other": "y",
+    "perm": "permutation",
+    "size": "shape",
+    "to": "dtype",
+    "weight": "w",
+}
+"""What operands and attributes are called in PyTorch, NumPy and ONNX => here."""
+
+
 class Signature:
     """Names of operands and attributes of an op, and the number of its outputs (-1: any).
 
@@ -46,7 +65,10 @@ class Signature:
         """All attributes with defaults filled in. Raises OpError for a missing or unknown one."""
         for name in given:
             if name not in self.attributes:
-                raise OpError(f"has no attribute {name!r}{did_you_mean(name, self.attributes)}")
+                meant = _SPELLED.get(name, "")
+                known = [*self.operands, *self.attributes]
+                guess = f", did you mean {meant!r}?" if meant in known else did_you_mean(name, known)
+                raise OpError(f"has no attribute {name!r}{guess}", hint=self._names())
         full = {k: _plain(given.get(k, default)) for k, default in self.attributes.items()}
         missing = [k for k, v in full.items() if v is inspect.Parameter.empty]
         if missing:
@@ -54,26 +76,80 @@ class Signature:
         return full
 
     def bind(self, args: Sequence[Any], kwargs: Attributes) -> tuple[list[Any], Attributes]:
-        """Split a Python call into operands (optional ones filled with None) and attributes."""
+        """Split a Python call into operands (optional ones filled with None) and attributes.
+
+        Raises OpError for more operands than there are, and for one that is given twice.
+        """
         operands = list(args)
+        if len(operands) > len(self.operands) and not self.variadic:
+            hint = "attributes are given by name; " * bool(self.attributes) + self._names()
+            raise OpError(f"takes {_counted(len(self.operands))} but {len(operands)} were given", hint=hint)
+        twice = next((name for name in self.operands[: len(operands)] if name in kwargs), None)
+        if twice is not None:
+            raise OpError(f"operand {twice!r} is given twice", hint=self._names())
         for name in self.operands[len(operands) :]:
             operands.append(kwargs.pop(name, None))
         return operands, kwargs
+
+    def _names(self) -> str:
+        operands = [*self.operands, *([f"*{self.variadic}"] if self.variadic else [])]
+        attributes = f"; attributes: {', '.join(self.attributes)}" if self.attributes else "; no attributes"
+        return f"operands: {', '.join(operands) or 'none'}{attributes}"
+
+    def python(self, op: Op) -> inspect.Signature:
+        """The signature of the op as a function on values, for people and editors."""
+        several = op.elementwise and len(self.operands) > 1
+
+        def typed(p: inspect.Parameter) -> inspect.Parameter:
+            if p.kind is inspect.Parameter.KEYWORD_ONLY:
+                return p.replace(annotation=_text(self.hints.get(p.name, Any)))
+            number = (" | bool" if p.name in op.own_dtype else " | float") if several else ""
+            return p.replace(annotation=_Text("Value" + number + (" | None" if p.default is None else "")))
+
+        outputs = {1: "Value", -1: "tuple[Value, ...]"}.get(self.outputs)
+        returned = outputs or f"tuple[{', '.join(['Value'] * self.outputs)}]"
+        parameters = inspect.signature(op.infer).parameters.values()
+        return inspect.Signature([typed(p) for p in parameters], return_annotation=_Text(returned))
 
     def check(self, operands: Sequence[Value | None], attributes: Attributes) -> None:
         """Raises OpError for a missing operand, for too many, and for an attribute of another type."""
         given = [*operands, *[None] * (len(self.operands) - len(operands))]
         for name, v in zip(self.operands, given, strict=False):
             if v is None and name not in self.optional:
-                raise OpError(f"operand {name!r} is missing")
+                raise OpError(f"operand {name!r} is missing", hint=self._names())
         if not operands and self.variadic:
             raise OpError("takes at least one operand")
         if len(operands) > len(self.operands) and not self.variadic:
-            raise OpError(f"takes {len(self.operands)} operands but {len(operands)} were given")
+            raise OpError(f"takes {_counted(len(self.operands))} but {len(operands)} were given", hint=self._names())
         for name, value in attributes.items():
             hint = self.hints.get(name, Any)
             if not fits(value, hint):
                 raise OpError(f"attribute {name} is {value!r}, expected {_shown(hint)}")
+
+
+class _Text(str):
+    """An annotation that is shown as it stands, without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _text(hint: Any) -> _Text:
+    """An annotation as people write it: `int | Dim` for `Union[int, Dim]`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _Text(" | ".join(_text(a) for a in typing.get_args(hint)))
+    if hint is type(None):
+        return _Text("None")
+    arguments = typing.get_args(hint)
+    if arguments and isinstance(origin := typing.get_origin(hint), type):
+        return _Text(f"{origin.__name__}[{', '.join('...' if a is ... else _text(a) for a in arguments)}]")
+    return _Text(hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", ""))
+
+
+def _counted(operands: int) -> str:
+    return f"{operands} operand{'s' * (operands != 1)}"
 
 
 def fits(value: Any, hint: Any) -> bool:

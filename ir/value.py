@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, NoReturn, Union
 
-from .errors import MonographError, did_you_mean
-from .types import DType, Shape, TensorType
+import numpy as np
+
+from .errors import MonographError, NotANumberError, OpError, did_you_mean
+from .types import Dim, DType, Shape, TensorType, bool_, f32
 
 if TYPE_CHECKING:
     from .graph import Graph
     from .op import Op
 
 Attributes = dict[str, Any]
+Operand = Union["Value", float, Dim]
+"""What an elementwise op takes: a value of the graph, a plain number (an int, too), or a dimension."""
+Index = Union[int, Dim, slice, None, EllipsisType, "Value", Sequence[int], np.ndarray[Any, Any]]
+"""What stands in `x[...]`, alone or in a tuple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,12 @@ class Init:
 
 
 class Value:
-    """One SSA value: a graph input, a parameter, or output `index` of `producer`."""
+    """One SSA value: a graph input, a parameter, or output `index` of `producer`.
+
+    Python's operators and `x[...]` add nodes to its graph. A plain number beside it takes its dtype; where the value
+    is of integers and the number a float, both are f32 (PyTorch's rule). Values of two dtypes are never mixed: cast
+    one. `==` and `!=` tell values apart, as keys of a dict need it; elementwise, they are `x.eq(y)` and `x.ne(y)`.
+    """
 
     __slots__ = ("graph", "index", "init", "name", "producer", "type", "uses")
 
@@ -92,32 +104,54 @@ class Value:
         """Nodes that read this value, without repetition."""
         return list(dict.fromkeys(node for node, _ in self.uses))
 
-    def _apply(self, op: str, *operands: Value | float, **attributes: Any) -> Any:
+    def _apply(self, op: str, *operands: Operand, **attributes: Any) -> Any:
         return self.graph.apply(op, operands, attributes)
 
-    def __add__(self, other: Value | float) -> Value:
+    def __add__(self, other: Operand) -> Value:
         return self._apply("add", self, other)
 
-    def __radd__(self, other: float) -> Value:
+    def __radd__(self, other: Operand) -> Value:
         return self._apply("add", self, other)
 
-    def __sub__(self, other: Value | float) -> Value:
+    def __sub__(self, other: Operand) -> Value:
         return self._apply("sub", self, other)
 
-    def __rsub__(self, other: float) -> Value:
+    def __rsub__(self, other: Operand) -> Value:
         return self._apply("sub", other, self)
 
-    def __mul__(self, other: Value | float) -> Value:
+    def __mul__(self, other: Operand) -> Value:
         return self._apply("mul", self, other)
 
-    def __rmul__(self, other: float) -> Value:
+    def __rmul__(self, other: Operand) -> Value:
         return self._apply("mul", self, other)
 
-    def __truediv__(self, other: Value | float) -> Value:
-        return self._apply("div", self, other)
+    def __truediv__(self, other: Operand) -> Value:
+        """x / y; integers are divided in f32."""
+        return self._apply("div", self._as_float(), other._as_float() if isinstance(other, Value) else other)
 
-    def __rtruediv__(self, other: float) -> Value:
-        return self._apply("div", other, self)
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self._apply("div", other, self._as_float())
+
+    def __floordiv__(self, other: Operand) -> Value:
+        return self._apply("floor_div", self, other)
+
+    def __rfloordiv__(self, other: Operand) -> Value:
+        return self._apply("floor_div", other, self)
+
+    def __mod__(self, other: Operand) -> Value:
+        return self._apply("mod", self, other)
+
+    def __rmod__(self, other: Operand) -> Value:
+        return self._apply("mod", other, self)
+
+    def __pow__(self, other: Operand) -> Value:
+        """x ** y; of integers, where y is a plain number that is not negative."""
+        if isinstance(other, int) and not self.dtype.is_float and self.dtype != bool_:
+            return self._power(other)
+        return self._apply("pow", self, other)
+
+    def __rpow__(self, other: Operand) -> Value:
+        return self._apply("pow", other, self)
 
     def __matmul__(self, other: Value) -> Value:
         return self._apply("matmul", self, other)
@@ -125,8 +159,64 @@ class Value:
     def __neg__(self) -> Value:
         return self._apply("neg", self)
 
-    def __and__(self, other: Value) -> Value:
+    def __pos__(self) -> Value:
+        return self
+
+    def __abs__(self) -> Value:
+        return self._apply("abs", self)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self._apply("less", self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self._apply("less_equal", self, other)
+
+    def __gt__(self, other: Operand) -> Value:
+        return self._apply("less", other, self)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self._apply("less_equal", other, self)
+
+    def eq(self, other: Operand) -> Value:
+        """Where both are equal, bool. `==` asks whether two names are the same value of the graph."""
+        return self._apply("equal", self, other)
+
+    def ne(self, other: Operand) -> Value:
+        """Where both differ, bool."""
+        return ~self.eq(other)
+
+    def __and__(self, other: Value | bool) -> Value:
         return self._apply("logical_and", self, other)
+
+    def __rand__(self, other: bool) -> Value:
+        return self._apply("logical_and", self, other)
+
+    def __or__(self, other: Value | bool) -> Value:
+        return self._apply("logical_or", self, other)
+
+    def __ror__(self, other: bool) -> Value:
+        return self._apply("logical_or", self, other)
+
+    def __xor__(self, other: Value | bool) -> Value:
+        return (self | other) & ~(self & other)
+
+    def __rxor__(self, other: bool) -> Value:
+        return self ^ other
+
+    def __invert__(self) -> Value:
+        return self._apply("logical_not", self)
+
+    def _as_float(self) -> Value:
+        return self if self.dtype.is_float else self.cast(f32)
+
+    def _power(self, exponent: int) -> Value:
+        """A product of `exponent` factors, by squaring."""
+        if exponent < 0:
+            raise self._error(f"{self.type} to the power of {exponent}: an integer has none", "cast it to a float type")
+        found = self
+        for bit in f"{exponent:b}"[1:]:
+            found = found * found * self if bit == "1" else found * found
+        return self * 0 + 1 if exponent == 0 else found
 
     def cast(self, dtype: DType) -> Value:
         """The same numbers as another type of elements."""
@@ -148,10 +238,87 @@ class Value:
         """[B, S, H, D] -> [B, S, H*D]."""
         return self.reshape(self.shape[0], self.shape[1], -1)
 
+    # -- as a sequence, a truth, an array ----------------------------------------------------------------------
+
+    def __getitem__(self, key: Index | tuple[Index, ...]) -> Value:
+        """x[key] as NumPy has it: integers, slices with steps, None, `...`, also on symbolic axes, and integer values.
+
+        Raises OpError for what is outside, and for bools, whose result has no shape of its own.
+        """
+        from .indexing import item
+
+        try:
+            return item(self, key)
+        except OpError as e:
+            if e.place:
+                raise
+            raise OpError(e.what, place=self._place, details=[repr(self)], hint=e.hint) from None
+
+    def __len__(self) -> int:
+        """The size of the first axis. Raises OpError for a scalar, and where the size is no number."""
+        if not self.shape or not isinstance(self.shape[0], int):
+            why = f"its first axis is {self.shape[0]}" if self.shape else "it is a scalar"
+            raise self._error(f"{self.type} has no len(): {why}", "x.shape has the sizes of all axes")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Value]:
+        """The parts along the first axis. Raises OpError as `len` does."""
+        return iter([self[i] for i in range(len(self))])
+
+    def __contains__(self, item: object) -> NoReturn:
+        raise self._error("a value of a graph has no numbers to look into", "compare by x.eq(y)")
+
+    def __bool__(self) -> NoReturn:
+        hint = "use ops.where(condition, x, y), and `&`, `|`, `~` for `and`, `or`, `not`"
+        raise self._error("a value of a graph has no truth before it runs", hint)
+
+    def __array__(self, dtype: object = None, copy: object = None) -> NoReturn:
+        raise self._error("a value of a graph has no numbers before it runs", "use ops.*, or interpret(graph, inputs)")
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **given: Any) -> Value:
+        """A number of NumPy on the left of an operator. Raises OpError for functions of NumPy."""
+        from .foreign import reflected, refused
+
+        if (by := reflected(self, function, method, inputs)) is not None:
+            return by(inputs[0])
+        raise refused("numpy", function, [self])
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, given: Any) -> NoReturn:
+        from .foreign import refused
+
+        raise refused("numpy", function, [self])
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, inputs: Any = (), given: Any = None) -> NoReturn:
+        from .foreign import refused
+
+        raise refused("torch", function, inputs)
+
+    def _error(self, what: str, hint: str) -> NotANumberError:
+        return NotANumberError(what, place=self._place, details=[repr(self)], hint=hint)
+
+    @property
+    def _place(self) -> str:
+        from .builder import place_of
+
+        return str(place_of(self.graph))
+
+    if not TYPE_CHECKING:  # a checker knows the names above, and calls any other an error
+
+        def __getattr__(self, name: str) -> Any:
+            from .foreign import unknown_method
+
+            raise AttributeError(unknown_method(name, dir(Value)))
+
     def __repr__(self) -> str:
         label = f"@{self.name}" if self.is_param else f"%{self.name or '?'}"
         origin = f" from {self.producer.op.name} at {self.producer.location}" if self.producer else ""
         return f"{label}: {self.type}{origin}"
+
+
+def type_of(value: Value | None) -> TensorType | None:
+    """The type of an operand that may be absent."""
+    return None if value is None else value.type
 
 
 def ancestors(value: Value, known: Container[Value] = ()) -> list[Node]:

@@ -11,7 +11,7 @@ from .errors import WeightsError, did_you_mean
 from .files import Stage, staged
 from .graph import Graph, Init, Node, Value
 from .interpret import evaluate
-from .safetensors import read_file, read_index, write_file
+from .safetensors import Unreadable, read_file, read_index, write_file
 from .tensors import Array as Array
 from .tensors import ArrayTensor as ArrayTensor
 from .tensors import Mapped as Mapped
@@ -19,7 +19,7 @@ from .tensors import Random, convert, held
 from .tensors import StoredTensor as StoredTensor
 from .tensors import Tensor as Tensor
 from .types import Dim, DType, TensorType
-from .value import ancestors, leaves
+from .value import ancestors, leaves, type_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_WEIGHTS = "load a checkpoint, train it, or begin with random ones: mg.init(model), --random on the command line"
@@ -134,7 +134,10 @@ class Weights(Mapping[str, Tensor]):
         for i, k in enumerate(extra):
             lines.append(f"unexpected: {k}: {self[k].type}{did_you_mean(k, missing) if i < _HINTS else ''}")
         for k, v in graph.params.items():
-            if k in self and not fits(self[k].type, v.type):
+            tensor = self._tensors.get(k)
+            if isinstance(tensor, Unreadable):
+                lines.append(f"unreadable: {k} {tensor.why}")
+            elif tensor is not None and not fits(tensor.type, v.type):
                 lines.append(f"wrong: {k} is {self[k].type}, expected {v.type}")
         if lines:
             what = f"weights do not fit graph {graph.name}: {len(lines)} differences"
@@ -295,7 +298,7 @@ class Computed(Tensor):
         values: dict[Value, Array] = {}
         for node in nodes:
             operands = [None if v is None else self._read(v, values) for v in node.operands]
-            results = evaluate(node.op, operands, node.attributes, {}, [v and v.type for v in node.operands])
+            results = evaluate(node.op, operands, node.attributes, {}, [type_of(v) for v in node.operands])
             del operands
             values |= {v: x for v, x in zip(node.outputs, results, strict=True) if v in remaining}
             del results

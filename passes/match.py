@@ -116,7 +116,8 @@ def likeness(pattern: Value, v: Value, seen: set[Node]) -> int:
     best, best_seen = 0, seen
     for given in orders:
         tried = set(seen)
-        count = sum(likeness(p, x, tried) for p, x in zip(node.operands, given, strict=False) if p and x)
+        pairs = zip(node.operands, given, strict=False)
+        count = sum(likeness(p, x, tried) for p, x in pairs if p is not None and x is not None)
         if count >= best:
             best, best_seen = count, tried
     seen |= best_seen

@@ -63,10 +63,12 @@ class PatternGraph(Graph):
         self.insert(node)
         return tuple(node.outputs)
 
-    def _lift(self, v: Any, like: Value) -> Value | None:
-        if v is None or isinstance(v, Value):
-            return v
-        return self.add(OPS["constant"], (), {"value": v, "dtype": UNKNOWN})[0]
+    def lifted(self, op: Op, operands: Sequence[Any]) -> list[Value | None]:
+        """Numbers and captured attributes as constants of a dtype that is not known."""
+        return [v if v is None or isinstance(v, Value) else self._constant(v) for v in operands]
+
+    def _constant(self, value: Any) -> Value:
+        return self.add(OPS["constant"], (), {"value": value, "dtype": UNKNOWN})[0]
 
 
 _ANY: TensorType = UNKNOWN  # type: ignore[assignment]

@@ -118,6 +118,7 @@ X = "f32[B,S,8]"
 POSITIVE = {"low": {"x": 0.3}, "high": {"x": 2.0}}
 UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid", "floor"]
 BINARY = ["add", "sub", "mul", "maximum", "minimum"]
+DIVISION = ["floor_div", "mod"]
 COMPARISON = ["equal", "less", "less_equal"]
 
 ELEMENTWISE = [
@@ -129,6 +130,11 @@ ELEMENTWISE = [
     Case("add", {"x": X, "y": "f32[]"}, note="scalar"),
     Case("div", {"x": X, "y": X}, low={"y": 0.5}, high={"y": 2.0}),
     Case("div", {"x": "f32[]", "y": X}, low={"y": 0.5}, high={"y": 2.0}, note="scalar"),
+    *(Case(op, {"x": X, "y": "f32[S,1]"}, low={"x": -9.0, "y": -2.0}, high={"x": 9.0, "y": 2.0}) for op in DIVISION),
+    *(
+        Case(op, {"x": "i64[B,S]", "y": "i64[S]"}, low={"x": -9, "y": -3}, high={"x": 9}, note="integers, by 0 too")
+        for op in DIVISION
+    ),
     Case("pow", {"x": X, "y": "f32[8]"}, **POSITIVE),
     *(Case(op, {"x": "i64[B,S]", "y": "i64[B,S]"}) for op in COMPARISON),
     *(Case(op, {"x": X, "y": "f32[B,1,1]"}, note="floats") for op in COMPARISON),
@@ -150,7 +156,7 @@ REDUCE = [
     *(Case(op, {"x": X}) for op in ("sum", "mean", "max", "argmax", "softmax")),
     *(Case(op, {"x": X}, {"axis": 1}, note="middle axis") for op in ("sum", "mean", "max", "argmax", "softmax")),
     *(Case(op, {"x": X}, {"axis": 0, "keepdims": False}, note="drop") for op in ("sum", "mean", "max")),
-    Case("argmax", {"x": X}, {"keepdims": True}, note="keep"),
+    Case("argmax", {"x": X}, {"keepdims": False}, note="drop"),
     Case("sum", {"x": "i64[B,S]"}, note="integers"),
     Case("max", {"x": "i64[B,S]"}, note="integers"),
     Case("softmax", {"x": X}, low={"x": -200.0}, high={"x": 200.0}, note="large"),

@@ -11,7 +11,7 @@ import pytest
 from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import load_folder, save_pretrained
 from monograph.ir import interpret
-from monograph.ir.errors import ConfigError, PassError, WeightsError
+from monograph.ir.errors import ConfigError, WeightsError
 from monograph.ir.types import bf16
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
@@ -108,22 +108,22 @@ def test_scale() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora = True is not supported"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern = {'q_proj': 2} is not supported"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern = "),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save = \['lm_head'\] is not supported"),
-        ({"layers_to_transform": [0]}, r"layers_to_transform = \[0\] is not supported"),
-        ({"exclude_modules": ["x"]}, "exclude_modules"),
-        ({"tomorrow": 1}, "tomorrow = 1 is not supported"),
-        ({"bias": "all"}, "bias is 'all', expected 'none'"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base weights"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'"),
-        ({"r": 0}, "r is 0, expected an integer from 1"),
-        ({"r": True}, "r is True"),
-        ({"lora_alpha": "8"}, "lora_alpha is '8', expected a number"),
-        ({"lora_dropout": 1.5}, "lora_dropout is 1.5"),
-        ({"target_modules": None}, "target_modules is None"),
-        ({"target_modules": [1]}, r"target_modules is \[1\]"),
+        ({"target_parameters": ["x"]}, r"key 'target_parameters' = \['x'\]: it is not supported"),
+        ({"layer_replication": [[0, 1]]}, "key 'layer_replication' = "),
+        ({"alora_invocation_tokens": [1]}, "key 'alora_invocation_tokens' = "),
+        ({"tomorrow": 1}, "key 'tomorrow' = 1: it is not supported"),
+        ({"bias": "some"}, "key 'bias' = some: expected none, all or lora_only"),
+        ({"init_lora_weights": "pissa"}, "key 'init_lora_weights' = pissa: it changes the base weights"),
+        ({"peft_type": "IA3"}, "key 'peft_type' = IA3: expected 'LORA'"),
+        ({"r": 0}, "key 'r' = 0: expected an integer from 1"),
+        ({"r": True}, "key 'r' = True"),
+        ({"lora_alpha": "8"}, "key 'lora_alpha' = 8: expected a number"),
+        ({"lora_dropout": 1.5}, "key 'lora_dropout' = 1.5"),
+        ({"target_modules": None}, "key 'target_modules' = None"),
+        ({"target_modules": [1]}, r"key 'target_modules' = \[1\]"),
+        ({"rank_pattern": {"(": 2}}, "key 'rank_pattern' = "),
+        ({"alpha_pattern": {"q_proj": "x"}}, "key 'alpha_pattern' = "),
+        ({"trainable_token_indices": ["x"]}, "key 'trainable_token_indices' = "),
     ],
 )
 def test_options_that_are_not_understood_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -155,22 +155,23 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     model = base()
     made = adapter(model)
-    Weights({"base_model.model.x.lora_magnitude_vector": next(iter(made.weights.values()))}).save(tmp_path / "w")
+    Weights({"base_model.model.x.ia3_l": next(iter(made.weights.values()))}).save(tmp_path / "w")
     made.save(tmp_path, model)
     (tmp_path / "w" / "model.safetensors").replace(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"1 tensors are not A or B of a LoRA\n  base_model\.model\.x\.lora_magnitude"
-    ):
+    with pytest.raises(WeightsError, match=r"1 tensors are not of a LoRA\n  x\.ia3_l"):
         Adapter.load(tmp_path)
     name = "model.layers.0.self_attn.q_proj"
-    weights = Weights({k.replace("layers.1", "layers.7"): t for k, t in made.weights.items()})
+    weights = Weights(
+        {k.replace("layers.1", "layers.7"): t for k, t in made.weights.items() if "q_proj.lora_B" not in k}
+    )
     wide = Adapter(Lora(8, 6.0, TARGETS["llama"]), weights)
-    with pytest.raises(WeightsError) as e:
-        wide.beside(model)
-    assert "missing: model.layers.1.mlp.up_proj.lora_A.weight: f32[8,32]" in str(e.value)
-    assert "unexpected: model.layers.7.mlp.up_proj.lora_A.weight: f32[4,32], did you mean" in str(e.value)
-    assert f"wrong: {name}.lora_A.weight is f32[4,32], expected f32[8,32]" in str(e.value)
-    with pytest.raises(PassError, match="target 'q_proj' names no linear layer"):
+    for read in (wide.beside, wide.merged):
+        with pytest.raises(WeightsError) as e:
+            read(model)
+        assert f"missing: {name}.lora_B.weight: beside {name}.lora_A.weight" in str(e.value)
+        assert "unexpected: model.layers.7.mlp.up_proj.lora_A.weight: f32[4,32], did you mean" in str(e.value)
+        assert f"wrong: {name}.lora_A.weight is f32[4,32], expected [8, 32]" in str(e.value)
+    with pytest.raises(WeightsError, match=r"unexpected: model.layers.0.self_attn.q_proj.lora_A.weight"):
         made.merged(base("gpt2"))
     with pytest.raises(WeightsError, match="has no weights to fine-tune"):
         made.merged(load_family("llama")(**LLAMA))

@@ -270,7 +270,7 @@ def test_metadata_that_does_not_fit_is_one_clear_error(tmp_path, change, message
 def test_missing_keys_unknown_families_and_unknown_tensors_are_named(tmp_path):
     _, arrays, metadata = tiny_llama()
     metadata.pop("llama.embedding_length")
-    with pytest.raises(ConfigError, match="key 'hidden_size' is missing"):
+    with pytest.raises(ConfigError, match=r"does not say llama\.embedding_length"):
         load(write_gguf(tmp_path / "a.gguf", arrays, metadata))
     with pytest.raises(ConfigError, match="model_type 'lama' is not supported, did you mean 'llama'"):
         load(write_gguf(tmp_path / "b.gguf", arrays, architecture="lama"))
@@ -441,7 +441,7 @@ def test_a_type_that_says_no_scaling_wins_over_a_factor(tmp_path):
 def test_attention_that_is_not_causal_is_refused(tmp_path):
     _, arrays, metadata = tiny_llama()
     load(write_gguf(tmp_path / "m.gguf", arrays, metadata | {"llama.attention.causal": True}))
-    with pytest.raises(ConfigError, match=r"llama\.attention\.causal = False"):
+    with pytest.raises(ConfigError, match=r"'llama\.attention\.causal' = False: only True is"):
         load(write_gguf(tmp_path / "m.gguf", arrays, metadata | {"llama.attention.causal": False}))
 
 
@@ -449,12 +449,19 @@ def test_gemma3_without_window_and_rotary_base_is_read_as_llama_cpp_reads_it():
     unsaid = load_family("gemma3_text").gguf.unsaid
     said = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "head_dim": 16}
     assert unsaid(said) == {
+        "head_dim": 16,
+        "num_key_value_heads": 4,
         "query_pre_attn_scalar": 16,
         "rope_theta": 1e4,
         "layer_types": ["full_attention"] * 3,
         "sliding_window": None,
     }
-    assert unsaid({**said, "sliding_window": 4, "rope_theta": 1e6}) == {"query_pre_attn_scalar": 16, "rope_theta": 1e6}
+    assert unsaid({**said, "sliding_window": 4, "rope_theta": 1e6}) == {
+        "head_dim": 16,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 16,
+        "rope_theta": 1e6,
+    }
 
 
 def test_keys_that_are_not_understood_are_refused_by_name(tmp_path):
@@ -464,8 +471,46 @@ def test_keys_that_are_not_understood_are_refused_by_name(tmp_path):
     strange = {"llama.expert_count": 8, "llama.attention.value_length": 16, "llama.rope.scaling.atn_factor": 2.0}
     with pytest.raises(ConfigError, match="has 3 keys that are not understood") as e:
         load(write_gguf(tmp_path / "m.gguf", arrays, metadata | strange))
-    assert "llama.expert_count = 8" in str(e.value)
-    assert "llama.attention.value_length = 16" in str(e.value)
+    assert "'llama.expert_count' = 8: it is not understood" in str(e.value)
+    assert "'llama.attention.value_length' = 16: only 8 is computed here" in str(e.value)
+    assert "did you mean 'rope.scaling.attn_factor'" in str(e.value)
+
+
+GENERAL = {"general.name": "me", "general.file_type": 0, "general.sampling.temp": 0.5, "quantize.imatrix.file": "x"}
+NOTED = {
+    **GENERAL, "general.base_model.0.name": "it", "llama.expert_count": 0, "llama.rope.scaling.attn_factor": 1.0,
+    "llama.attention.value_length": 8, "llama.rope.scaling.finetuned": True, "llama.attention.causal": True,
+    "llama.pooling_type": 0, "mistral.block_count": 7,
+}  # fmt: skip
+
+
+def test_each_key_that_changes_nothing_is_noted_with_the_reason(tmp_path):
+    _, arrays, metadata = tiny_llama()
+    notes = load(write_gguf(tmp_path / "m.gguf", arrays, metadata | NOTED)).notes
+    assert {n.key for n in notes} >= {*NOTED}
+    assert all(n.why and n.place.endswith("m.gguf") for n in notes)
+    with pytest.raises(ConfigError, match=r"general\.type' = 'adapter': a file of the type adapter is not a model"):
+        load(write_gguf(tmp_path / "m.gguf", arrays, metadata | {"general.type": "adapter"}))
+
+
+@pytest.mark.parametrize("name", ["context_length", "block_count", "attention.layer_norm_rms_epsilon"])
+def test_what_llama_cpp_needs_is_needed(tmp_path, name):
+    _, arrays, metadata = tiny_llama()
+    lost = {k: v for k, v in metadata.items() if k != f"llama.{name}"}
+    with pytest.raises(ConfigError, match=f"does not say llama.{name}"):
+        load(write_gguf(tmp_path / "m.gguf", arrays, lost))
+
+
+def test_yarn_begins_at_the_length_of_the_model_where_none_is_said(tmp_path):
+    _, arrays, metadata = tiny_llama()
+    yarn = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    config = load(write_gguf(tmp_path / "m.gguf", arrays, metadata | yarn)).config
+    assert config.rope_scaling["original_max_position_embeddings"] == config.max_positions
+
+
+def test_heads_of_gemma3_are_those_of_llama_cpp_where_nothing_is_said():
+    said = load_family("gemma3_text").gguf.unsaid({"hidden_size": 32, "num_attention_heads": 4})
+    assert (said["head_dim"], said["num_key_value_heads"], said["query_pre_attn_scalar"]) == (8, 4, 8)
 
 
 def split_gguf(folder, parts=3):
@@ -501,8 +546,13 @@ def test_a_model_in_parts_is_one_model(tmp_path):
         load(tmp_path / "m-00001-of-00003.gguf")
     second.write_bytes(third)
     (tmp_path / "m-00003-of-00003.gguf").unlink()
-    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: cannot be read"):
+    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: is missing: part 3 of 3, beside m-00002-of"):
         load(second)
+    lone = tmp_path / "m-00003-of-00003.gguf"
+    _, arrays, metadata = tiny_llama()
+    write_gguf(lone, arrays, metadata)
+    with pytest.raises(WeightsError, match=r"m-00003-of-00003\.gguf: is called part 3 of 3, but has no split.count"):
+        load(lone)
 
 
 def test_gemma3_from_gguf_equals_its_checkpoint(tmp_path):

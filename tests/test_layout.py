@@ -21,7 +21,7 @@ def tracked(*patterns: str) -> list[Path]:
     """Files that git knows or would take."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [ROOT / line for line in listed if (ROOT / line).exists()]
+    return [p for p in map(ROOT.joinpath, listed) if p.exists() and not p.is_symlink()]
 
 
 def packages() -> dict[str, str]:

@@ -288,3 +288,9 @@ def test_texts_and_sources_that_are_too_long(encoder: Built, tmp_path: Path) -> 
     )
     with pytest.raises(RuntimeInputError, match=f"input_ids holds {VOCAB}, but the model has {VOCAB}"):
         session.encode({"input_ids": [[VOCAB]]})
+
+
+@pytest.mark.parametrize("inputs", [None, [], 3, "input_ids", [("input_ids", [[1]])], {3: [[1]]}, {None: 1}, object()])
+def test_inputs_are_arrays_by_name(built: Callable[[str], Built], inputs: Any) -> None:
+    with pytest.raises(RuntimeInputError, match=r"inputs (are|have the name) .*, expected (arrays by name|texts)"):
+        built("llama").open().run(inputs)

@@ -159,7 +159,7 @@ class BrokenBody(Op):
         return x.type
 
     def body(self, x: Value) -> Value:
-        return len(x)  # type: ignore[arg-type,return-value]
+        return len(x.dtype)  # type: ignore[arg-type,return-value]
 
 
 broken_infer, broken_body = op(BrokenInfer), op(BrokenBody)
@@ -170,7 +170,7 @@ def test_a_mistake_of_the_author_shows_its_own_traceback() -> None:
     x = graph.input("x", tensor(f32, "S"))
     with pytest.raises(AttributeError, match="size") as e:
         broken_infer(x)
-    assert e.traceback[-1].name == "infer"
+    assert [t.name for t in e.traceback][-2:] == ["infer", "__getattr__"]
     graph.output("y", broken_body(x))
     with pytest.raises(TypeError, match="has no len") as e:
         interpret(graph, {"x": np.zeros(3, np.float32)})

@@ -107,3 +107,9 @@ def test_a_device_that_is_not_there() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ConfigError, match=f"^device is 'cuda:{count}', but PyTorch finds {count} CUDA devices"):
         Settings.of({"steps": 1, "device": f"cuda:{count}"})
+
+
+@pytest.mark.parametrize(("batch", "length"), [(10**20, 128), (2**31, 1), (16, 2**60), (2**20, 2**10)])
+def test_a_batch_that_no_machine_holds(batch: int, length: int) -> None:
+    with pytest.raises(ConfigError, match="tokens a step, expected at most"):
+        Settings(steps=1, batch=batch, length=length)

@@ -17,13 +17,13 @@ from .layout import Layout, local
 from .learner import Learner
 from .log import perplexity
 from .loss import LOSS, with_loss
-from .objective import Objective, shares_of
+from .objective import LabelLoss, Objective, OwnLoss, shares_of
 from .source import Source
 
 Metrics = Callable[[Model], Mapping[str, float]]
 """What a user measures of the model as it is, by name."""
 
-TELLING = ("masked-lm", "sequence-classification")
+TELLING = ("masked-lm", "sequence-classification", "token-classification", "image-classification")
 """Tasks whose share of right answers tells something; of the others, perplexity does."""
 
 
@@ -67,7 +67,7 @@ class Evaluator:
     def _measure_held_out(self) -> tuple[float, dict[str, float]]:
         learner, settings, world = self.learner, self.learner.settings, self.learner.world
         total, count, right, answers = 0.0, 0.0, 0.0, 0.0
-        telling = self.source.task in TELLING
+        telling = self.source.task in TELLING and isinstance(self.objective, LabelLoss)
         learner.module.eval()
         if (telling or self._smoothed) and not world.alone:
             self._copy_weights()
@@ -84,7 +84,9 @@ class Evaluator:
             learner.module.reshard()
         total, count, right, answers = world.sum(total, count, right, answers)
         loss = total / max(count, 1)
-        return loss, {"accuracy": right / max(answers, 1)} if telling else {"perplexity": perplexity(loss)}
+        if telling:
+            return loss, {"accuracy": right / max(answers, 1)}
+        return loss, {} if isinstance(self.objective, OwnLoss) else {"perplexity": perplexity(loss)}
 
     @property
     def _smoothed(self) -> bool:

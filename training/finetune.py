@@ -13,10 +13,10 @@ from .distill import DistillationLoss
 from .dpo import Preferences
 from .loop import Run, drive
 from .lora import LoraWeights
-from .objective import LabelLoss, Objective
+from .objective import Objective, objective_of
 from .preference import PreferenceLoss
 from .settings import Settings
-from .source import Source, check_fit
+from .source import Source, check_fit, fitted
 from .trained_weights import FullWeights
 from .trained_weights import Tuned as Tuned
 from .world import left_on_error
@@ -44,7 +44,7 @@ def finetune(
 
     def objective(checked: Settings, adapter: LoraWeights | None) -> Objective:
         base_weights(model)
-        return LabelLoss(checked.label_smoothing)
+        return objective_of(model, checked.label_smoothing)
 
     return _run(model, data, lora, "full", settings, objective, quantized=quantized)
 
@@ -114,6 +114,7 @@ def _run(
     name = kind if lora is None else "dpo lora" if kind == "dpo" else "lora"
     with left_on_error():
         checked = tuning_settings(name, **settings)
+        data = fitted(model, data)
         check_fit(model, data, checked.length)
         adapter = None if lora is None else LoraWeights(model, data, lora, quantized=quantized)
         trained = FullWeights(model, data) if adapter is None else adapter

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..data.batch import Batch, tokens_of
+from ..data.batch import Batch, tokens_of, unit_of
 from ..frontends.dsl import Model
 from ..frontends.given import model_of
 from ..frontends.own import check_not_reading
@@ -27,13 +27,13 @@ from .kept import Kept
 from .learner import Learner
 from .lock import held
 from .log import PLOT, Log, plot_losses
-from .objective import LabelLoss, Objective, shares_of
+from .objective import Objective, objective_of, shares_of
 from .progress import Display, Step
 from .schedule import rate_at
 from .seeding import seeded
 from .settings import Settings
 from .signals import Stop, stoppable
-from .source import Source, check_fit
+from .source import Source, check_fit, fitted
 from .speed import Arithmetic
 from .trained_weights import FullWeights, TrainedWeights, Tuned
 from .world import World, is_lost, left_on_error
@@ -145,11 +145,12 @@ class Run:
         objective: Objective | None = None,
         trained: TrainedWeights | None = None,
     ) -> None:
+        source = fitted(model, source)
         check_fit(model, source, settings.length)
         if settings.patience and len(source.held_out) == 0:
             raise ConfigError(f"patience is {settings.patience}, but nothing of the data is held out to measure on")
         self.source, self.settings, self.folder = source, settings, folder
-        self.objective = objective or LabelLoss(settings.label_smoothing)
+        self.objective = objective or objective_of(model, settings.label_smoothing)
         trained = trained or FullWeights(model, source)
         graph = self.objective.graph(trained.graph)
         self.world = World.of(settings)
@@ -220,7 +221,9 @@ class Run:
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
             speed, share = tokens / training, self.arithmetic.share(batch, seconds)
-            step = Step(self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics)
+            step = Step(
+                self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics, unit_of(batch)
+            )
             self.keep(step)
             yield step
 

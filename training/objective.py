@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 
 from ..data.batch import Batch, divided, labels_of
+from ..frontends.dsl import Config, Family, Model
+from ..frontends.losses import loss_of
+from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from .learner import Learner
 from .loss import LOSS, with_loss
@@ -67,6 +70,46 @@ class LabelLoss:
 
     def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
         return divided(batch, number)
+
+
+class OwnLoss:
+    """The loss that a family says itself, computed inside the graph.
+
+    Batches hold the inputs of the model and what its loss takes beside them.
+    """
+
+    rows_per_unit = 1
+
+    def __init__(self, family: Family, config: Config) -> None:
+        self.family, self.config = family, config
+
+    def graph(self, logits: Graph) -> Graph:
+        new = logits.copy()
+        loss = loss_of(self.family, new, self.config)
+        new.outputs.clear()
+        new.output(LOSS, loss)
+        return new
+
+    def prepare(self, learner: Learner) -> None:
+        if learner.settings.label_smoothing:
+            raise ConfigError(f"label_smoothing is of the loss of labels, but {self.family.name} has a loss of its own")
+
+    def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
+        with learner.autocast():
+            return learner.forward(**learner.inputs_of(batch))[LOSS]
+
+    def count(self, batch: Batch) -> int:
+        return len(next(iter(batch.values())))
+
+    def divide(self, batch: Batch, number: int) -> Sequence[Batch]:
+        return divided(batch, number)
+
+
+def objective_of(model: Model, label_smoothing: float = 0.0) -> Objective:
+    """The loss of a model's family, if it has one, else that of the labels."""
+    if model.family is not None and model.family.loss is not None and model.config is not None:
+        return OwnLoss(model.family, model.config)
+    return LabelLoss(label_smoothing)
 
 
 def shares_of(objective: Objective, world: World, batch: Batch, number: int) -> list[tuple[Batch, int]]:

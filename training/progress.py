@@ -21,7 +21,8 @@ class Step:
     """State after `step` of `steps` updates. Losses are nats per label; `loss` was taken before this update.
 
     held_out: mean loss on the held-out part after this update, and metrics: what else was measured there by name,
-    where it was measured. share: of the device's measured arithmetic, of the time since the last step.
+    where it was measured. share: of the device's measured arithmetic, of the time since the last step. unit: what is
+    counted by the second: tokens, or rows of data without any.
     """
 
     step: int
@@ -35,13 +36,14 @@ class Step:
     seconds_left: float
     share: float | None = None
     metrics: Mapping[str, float] | None = None
+    unit: str = "tokens"
 
     def __str__(self) -> str:
         text = f"step {self.step}/{self.steps}  loss {self.loss:.3f}"
         held_out = {} if self.held_out is None else {"held-out": self.held_out}
         for name, value in {**held_out, **(self.metrics or {})}.items():
             text += f"  {name} {value:.3f}"
-        text += f"  {self.tokens_per_second:,.0f} tokens/s"
+        text += f"  {self.tokens_per_second:,.0f} {self.unit}/s"
         if self.share is not None:
             text += f" ({self.share:.0%} of peak)"
         return f"{text}  {self.seconds:.0f} s, {self.seconds_left:.0f} s left"
@@ -85,7 +87,7 @@ class Display:
     def show(self, step: Step) -> None:
         if self.bar is not None:
             self.held_out = self.held_out if step.held_out is None else f"held-out {step.held_out:.3f}  "
-            numbers = f"loss {step.loss:.3f}  {self.held_out}{step.tokens_per_second:,.0f} tokens/s"
+            numbers = f"loss {step.loss:.3f}  {self.held_out}{step.tokens_per_second:,.0f} {step.unit}/s"
             if step.share is not None:
                 numbers += f"  {step.share:.0%} of peak"
             # Not by rich, which would count the steps before a resumed one as done just now.

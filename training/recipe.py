@@ -18,7 +18,7 @@ from .adapters import ALL
 from .finetune import tuning_settings
 from .settings import Settings
 
-KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences")
+KINDS = ("text", "shards", "pairs", "labelled", "instructions", "preferences", "arrays")
 METHODS = ("train", "lora", "dpo", "distill")
 RECIPE = "recipe.toml"
 MOST_ENTRIES = 4_000_000
@@ -51,7 +51,8 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """kind: what `paths` are: text files, a run of `monograph data`, pairs, labelled rows, instructions, preferences.
+    """kind: what `paths` are: text files, a run of `monograph data`, pairs, labelled rows, instructions,
+    preferences, arrays by the names of inputs (.npz, .jsonl).
 
     held_out: share that training never sees. documents: of shards, a token sees its own document only. mask: share of
     tokens a masked-lm model must guess; whole_word: words are masked as a whole.

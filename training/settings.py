@@ -22,6 +22,9 @@ COURSE = (
 )  # fmt: skip
 """Settings that decide the numbers of a run: a run goes on only with the ones it was begun with."""
 
+_MOST_TOKENS = 2**28
+"""Tokens of a batch: several times as many as the largest runs take, and no more than a machine can list."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -96,6 +99,9 @@ class Settings:
         for name in ("final", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.batch * self.length > _MOST_TOKENS:
+            what = f"batch {self.batch} of length {self.length} is {self.batch * self.length} tokens"
+            raise ConfigError(f"{what} a step, expected at most {_MOST_TOKENS}")
         if self.batch % self.accumulate:
             raise ConfigError(f"a batch of {self.batch} rows cannot be computed in {self.accumulate} equal parts")
         if self.precision not in PRECISIONS:

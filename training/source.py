@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from ..data.batch import Batch
 from ..frontends.dsl import Model
+from ..frontends.losses import loss_inputs
 from ..frontends.task import LOGITS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
@@ -15,19 +16,22 @@ from ..ir.ops.linear import Embedding
 from ..ir.slots import TOKENS
 from ..passes.document_mask import separate_documents
 from ..passes.padding_mask import drop_padding_mask
+from .arrays import Arrays, wanted_labels
 
 
 class Source(Protocol):
     """Batches for one task: text, shards, pairs, rows with labels, instructions."""
 
-    task: ClassVar[str]
-    """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
+    @property
+    def task(self) -> str:
+        """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
+        ...
 
     static: ClassVar[bool]
     """Whether every training batch has the same shape."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer | None: ...
 
     @property
     def vocab(self) -> int: ...
@@ -44,6 +48,20 @@ class Source(Protocol):
         ...
 
 
+def fitted(model: Model, source: Source) -> Source:
+    """The source, of which arrays are held against the inputs of the model. Raises ConfigError if they do not fit."""
+    if not isinstance(source, Arrays):
+        return source
+    graph, family = model.graph(), model.family
+    types = {name: value.type for name, value in graph.inputs.items()}
+    if family is not None and family.loss is not None and model.config is not None:
+        return source.of_model(model, types | loss_inputs(family, graph, model.config))
+    if LOGITS not in graph.outputs:
+        hint = "say how its outputs are held against the data: @mg.model(..., loss=function)"
+        raise ConfigError(f"{model.name} has no output `{LOGITS}` and no loss of its own", hint=hint)
+    return source.of_model(model, types | wanted_labels(graph.outputs[LOGITS].shape))
+
+
 def check_fit(model: Model, source: Source, length: int = 0) -> None:
     """Raises ConfigError if the batches of `source`, with rows of `length` tokens, cannot train `model`."""
     if not isinstance(getattr(source, "task", None), str):
@@ -51,6 +69,8 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
         raise ConfigError(f"a {type(source).__name__} is not a source of batches", hint=hint)
     if model.task != source.task:
         raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
+    if isinstance(source, Arrays):
+        return  # Each input was held against its type.
     graph = model.graph()
     logits, positions = graph.outputs[LOGITS].shape[-1], _positions(graph)
     if positions is not None and length > positions:

@@ -116,7 +116,9 @@ class FullWeights:
         return Tuned(replace(self.tuned(Weights.open(folder / SINGLE)).model, folder=folder))
 
 
-def with_weights(model: Model, weights: Weights, tokenizer: Tokenizer) -> Model:
+def with_weights(model: Model, weights: Weights, tokenizer: Tokenizer | None) -> Model:
     """A model with other weights and the tokenizer they were trained with, at whose end tokens it stops."""
+    if tokenizer is None:
+        return replace(model, weights=weights)
     ends = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
     return replace(model, weights=weights, tokenizer=tokenizer, generation={**model.generation, **ends})

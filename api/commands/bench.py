@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..console import Json, command, out, print_json, progress, table
-from ..performance import Benchmark
+from ..performance import Benchmark, Speed
 from ..performance import bench as measure
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption
@@ -24,7 +24,7 @@ def bench(
     random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
-    """Measure prefill and decode on ONNX Runtime: taken apart, in standard ops, and fused."""
+    """Measure a model on ONNX Runtime, in standard ops and fused: prefill and decode, or one call."""
     loaded = resolve(model, family, random)
     with progress(json_output) as bars:
         bar = bars.add_task("", total=None)
@@ -49,21 +49,28 @@ def rows(found: Benchmark) -> list[dict[str, Any]]:
         {
             "graph": r.variant,
             "nodes": r.nodes,
-            "prefill (tokens/s)": r.prefill,
+            f"{'prefill' if found.new_tokens else 'one call'} ({found.unit}/s)": r.prefill,
             "of fp32 limit (%)": 100 * r.prefill_share,
-            "decode (tokens/s)": r.decode,
-            "of bandwidth (%)": 100 * r.decode_share,
-            "times": r.decode / first.decode,
+            **_decode(found, r),
+            "times": r.decode / first.decode if found.new_tokens else r.prefill / first.prefill,
         }
         for r in found.rows
     ]
 
 
+def _decode(found: Benchmark, row: Speed) -> dict[str, Any]:
+    if not found.new_tokens:
+        return {}
+    return {"decode (tokens/s)": row.decode, "of bandwidth (%)": 100 * row.decode_share}
+
+
 def limits(found: Benchmark) -> str:
     """One sentence about the conditions."""
     c = found.ceilings
+    said = f"{found.prompt} {found.unit}" if found.unit == "tokens" else "one row"
+    said = f"{found.prompt} prompt tokens, {found.new_tokens} new ones" if found.new_tokens else said
     return (
-        f"{found.prompt} prompt tokens, {found.new_tokens} new ones, {c.threads} threads, median of {found.rounds}. "
+        f"{said}, {c.threads} threads, median of {found.rounds}. "
         f"Limits: {c.bandwidth / 1e9:.1f} GB/s read, {c.flops / 1e9:.0f} GFLOP/s fp32."
     )
 

@@ -63,6 +63,11 @@ def finetune(
         "precision": precision, "compile": compile, "resume": resume, "seed": seed, "folder": folder,
         "progress": not json_output, "observe": history.append,
     }  # fmt: skip
+    if loaded.task != "causal-lm":
+        hint = 'train it on with a recipe: [model] path = "the folder"'
+        raise ConfigError(
+            f"is a {loaded.task} model; finetune is for those that continue a text", place=model, hint=hint
+        )
     tokenizer = tokenizer_of(loaded, model)
     if dpo:
         rows = Preferences.read(tokenizer, data, held_out=held_out)

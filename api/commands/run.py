@@ -1,4 +1,4 @@
-"""`monograph run`: what a model says of a text: what comes next, its translation, its label, what a mask hides."""
+"""`monograph run`: what a model says of a text, a sound or arrays: what comes next, a label, what a mask hides."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..console import Json, command, err, out, print_json, progress
 from ..inference.engine import Engine
 from ..ir import MonographError
 from ..resolve import HELP, resolve
+from .inputs import check_given, read_inputs, tell_outputs
 from .options import FamilyOption, RandomOption, models
 
 
@@ -21,9 +22,16 @@ from .options import FamilyOption, RandomOption, models
 def run(
     model: Annotated[str, typer.Argument(help=f"a folder made by `build`, or {HELP}", autocompletion=models)],
     texts: Annotated[
-        list[str],
-        typer.Argument(help="to go on from, translate, label or fill masks in; with --chat, what the user says"),
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="to go on from, translate, label, embed or fill masks in; WAV files; with --chat, a message"
+        ),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", help="NAME=FILE.npy, NAME=[1, 2], FILE.npz or FILE.json; may be repeated"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npz for what comes out of --input")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
@@ -31,6 +39,7 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="only the likeliest tokens that add up to p")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="above 1: tokens seen before are less likely")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="text at which to end; may be repeated")] = None,
+    language: Annotated[str, typer.Option(help="of speech, as a code")] = "en",
     seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
     check: Annotated[bool, typer.Option("--check", help="read every byte of a built folder first")] = False,
@@ -38,9 +47,11 @@ def run(
     random: RandomOption = None,
     json_output: Json = False,
 ) -> None:
-    """Run a built folder on texts; any other model is built into a temporary folder first."""
+    """Run a built folder on texts, sounds or arrays; any other model is built into a temporary folder first."""
+    inputs, texts = read_inputs(given or ()), list(texts or ())
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         engine = open_engine(model, Path(folder), threads, json_output, family, random, every_byte=check)
+        check_given(engine, texts, inputs)
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -50,13 +61,28 @@ def run(
             "stop": stop or (),
             "seed": seed,
         }
-        tell = {"sequence-classification": tell_labels, "masked-lm": tell_masked}.get(engine.task)
-        if tell is None:
-            generate(engine, texts, chat, json_output, settings)
-        elif chat:
+        tell = TELL.get(engine.task)
+        if chat and tell is not None:
             raise MonographError(f"--chat goes with models that generate, not with one for {engine.task}")
-        else:
+        if not texts:
+            tell_outputs(engine, inputs, json_output, output)
+        elif engine.task == "speech-to-text":
+            transcribe(engine, texts, language, json_output, settings)
+        elif tell is not None:
             tell(engine, texts, json_output)
+        else:
+            generate(engine, texts, chat, json_output, {**settings, "inputs": inputs or None})
+
+
+def transcribe(engine: Engine, files: list[str], language: str, json_output: bool, settings: dict[str, Any]) -> None:
+    """Print what is said in WAV files, a line for each."""
+    known = {k: v for k, v in settings.items() if v is not None}
+    found = engine.transcribe(files, language=language, **known)
+    if json_output:
+        print_json([{"file": f, "text": g.text, "ids": g.ids} for f, g in zip(files, found, strict=True)])
+        return
+    for one in found:
+        out().print(one.text.strip(), markup=False)
 
 
 def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, settings: dict[str, Any]) -> None:
@@ -98,6 +124,25 @@ def tell_masked(engine: Engine, texts: list[str], json_output: bool) -> None:
     for masks in found:
         for guesses in masks:
             out().print(", ".join(f"{g.token} {g.probability:.4f}" for g in guesses), markup=False)
+
+
+def tell_vectors(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print the vector of each text: as JSON all of it, else its first numbers."""
+    found = engine.embed(texts)
+    if json_output:
+        print_json([{"text": t, "vector": v.tolist()} for t, v in zip(texts, found, strict=True)])
+        return
+    for vector in found:
+        shown = ", ".join(f"{v:.4f}" for v in vector[:8])
+        out().print(f"[{shown}{', ...' if len(vector) > 8 else ''}]  ({len(vector)} numbers)", markup=False)
+
+
+TELL = {
+    "sequence-classification": tell_labels,
+    "masked-lm": tell_masked,
+    "feature-extraction": tell_vectors,
+}
+"""What a model of a task says of texts, where it does not generate."""
 
 
 def open_engine(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..console import Json, command, out, print_json, table, working
+from ..frontends.dsl import Model
 from ..ir import Graph, MonographError
 from ..ir.errors import did_you_mean
 from ..passes.differential import difference
@@ -15,6 +16,7 @@ from ..passes.manager import PipelineReport
 from ..passes.pattern import NearMiss
 from ..passes.pipelines import PIPELINES, decompose, optimize
 from ..passes.shard import plan
+from ..pictures import draw, write_page
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, pipelines
 
@@ -35,11 +37,20 @@ def show(
     shard: Annotated[int | None, typer.Option(help="print how this many processes share the layers")] = None,
     family: FamilyOption = None,
     random: RandomOption = None,
+    svg: Annotated[Path | None, typer.Option(help="file for a drawing of the architecture, as SVG")] = None,
+    png: Annotated[Path | None, typer.Option(help="file for the same drawing, as PNG")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="file for a page with the graph before and after every pass (default: decode)")
+    ] = None,
     json_output: Json = False,
 ) -> None:
-    """Print the graph of a model as text, plain or after a named pipeline."""
+    """Print the graph of a model as text, plain or after a named pipeline; or draw it."""
     if shard is not None:
         _show_plan(model, shard, json_output, family)
+        return
+    if svg or png or html:
+        made = resolve(model, family, random)
+        _draw(made, {".svg": svg, ".png": png}, html, pipeline or "decode", decomposed, json_output)
         return
     graph, report = _graph(model, pipeline, decomposed, family=family, random=random)
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
@@ -58,6 +69,34 @@ def show(
         out().print(str(graph), markup=False, end="")
     if explain:
         _print_misses(report, pipeline)
+
+
+def _draw(
+    model: Model, drawings: dict[str, Path | None], html: Path | None, pipeline: str, decomposed: bool, json: bool
+) -> None:
+    """Write the drawings and the page that were asked for, and say where."""
+    written = dict[str, str]()
+    for ending, path in drawings.items():
+        if path is None:
+            continue
+        if path.suffix.lower() != ending:
+            raise MonographError(f"--{ending[1:]} writes a file that ends in {ending}, not {path.name}")
+        written[ending[1:]] = str(draw(model).save(path))
+    if html is not None:
+        _known(pipeline)
+        with working(f"passes of {pipeline}", json):
+            written["html"] = str(write_page(model, html, pipeline, decomposed=decomposed))
+    if json:
+        print_json(written)
+        return
+    for path in written.values():
+        out().print(path, markup=False)
+
+
+def _known(pipeline: str) -> None:
+    if pipeline not in PIPELINES:
+        what = f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}"
+        raise MonographError(what, hint=f"known: {', '.join(PIPELINES)}")
 
 
 def _show_plan(model: str, size: int, json_output: bool, family: str | None) -> None:
@@ -129,9 +168,8 @@ def _graph(
     random: int | None = None,
 ) -> tuple[Graph, PipelineReport | None]:
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
-    if pipeline is not None and pipeline not in PIPELINES:
-        what = f"no pipeline is called {pipeline!r}{did_you_mean(pipeline, PIPELINES)}"
-        raise MonographError(what, hint=f"known: {', '.join(PIPELINES)}")
+    if pipeline is not None:
+        _known(pipeline)
     graph = resolve(name, family, random).graph(encoded=True)
     if decomposed:
         graph = decompose(graph)

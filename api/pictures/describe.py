@@ -96,12 +96,11 @@ def _experts(heads: list[Node]) -> list[str]:
     lines: list[str] = []
     for n in heads:
         if n.op is ops.moe.op:
-            lines.append(f"top {n.value('weights').shape[-1]}")
             weights = n.arguments[3:]
             out, width = fixed(weights[0].type.shape)
-            lines.insert(0, f"{len(weights) // 3} experts, {width:,} → {out:,}")
-            lines.append(str(n.attributes["activation"]))
-    return [", ".join(dict.fromkeys(lines))] if lines else []
+            lines.append(f"{len(weights) // 3} experts, top {n.value('weights').shape[-1]}")
+            lines.append(f"{width:,} → {out:,}, {n.attributes['activation']}")
+    return lines
 
 
 def _state_space(heads: list[Node]) -> list[str]:

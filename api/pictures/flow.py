@@ -107,7 +107,7 @@ def flow_of(graph: Graph) -> Flow:
         elif flow.weighted(node) or any(v in flow.rich for v in node.arguments):
             flow.rich.update(node.outputs)
     found: set[Node] = set()
-    waiting = [v for v in graph.outputs.values()]
+    waiting = list(graph.outputs.values())
     while waiting:
         node = waiting.pop().producer
         if node is not None and node not in found:

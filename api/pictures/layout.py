@@ -145,11 +145,13 @@ class _Layout:
                 self.level[d], self.row[d] = level, rank[item]
         left = right = 0.0
         for row in rows:
-            l, r = self.spread(row, side)
-            left, right = max(left, l), max(right, r)
+            before, after = self.spread(row, side)
+            left, right = max(left, before), max(right, after)
+        for row in rows:
+            before, after = self.aligned(row)
+            left, right = max(left, before), max(right, after)
         here = [d for d in self.level if self.level[d] is level or self.level[d] == level]
-        count = self.lanes([d for d in here], rank, items, side)
-        for s, n in count.items():
+        for s, n in self.lanes(here, rank, items, side).items():
             more = FIRST_LANE + LANE * (n - 1) + 4 if n else 0.0
             left, right = (left + more, right) if s < 0 else (left, right + more)
         height = sum(max(p.height for p in row) for row in rows) + GAP * (len(rows) - 1)
@@ -174,6 +176,25 @@ class _Layout:
             else:
                 p.x, left = -(left + SIDE + p.right), left + SIDE + p.left + p.right
         return left, right
+
+    def aligned(self, row: list[Place]) -> tuple[float, float]:
+        """Move inputs and outputs below and above the only block that they belong to, where there is room."""
+        wanted: list[float] = []
+        for p in row:
+            item = p.item
+            partners = [
+                x.target if x.source is item else x.source
+                for x in self.folded.lines
+                if item in (x.source, x.target) and not x.quiet
+            ]
+            ends = isinstance(item, Drawn) and item.block.role in (Role.input, Role.output)
+            here = ends and len(partners) == 1 and isinstance(self.level.get(partners[0]), int)
+            wanted.append(self.place_of[partners[0]].x if here else p.x)
+        pairs = list(zip(zip(row, wanted, strict=True), list(zip(row, wanted, strict=True))[1:], strict=False))
+        if all(a[1] + a[0].right - 12 <= b[1] - b[0].left for a, b in pairs):
+            for p, x in zip(row, wanted, strict=True):
+                p.x = x
+        return max(p.left - p.x for p in row), max(p.right + p.x for p in row)
 
     def aside(self, place: Place) -> bool:
         return isinstance(place.item, Drawn) and place.item.block.layer == "-"
@@ -232,7 +253,7 @@ class _Layout:
             return self.across(line, s, t)
         if line in self.lane:
             return self.beside(line, s, t)
-        if round_ and abs(s.x - t.x) > RADIUS:
+        if round_ and abs(s.x - t.x) > RADIUS and line.target.block.fork is None:
             reach = t.x + (RADIUS if s.x > t.x else -RADIUS)
             return Route(line, [(s.x, s.top), (s.x, t.middle), (reach, t.middle)])
         label, before = self.shape_beside(line, s, t)
@@ -252,6 +273,8 @@ class _Layout:
         if not leaves and not enters and line.value.shape in known:
             return None, False
         before = self.tower[line.source] > 0
+        if abs(s.x - t.x) >= 1:
+            return (t.x + 8, t.y - 11), False
         return (s.x + (-7 if before else 7), t.y - 12 if leaves else s.top + 10), before
 
     def axis(self, drawn: Drawn) -> float:
@@ -265,8 +288,7 @@ class _Layout:
         near = [d for d in self.place_of if self.level[d] is level or self.level[d] == level]
         near = [d for d in near if self.tower[d] == self.tower[line.target]]
         reach = [self.place_of[d] for d in near]
-        inner = [p for f, p in self.frames.items() if any(d in near for d in ())]
-        edge = max([side * (p.x + (p.right if side > 0 else -p.left)) for p in (*reach, *inner)])
+        edge = max(side * (p.x + (p.right if side > 0 else -p.left)) for p in reach)
         x = side * edge + side * (FIRST_LANE + LANE * lane)
         outside = isinstance(level, Frame) and line.source not in set(blocks_in(level.items))
         fork = s.top + 9
@@ -283,7 +305,8 @@ class _Layout:
         edges = [p.x - p.left if right else p.x + p.right for p in frames] or [t.x - t.left if right else t.x + t.right]
         x = min(edges) - 28 if right else max(edges) + 28
         end = t.x - t.left if right else t.x + t.right
-        return Route(line, [(s.x, s.top), (s.x, s.top + 12), (x, s.top + 12), (x, t.middle), (end, t.middle)])
+        up = max([s.top, *(p.top for f, p in self.frames.items() if line.source in set(blocks_in([f])))]) + 12
+        return Route(line, [(s.x, s.top), (s.x, up), (x, up), (x, t.middle), (end, t.middle)])
 
 
 def ranks(items: Sequence[Item], lines: Sequence[Line]) -> dict[Item, int]:

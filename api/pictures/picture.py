@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Picture:
         except ImportError:
             hint = 'pip install "monograph[plot]"'
             raise MonographError("a PNG needs resvg-py, which is not installed", hint=hint) from None
-        return bytes(resvg.svg_to_bytes(svg_string=self.svg(theme), zoom=zoom))
+        return bytes(resvg.svg_to_bytes(svg_string=self.svg(theme), zoom=zoom, font_dirs=_fonts()))
 
     def save(self, path: str | Path) -> Path:
         """Write the drawing to a file: SVG or PNG by its ending. Raises MonographError for another ending."""
@@ -126,6 +127,13 @@ class Picture:
             elif isinstance(item, Drawn) and item.block.role is not Role.sum:
                 said.append(item.block.title)
         return f"Architecture of {self.name}, from inputs to outputs: {'; '.join(said)}."
+
+
+def _fonts() -> list[str]:
+    """The folder with the fonts of matplotlib, for machines that have none of their own."""
+    found = importlib.util.find_spec("matplotlib")
+    places = [] if found is None else list(found.submodule_search_locations or ())
+    return [str(path) for place in places if (path := Path(place) / "mpl-data" / "fonts" / "ttf").is_dir()]
 
 
 def draw(model: Model | Graph) -> Picture:

@@ -105,9 +105,8 @@ class _Writer:
         for text, size in place.label:
             y += size + 5
             look = 'font-weight="700"' if size > DETAIL else 'class="muted"'
-            found.append(
-                f'<text x="{x:g}" y="{y - 4:g}" font-size="{size:g}" text-anchor="{anchor}" {look}>{escape(text)}</text>'
-            )
+            look += f' text-anchor="{anchor}"'
+            found.append(f'<text x="{x:g}" y="{y - 4:g}" font-size="{size:g}" {look}>{escape(text)}</text>')
         return found
 
     def box(self, place: Place, drawn: Drawn) -> list[str]:

@@ -43,6 +43,13 @@ def client_graphs(
     return {name: graph}
 
 
+def with_columns(graph: Graph) -> Graph:
+    """A copy of an encoder's graph that counts columns itself: no client gives positions to an encoder."""
+    graph = graph.copy()
+    columns_inside(graph, TOKENS.positions, 0)
+    return graph
+
+
 def columns_inside(graph: Graph, name: str, start: DimLike) -> None:
     """Positions [B,S] that no client gives are made inside: columns from `start` on."""
     if name in graph.inputs:

@@ -59,7 +59,10 @@ _WIDTHS = frozenset(("gemma", "gemma3_text", "gpt_oss", "nemotron"))
 
 def _optimum_shape(kind: str, config: Mapping[str, Any]) -> tuple[int, int] | None:
     """(heads, width) of the empty past that ORTModelForCausalLM begins with; None where a config does not say."""
-    first = lambda *names: next((n for k in names if isinstance(n := config.get(k), int)), None)  # noqa: E731
+
+    def first(*names: str) -> int | None:
+        return next((n for k in names if isinstance(n := config.get(k), int)), None)
+
     heads, dim = first("num_attention_heads", "n_head"), first("hidden_size", "n_embd")
     if heads is None or dim is None:
         return None
@@ -73,8 +76,9 @@ class Layout:
     """How a client wants a folder.
 
     client: its name, as people know it. folder: where the graphs lie in it. data: what their data files are called
-    beyond the graph's own name. opset: the newest that all versions in use read. types: `model_type` by task of what
-    it has a class for (None: of any). shape: (key heads, width) with which it begins, by model_type and config.
+    beyond the graph's own name. opset: the newest that all versions in use read. padding: the side on which prompts
+    are filled up. types: `model_type` by task of what it has a class for (None: of any). shape: (key heads, width)
+    with which it begins, by model_type and config.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Layout:
     folder: str = ""
     data: str = "_data"
     opset: int = 23
+    padding: str = "left"
     shape: Callable[[str, Mapping[str, Any]], tuple[int, int] | None] = lambda kind, config: None
 
     def path(self, name: str) -> str:
@@ -94,7 +99,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("optimum", "Optimum", {**_COMMON, CAUSAL: _CAUSAL_OPTIMUM}, shape=_optimum_shape),
-        Layout("genai", "onnxruntime-genai", {CAUSAL: None}),
+        Layout("genai", "onnxruntime-genai", {CAUSAL: None}, padding="right"),
         # A browser has the runtime that its page brings, and kernels of a graphics card know no opset 23.
         Layout("web", "transformers.js", {**_COMMON, CAUSAL: _CAUSAL_WEB}, folder="onnx", opset=21),
     )

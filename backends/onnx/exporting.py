@@ -17,15 +17,16 @@ from ...ir.graph import Graph
 from ...ir.manifest import seal
 from ...ir.weights import Tensor, Weights
 from ...passes.encode import through_float
-from .client_graphs import client_graphs
+from ...passes.manager import Pipeline
+from .client_graphs import client_graphs, with_columns
 from .clients import CROSS, MERGED, Layout, check_class
-from .folder import foreign, write_companions, write_text
+from .folder import foreign, write_companions, write_json
 from .genai import FILE as GENAI
 from .genai import genai_config
 from .lower import lower, prepared
 from .merged import merged
 from .metadata import TASK, task_json
-from .rewrites import AS_IT_IS
+from .rewrites import AS_IT_IS, PORTABLE
 from .save import checked, count, memory_bound, save
 
 OPSET = 23
@@ -37,16 +38,16 @@ POSITIONS = 4096
 class Exported:
     """What an export will write.
 
-    models: the ONNX models by their place in the folder. inputs: names that they take in. texts: further files.
-    nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that becomes plain
-    numbers on its way. bound: most bytes of resident memory that writing may take.
+    models: the ONNX models by their place in the folder. inputs: names that they take in. settings: the content of
+    genai_config.json, if there is one. nodes: ONNX nodes by op type, by file. through_float: block format by name of
+    each weight that becomes plain numbers on its way. bound: most bytes of resident memory that writing may take.
     """
 
     model: Model
     layout: Layout | None
     models: dict[str, onnx_ir.Model] = field(repr=False)
     inputs: frozenset[str] = frozenset()
-    texts: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    settings: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
     bound: int = 0
@@ -59,14 +60,16 @@ class Exported:
         opset: int | None = None,
         layout: Layout | None = None,
         dump: Path | None = None,
+        pipeline: Pipeline = PORTABLE,
     ) -> Exported:
         """Everything but the bytes of the weights. graphs: those that serve the model, by name.
 
-        opset: None for the layout's. dump: folder for the text of each graph after every pass. Raises LoweringError
-        for what a client has no class for, and for an op without an ONNX form.
+        opset: None for the layout's. pipeline: the rewrites to ops of the target. dump: folder for the text of each
+        graph after every pass. Raises LoweringError for what a client has no class for, and for an op without an ONNX
+        form.
         """
         opset = opset if opset is not None else layout.opset if layout is not None else OPSET
-        texts: dict[str, str] = {}
+        settings: dict[str, Any] = {}
         if layout is not None:
             config = hf_config(model, model.weights)
             kind = str(config["model_type"])
@@ -74,9 +77,11 @@ class Exported:
             graphs = client_graphs(layout, model, kind, config, graphs)
             if layout.name == "genai":
                 positions = getattr(model.config, "max_positions", None) or POSITIONS
-                texts[GENAI] = _json(genai_config(model, graphs["model"], kind, "model.onnx", positions))
+                settings = genai_config(model, graphs["model"], kind, "model.onnx", positions)
+        elif model.task.by_column:
+            graphs = {name: with_columns(g) for name, g in graphs.items()}
         ready = {
-            name: prepared(g, opset, dump=None if dump is None else dump / f"{i}-{name}")
+            name: prepared(g, opset, pipeline, dump=None if dump is None else dump / f"{i}-{name}")
             for i, (name, g) in enumerate(graphs.items(), 1)
         }
         models = {name: lower(g, weights, opset, pipeline=AS_IT_IS) for name, g in ready.items()}
@@ -85,7 +90,7 @@ class Exported:
         for made in models.values():
             made.metadata_props[TASK] = json.dumps(task_json(model.task))
         placed = {(f"{k}.onnx" if layout is None else layout.path(k)): made for k, made in models.items()}
-        found = Exported(model, layout, placed, frozenset(_inputs(placed.values())), texts)
+        found = Exported(model, layout, placed, frozenset(_inputs(placed.values())), settings)
         found.nodes = {name: count(made) for name, made in placed.items()}
         for g in ready.values():
             found.through_float |= through_float(g, weights)
@@ -99,8 +104,8 @@ def write(exported: Exported, folder: str | Path, progress: Callable[[int, int, 
     with whole(folder, replaces=foreign) as stage:
         for name, made in exported.models.items():
             checked(save(made, stage.work / name, progress, data=".data" if layout is None else layout.data))
-        for name, text in exported.texts.items():
-            write_text(stage, name, text)
+        if exported.settings:
+            write_json(stage, GENAI, exported.settings)
         write_companions(stage, exported.model, exported.inputs, layout)
         seal(stage.work)
 
@@ -111,7 +116,3 @@ def _read(graphs: Iterable[Graph], weights: Weights) -> Iterable[Tensor]:
 
 def _inputs(models: Iterable[onnx_ir.Model]) -> Iterable[str]:
     return (str(v.name) for made in models for v in made.graph.inputs)
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"

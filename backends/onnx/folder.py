@@ -16,6 +16,7 @@ from ...frontends.own import FILE as SOURCE
 from ...frontends.pooling import FILE as POOLING
 from ...frontends.pooling import Pooling
 from ...frontends.task import TOKEN_TYPES
+from ...frontends.tokenizer import read_json
 from ...ir.files import Stage
 from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
@@ -36,7 +37,6 @@ NAMES = frozenset(
 FOLDERS = frozenset(layout.folder for layout in LAYOUTS.values() if layout.folder)
 """Every folder inside, in which graphs are written."""
 
-
 _NEW_CLASS, _CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 """What transformers 5 writes for a tokenizer.json, and the name by which all versions know the same class."""
 
@@ -51,17 +51,19 @@ def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: 
     if pooling is not None:
         write_text(stage, POOLING, pooling.to_json())
     if model.tokenizer is not None:
-        _change(stage, TOKENIZER, lambda said: said | tokenizer_settings(model, inputs, said))
+        side = "left" if layout is None else layout.padding
+        said = _staged(stage, TOKENIZER)
+        write_json(stage, TOKENIZER, {**said, **tokenizer_settings(model, inputs, said, side)})
         if model.task.generates:
-            _change(stage, GENERATION, lambda said: {**ends_of(model), **said})
+            write_json(stage, GENERATION, {**ends_of(model), **_staged(stage, GENERATION)})
     if layout is not None and layout.folder:
         # What transformers.js takes where its caller says nothing: else it looks for files of 8 bits in a browser.
         files = {"dtype": "fp32", "use_external_data_format": dict.fromkeys(_with_data(stage, layout), 1)}
-        _change(stage, CONFIG, lambda said: {**said, "transformers.js_config": files})
+        write_json(stage, CONFIG, {**_staged(stage, CONFIG), "transformers.js_config": files})
 
 
-def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer must know of a model: the inputs that it makes, and that all prompts of a batch end together."""
+def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """What a tokenizer must know of a model: the inputs that it makes, and on which side a client pads prompts."""
     taken = set(inputs)
     found: dict[str, Any] = {"model_input_names": [k for k in (TOKENS.ids, TOKEN_TYPES, TOKENS.mask) if k in taken]}
     if said.get("tokenizer_class") == _NEW_CLASS:
@@ -69,7 +71,7 @@ def tokenizer_settings(model: Model, inputs: Iterable[str], said: Mapping[str, A
     if model.task.separated:
         found["model_input_names"] = [TOKENS.ids, TOKENS.mask]
     elif model.task.generates:
-        found["padding_side"] = said.get("padding_side", "left")
+        found["padding_side"] = side
     return found
 
 
@@ -93,11 +95,13 @@ def _with_data(stage: Stage, layout: Layout) -> list[str]:
     return [f"{g}.onnx" for g in GRAPHS if (stage.work / f"{layout.path(g)}{layout.data}").exists()]
 
 
-def _change(stage: Stage, name: str, change: Any) -> None:
-    """Change a staged JSON file, or make it."""
-    path = stage.path(name)
-    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_text(stage, name, json.dumps(change(said), indent=2, ensure_ascii=False) + "\n")
+def _staged(stage: Stage, name: str) -> dict[str, Any]:
+    """What a staged JSON file says; nothing if there is none."""
+    return read_json(stage.work / name)
+
+
+def write_json(stage: Stage, name: str, content: Mapping[str, Any]) -> None:
+    write_text(stage, name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(stage: Stage, name: str, text: str) -> None:

@@ -70,8 +70,8 @@ def genai_config(model: Model, graph: Graph, kind: str, file: str, positions: in
 
 
 def _ends(model: Model) -> list[int]:
-    said = model.generation.get("eos_token_id")
-    own = [] if said is None else said if isinstance(said, list) else [said]
+    said: Any = model.generation.get("eos_token_id")
+    own: list[int] = [] if said is None else said if isinstance(said, list) else [said]
     return list(dict.fromkeys([*own, *(model.tokenizer.eos_ids if model.tokenizer is not None else ())]))
 
 

@@ -58,7 +58,7 @@ def _emptied(graph: onnx_ir.Graph, flag: onnx_ir.Value) -> list[onnx_ir.Node]:
     bounds = {"first": [0], "last": [np.iinfo(np.int64).max], "axis": [_LENGTH]}
     for name, numbers in bounds.items():
         tensor = onnx_ir.tensor(np.array(numbers, np.int64), name=f"past/{name}")
-        value = onnx_ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape)
+        value = onnx_ir.Value(name=tensor.name, const_value=tensor, shape=onnx_ir.Shape([1]))
         value.type = onnx_ir.TensorType(tensor.dtype)
         graph.initializers[f"past/{name}"] = value
     first, last, axis = (graph.initializers[f"past/{k}"] for k in bounds)

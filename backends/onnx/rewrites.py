@@ -162,6 +162,8 @@ class AttentionToOnnx:
         mask = None if mask is None else full_rows(mask, rows, keys)
         ks, vs = appended(k, node), appended(v, node)
         scale = node.attributes["scale"]
+        if scale <= 0:  # ONNX Runtime refuses it.
+            q, scale = q * scale, 1.0
         presents: list[Value] = []
         if ks is not None and vs is not None and ks.append is not vs.append:
             y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)
@@ -190,17 +192,22 @@ def heads_first(k: Value, v: Value) -> tuple[Value, Value]:
     return k, v
 
 
-PORTABLE = Pipeline(
-    "onnx",
-    [
-        QuantizedLayers(StandardLayers(), "onnx_quantized_layers"),
-        AttentionToOnnx(),
-        RewritePass("onnx_rotary", [RotaryToOnnx()]),
-        RecurrentToOnnx(),
-        FunctionPass("cse", cse),
-        FunctionPass("dce", dce),
-    ],
-)
+def portable(layers: QuantizedLayers) -> Pipeline:
+    """The rewrites to standard ops. layers: what becomes of layers over encoded weights."""
+    return Pipeline(
+        "onnx",
+        [
+            layers,
+            AttentionToOnnx(),
+            RewritePass("onnx_rotary", [RotaryToOnnx()]),
+            RecurrentToOnnx(),
+            FunctionPass("cse", cse),
+            FunctionPass("dce", dce),
+        ],
+    )
+
+
+PORTABLE = portable(QuantizedLayers(StandardLayers(), "onnx_quantized_layers"))
 """The standard ops only."""
 
 AS_IT_IS = Pipeline("as it is", [])

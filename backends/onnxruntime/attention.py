@@ -298,8 +298,8 @@ class GroupQuery:
         mask = found[0].output
         batch = mask.shape[0]
         # Where all buffers are those of windows, theirs are no lengths of rows.
-        lengths = graph.inputs.get(LENGTHS) or graph.input(LENGTHS, TensorType(i32, (batch,)))
-        positions = graph.inputs.get(stream.positions) or graph.input(stream.positions, TensorType(i64, mask.shape))
+        lengths = graph.input_of(LENGTHS, TensorType(i32, (batch,)))
+        positions = graph.input_of(stream.positions, TensorType(i64, mask.shape))
         with graph.at(found[0]):
             valid = less(positions, reshape(cast(lengths, dtype=i64), shape=(batch, 1)))
             new = cast(valid, dtype=mask.dtype)

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ...frontends.task import LOGITS, TOKEN_TYPES
+from ...ir.documents import parse_json, read_text
 from ...ir.errors import ConfigError, MonographError
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
@@ -84,8 +85,10 @@ class Contract:
         if not path.is_file():
             raise ConfigError(f"{folder} has no {FILE}: it is not a folder that `build` wrote", place=str(path))
         try:
-            said: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as e:
+            said: Any = parse_json(read_text(path))
+        except OSError as e:
+            raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        except ValueError as e:
             raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
         given = cast("dict[str, Any]", said) if isinstance(said, dict) else {"version": type(said).__name__}
         if given.get("version") != VERSION:
@@ -105,8 +108,8 @@ def slots_of(text: str, place: str = "") -> tuple[Slot, ...]:
     """Slots from the JSON list of a contract, or of an exported file. Raises ConfigError listing what is wrong."""
     reader = _Reader()
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        given = parse_json(text)
+    except ValueError as e:
         raise ConfigError(f"slots are not JSON: {e}", place=place) from None
     if not isinstance(given, list):
         raise ConfigError(f"slots are {given!r}, expected a list", place=place)
@@ -120,8 +123,8 @@ def stream_of(text: str, place: str = "") -> Stream:
     """A stream from the JSON object of an exported file. Raises ConfigError listing what is wrong."""
     reader = _Reader()
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        given = parse_json(text)
+    except ValueError as e:
         raise ConfigError(f"the stream is not JSON: {e}", place=place) from None
     if not reader.fits(given, Stream, "stream: "):
         raise ConfigError("the stream is damaged", place=place, details=reader.problems)

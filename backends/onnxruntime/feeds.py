@@ -79,6 +79,8 @@ def check_loaded(contract: Contract, loaded: Loaded, place: str) -> None:
     found = _differences(expected, given)
     if contract.kind == "decoder" and file != contract.encoder:
         found += _decoder(contract, file, promised, None)
+        if contract.rows != (ROWS in promised):
+            found.append(f"{ROWS}: the contract says rows {contract.rows}, and its inputs say otherwise")
         found += [
             f"{n}: the contract has an output, the graph has none"
             for n in (contract.output, *(s.output for s in contract.slots if s.output))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -98,6 +98,16 @@ def typed(name: str, array: Any, type: TensorType) -> Array:
     if not fits or x.ndim != type.rank:
         raise RuntimeInputError(f"{name} is {x.dtype}{list(x.shape)}, expected {type}")
     return np.ascontiguousarray(x, dtype=wanted).reshape(x.shape)
+
+
+def by_name(inputs: Any) -> Mapping[str, Any]:
+    """Inputs as a mapping. Raises RuntimeInputError for anything that is not arrays by name."""
+    if not isinstance(inputs, Mapping):
+        raise RuntimeInputError(f"inputs are {type(inputs).__name__}, expected arrays by name")
+    wrong = [k for k in cast("Mapping[Any, Any]", inputs) if not isinstance(k, str)]
+    if wrong:
+        raise RuntimeInputError(f"inputs have the name {wrong[0]!r}, expected texts")
+    return cast("Mapping[str, Any]", inputs)
 
 
 def check_names(given: Mapping[str, Any], known: Mapping[str, Any] | set[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir.errors import RuntimeInputError
 from .memory import Array, Buffer
-from .runtime import BINDING_ERRORS, Loaded, OrtValue, array_of, value_of
+from .runtime import RUNTIME_ERRORS, Loaded, OrtValue, array_of, value_of
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -55,7 +55,7 @@ class CpuCall:
     def run(self) -> None:
         try:
             self.binding.run()
-        except BINDING_ERRORS as e:
+        except RUNTIME_ERRORS as e:
             raise RuntimeInputError(f"ONNX Runtime: {e}", place=self.file) from e
 
 
@@ -95,7 +95,7 @@ class CpuMemory:
     def run(self, loaded: Loaded, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         try:
             results = loaded.run_values({k: _own(b).value for k, b in inputs.items()})
-        except BINDING_ERRORS as e:
+        except RUNTIME_ERRORS as e:
             raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
         return {k: CpuBuffer(value=v) for k, v in results.items()}
 

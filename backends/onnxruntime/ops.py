@@ -9,6 +9,7 @@ import numpy as np
 
 from ...ir.errors import check
 from ...ir.graph import Value
+from ...ir.value import type_of
 from ...ir.op import Op, op
 from ...ir.ops.attention import attention
 from ...ir.ops.elementwise import cast, constant, cos, maximum, sin, sub
@@ -62,11 +63,11 @@ class OrtGroupQueryAttention(Op):
         check(q.shape == (batch, rows, columns), f"q is {q.type}, expected [{batch},{rows},{columns}]")
         for name, x in (("k", k), ("v", v)):
             expected = TensorType(q.dtype, (batch, rows, groups * width))
-            check(x is None or x.type == expected, f"{name} is {x and x.type}, expected {expected}")
+            check(x is None or x.type == expected, f"{name} is {type_of(x)}, expected {expected}")
         check(lengths.type == TensorType(i32, (batch,)), f"lengths is {lengths.type}, expected i32[{batch}]")
         check(total.type == TensorType(i32, ()), f"total is {total.type}, expected i32[]")
         check((cosines is None) == (sines is None), "cosines and sines are given together")
-        check(sinks is None or sinks.shape == (heads,), f"sinks is {sinks and sinks.type}, expected [{heads}]")
+        check(sinks is None or sinks.shape == (heads,), f"sinks is {type_of(sinks)}, expected [{heads}]")
         present = TensorType(past_k.dtype, (batch, groups, past + rows, width))
         return TensorType(q.dtype, (batch, rows, heads * width)), present, present
 
@@ -255,7 +256,7 @@ class OrtMultiHeadAttention(Op):
             check(x.rank == 3 and x.dtype == q.dtype, f"{name} is {x.type}, expected rank 3 and the dtype of q")
         check(k.shape[:2] == v.shape[:2] and k.shape[2] == q.shape[2], f"q is {q.type}, k {k.type} and v {v.type}")
         expected = TensorType(i32, k.shape[:2])
-        check(keys is None or keys.type == expected, f"keys is {keys and keys.type}, expected {expected}")
+        check(keys is None or keys.type == expected, f"keys is {type_of(keys)}, expected {expected}")
         return TensorType(q.dtype, (*q.shape[:2], v.shape[2]))
 
     def body(self, q: Value, k: Value, v: Value, keys: Value | None = None, *, heads: int, scale: float) -> Value:

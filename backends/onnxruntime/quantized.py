@@ -8,6 +8,7 @@ backends/onnx/quantized.py). Scales are 1-D or [N,K/block], but [N,K/block,1] fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ...ir.errors import check
 from ...ir.graph import Value
+from ...ir.value import type_of
 from ...ir.interpret import Array
 from ...ir.op import Op, op, unmoved
 from ...ir.shard_rules import needs_all
@@ -85,7 +87,7 @@ class OrtMatMulNBits(Op):
         check(scales.type == TensorType(x.dtype, (rows, blocks)), f"scales is {scales.type}, codes {codes.type}")
         columns = blocks * width * 8 // bits if isinstance(blocks, int) and isinstance(width, int) else blocks
         check(x.shape[-1] == columns, f"last axis of x is {x.shape[-1]} but codes is {codes.type} of {bits} bits")
-        check(b is None or b.shape == (rows,), f"b is {b and b.type}, expected [{rows}]")
+        check(b is None or b.shape == (rows,), f"b is {type_of(b)}, expected [{rows}]")
         return TensorType(x.dtype, (*x.shape[:-1], rows))
 
     def numpy(
@@ -154,10 +156,10 @@ gather_block_quantized = op(OrtGatherBlockQuantized)
 
 
 class RuntimeLayers:
-    """MatMulNBits, and GatherBlockQuantized over the same bytes."""
+    """MatMulNBits, and GatherBlockQuantized over the same bytes. level: the accuracy level by bits of the codes."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, level: Callable[[int], int]) -> None:
+        self.level = level
 
     def refuses(self, w: Stored) -> str:
         if w.encoding.bits not in _ZERO or w.block not in _BLOCKS:
@@ -166,7 +168,7 @@ class RuntimeLayers:
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
         bits = w.encoding.bits
-        level = self.target.accuracy_level(bits)
+        level = self.level(bits)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
         fine = w.by_rows and level == NARROW
         return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level, fine=fine)
@@ -193,4 +195,12 @@ def narrow_products(folder: str | Path) -> bool:
 
 def quantized_layers(target: Target) -> QuantizedLayers:
     """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
-    return QuantizedLayers(RuntimeLayers(target), "ort_quantized_layers")
+    return QuantizedLayers(RuntimeLayers(target.accuracy_level), "ort_quantized_layers")
+
+
+def exact_layers() -> QuantizedLayers:
+    """The same ops, multiplying in the type of the activations: for clients that set no option of a session.
+
+    Over the standard ops ONNX Runtime makes products of its own, which round activations to 8 bits unless told not to.
+    """
+    return QuantizedLayers(RuntimeLayers(lambda bits: 0), "ort_exact_layers")

@@ -17,11 +17,11 @@ OrtValue = Any
 
 _ort = ort.library()
 _raised = ort.internals()
-_ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "EPFail")
-RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(getattr(_raised, n) for n in (*_ERRORS, "RuntimeException"))
-"""What ONNX Runtime raises; its classes have no base of their own."""
-BINDING_ERRORS = (*RUNTIME_ERRORS, RuntimeError)
-"""What a run over bindings raises."""
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(c for c in vars(_raised).values() if isinstance(c, type) and issubclass(c, Exception)),
+    RuntimeError,
+)
+"""What ONNX Runtime raises; its classes have no base of their own, and its bindings raise a plain one."""
 
 _ELEMENT = {
     "tensor(float)": np.dtype(np.float32),
@@ -59,7 +59,7 @@ class Binding:
             self._binding.bind_ortvalue_output(name, value)
 
     def run(self) -> None:
-        """Raises one of BINDING_ERRORS."""
+        """Raises one of RUNTIME_ERRORS."""
         self._session.run_with_iobinding(self._binding)
 
 
@@ -102,8 +102,9 @@ class Loaded:
 
     @cached_property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
-        """Element types of inputs and outputs."""
-        return {x.name: _ELEMENT[x.type] for x in (*self._session.get_inputs(), *self._session.get_outputs())}
+        """Element types of inputs and outputs; `object` for those that no graph of ours has, such as texts."""
+        ends = (*self._session.get_inputs(), *self._session.get_outputs())
+        return {x.name: _ELEMENT.get(x.type, np.dtype(object)) for x in ends}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name. Raises one of RUNTIME_ERRORS."""
@@ -111,7 +112,7 @@ class Loaded:
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
     def run_values(self, feeds: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
-        """The same, over tensors of the runtime. Raises one of BINDING_ERRORS."""
+        """The same, over tensors of the runtime. Raises one of RUNTIME_ERRORS."""
         names = list(self.outputs)
         return dict(zip(names, self._session.run_with_ort_values(names, dict(feeds)), strict=True))
 

@@ -17,7 +17,7 @@ from ...ir.slots import Growth
 from .compact import Compact
 from .contract import Contract, Types
 from .feeds import along, check_loaded, others
-from .guard import Array, check_names, checked, token_ids
+from .guard import Array, by_name, check_names, checked, token_ids
 from .memory import Memory
 from .memory_cpu import CpuMemory
 from .options import load
@@ -88,6 +88,7 @@ class Session:
         is all ones, positions follow from it, token types are 0 and pasts are empty. A mask may have zeros anywhere.
         Raises RuntimeInputError for anything that does not fit, with names and numbers.
         """
+        inputs = by_name(inputs)
         if self.contract.kind != "decoder":
             file = self.contract.masked
             return execute(self.graph(file), completed(self.contract, file, inputs))
@@ -129,7 +130,7 @@ class Session:
         if not self.contract.encoder:
             raise RuntimeInputError(f"{self.contract.family} has no encoder beside its decoder")
         self.reset()
-        self._source = self._encoded(inputs)
+        self._source = self._encoded(by_name(inputs))
 
     def prefill(self, tokens: Any, lengths: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Start anew with prompts i64 [B,S], padded on the right to lengths i64 [B]; logits f32 [B,V] after each.
@@ -143,7 +144,7 @@ class Session:
         source = next(iter(self._source.values()), None)
         if self.contract.encoder and (source is None or len(source) != len(tokens)):
             raise RuntimeInputError(f"{0 if source is None else len(source)} sources are read for {len(tokens)} rows")
-        given, fixed = self._split(tokens, inputs or {})
+        given, fixed = self._split(tokens, {} if inputs is None else inputs)
         fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
                                  if s.growth is Growth.once and s.first}  # fmt: skip
         check_room(int(lengths.max()), self.contract)
@@ -163,7 +164,7 @@ class Session:
         state = self._running(len(tokens))
         batch, rows = tokens.shape
         counts = np.full(batch, rows) if lengths is None else self._counts("lengths", lengths, batch, rows)
-        given, fixed = self._split(tokens, inputs or {}, begun=True)
+        given, fixed = self._split(tokens, {} if inputs is None else inputs, begun=True)
         if fixed:
             raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
         longest = int(counts.max())
@@ -172,7 +173,7 @@ class Session:
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
         ids = token_ids("tokens", tokens, 1, self.contract.bounds.get(self._ids))[:, None]
-        if inputs or self._beside:
+        if inputs is not None or self._beside:
             return self.append(ids, None, inputs)
         return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64))
 
@@ -210,7 +211,7 @@ class Session:
         self, tokens: Array, inputs: Mapping[str, Any], *, begun: bool = False
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """(what comes along with tokens, the tokens included; what stays for the batch). begun: the latter is known."""
-        types = self._beside
+        types, inputs = self._beside, by_name(inputs)
         check_names(inputs, {*types})
         wanted = {k: t for k, t in types.items() if not begun or k in inputs or along(self.contract, t)}
         found = beside(self.contract, wanted, inputs, tokens.shape)

@@ -25,8 +25,11 @@ Graphs = Callable[[str], Loaded]
 
 def execute(loaded: Loaded, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph on the feeds it has inputs for; outputs by name. Raises RuntimeInputError."""
+    given = {k: v for k, v in feeds.items() if k in loaded.inputs}
+    if lost := [k for k in loaded.inputs if k not in given]:
+        raise RuntimeInputError(f"nothing is fed to {', '.join(lost)}, which the graph takes", place=loaded.file)
     try:
-        return loaded.run({k: v for k, v in feeds.items() if k in loaded.inputs})
+        return loaded.run(given)
     except RUNTIME_ERRORS as e:
         raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
 
@@ -58,11 +61,15 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
         feeds[name] = np.asarray(defaults[name](ids.shape), type.dtype.numpy)
     bind_dims(types, {k: feeds[k].shape for k in types})
     for name, array in feeds.items():
-        empty = [axis for axis, n in enumerate(array.shape) if n == 0]
-        if empty:
-            raise RuntimeInputError(f"{name} has shape {list(array.shape)}, expected at least 1 on every axis")
+        _check_some(name, array)
         check_index(contract, name, array)
     return {k: feeds[k] for k in types}
+
+
+def _check_some(name: str, array: Array) -> None:
+    """Raises RuntimeInputError for an axis of length 0, over which ONNX Runtime cannot attend, and reduces wrongly."""
+    if 0 in array.shape:
+        raise RuntimeInputError(f"{name} has shape {list(array.shape)}, expected at least 1 on every axis")
 
 
 def check_index(contract: Contract, name: str, array: Array) -> None:
@@ -130,6 +137,7 @@ def beside(contract: Contract, types: Types, inputs: Mapping[str, Any], shape: t
         found, wanted = feeds[name].shape, shape[: 2 if along(contract, type) else 1]
         if found[: len(wanted)] != wanted:
             raise RuntimeInputError(f"{name} is {list(found)}, but the tokens are {list(shape)}")
+        _check_some(name, feeds[name])
         check_index(contract, name, feeds[name])
     bind_dims(types, {k: feeds[k].shape for k in types})
     return feeds
@@ -179,7 +187,7 @@ def _total(
     """All tokens so far: those of a past that keeps all of them, else as the mask says."""
     stream = stream_of(contract)
     pasts = [(s, feeds[s.input].shape[s.axis]) for s in contract.slots if s.axis is not None and s.output]
-    said = np.shape(inputs[stream.mask])[1:2] if stream.mask in inputs else ()
+    said = checked(stream.mask, inputs[stream.mask], np.int64, 2).shape[1:] if stream.mask in inputs else ()
     whole = [n + rows for s, n in pasts if s.growth is Growth.append]
     if whole:
         return whole[0]

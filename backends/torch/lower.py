@@ -17,6 +17,7 @@ from ...ir.dims import sources
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
+from ...ir.ops.division import FloorDiv, Mod
 from ...ir.ops.linear import Embedding, Linear
 from ...ir.ops.logic import Where
 from ...ir.ops.norm import RMSNorm
@@ -29,6 +30,7 @@ from ...passes.encode import open_encodings
 from ...passes.pattern import apply_rewrites
 from ...passes.recompute import Plan
 from .attention import AttentionToSDPA
+from .division import floor_divide, remainder
 from .experts import choose_experts, chosen_experts
 from .feed_forward import ACTIVATED, LinearAfterActivation, activated_linear
 from .frozen import over_encodings
@@ -40,7 +42,7 @@ from .tensors import torch_dtype
 from .tied import tied_embedding
 from .untyped import library
 
-_KERNELS: dict[type[Op], Callable[..., Any]] = {RMSNorm: rms_norm}
+_KERNELS: dict[type[Op], Callable[..., Any]] = {RMSNorm: rms_norm, FloorDiv: floor_divide, Mod: remainder}
 """Functions of this backend that take the place of an op's `torch` method."""
 _STATIC_KERNELS: dict[type[Op], Callable[..., Any]] = {Linear: linear}
 """The same where shapes do not change."""
@@ -69,7 +71,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         ours = activated_linear, chosen_experts, linear, linear_cross_entropy, rms_norm, tied_embedding
-        super().__init__(autowrap_functions=ours)
+        super().__init__(autowrap_functions=(*ours, floor_divide, remainder))
 
 
 class Lowering:

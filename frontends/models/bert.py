@@ -5,12 +5,11 @@ from __future__ import annotations
 from ...ir import Init
 from ...ir.errors import ConfigError
 from ...ir.ops import linear, reshape, slice_, tanh
-from ...ir.ops.feed_forward import activate
-from ..activations import activation
+from ..activations import activated
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..harmless import DROPOUT, keys
 from ..layers import attention, drop
-from ..task import HIDDEN, POOLED
+from ..task import ENDS, HIDDEN, POOLED, STARTS
 
 
 class Bert(Config):
@@ -29,6 +28,7 @@ class Bert(Config):
     causal: bool = key("is_decoder", False)
     tied: bool = key("tie_word_embeddings", True)
     labels: dict[str, str] | None = key("id2label", None)
+    number: int | None = key("num_labels", None)
     head_dropout: float | None = key("classifier_dropout", None)
 
     noted = {**keys(DROPOUT, "attention_probs_dropout_prob"), "is_causal": "only a decoder reads it"}
@@ -42,6 +42,15 @@ class Bert(Config):
             raise ConfigError(f"hidden_size {self.dim} is not a multiple of num_attention_heads {self.heads}")
         if self.labels is not None and sorted(self.labels) != sorted(map(str, range(len(self.labels)))):
             raise ConfigError(f"id2label has the ids {', '.join(self.labels)}, expected 0 to {len(self.labels) - 1}")
+
+    @property
+    def classes(self) -> int:
+        """How many classes a head tells apart: as many as have a name, or are said, or 2, as in the reference."""
+        return len(self.labels) if self.labels is not None else 2 if self.number is None else self.number
+
+    def dropped(self, x: Value) -> Value:
+        """x after the dropout of a head."""
+        return drop(x, self.dropout if self.head_dropout is None else self.head_dropout)
 
 
 def encoder(m: Scope, c: Bert, ids: Value, attention_mask: Value, positions: Value, types: Value) -> Value:
@@ -57,7 +66,7 @@ def encoder(m: Scope, c: Bert, ids: Value, attention_mask: Value, positions: Val
         y = attention(a / "self", x, heads=c.heads, mask=mask, names=("query", "key", "value", ""), biases=True)
         y = drop((a / "output").linear("dense", y, c.dim, bias=True), c.dropout)
         x = (a / "output").layer_norm("LayerNorm", y + x, c.eps)
-        y = activate(up.linear("dense", x, c.ffn, bias=True), activation(c.activation))
+        y = activated(up.linear("dense", x, c.ffn, bias=True), c.activation)
         y = drop(down.linear("dense", y, c.dim, bias=True), c.dropout)
         x = down.layer_norm("LayerNorm", y + x, c.eps)
     return x
@@ -97,7 +106,7 @@ def masked_lm(
 ) -> Value:
     x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
     head = m / "cls.predictions"
-    x = activate((head / "transform").linear("dense", x, c.dim, bias=True), activation(c.activation))
+    x = activated((head / "transform").linear("dense", x, c.dim, bias=True), c.activation)
     x = (head / "transform").layer_norm("LayerNorm", x, c.eps)
     if not c.tied:
         return head.linear("decoder", x, c.vocab, bias=True)
@@ -110,5 +119,24 @@ def classifier(
     m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
 ) -> Value:
     x = pooled(m / "bert", c, encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids))
-    p = c.dropout if c.head_dropout is None else c.head_dropout
-    return m.linear("classifier", drop(x, p), 2 if c.labels is None else len(c.labels), bias=True)
+    return m.linear("classifier", c.dropped(x), c.classes, bias=True)
+
+
+@model(task="token-classification", name="bert", checkpoint=stored("BertForTokenClassification"))
+def token_classifier(
+    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
+) -> Value:
+    x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
+    return m.linear("classifier", c.dropped(x), c.classes, bias=True)
+
+
+@model(task="question-answering", name="bert", checkpoint=stored("BertForQuestionAnswering"))
+def answerer(
+    m: Scope, c: Bert, input_ids: Value, attention_mask: Value, position_ids: Value, token_type_ids: Value
+) -> dict[str, Value]:
+    if c.classes != 2:
+        raise ConfigError(f"a head for question answering has 2 scores a token, but num_labels is {c.classes}")
+    x = encoder(m / "bert", c, input_ids, attention_mask, position_ids, token_type_ids)
+    y = m.linear("qa_outputs", x, 2, bias=True)
+    first, last = (reshape(slice_(y, axis=-1, start=i, length=1), shape=x.shape[:2]) for i in (0, 1))
+    return {STARTS: first, ENDS: last}

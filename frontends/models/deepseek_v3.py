@@ -129,7 +129,8 @@ def chosen(m: Scope, c: DeepseekV3, x: Value) -> tuple[Value, Value]:
 @model(
     checkpoint=Checkpoint(
         "DeepseekV3ForCausalLM",
-        unused=("model.layers.61.*",),
+        unused={"model.layers.61.*": "the layer that guesses further tokens is not part of the model that answers"},
+        prefix="model",
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         layout=by_expert,
     ),

@@ -97,7 +97,7 @@ def decoder(
     return y if c.final_softcap is None else tanh(y * (1.0 / c.final_softcap)) * c.final_softcap
 
 
-@model(checkpoint=Checkpoint("Gemma2ForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}))
+@model(checkpoint=Checkpoint("Gemma2ForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"}))
 def gemma2(m: Scope, c: Gemma2, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     rotate = rotary(m, position_ids, c.width, **rope_settings(c))
     return decoder(m, c, input_ids, attention_mask, lambda kind: rotate, normed=False, softcap=c.softcap)

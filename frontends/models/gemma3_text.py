@@ -26,7 +26,7 @@ class Gemma3Text(Gemma2):
     theta: float = key("rope_theta", 1e6, gguf="rope.freq_base")
     local_theta: float = key("rope_local_base_freq", 1e4, gguf="rope.freq_base_swa")
     window: int | None = key("sliding_window", 4096, gguf="attention.sliding_window")
-    every: int = key("sliding_window_pattern", 6)
+    every: int = key("sliding_window_pattern", 6, gguf="attention.sliding_window_pattern")
     final_softcap: float | None = key("final_logit_softcapping", None, gguf="final_logit_softcapping")
     softcap: float | None = key("attn_logit_softcapping", None)  # The reference reads it and never uses it.
 
@@ -72,20 +72,27 @@ GGUF_NAMES = {
 def unsaid(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What GGUF leaves to the reader, as llama.cpp reads it.
 
-    Scores are scaled by the width of a head, but not in the 27B model; without a window all layers look at everything,
-    and the rotary base is 10,000 where none is given.
+    Heads share the width of the model, and each has keys of its own, where nothing is said. Scores are scaled by the
+    width of a head, but not in the 27B model; without a window all layers look at everything, and the rotary base is
+    10,000 where none is given.
     """
     large = settings.get("num_hidden_layers") == 62
-    width = settings.get("head_dim", 256)
-    scalar = settings["hidden_size"] / settings["num_attention_heads"] if large else width
-    found: dict[str, Any] = {"query_pre_attn_scalar": scalar, "rope_theta": settings.get("rope_theta", 1e4)}
+    heads = settings.get("num_attention_heads") or 1
+    even = settings["hidden_size"] / heads
+    width = settings.get("head_dim", int(even))
+    found: dict[str, Any] = {
+        "head_dim": width,
+        "num_key_value_heads": settings.get("num_key_value_heads", heads),
+        "query_pre_attn_scalar": even if large else width,
+        "rope_theta": settings.get("rope_theta", 1e4),
+    }
     if not settings.get("sliding_window"):
         found |= {"layer_types": [FULL] * settings.get("num_hidden_layers", 0), "sliding_window": None}
     return found
 
 
 @model(
-    checkpoint=Checkpoint("Gemma3ForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}),
+    checkpoint=Checkpoint("Gemma3ForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"}),
     gguf=GGUF(GGUF_NAMES, added={"*norm.weight": 1.0}, unsaid=unsaid),
 )
 def gemma3_text(m: Scope, c: Gemma3Text, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:

@@ -6,6 +6,7 @@ Its checkpoints store the weights of linear layers as [in, out].
 from __future__ import annotations
 
 from ...ir.errors import ConfigError
+from ..buffers import CAUSAL
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..harmless import DROPOUT, SPEED, keys
 from ..layers import Packed, attention, drop, feed_forward
@@ -43,7 +44,7 @@ class GPT2(Config):
         also=("GPT2Model",),  # The original checkpoint was saved from the model without its head, which is tied.
         prefix="transformer",
         tied={"lm_head.weight": "transformer.wte.weight"},
-        unused=("*.attn.bias", "*.attn.masked_bias"),  # The causal mask, which old checkpoints store as a buffer.
+        unused=CAUSAL,
     )
 )
 def gpt2(m: Scope, c: GPT2, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:

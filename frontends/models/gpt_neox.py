@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..buffers import CAUSAL
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..harmless import DROPOUT, keys
 from ..layers import Packed, attention, drop, feed_forward, rotary
@@ -37,7 +38,7 @@ class GPTNeoX(Config):
         prefix="gpt_neox",
         old={"embed_out.weight": "lm_head.weight"},
         tied={"lm_head.weight": "gpt_neox.embed_in.weight"},
-        unused=("*.attention.bias", "*.attention.masked_bias"),
+        unused=CAUSAL,
     )
 )
 def gpt_neox(m: Scope, c: GPTNeoX, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..buffers import CAUSAL
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..harmless import DROPOUT, keys
 from ..layers import attention, drop, feed_forward, rotary
@@ -31,7 +32,7 @@ class GPTJ(Config):
         "GPTJForCausalLM",
         prefix="transformer",
         tied={"lm_head.weight": "transformer.wte.weight"},
-        unused=("*.attn.bias", "*.attn.masked_bias"),
+        unused=CAUSAL,
     )
 )
 def gptj(m: Scope, c: GPTJ, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:

@@ -72,7 +72,7 @@ def short_convolution(m: Scope, c: Lfm2, x: Value, counts: Value) -> Value:
     return m.linear("out_proj", gate * y, c.dim, bias=c.conv_bias)
 
 
-@model(checkpoint=Checkpoint("Lfm2ForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}))
+@model(checkpoint=Checkpoint("Lfm2ForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"}))
 def lfm2(m: Scope, c: Lfm2, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     rotate = rotary(m, position_ids, c.dim // c.heads, **rope_settings(c))
     counts, mask = attention_mask.cast(DType.bool_), key_mask(attention_mask)

@@ -57,7 +57,7 @@ GGUF_NAMES = {
 
 
 @model(
-    checkpoint=Checkpoint("LlamaForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}),
+    checkpoint=Checkpoint("LlamaForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"}),
     gguf=GGUF(GGUF_NAMES, permuted={"q_proj": "heads", "k_proj": "groups"}),
 )
 def llama(m: Scope, c: Llama, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:

@@ -7,9 +7,8 @@ from typing import Any
 
 from ...ir import DType, Init, Value, ops
 from ...ir.errors import ConfigError
-from ...ir.ops.feed_forward import activate
 from ...ir.weights import Weights
-from ..activations import activation as op_name
+from ..activations import activated
 from ..dsl import Checkpoint, Config, Scope, key, model
 from ..harmless import INITIAL, SPEED, keys
 from ..layers import like, widened
@@ -71,7 +70,7 @@ def mixer(m: Scope, c: Mamba2, x: Value, counts: Value) -> Value:
     w = (m / "conv1d").param("weight", c.inner + 2 * shared, 1, c.taps).reshape(c.inner + 2 * shared, c.taps)
     w_bias = (m / "conv1d").param("bias", c.inner + 2 * shared, init=Init("zeros")) if c.conv_bias else None
     mixed, _ = ops.causal_conv(mixed, w, w_bias, mask=counts)
-    x, b, into = parts(widened(activate(mixed, op_name(c.activation))), c.inner, shared, shared)
+    x, b, into = parts(widened(activated(mixed, c.activation)), c.inner, shared, shared)
     x = x.reshape(batch, length, c.heads, c.width)
     b, into = (y.reshape(batch, length, c.groups, c.size) for y in (b, into))
     step = steps(c, widened(step + m.param("dt_bias", c.heads, init=Init("zeros"))), counts)
@@ -110,7 +109,7 @@ def parts(x: Value, *widths: int) -> list[Value]:
 TIED = {"lm_head.weight": "backbone.embeddings.weight"}
 
 
-@model(checkpoint=Checkpoint("Mamba2ForCausalLM", tied=TIED, layout=stored))
+@model(checkpoint=Checkpoint("Mamba2ForCausalLM", prefix="backbone", tied=TIED, layout=stored))
 def mamba2(m: Scope, c: Mamba2, input_ids: Value, attention_mask: Value) -> Value:
     counts = attention_mask.cast(DType.bool_)
     x = m.embed("backbone.embeddings", input_ids, c.vocab, c.dim)

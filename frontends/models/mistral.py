@@ -38,7 +38,9 @@ class Mistral(Config):
         return self.kv_heads or self.heads
 
 
-@model(checkpoint=Checkpoint("MistralForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}))
+@model(
+    checkpoint=Checkpoint("MistralForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"})
+)
 def mistral(m: Scope, c: Mistral, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     rotate = rotary(m, position_ids, c.width, **rope_settings(c))
     heads: dict[str, Any] = {"heads": c.heads, "kv_heads": c.groups, "width": c.width, "window": c.window}

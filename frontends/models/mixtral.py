@@ -47,7 +47,11 @@ def stored(weights: Weights) -> Weights:
     return by_expert(weights.renamed(lambda k: k.replace(".mlp.", ".block_sparse_moe.")), PROJECTIONS)
 
 
-@model(checkpoint=Checkpoint("MixtralForCausalLM", tied={"lm_head.weight": "model.embed_tokens.weight"}, layout=stored))
+@model(
+    checkpoint=Checkpoint(
+        "MixtralForCausalLM", prefix="model", tied={"lm_head.weight": "model.embed_tokens.weight"}, layout=stored
+    )
+)
 def mixtral(m: Scope, c: Mixtral, input_ids: Value, attention_mask: Value, position_ids: Value) -> Value:
     width = c.head_dim or c.dim // c.heads
     rotate = rotary(m, position_ids, width, **rope_settings(c))

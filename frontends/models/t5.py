@@ -120,7 +120,7 @@ def feed(m: Scope, c: T5, x: Value) -> Value:
         architecture="T5ForConditionalGeneration",
         # Old checkpoints store the table three times, and the table of a cross-attention that never had one.
         copies=dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"),
-        unused=("*EncDecAttention.relative_attention_bias.weight",),
+        unused={"*EncDecAttention.relative_attention_bias.weight": "only self-attention has one"},
         from_weights={"own_lm_head": "lm_head.weight"},
     ),
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ...ir.errors import ConfigError
-from ...ir.ops import concat, conv2d, expand, reshape, slice_, tanh, transpose
-from ...ir.ops.feed_forward import activate
-from ..activations import activation
+from ...ir.ops import concat, conv2d, expand, reshape, slice_, transpose
+from ..activations import activated
 from ..dsl import Checkpoint, Config, Scope, Value, key, model
 from ..harmless import DROPOUT, keys
 from ..layers import attention, drop, feed_forward
@@ -40,6 +39,7 @@ class Vit(Config):
     pooled: int | None = key("pooler_output_size", None)
     pooler_activation: str = key("pooler_act", "tanh")
     labels: dict[str, str] | None = key("id2label", None)
+    number: int | None = key("num_labels", None)
 
     noted = keys(DROPOUT, "attention_probs_dropout_prob")
 
@@ -49,6 +49,11 @@ class Vit(Config):
                 raise ConfigError(f"{name} is {value}, expected one number or two")
         if min(*sides(self.patch)) < 1 or self.height < sides(self.patch)[0] or self.width < sides(self.patch)[1]:
             raise ConfigError(f"image_size {self.image} holds no patch of patch_size {self.patch}")
+
+    @property
+    def classes(self) -> int:
+        """How many classes a head tells apart: as many as have a name, or are said, or 2, as in the reference."""
+        return len(self.labels) if self.labels is not None else 2 if self.number is None else self.number
 
     @property
     def height(self) -> int:
@@ -97,7 +102,7 @@ def first_token(c: Vit, x: Value) -> Value:
 @model(task="image-classification", checkpoint=stored("ViTForImageClassification"))
 def vit(m: Scope, c: Vit, pixel_values: Value) -> Value:
     x = first_token(c, encoder(m / "vit", c, pixel_values))
-    return m.linear("classifier", x, 2 if c.labels is None else len(c.labels), bias=True)
+    return m.linear("classifier", x, c.classes, bias=True)
 
 
 @model(task=FEATURES, name="vit", checkpoint=stored("ViTModel"))
@@ -106,5 +111,4 @@ def features(m: Scope, c: Vit, pixel_values: Value) -> dict[str, Value]:
     if not c.pooler:
         return {HIDDEN: x}
     y = (m / "pooler").linear("dense", first_token(c, x), c.pooled or c.dim, bias=True)
-    y = tanh(y) if c.pooler_activation == "tanh" else activate(y, activation(c.pooler_activation))
-    return {HIDDEN: x, POOLED: y}
+    return {HIDDEN: x, POOLED: activated(y, c.pooler_activation)}

@@ -82,6 +82,7 @@ def feed(m: Scope, c: Whisper, x: Value, width: int) -> Value:
     task="speech-to-text",
     checkpoint=Checkpoint(
         architecture="WhisperForConditionalGeneration",
+        prefix="model",
         tied={"proj_out.weight": "model.decoder.embed_tokens.weight"},
     ),
 )

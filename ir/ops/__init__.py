@@ -1,10 +1,15 @@
 """All ops: one class each, grouped by what they do."""
 
+from typing import TYPE_CHECKING
+
+from ..errors import did_you_mean
 from .attention import attention as attention
 from .cache import cache_append as cache_append
 from .cache import cache_read as cache_read
 from .convolution import conv1d as conv1d
 from .convolution import conv2d as conv2d
+from .division import floor_div as floor_div
+from .division import mod as mod
 from .elementwise import abs as abs
 from .elementwise import add as add
 from .elementwise import cast as cast
@@ -76,3 +81,25 @@ from .shape import take_along_axis as take_along_axis
 from .shape import transpose as transpose
 from .state_space import causal_conv as causal_conv
 from .state_space import state_space as state_space
+
+__all__ = [
+    "abs", "add", "add_layer_norm", "add_rms_norm", "any", "argmax", "attention", "cache_append", "cache_read",
+    "cast", "causal_conv", "compact", "concat", "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum",
+    "dequantize", "div", "dropout", "embedding", "encoded_part", "equal", "erf", "exp", "expand", "feed_forward",
+    "floor", "floor_div", "gated_feed_forward", "gather", "gelu", "gru", "iota", "layer_norm", "less", "less_equal",
+    "linear", "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean",
+    "minimum", "mod", "moe", "mul", "neg", "pow", "relu", "reshape", "rms_norm", "rnn", "rope", "rope_frequencies",
+    "rsqrt", "sigmoid", "silu", "sin", "sinusoidal_positions", "slice_", "softmax", "softplus", "sqrt", "state_space",
+    "sub", "sum", "take_along_axis", "tanh", "topk", "transpose", "where",
+]  # fmt: skip
+
+
+if not TYPE_CHECKING:  # a checker calls a misspelt op an error by itself
+
+    def __getattr__(name: str) -> object:
+        guess = "" if name.startswith("_") else did_you_mean(name, __all__)
+        raise AttributeError(f"no op is called {name!r}{guess}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

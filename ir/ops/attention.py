@@ -11,12 +11,23 @@ from ..graph import Node, Value
 from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Indivisible, Stop, first_cut, whole
 from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
+from ..value import type_of
 from .checks import floating, typed
 from .elementwise import cast, constant, tanh
 from .linear import matmul
 from .logic import less, less_equal, where
 from .reduce import softmax
 from .shape import concat, expand, iota, reshape, slice_, transpose
+
+
+def positive_scale(node: Node) -> Value | None:
+    """A scale of 0 or less is one on q: some kernels refuse such a scale, others take 0 for one that is not given."""
+    scale = node.attributes["scale"]
+    if scale > 0:
+        return None
+    q, *rest = node.operands
+    assert q is not None
+    return q.graph.add(node.op, (q * scale, *rest), {**node.attributes, "scale": 1.0})[0]
 
 
 class Attention(Op):
@@ -32,6 +43,7 @@ class Attention(Op):
     """
 
     choices = {"scale": (...,)}
+    canonical = (positive_scale,)
 
     def complete(self, *operands: Value | None, scale: float | None, **attributes: Any) -> dict[str, Any]:
         q = operands[0]
@@ -67,9 +79,11 @@ class Attention(Op):
         full: Shape = (batch, heads, rows, k.shape[1])
         for name, x in (("bias", bias), ("mask", mask)):
             fits = x is None or broadcast(x.shape, full) == full
-            check(fits, f"{name} is {x and x.type}, which does not broadcast to [{','.join(map(str, full))}]")
-        check(bias is None or bias.dtype == q.dtype, f"bias is {bias and bias.dtype} but q is {q.dtype}")
-        check(mask is None or mask.dtype == bool_, f"mask is {mask and mask.dtype}, expected bool (True = may attend)")
+            check(fits, f"{name} is {type_of(x)}, which does not broadcast to [{','.join(map(str, full))}]")
+        if bias is not None:
+            check(bias.dtype == q.dtype, f"bias is {bias.dtype} but q is {q.dtype}")
+        if mask is not None:
+            check(mask.dtype == bool_, f"mask is {mask.dtype}, expected bool (True = may attend)")
         typed(TensorType(i32, (batch,)), ", one number of valid keys per batch row", lengths=lengths)
         typed(TensorType(q.dtype, (heads,)), ", one per query head", sinks=sinks)
         check(softcap is None or softcap > 0, f"softcap is {softcap}, expected a positive number")

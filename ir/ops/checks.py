@@ -10,7 +10,8 @@ from ..types import DType, TensorType, bool_, i32, i64
 def floating(**operands: Value | None) -> None:
     """Every operand given has a floating-point type."""
     for name, v in operands.items():
-        check(v is None or v.dtype.is_float, f"{name} is {v and v.dtype}, expected a floating-point type")
+        if v is not None:
+            check(v.dtype.is_float, f"{name} is {v.dtype}, expected a floating-point type")
 
 
 def number(**operands: Value) -> None:
@@ -40,10 +41,12 @@ def not_scalar(**operands: Value) -> None:
 def same_dtype(dtype: DType, **operands: Value | None) -> None:
     """Every operand given has this dtype, that of x."""
     for name, v in operands.items():
-        check(v is None or v.dtype == dtype, f"x is {dtype} but {name} is {v and v.dtype}: cast one of them")
+        if v is not None:
+            check(v.dtype == dtype, f"x is {dtype} but {name} is {v.dtype}: cast one of them")
 
 
 def typed(expected: TensorType, what: str, **operands: Value | None) -> None:
     """Every operand given has this very type; `what` says where it comes from."""
     for name, v in operands.items():
-        check(v is None or v.type == expected, f"{name} is {v and v.type}, expected {expected}{what}")
+        if v is not None:
+            check(v.type == expected, f"{name} is {v.type}, expected {expected}{what}")

@@ -15,7 +15,7 @@ from ..canonical import constant_right, made_by, neutral, same_type
 from ..errors import OpError, check
 from ..flow import Links, aligned
 from ..graph import Node, Value
-from ..op import Op, op, unmoved
+from ..op import Op, binary, op, unmoved
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import floating, number, same_dtype
 
@@ -375,7 +375,8 @@ class Constant(Op):
         return op.constant(np.asarray(value, dtype=dtype.numpy))
 
 
-add, sub, mul, div, maximum, minimum, pow = op(Add), op(Sub), op(Mul), op(Div), op(Maximum), op(Minimum), op(Pow)
+add, sub, mul, div, pow = binary(Add), binary(Sub), binary(Mul), binary(Div), binary(Pow)
+maximum, minimum = binary(Maximum), binary(Minimum)
 neg, abs, exp, log, sqrt, rsqrt = op(Neg), op(Abs), op(Exp), op(Log), op(Sqrt), op(Rsqrt)
 tanh, sin, cos, erf, sigmoid, floor = op(Tanh), op(Sin), op(Cos), op(Erf), op(Sigmoid), op(Floor)
 cast, constant = op(Cast), op(Constant)

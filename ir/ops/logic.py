@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import backward_reads as reads
 from ..errors import check
 from ..flow import Links
-from ..graph import Value
-from ..op import Op, op
+from ..graph import Operand, Value
+from ..op import Op, OpFunction, binary, op
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import same_dtype
 from .elementwise import Binary, Unary, elementwise_links, shown
@@ -92,6 +92,7 @@ class Where(Op):
     """x where condition, else y; all broadcast."""
 
     elementwise = True
+    own_dtype = frozenset({"condition"})
     backward_reads = reads.first
 
     def infer(self, condition: Value, x: Value, y: Value) -> TensorType:
@@ -117,6 +118,14 @@ class Where(Op):
         return op.Where(condition, x, y)
 
 
-equal, less, less_equal = op(Equal), op(Less), op(LessEqual)
-logical_and, logical_or, logical_not = op(LogicalAnd), op(LogicalOr), op(LogicalNot)
-where = op(Where)
+class WhereFunction(OpFunction[..., Value]):
+    """`where`, of which x and y may be plain numbers."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, condition: Value | bool, x: Operand, y: Operand) -> Value: ...
+
+
+equal, less, less_equal = binary(Equal), binary(Less), binary(LessEqual)
+logical_and, logical_or, logical_not = binary(LogicalAnd), binary(LogicalOr), op(LogicalNot)
+where = WhereFunction(op(Where).op)

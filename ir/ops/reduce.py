@@ -1,4 +1,7 @@
-"""Reductions over one axis, softmax and running sums."""
+"""Reductions over one axis, softmax and running sums.
+
+A reduced axis stays, with size 1, unless `keepdims` is false: what comes out broadcasts against what went in.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,7 @@ class Argmax(AlongAxis):
     backward_reads = reads.nothing
     shard = shard_rules.needs_all
 
-    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = False) -> TensorType:
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
         number(x=x)
         return reduced(x, axis, keepdims).with_dtype(i64)
 
