@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast, overload
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
 from ..ir.errors import ConfigError, MonographError, did_you_mean
+from ..ir.ops.position import rope_table
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
@@ -95,7 +96,7 @@ class Scope:
             return x
         frequencies, factor = ops.rope_frequencies(width, theta, scaling)
         dtype = x.dtype if x.dtype.bits == 64 else f32
-        table = ops.constant(value=tuple(float(dtype.numpy.type(v)) for v in frequencies), dtype=dtype)
+        table = ops.constant(value=rope_table(width, theta, scaling, dtype), dtype=dtype)
         return ops.rope(x, positions, table, interleaved=interleaved, rotary_dim=2 * len(frequencies), scale=factor)
 
 

@@ -75,7 +75,8 @@ def _attention(flow: Flow, block: Block, heads: list[Node]) -> list[str]:
     node = heads[0]
     q, k = node.value("q"), node.value("k")
     count, groups, width = q.shape[2], k.shape[2], q.shape[3]
-    lines = [f"{count} heads × {width}" if count == groups else f"{count} heads × {width}, {groups} key/value"]
+    size = f"{count} head{'s' if count != 1 else ''} × {width}"
+    lines = [size if count == groups else f"{size}, {groups} key/value"]
     said: list[str] = []
     if node.attributes["causal"]:
         said.append("causal")

@@ -136,10 +136,11 @@ def _fonts() -> list[str]:
     return [str(path) for place in places if (path := Path(place) / "mpl-data" / "fonts" / "ttf").is_dir()]
 
 
-def draw(model: Model | Graph) -> Picture:
+def draw(model: Model | Graph, *, title: str = "") -> Picture:
     """The architecture of a model, or of a graph, as papers draw it; only structure is read, no weights.
 
-    Bytes are those of the stored weights; without weights, those that 32-bit floats take.
+    Bytes are those of the stored weights; without weights, those that 32-bit floats take. title: by default the name
+    of the graph.
     """
     if isinstance(model, Graph):
         graph, sizes = model, dict[str, int]()
@@ -150,4 +151,4 @@ def draw(model: Model | Graph) -> Picture:
         sizes = {} if stored is None else {k: int(str(stored[k].type.bytes)) for k in known}
     found = architecture(graph)
     sizes |= {k: int(str(v.type.bytes)) for k, v in found.graph.params.items() if k not in sizes}
-    return Picture(graph.name, found, fold(found), sizes)
+    return Picture(title or graph.name, found, fold(found), sizes)
