@@ -80,7 +80,7 @@ def op_entry(op: Op) -> Iterator[str]:
     prose, notes = explained(op)
     yield f"### {op.name}"
     yield ""
-    yield from fenced("python", f"{op.name}({', '.join(parameters(op))})")
+    yield from fenced("python", call(op.name, parameters(op)))
     yield ""
     yield markdown(prose)
     rows = [*operand_rows(op, notes), *attribute_rows(op, notes)]
@@ -126,10 +126,17 @@ def parameters(op: Op) -> list[str]:
     return given + (["*", *keywords] if keywords and not s.variadic else keywords)
 
 
+def shape_of(op: Op, name: str) -> str:
+    """The shape that the docstring gives to an operand, as in `ids i64 [B,S]`."""
+    text = " ".join((inspect.getdoc(type(op)) or "").split())
+    found = re.search(rf"\b{re.escape(name)}`? ((?:i64 |i32 |bool )?\[[^\]]*\])", text)
+    return found[1] if found else ""
+
+
 def operand_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
     for name in operands_of(op):
         default = "may be left out" if name in op.signature.optional else ""
-        yield f"| `{name}` | value | {default} | {cell(notes.get(name, ''))} |"
+        yield f"| `{name}` | value | {default} | {cell(notes.get(name) or shape_of(op, name))} |"
 
 
 def attribute_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
@@ -220,10 +227,13 @@ def signature(name: str, thing: Any) -> str:
         parts.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     gives = found.return_annotation
     back = "" if inspect.isclass(thing) or gives is inspect.Signature.empty else f" -> {type_name(gives)}"
+    return call(name, parts, back)
+
+
+def call(name: str, parts: list[str], back: str = "") -> str:
+    """A call on one line, or with a line for each part."""
     line = f"{name}({', '.join(parts)}){back}"
-    if len(line) <= 100:
-        return line
-    return "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){back}"])
+    return line if len(line) <= 88 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){back}"])
 
 
 def parameter(p: inspect.Parameter) -> str:

@@ -205,7 +205,7 @@ class Family:
 
     def _outputs(self, result: object, graph: Graph) -> dict[str, Value]:
         """What the function returned, by name. Raises MonographError for anything but values of the graph."""
-        outputs = cast("dict[Any, Any]", result) if isinstance(result, dict) else {self.task.output: result}
+        outputs = cast("dict[Any, Any]", result if isinstance(result, dict) else {self.task.output: result})
         for name, value in outputs.items():
             if not isinstance(value, Value):
                 kind = "nothing" if value is None else f"a {type(value).__name__}"
@@ -319,8 +319,11 @@ def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
         if given not in task.inputs:
             what = f"no input is called {given!r}{did_you_mean(given, task.inputs)}"
             raise mistake(what, f"inputs of {task}: {', '.join(task.inputs)}")
-    with in_function(function):
+    try:
         found = typing.get_type_hints(function).get(parameters[1])
+    except (NameError, AttributeError, TypeError, SyntaxError) as e:
+        hint = "annotations are looked up among the names of the file: define the config there"
+        raise mistake(f"its annotations cannot be read: {type(e).__name__}: {e}", hint) from None
     if not (isinstance(found, type) and issubclass(found, Config)):
         raise mistake(f"annotate {parameters[1]!r} with a subclass of Config", "class ItsConfig(mg.Config): ...")
     return found
