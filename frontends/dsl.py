@@ -67,9 +67,11 @@ class Scope:
         return ops.embedding(ids, (self / name).param("weight", vocab, dim))
 
     def rms_norm(self, name: str, x: Value, eps: float) -> Value:
+        """x [..., C] by its root mean square, times a weight [C] that begins at one."""
         return ops.rms_norm(x, (self / name).param("weight", x.shape[-1], init=Init("ones")), eps=eps)
 
     def layer_norm(self, name: str, x: Value, eps: float, *, bias: bool = True) -> Value:
+        """x [..., C] with mean 0 and variance 1, times a weight [C], plus a bias [C] unless there is none."""
         w = (self / name).param("weight", x.shape[-1], init=Init("ones"))
         b = (self / name).param("bias", x.shape[-1], init=Init("zeros")) if bias else None
         return ops.layer_norm(x, w, b, eps=eps)
@@ -345,10 +347,12 @@ class Model:
 
     @property
     def name(self) -> str:
+        """That of the family or program."""
         return self.source.name
 
     @property
     def task(self) -> Task:
+        """The contract around the model: names and types of what goes in and comes out."""
         return self.source.task
 
     @property
