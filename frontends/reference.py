@@ -88,6 +88,11 @@ def located(place: str | Path) -> Generator[None, None, None]:
         raise ConfigError(e.what, place=e.place or str(place), details=e.details, hint=e.hint) from None
 
 
+def _off(value: Any) -> bool:
+    """Whether a switch is off; 0 is a number."""
+    return value is None or value is False
+
+
 def _account(entries: Entries, reference: Reference, family: Family) -> None:
     """Account for what the family's config does not use. In an error, misspelled keys are named, too."""
     wrong = bool(entries.problems)
@@ -103,7 +108,7 @@ def _account(entries: Entries, reference: Reference, family: Family) -> None:
                 entries.refuse(key, f"{unread}{hint}")
             else:
                 entries.note(key, f"{unread}{hint}")
-        elif value == reference.default(name):
+        elif value == reference.default(name) or (_off(value) and _off(reference.default(name))):
             entries.note(key, "what transformers takes where it is left out, and the only value that is computed here")
         else:
             usual = reference.default(name)
