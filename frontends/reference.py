@@ -8,6 +8,7 @@ which is what is computed here; else it is refused by name.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Generator, Mapping
@@ -60,6 +61,16 @@ def reference_of(family: Family) -> Reference | None:
     read = {a: frozenset(keys) for a, keys in found["read"].items()}
     fields = {k: found[k] for k in ("defaults", "absent", "renamed")}
     return Reference(_table()["transformers"], family.name, **fields, read=read)
+
+
+def other_names(family: Family) -> frozenset[str]:
+    """Keys of config.json that mean a field of the family's config, and stand under another name there."""
+    own = family.config_class.keys()
+    fields = dataclasses.fields(family.config_class)  # type: ignore[arg-type]
+    also = {name for f in fields for name in f.metadata.get("also", ())}
+    reference = reference_of(family)
+    renamed = {k for k, v in reference.renamed.items() if v in own} if reference else set[str]()
+    return frozenset(k for k in also | renamed if k not in own)
 
 
 def read_config(family: Family, settings: Mapping[str, Any], place: str = "") -> tuple[Config, tuple[Note, ...]]:
