@@ -95,6 +95,7 @@ class Arrays:
         return 0
 
     def sizes(self, length: int) -> dict[str, int]:
+        """How many rows there are on each side of the split."""
         return {"train_rows": len(self.train), "held_out_rows": len(self.held_out)}
 
     def of_model(self, model: Model, wanted: Mapping[str, TensorType]) -> Arrays:
