@@ -1,12 +1,15 @@
 """The pictures of these pages, made by the tool: python docs/pictures.py [folder].
 
 Structure only, with the sizes of published models: no weights are needed. A test holds the drawings against the code.
+`gpt` is the model of the tutorial, as it stands there.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from monograph.frontends.dsl import Model, load_family
@@ -35,6 +38,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "decoder_ffn": 2048, "mels": 80, "source_positions": 1500, "max_positions": 448,
         },
     ),
+    "lfm2": (
+        "LFM2 350M",
+        "lfm2",
+        {
+            "vocab": 65536, "dim": 1024, "block_ff_dim": 6656, "layers": 16, "heads": 16, "kv_heads": 8,
+            "attending": [2, 5, 8, 10, 12, 14],
+        },
+    ),
+    "gpt": ("The model of the tutorial", "", {}),
 }  # fmt: skip
 """File name => title, family, and fields of its config."""
 
@@ -42,7 +54,19 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def made(name: str) -> tuple[str, Model]:
     """Title and model of a picture."""
     title, family, fields = MODELS[name]
-    return title, load_family(family)(**fields)
+    return title, load_family(family)(**fields) if family else tutorial()
+
+
+def tutorial() -> Model:
+    """The model in the file gpt.py of the tutorial."""
+    page = FOLDER.parent / "tutorial.md"
+    found = re.search(r'^```python title="gpt.py"\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{page} has no gpt.py")
+    module = ModuleType("gpt")
+    sys.modules["gpt"] = module
+    exec(compile(found[1], "gpt.py", "exec"), module.__dict__)
+    return module.gpt()
 
 
 def main(folder: Path) -> None:

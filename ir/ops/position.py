@@ -102,7 +102,10 @@ def rotate(x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_
 
 
 class SinusoidalPositions(Op):
-    """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine: [B,S] -> [B,S,dim]. (Vaswani et al. 2017)"""
+    """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine. (Vaswani et al. 2017)
+
+    positions i64 [B,S] -> [B,S,dim], in `dtype`.
+    """
 
     shard = shard_rules.needs_all
 
