@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .folding import Choice, Drawn, Folded, Frame, Item, Line, blocks_in
 from .measure import width, wrapped
@@ -194,9 +195,9 @@ class _Layout:
             ends = isinstance(item, Drawn) and item.block.role in (Role.input, Role.output)
             here = ends and len(partners) == 1 and isinstance(self.level.get(partners[0]), int)
             wanted.append(self.place_of[partners[0]].x if here else p.x)
-        pairs = list(zip(zip(row, wanted, strict=True), list(zip(row, wanted, strict=True))[1:], strict=False))
-        if all(a[1] + a[0].right - 12 <= b[1] - b[0].left for a, b in pairs):
-            for p, x in zip(row, wanted, strict=True):
+        placed = sorted(zip(wanted, row, strict=True), key=lambda pair: pair[0])
+        if all(a + p.right - 12 <= b - q.left for (a, p), (b, q) in pairwise(placed)):
+            for x, p in placed:
                 p.x = x
         return max(p.left - p.x for p in row), max(p.right + p.x for p in row)
 
@@ -255,6 +256,8 @@ class _Layout:
         round_ = line.target.block.role is Role.sum
         if self.tower[line.source] != self.tower[line.target]:
             return self.across(line, s, t)
+        if self.inside(line):
+            return self.out(line, s, t)
         if line in self.lane:
             return self.beside(line, s, t)
         if round_ and abs(s.x - t.x) > RADIUS and line.target.block.fork is None:
@@ -280,6 +283,23 @@ class _Layout:
         if abs(s.x - t.x) >= 1 and not enters:
             return (t.x + 8, t.y - 11), False
         return (s.x + (-7 if before else 7), t.y - 12 if leaves else s.top + 10), before
+
+    def inside(self, line: Line) -> bool:
+        """Whether a line leaves a frame from below its top row."""
+        level = self.level[line.source]
+        if not isinstance(level, Frame) or line.target in set(blocks_in([level])):
+            return False
+        return self.row[line.source] < len(self.frames[level].rows) - 1
+
+    def out(self, line: Line, s: Place, t: Place) -> Route:
+        """From the side of a block up along the edge of its frame."""
+        level = self.level[line.source]
+        assert isinstance(level, Frame)
+        frame, side = self.frames[level], 1 if self.tower[line.source] == 0 else -1
+        edge = frame.x + (frame.inner_right - 7 if side > 0 else 7 - frame.inner_left)
+        start = s.x + (s.right if side > 0 else -s.left)
+        bend = t.y - GAP / 2
+        return Route(line, [(start, s.middle), (edge, s.middle), (edge, bend), (t.x, bend), (t.x, t.y)])
 
     def axis(self, drawn: Drawn) -> float:
         level = self.level[drawn]
