@@ -15,8 +15,9 @@ from ..ir.files import staged
 from .architecture import architecture
 from .blocks import Architecture, Block
 from .folding import Drawn, Folded, Frame, blocks_in, fold
-from .layout import DETAIL, SMALL, lay_out
+from .layout import lay_out
 from .measure import number, wrapped
+from .places import DETAIL, SMALL
 from .svg import write_svg
 from .vocabulary import Role
 
