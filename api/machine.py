@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import statistics
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -66,15 +69,18 @@ def peak_memory() -> int:
 
 
 def measure(threads: int | None = None, *, megabytes: int = 512, size: int = 2048, rounds: int = 5) -> Ceilings:
-    """Read a large array and multiply two matrices with PyTorch, `rounds` times each; the best round counts.
+    """Read a large array and multiply two matrices with PyTorch, or with ONNX Runtime where that is not installed,
+    `rounds` times each; the best round counts.
 
     The best, not the median: a limit is what the machine can do, and neighbours only take away from it.
     """
+    threads = threads or cores()
+    if not has_torch():
+        return _measure_in_runtime(threads, megabytes, size, rounds)
     import torch
 
     from .backends.torch.limits import peak_flops
 
-    threads = threads or cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -84,6 +90,40 @@ def measure(threads: int | None = None, *, megabytes: int = 512, size: int = 204
     finally:
         torch.set_num_threads(before)
     return Ceilings(4 * x.numel() / read, flops, threads)
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed. It is not imported."""
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except ImportError:  # Something hides it.
+        return False
+
+
+def _measure_in_runtime(threads: int, megabytes: int, size: int, rounds: int) -> Ceilings:
+    """The same with a sum and a product of ONNX Runtime."""
+    from onnx import TensorProto, helper
+
+    from .backends import ort
+
+    def session(op: str, shapes: list[list[int]], **attributes: Any) -> Any:
+        names = [f"x{i}" for i in range(len(shapes))]
+        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip(names, shapes, strict=True)]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "limit", inputs, [output])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        options = ort.library().SessionOptions()
+        options.intra_op_num_threads = threads
+        content = bytes(model.SerializeToString())
+        return ort.library().InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    count, value = megabytes * 250_000, ort.library().OrtValue.ortvalue_from_numpy
+    read, multiply = session("ReduceSum", [[count]], keepdims=0), session("MatMul", [[size, size]] * 2)
+    long, square = value(np.ones(count, np.float32)), value(np.ones((size, size), np.float32))
+    reading = min(seconds(lambda: read.run_with_ort_values(["y"], {"x0": long})) for _ in range(rounds))
+    feeds = {"x0": square, "x1": square}
+    product = min(seconds(lambda: multiply.run_with_ort_values(["y"], feeds)) for _ in range(rounds + 1))
+    return Ceilings(4 * count / reading, 2 * size**3 / product, threads)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -19,6 +19,7 @@ from .ir import Graph, MonographError, interpret
 from .ir.manifest import check as check_folder
 from .ir.slots import Stream
 from .ir.tensors import Array
+from .machine import has_torch
 from .passes.differential import CASES, MASKS, Case, attention_mask, sample_inputs
 from .runners import Call, Outputs, Runner, Spans, Tokens, onnx_runner, run_runner, session_runner, torch_runner
 
@@ -84,6 +85,7 @@ def verify(
 ) -> Parity:
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
+    torch: compare PyTorch, too, where it is installed.
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
     `ort` is one call through the mask guard. `ort session` reads prompts and steps over buffers, `ort chunks` several
     tokens at a time behind prompts; these are compared with each row alone. Cases with a past run as a prompt and
@@ -96,7 +98,7 @@ def verify(
     observe("NumPy reference")
     subject = _Subject(model, cases, seed, alone=model.task.generates and not _is_export(built))
     rows: list[Row] = []
-    if torch:
+    if torch and has_torch():
         observe("PyTorch")
         rows += subject.compare(Way("torch", torch_runner(model)), tolerance)
         gc.collect()

@@ -96,6 +96,7 @@ class Task:
         return self.stream is not None and self.stream.length != TOKENS.length
 
     def role(self, name: str) -> Role:
+        """What the input of that name is for."""
         for stream in self.streams:
             for role, own in zip((Role.ids, Role.mask, Role.positions), stream.names, strict=True):
                 if name == own:

@@ -54,6 +54,7 @@ class Graph:
     # -- declaring -------------------------------------------------------------------------------------------
 
     def input(self, name: str, type: TensorType) -> Value:
+        """A new input. Raises MonographError for a name that is taken."""
         if name in self.inputs:
             raise MonographError(f"graph {self.name} already has an input named {name}")
         self.inputs[name] = Value(self, type, name)
@@ -75,6 +76,7 @@ class Graph:
         return known
 
     def output(self, name: str, value: Value) -> None:
+        """Make a value an output. Raises MonographError for a name that is taken, and for a value of another graph."""
         if value.graph is not self:
             raise MonographError(f"output {name} belongs to graph {value.graph.name}, not to {self.name}")
         if name in self.outputs:
@@ -124,6 +126,7 @@ class Graph:
         return with_numbers(self, op, operands)
 
     def constant(self, value: Any, dtype: DType) -> Value:
+        """A number, or nested tuples of numbers, as a node."""
         from .op import OPS
 
         return self.add(OPS["constant"], (), {"value": value, "dtype": dtype})[0]
@@ -216,6 +219,7 @@ class Graph:
         return sum(1 for _ in self)
 
     def is_output(self, value: Value) -> bool:
+        """Whether the value is one of the outputs."""
         return any(value is v for v in self.outputs.values())
 
     def counts(self) -> dict[str, int]:

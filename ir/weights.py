@@ -100,6 +100,7 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def bytes(self) -> int:
+        """Of all tensors, as they are stored."""
         return sum(t.bytes for t in self._tensors.values())
 
     def numpy(self, name: str, dtype: DType | None = None) -> Array:
