@@ -29,9 +29,10 @@ lint: $(LINT) ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(LINT) ## strict types of the package, standard ones of benchmarks and examples
+types: $(LINT) ## strict types of the package, standard ones of what uses it, by two checkers
 	$(BIN)/python .ci/linked.py out/typed
 	$(BIN)/basedpyright
+	$(BIN)/mypy
 
 docs: $(DOCS) ## the documentation as a site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

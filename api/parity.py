@@ -181,12 +181,14 @@ def mask_of(case: Case) -> Array:
 
 
 def inputs_of(task: Task, graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
-    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow."""
+    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow, in the
+    way of the task."""
     found = sample_inputs(graph, case, seed)
     for stream in streams_of(task, graph):
         told = reads_mask(graph, stream)
         mask = mask_of(case) if told else np.ones((case.batch, case.length), np.int64)
-        given = {stream.mask: mask, stream.positions: positions(mask) if told else columns(*mask.shape)}
+        counted = told and not task.by_column
+        given = {stream.mask: mask, stream.positions: positions(mask) if counted else columns(*mask.shape)}
         found |= {k: np.ascontiguousarray(v) for k, v in given.items() if k in graph.inputs}
     return found
 

@@ -255,7 +255,9 @@ def test_iteration_goes_over_the_first_axis_and_ends() -> None:
     first, *others = x
     assert first.shape == (2,) and len(others) == 2
     for value in (graph.input("s", tensor(f32, "S", 2)), graph.input("scalar", tensor(f32))):
-        with pytest.raises(OpError, match=r"test_language.py:\d+: f32\[.*\] has no len\(\): (its first axis is S|it is a scalar)"):
+        with pytest.raises(
+            OpError, match=r"test_language.py:\d+: f32.* has no len.*: (its first axis is S|it is a scalar)"
+        ):
             list(value)
         with pytest.raises(OpError, match="has the sizes of all axes"):
             len(value)

@@ -54,7 +54,7 @@ def check(picture: Picture, graph: Graph) -> None:
     assert len(owned) == len(set(owned))
     assert set(owned) == set(graph.params)
     assert picture.parameters == numbers(graph)
-    drawn = sum(d.block.count * len(d.members) for d in picture.folded.drawn)
+    drawn = sum(b.count for d in picture.folded.drawn for b in d.members)
     assert drawn == numbers(graph)
     for block in picture.found.blocks:
         if block.fork is not None:

@@ -96,6 +96,8 @@ class Picture:
         if block.params:
             counts = sorted({b.count for b in drawn.members})
             lines.append((f"{number(counts[-1])} · {human_bytes(max(map(self._bytes, drawn.members)))}", SMALL))
+        if any(b.tied for b in drawn.members[1:]) and block.params:
+            lines.append(("one for all layers", SMALL))
         if block.tied and len(drawn.members) == 1:
             lines.append((f"tied with {self._owner(block)}", SMALL))
         if block.beside:

@@ -9,7 +9,6 @@ import numpy as np
 
 from ...ir.errors import check
 from ...ir.graph import Value
-from ...ir.value import type_of
 from ...ir.op import Op, op
 from ...ir.ops.attention import attention
 from ...ir.ops.elementwise import cast, constant, cos, maximum, sin, sub
@@ -20,6 +19,7 @@ from ...ir.ops.norm import layer_norm, rms_norm
 from ...ir.ops.position import rotate
 from ...ir.ops.shape import concat, expand, gather, iota, reshape, slice_, take_along_axis, transpose
 from ...ir.types import DimLike, DType, TensorType, bool_, f32, i32, i64
+from ...ir.value import type_of
 from ..onnx.builder import MICROSOFT
 
 

@@ -13,6 +13,8 @@ from ..harmless import OTHER_HEAD, keys
 from ..layers import attention, drop, feed_forward, gated_feed_forward
 
 GATED = "gated-"
+_FARTHEST = 1 << 20
+"""Distances that are in the graph one by one, as a limit."""
 
 
 class T5(Config):
@@ -40,6 +42,8 @@ class T5(Config):
         if self.buckets < 4 or self.buckets % 4 or self.farthest <= self.buckets // 2:
             what = f"{self.buckets} relative_attention_num_buckets do not divide distances up to {self.farthest}"
             raise ConfigError(what, hint="expected a multiple of 4, and a distance beyond the half of them")
+        if self.farthest > _FARTHEST:
+            raise ConfigError(f"relative_attention_max_distance is {self.farthest}, expected at most {_FARTHEST}")
 
     @property
     def activation(self) -> str:
