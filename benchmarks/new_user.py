@@ -85,8 +85,12 @@ def program(tutorial: Path) -> Iterator[str]:
         elif language == "python":
             yield text
         else:
-            lines = [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ") or language == "bash"]
-            yield from (f"_run.run([_sys.executable, '-m', {', '.join(map(repr, line.split()))}], check=True)" for line in lines)
+            lines = [
+                line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ") or language == "bash"
+            ]
+            yield from (
+                f"_run.run([_sys.executable, '-m', {', '.join(map(repr, line.split()))}], check=True)" for line in lines
+            )
     yield "open('times.json', 'w').write(_json.dumps(_times))"
 
 

@@ -10,7 +10,6 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from ..ir.documents import read_text
-from ..ir.documents import read_text
 from ..ir.errors import ConfigError
 from .chat import chat_templates
 from .entries import Entries, Note
