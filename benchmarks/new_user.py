@@ -18,7 +18,9 @@ from pathlib import Path
 
 from report import ROOT, WORK, Row, parser, publish
 
-SECTION = re.compile(r"^## ([^\n]+)$|^```(python|console|bash)( title=\"([^\"]+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SECTION = re.compile(
+    r"^## ([^\n]+)$|^```(python|console|bash)( title=\"([^\"]+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 BEFORE = """
 import json as _json, subprocess as _run, sys as _sys, time as _time
 _times, _began = {}, _time.perf_counter()
