@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -59,7 +60,7 @@ class ChatRenderer:
 
     def _ask(self, request: str) -> dict[str, Any]:
         if self._worker is None or not self._worker.mine:
-            self._worker = _Worker(self.memory)
+            self._worker = _Worker(self.memory, self.seconds)
         answer = self._worker.ask(request, self.seconds)
         if "error" in answer and answer["error"] in ("time", "memory"):
             self._worker.stop()
@@ -70,12 +71,12 @@ class ChatRenderer:
 class _Worker:
     """One process with chat_worker.py. It ends when its input does, so it never outlives this one."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, seconds: float) -> None:
         self.owner = os.getpid()
         if not sys.executable:
             raise ConfigError("chat templates are rendered by a Python process, and sys.executable names none")
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(memory)],
+            [sys.executable, "-P", str(_WORKER), str(memory), str(math.ceil(seconds) + 1)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -218,6 +218,11 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             **self.settings,
         }
+        named = settings.get("chat_template")
+        if isinstance(named, dict):
+            # The form that every client knows for several templates.
+            listed = [{"name": k, "template": v} for k, v in cast("dict[str, str]", named).items()]
+            settings["chat_template"] = listed
         with stage.open("tokenizer.json") as f:
             f.write(self.core.to_str(pretty=True).encode())
         with stage.open("tokenizer_config.json") as f:
