@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +76,7 @@ class _Worker:
         if not sys.executable:
             raise ConfigError("chat templates are rendered by a Python process, and sys.executable names none")
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(memory), str(math.ceil(seconds) + 1)],
+            [sys.executable, "-P", str(_WORKER), str(memory), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -93,19 +93,24 @@ class _Worker:
     def ask(self, request: str, seconds: float) -> dict[str, Any]:
         """The answer of the worker, or {"error": "time"} or {"error": "memory"} if there is none."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        late = threading.Timer(seconds, self.process.kill)
-        late.start()
+        start = time.monotonic()
+        # Where the system has no clock for the worker, a timer ends it.
+        late = threading.Timer(seconds, self.process.kill) if os.name == "nt" else None
+        if late is not None:
+            late.start()
         try:
             self.process.stdin.write(request + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        finally:
+        if late is not None:
             late.cancel()
         if line.endswith("\n"):
             return cast("dict[str, Any]", json.loads(line))
-        return {"error": "memory" if late.is_alive() else "time", "message": f"{seconds:g} seconds"}
+        if time.monotonic() - start >= seconds:
+            return {"error": "time", "message": f"{seconds:g} seconds"}
+        return {"error": "memory", "message": ""}
 
 
 def _stop(process: subprocess.Popen[str], owner: int) -> None:

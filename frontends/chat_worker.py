@@ -130,16 +130,16 @@ def limit_memory(size: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def limit_time(seconds: int) -> None:
-    """End this process after so many seconds unless it is told another number (0: never) before.
+def limit_time(seconds: float) -> None:
+    """The system ends this process after so many seconds, unless it is told another number (0: never) before.
 
-    The parent ends a slow template sooner; this is for one whose parent is gone.
+    Where it has no such clock, the parent ends it.
     """
     if sys.platform != "win32":
-        signal.alarm(seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def serve(lines: Iterator[str], write: Callable[[str], None], seconds: int) -> None:
+def serve(lines: Iterator[str], write: Callable[[str], None], seconds: float) -> None:
     """Answer each line until there are no more."""
     for line in lines:
         limit_time(seconds)
@@ -159,4 +159,4 @@ if __name__ == "__main__":
         out.write(text)
         out.flush()
 
-    serve(iter(sys.stdin.readline, ""), send, int(sys.argv[2]))
+    serve(iter(sys.stdin.readline, ""), send, float(sys.argv[2]))
