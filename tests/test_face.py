@@ -51,8 +51,8 @@ def test_a_shell_completes_commands_models_and_pipelines(tmp_path: Path, monkeyp
 
 def test_random_may_stand_alone() -> None:
     for given, found in {
-        "m --random": "m --random 0", "--random m": "--random 0 m", "m --random 3 x": "m --random 3 x",
-        "m --random=4": "m --random=4", "m --random --json": "m --random 0 --json", "m": "m", "--random -1": "--random -1",
+        "m --random": "m --random 0", "--random m": "--random 0 m", "m --random 3 x": "m --random 3 x", "m": "m",
+        "m --random=4": "m --random=4", "m --random --json": "m --random 0 --json", "--random -1": "--random -1",
     }.items():  # fmt: skip
         assert with_seed(given.split()) == found.split()
 

@@ -69,8 +69,9 @@ class Line:
     def of_notebook() -> Line | None:
         """The line, if this runs in a notebook."""
         ipython: Any = sys.modules.get("IPython")
-        shell = None if ipython is None else ipython.get_ipython()
-        return Line(ipython.display.display) if getattr(shell, "kernel", None) is not None else None
+        if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+            return None
+        return Line(ipython.display.display)
 
     def put(self, text: str, *, now: bool = True) -> None:
         """Show a text; not `now`: unless another one has just been shown."""
