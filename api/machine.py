@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,25 +65,30 @@ def peak_memory() -> int:
     return used if platform.system() == "Darwin" else used * 1024
 
 
-def measure(threads: int | None = None, *, megabytes: int = 512, size: int = 2048, rounds: int = 5) -> Ceilings:
-    """Read a large array and multiply two matrices with PyTorch, `rounds` times each; the best round counts.
+def measure(
+    threads: int | None = None, *, megabytes: int = 512, sizes: Sequence[int] = (1024, 2048), rounds: int = 5,
+    working_set: int = 0,
+) -> Ceilings:  # fmt: skip
+    """Read arrays and multiply matrices with PyTorch, `rounds` times each; the best counts.
 
-    The best, not the median: a limit is what the machine can do, and neighbours only take away from it.
+    The best, not the median: a limit is what the machine can do, and neighbours only take away from it. Arrays are
+    read by a sum and by a product with a vector, and have `megabytes` and, if that is given, the bytes of
+    `working_set`: what is small enough stays in the caches, which are faster than memory.
     """
     import torch
 
-    from .backends.torch.limits import peak_flops
+    from .backends.torch.limits import peak_bandwidth, peak_flops
 
     threads = threads or cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        x = torch.ones(megabytes * 250_000)
-        read = min(seconds(x.sum) for _ in range(rounds))
-        flops = peak_flops(size=size, rounds=rounds)
+        amounts = {megabytes * 1_000_000, *([working_set] if 0 < working_set < megabytes * 1_000_000 else [])}
+        bandwidth = max(peak_bandwidth(amount, rounds=rounds) for amount in amounts)
+        flops = max(peak_flops(size=size, rounds=rounds) for size in sizes)
     finally:
         torch.set_num_threads(before)
-    return Ceilings(4 * x.numel() / read, flops, threads)
+    return Ceilings(bandwidth, flops, threads)
 
 
 def seconds(work: Callable[[], Any]) -> float:

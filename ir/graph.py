@@ -13,6 +13,7 @@ from .clone import clone
 from .errors import MonographError, OpError, did_you_mean
 from .plain_numbers import with_numbers
 from .slots import Slot, Stream
+from .tables import Shown, Table
 from .types import DType, TensorType
 from .value import NOWHERE as NOWHERE
 from .value import Attributes as Attributes
@@ -33,7 +34,7 @@ def _shown(given: object) -> str:
     return repr(given) if isinstance(given, (int, float, str)) else f"a {type(given).__name__}"
 
 
-class Graph:
+class Graph(Shown):
     """Inputs, parameters, nodes in topological order, and named outputs.
 
     stream: the tokens that are read one after another, if there are such. slots: what is remembered between calls.
@@ -248,6 +249,12 @@ class Graph:
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
         clone(body, self, mapping, location=place_of(self))
         return [mapping[v] for v in body.outputs.values()]
+
+    def table(self) -> Table:
+        """Counts and first lines; `str(graph)` is all of it."""
+        from .summary import graph_table
+
+        return graph_table(self)
 
     def __str__(self) -> str:
         from .text import print_graph
