@@ -35,7 +35,7 @@ types: $(LINT) ## strict types of the package, standard ones of what uses it, by
 	$(BIN)/mypy
 
 docs: $(DOCS) ## the documentation as a site, in out/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo out/site/index.html
 
 bench: $(READY) ## every table of README.md, measured on this machine (long)

@@ -51,11 +51,11 @@ def ops_page() -> str:
     lines = [
         "# Ops",
         "",
-        f"All {len(OPS)} ops. In Python an op is a function of `monograph.ops` on values, and gives a value or several. "
+        f"All {len(OPS)} ops. In Python an op is a function of `monograph.ops` on values, and gives one or several.",
         "Operands come first; attributes are given by name. An operand with a default may be left out.",
         "",
-        "What an op means is its NumPy reference: of a *primitive* the code is below it; a *composite* is made of other "
-        "ops, which are below it, too.",
+        "What an op means is its NumPy reference: of a *primitive* the code is below it; a *composite* is made of",
+        "other ops, which are below it, too.",
     ]
     for module, group in by_module().items():
         lines += ["", f"## {module.replace('_', ' ').capitalize()}", ""]
@@ -80,7 +80,7 @@ def op_entry(op: Op) -> Iterator[str]:
     prose, notes = explained(op)
     yield f"### {op.name}"
     yield ""
-    yield from fenced("python", f"{op.name}({', '.join(parameters(op))})")
+    yield from fenced("python", call(op.name, parameters(op)))
     yield ""
     yield markdown(prose)
     rows = [*operand_rows(op, notes), *attribute_rows(op, notes)]
@@ -102,7 +102,7 @@ def op_entry(op: Op) -> Iterator[str]:
 def explained(op: Op) -> tuple[str, dict[str, str]]:
     """(docstring without what it says of single operands and attributes, that by their names)."""
     text = inspect.getdoc(type(op)) or ""
-    names = [*op.signature.operands, *op.signature.attributes, *([op.signature.variadic] if op.signature.variadic else [])]
+    names = [*operands_of(op), *op.signature.attributes]
     if not names:
         return text, {}
     one = "|".join(map(re.escape, names))
@@ -113,6 +113,11 @@ def explained(op: Op) -> tuple[str, dict[str, str]]:
     return parts[0].strip(), notes
 
 
+def operands_of(op: Op) -> list[str]:
+    """Names of operands, with the one that stands for any number."""
+    return [*op.signature.operands, *filter(None, [op.signature.variadic])]
+
+
 def parameters(op: Op) -> list[str]:
     """Operands and attributes as they are written in a call."""
     s = op.signature
@@ -121,16 +126,24 @@ def parameters(op: Op) -> list[str]:
     return given + (["*", *keywords] if keywords and not s.variadic else keywords)
 
 
+def shape_of(op: Op, name: str) -> str:
+    """The shape that the docstring gives to an operand, as in `ids i64 [B,S]`."""
+    text = " ".join((inspect.getdoc(type(op)) or "").split())
+    found = re.search(rf"\b{re.escape(name)}`? ((?:i64 |i32 |bool )?\[[^\]]*\])", text)
+    return found[1] if found else ""
+
+
 def operand_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
-    for name in [*op.signature.operands, *([f"{op.signature.variadic}"] if op.signature.variadic else [])]:
+    for name in operands_of(op):
         default = "may be left out" if name in op.signature.optional else ""
-        yield f"| `{name}` | value | {default} | {cell(notes.get(name, ''))} |"
+        yield f"| `{name}` | value | {default} | {cell(notes.get(name) or shape_of(op, name))} |"
 
 
 def attribute_rows(op: Op, notes: dict[str, str]) -> Iterator[str]:
     for name, default in op.signature.attributes.items():
         shown = "must be given" if default is inspect.Parameter.empty else f"`{default!r}`"
-        yield f"| `{name}` | {cell(type_name(op.signature.hints.get(name, Any)))} | {shown} | {cell(notes.get(name, ''))} |"
+        kind = cell(type_name(op.signature.hints.get(name, Any)))
+        yield f"| `{name}` | {kind} | {shown} | {cell(notes.get(name, ''))} |"
 
 
 def facts(op: Op) -> str:
@@ -214,10 +227,13 @@ def signature(name: str, thing: Any) -> str:
         parts.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     gives = found.return_annotation
     back = "" if inspect.isclass(thing) or gives is inspect.Signature.empty else f" -> {type_name(gives)}"
+    return call(name, parts, back)
+
+
+def call(name: str, parts: list[str], back: str = "") -> str:
+    """A call on one line, or with a line for each part."""
     line = f"{name}({', '.join(parts)}){back}"
-    if len(line) <= 100:
-        return line
-    return "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){back}"])
+    return line if len(line) <= 88 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){back}"])
 
 
 def parameter(p: inspect.Parameter) -> str:

@@ -26,6 +26,7 @@ from .ir import MonographError as MonographError
 from .ir import Value as Value
 from .ir import ops as ops
 from .ir.errors import did_you_mean
+from .ir.missing import needed as _needed
 from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
 from .ir.weights import Weights as Weights
@@ -78,7 +79,8 @@ if not TYPE_CHECKING:  # a checker takes the imports above, and calls a misspelt
     def __getattr__(name: str) -> Any:
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}")
-        value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+        with _needed(f"mg.{name}"):
+            value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
         globals()[name] = value
         return value
 

@@ -15,6 +15,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
+from .ir.missing import needed
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
@@ -57,9 +58,10 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
 
     Call it with the graph's inputs by name; it gives a dict of outputs by name. seed: of random weights.
     """
-    from .backends import torch as backend
-
     model_of(model, "to_torch")
+    with needed("to_torch"):
+        from .backends import torch as backend
+
     return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
 
 

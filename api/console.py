@@ -24,6 +24,7 @@ from rich.table import Table
 
 from .__main__ import DEBUG
 from .ir import MonographError
+from .ir.missing import needed
 from .limits import check_numbers
 
 P = ParamSpec("P")
@@ -62,7 +63,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         if kwargs.pop("debug", False):
             os.environ[DEBUG] = "1"
-        with ending(as_json=bool(kwargs.get("json_output"))):
+        with ending(as_json=bool(kwargs.get("json_output"))), needed(f"monograph {function.__name__.rstrip('_')}"):
             check_numbers(function, kwargs)
             function(*args, **kwargs)
 

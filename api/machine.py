@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -66,29 +69,65 @@ def peak_memory() -> int:
 
 
 def measure(
-    threads: int | None = None, *, megabytes: int = 512, sizes: Sequence[int] = (1024, 2048), rounds: int = 5,
-    working_set: int = 0,
-) -> Ceilings:  # fmt: skip
-    """Read arrays and multiply matrices with PyTorch, `rounds` times each; the best counts.
+    threads: int | None = None, *, megabytes: int = 512, size: int = 2048, rounds: int = 5, working_set: int = 0
+) -> Ceilings:
+    """Read arrays and multiply matrices with PyTorch, or with ONNX Runtime where that is not installed, `rounds` times
+    each; the best counts.
 
     The best, not the median: a limit is what the machine can do, and neighbours only take away from it. Arrays are
     read by a sum and by a product with a vector, and have `megabytes` and, if that is given, the bytes of
     `working_set`: what is small enough stays in the caches, which are faster than memory.
     """
+    threads = threads or cores()
+    if not has_torch():
+        return _measure_in_runtime(threads, megabytes, size, rounds)
     import torch
 
     from .backends.torch.limits import peak_bandwidth, peak_flops
 
-    threads = threads or cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         amounts = {megabytes * 1_000_000, *([working_set] if 0 < working_set < megabytes * 1_000_000 else [])}
         bandwidth = max(peak_bandwidth(amount, rounds=rounds) for amount in amounts)
-        flops = max(peak_flops(size=size, rounds=rounds) for size in sizes)
+        flops = max(peak_flops(size=n, rounds=rounds) for n in (max(size // 2, 1), size))
     finally:
         torch.set_num_threads(before)
     return Ceilings(bandwidth, flops, threads)
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed. It is not imported."""
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except ImportError:  # Something hides it.
+        return False
+
+
+def _measure_in_runtime(threads: int, megabytes: int, size: int, rounds: int) -> Ceilings:
+    """The same with a sum and a product of ONNX Runtime."""
+    from onnx import TensorProto, helper
+
+    from .backends import ort
+
+    def session(op: str, shapes: list[list[int]], **attributes: Any) -> Any:
+        names = [f"x{i}" for i in range(len(shapes))]
+        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip(names, shapes, strict=True)]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "limit", inputs, [output])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        options = ort.library().SessionOptions()
+        options.intra_op_num_threads = threads
+        content = bytes(model.SerializeToString())
+        return ort.library().InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    count, value = megabytes * 250_000, ort.library().OrtValue.ortvalue_from_numpy
+    read, multiply = session("ReduceSum", [[count]], keepdims=0), session("MatMul", [[size, size]] * 2)
+    long, square = value(np.ones(count, np.float32)), value(np.ones((size, size), np.float32))
+    reading = min(seconds(lambda: read.run_with_ort_values(["y"], {"x0": long})) for _ in range(rounds))
+    feeds = {"x0": square, "x1": square}
+    product = min(seconds(lambda: multiply.run_with_ort_values(["y"], feeds)) for _ in range(rounds + 1))
+    return Ceilings(4 * count / reading, 2 * size**3 / product, threads)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -16,10 +16,11 @@ from .frontends.dsl import Model
 from .frontends.given import model_of
 from .frontends.task import Task, columns, positions
 from .ir import Graph, MonographError, interpret
+from .ir.display import Shown, Table
 from .ir.manifest import check as check_folder
 from .ir.slots import Stream
-from .ir.tables import Shown, Table
 from .ir.tensors import Array
+from .machine import has_torch
 from .passes.differential import CASES, MASKS, Case, attention_mask, sample_inputs
 from .runners import Call, Outputs, Runner, Spans, Tokens, onnx_runner, run_runner, session_runner, torch_runner
 
@@ -101,6 +102,7 @@ def verify(
 ) -> Parity:
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
+    torch: compare PyTorch, too, where it is installed.
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
     `ort` is one call through the mask guard. `ort session` reads prompts and steps over buffers, `ort chunks` several
     tokens at a time behind prompts; these are compared with each row alone. Cases with a past run as a prompt and
@@ -113,7 +115,7 @@ def verify(
     observe("NumPy reference")
     subject = _Subject(model, cases, seed, alone=model.task.generates and not _is_export(built))
     rows: list[Row] = []
-    if torch:
+    if torch and has_torch():
         observe("PyTorch")
         rows += subject.compare(Way("torch", torch_runner(model)), tolerance)
         gc.collect()
@@ -196,12 +198,14 @@ def mask_of(case: Case) -> Array:
 
 
 def inputs_of(task: Task, graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
-    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow."""
+    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow, in the
+    way of the task."""
     found = sample_inputs(graph, case, seed)
     for stream in streams_of(task, graph):
         told = reads_mask(graph, stream)
         mask = mask_of(case) if told else np.ones((case.batch, case.length), np.int64)
-        given = {stream.mask: mask, stream.positions: positions(mask) if told else columns(*mask.shape)}
+        counted = told and not task.by_column
+        given = {stream.mask: mask, stream.positions: positions(mask) if counted else columns(*mask.shape)}
         found |= {k: np.ascontiguousarray(v) for k, v in given.items() if k in graph.inputs}
     return found
 

@@ -17,10 +17,10 @@ from .frontends.given import model_of
 from .ir import Graph
 from .ir.cost import at
 from .ir.dims import bind_dims
+from .ir.display import Shown, Table
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
 from .ir.slots import TOKENS
-from .ir.tables import Shown, Table
 from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds

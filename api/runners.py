@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backends.onnx.clients import LAYOUTS, MERGED
 from .building import to_torch
 from .frontends.dsl import Model
 from .ir import Graph
@@ -195,6 +196,15 @@ def onnx_runner(folder: Path, graph: Graph, *, threads: int | None = None) -> Ru
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         return library.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
 
+    inside = folder / LAYOUTS["web"].folder
+    folder = inside if inside.is_dir() else folder
+    if (folder / f"{MERGED}.onnx").exists():
+        what = (
+            f"holds {MERGED}.onnx, which takes no masks of its tokens, as the client wants it that it is laid out for"
+        )
+        raise RuntimeInputError(
+            what, place=str(folder), hint="check an export without a layout: the graphs are the same"
+        )
     if (folder / "encoder_model.onnx").exists():
         encoder, main = session("encoder_model"), session("decoder_model")
     elif (folder / "model.onnx").exists():

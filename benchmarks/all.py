@@ -17,6 +17,7 @@ NAMES = (
     "kill_resume",
     "distributed",
     "decode_vs_genai",
+    "clients",
     "parity_smollm2",
     "families",
     "state_memory",

@@ -9,7 +9,7 @@ const [modules, file, chromium, example] = process.argv.slice(2);
 const here = dirname(fileURLToPath(import.meta.url));
 const { models, jobs } = JSON.parse(readFileSync(file, 'utf8'));
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.mjs': 'text/javascript', '.wasm': 'application/wasm' };
-const short = (error) => String(error?.message ?? error).split('\n')[0].slice(0, 300);
+const short = (error) => String(error?.message ?? error).split('\n')[0].slice(0, 500);
 
 async function inNode() {
   const { answer } = await import('./clients_jobs.mjs');

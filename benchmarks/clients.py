@@ -28,6 +28,8 @@ from monograph.ir import DType
 from report import ROOT, WORK, Row, parser, publish
 
 NEW = 32
+QUESTION = "What is the capital of France?"
+"""What the page of examples/web is asked."""
 HERE, PLACE = Path(__file__).parent, WORK / "clients"
 ENVIRONMENTS = {
     "optimum 1.x": ("optimum", ("optimum[onnxruntime]==1.27.0",)),
@@ -88,7 +90,8 @@ def job(case: Case, model: Any, layout: str) -> dict[str, Any]:
     found = {"name": place(case, layout), "task": case.task, "pad": case.pad, "new": NEW, "texts": case.texts}
     if case.features is not None:
         return found | {"features": case.features}
-    return found | {"rows": rows_of(case, model)}
+    found |= {"rows": rows_of(case, model)}
+    return found | {"page": QUESTION} if layout == "web" and case.blocks else found
 
 
 # -- what is expected -------------------------------------------------------------------------------------------------
@@ -100,7 +103,8 @@ def ours(case: Case, model: Any) -> Result:
     with mg.build(model) as engine:
         if case.task in ("causal-lm", "seq2seq-lm"):
             found = engine.generate(rows_of(case, model), max_new_tokens=NEW, eos=[])
-            return {"texts": texts, "batch": [g.ids for g in found]}
+            ends = set(model.tokenizer.eos_ids)
+            return {"texts": texts, "batch": [until(g.ids, ends) for g in found]}
         if case.task == "speech-to-text":
             found = engine.generate(inputs={"input_features": array(case)}, max_new_tokens=NEW, eos=[])
             return {"texts": texts, "batch": [g.ids for g in found]}
@@ -110,6 +114,11 @@ def ours(case: Case, model: Any) -> Result:
             ids, mask = map(np.array, padded(rows_of(case, model), case.pad, "right"))
             results = engine.run({"input_ids": ids, "attention_mask": mask})
         return {"texts": texts, "values": results[str(model.task.output)].flatten().tolist()}
+
+
+def until(ids: list[int], ends: set[int]) -> list[int]:
+    """Ids before the first that ends a text: other clients are told to go on, and choose another one there."""
+    return ids[: next((i for i, x in enumerate(ids) if x in ends), len(ids))]
 
 
 def array(case: Case) -> Any:
@@ -163,7 +172,7 @@ def plain(case: Case, model: Any) -> Result:
 
 
 def alike(found: list[list[int]], wanted: list[list[int]]) -> str:
-    """How many ids come before the first that differs, over all rows."""
+    """How many of the wanted ids come before the first that differs, over all rows."""
     same = 0
     for a, b in zip(found, wanted, strict=True):
         same += next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -204,6 +213,7 @@ def main() -> None:
     jobs: dict[str, list[dict[str, Any]]] = {"optimum": [], "genai": [], "web": []}
     expected: dict[str, tuple[Case, Result, Result]] = {}
     rows: list[Row] = []
+    answers: dict[str, str] = {}
     for case in cases:
         with working(f"{case.name}: folders, and what is expected"):
             model, checkpoint = opened(case)
@@ -226,13 +236,16 @@ def main() -> None:
     for name, (layout, command) in commands.items():
         with working(name):
             answer = asked(command, jobs[layout])
-        versions = ", ".join(v for v in (answer["version"], answer.get("browser", "")) if v)
+        chromium = f"Chromium {answer['browser']}" if "browser" in answer else ""
+        versions = ", ".join(v for v in (answer["version"], chromium) if v)
         for told in jobs[layout]:
             case, mine, theirs = expected[told["name"]]
             found = answer["results"].get(told["name"], {"error": answer.get("error", "no answer")})
             rows.append(row(name, versions, case, found, mine, theirs))
+            if "text" in found:
+                answers[told["name"]] = found["text"]
     note = f"{NEW} greedy ids a row, three rows; values relative to the largest, or as they are below 1."
-    publish("clients", rows, note=note, only_print=given.no_publish)
+    publish("clients", rows, note=note, only_print=given.no_publish, page=answers)
 
 
 if __name__ == "__main__":

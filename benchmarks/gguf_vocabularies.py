@@ -135,7 +135,7 @@ def all_vocabularies() -> dict[str, dict[str, Any]]:
         ),
         "fill by key": byte_level("gpt-2", ("<z>", "<p>", "<|fim_pad|>"), **{"tokenizer.ggml.fim_pad_token_id": 1}),
         "scores": scored(),
-        "scores, no prefix": scored(**{"tokenizer.ggml.add_space_prefix": False}),
+        "scores, no prefix": scored() | {"tokenizer.ggml.add_space_prefix": False},
         "scores, ends": scored(("<|im_end|>", "<end_of_turn>", "[PAD]", "<eos>"), **{"tokenizer.ggml.eos_token_id": 2}),
         "scores, other ids": scored(("<a>", "<b>"), **{f"tokenizer.ggml.{k}": v for k, v in other.items()}),
     }

@@ -17,7 +17,6 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
-import jinja2.utils
 from jinja2.parser import Parser
 
 LONGEST = 16_000_000

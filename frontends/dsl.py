@@ -12,8 +12,9 @@ from typing import Any, Protocol, cast, overload
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
+from ..ir.display import Shown, Table
 from ..ir.errors import ConfigError, MonographError, did_you_mean
-from ..ir.tables import Shown, Table
+from ..ir.ops.position import rope_table
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
@@ -69,9 +70,11 @@ class Scope:
         return ops.embedding(ids, (self / name).param("weight", vocab, dim))
 
     def rms_norm(self, name: str, x: Value, eps: float) -> Value:
+        """x [..., C] by its root mean square, times a weight [C] that begins at one."""
         return ops.rms_norm(x, (self / name).param("weight", x.shape[-1], init=Init("ones")), eps=eps)
 
     def layer_norm(self, name: str, x: Value, eps: float, *, bias: bool = True) -> Value:
+        """x [..., C] with mean 0 and variance 1, times a weight [C], plus a bias [C] unless there is none."""
         w = (self / name).param("weight", x.shape[-1], init=Init("ones"))
         b = (self / name).param("bias", x.shape[-1], init=Init("zeros")) if bias else None
         return ops.layer_norm(x, w, b, eps=eps)
@@ -96,7 +99,7 @@ class Scope:
             return x
         frequencies, factor = ops.rope_frequencies(width, theta, scaling)
         dtype = x.dtype if x.dtype.bits == 64 else f32
-        table = ops.constant(value=tuple(float(dtype.numpy.type(v)) for v in frequencies), dtype=dtype)
+        table = ops.constant(value=rope_table(width, theta, scaling, dtype), dtype=dtype)
         return ops.rope(x, positions, table, interleaved=interleaved, rotary_dim=2 * len(frequencies), scale=factor)
 
 
@@ -168,7 +171,7 @@ class Family(Shown):
 
     def _outputs(self, result: object, graph: Graph) -> dict[str, Value]:
         """What the function returned, by name. Raises MonographError for anything but values of the graph."""
-        outputs = cast("dict[Any, Any]", result) if isinstance(result, dict) else {self.task.output: result}
+        outputs = cast("dict[Any, Any]", result if isinstance(result, dict) else {self.task.output: result})
         for name, value in outputs.items():
             if not isinstance(value, Value):
                 kind = "nothing" if value is None else f"a {type(value).__name__}"
@@ -282,8 +285,11 @@ def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
         if given not in task.inputs:
             what = f"no input is called {given!r}{did_you_mean(given, task.inputs)}"
             raise mistake(what, f"inputs of {task}: {', '.join(task.inputs)}")
-    with in_function(function):
+    try:
         found = typing.get_type_hints(function).get(parameters[1])
+    except (NameError, AttributeError, TypeError, SyntaxError) as e:
+        hint = "annotations are looked up among the names of the file: define the config there"
+        raise mistake(f"its annotations cannot be read: {type(e).__name__}: {e}", hint) from None
     if not (isinstance(found, type) and issubclass(found, Config)):
         raise mistake(f"annotate {parameters[1]!r} with a subclass of Config", "class ItsConfig(mg.Config): ...")
     return found
@@ -311,10 +317,12 @@ class Model(Shown):
 
     @property
     def name(self) -> str:
+        """That of the family or program."""
         return self.source.name
 
     @property
     def task(self) -> Task:
+        """The contract around the model: names and types of what goes in and comes out."""
         return self.source.task
 
     @property

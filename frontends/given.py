@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..ir.errors import MonographError
 from ..ir.graph import Graph
@@ -64,8 +65,11 @@ def _described(given: object) -> tuple[str, str]:
             return f"a config ({type(given).__name__})", "call its family with it"
         case Graph():
             return f"the graph {given.name}", "wrap it: mg.Model(mg.Program(name, task, graph), weights=weights)"
-        case dict() | Weights():
-            return f"a {type(given).__name__}", "weights belong to a model: model.weights = mg.Weights.of({...})"
+        case Mapping():
+            return (
+                f"a {cast('object', given).__class__.__name__}",
+                "weights belong to a model: model.weights = mg.Weights.of({...})",
+            )
         case bool() | int() | float():
             return repr(given), ""
         case _ if any(c.__module__.startswith("torch.nn") for c in type(given).__mro__):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..ir import DType, Init, Value, ops
 from ..ir.errors import ConfigError
+from ..ir.ops.tables import alibi_slopes
 from ..ir.types import f32
 from .activations import activated
 from .dsl import Scope
@@ -186,11 +186,8 @@ def alibi(m: Scope, mask: Value, heads: int) -> Value:
 
     mask: 0/1 [B,T]; keys are counted by it. Softmax sees only differences, so this is a penalty by distance.
     """
-    power = 2 ** math.floor(math.log2(heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
     dtype = m.dtype if m.dtype.bits == 64 else f32
     place = (ops.cumsum(mask, axis=1) - 1) * mask
     batch, keys = mask.shape
-    slope = ops.constant(value=tuple(((v,),) for v in slopes), dtype=dtype)
+    slope = ops.constant(value=alibi_slopes(heads), dtype=dtype)
     return (place.cast(dtype).reshape(batch, 1, 1, keys) * slope).cast(m.dtype)

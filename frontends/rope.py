@@ -84,7 +84,7 @@ def account_for_rope(entries: Entries, *, partial: bool) -> None:
         for k in (k for k in given if k not in known):
             why = f"rotary positions of type {kind!r} do not have it{did_you_mean(k, known)}"
             entries.notes.append(Note(entries.place, f"{where}.{k}", given[k], why))
-    kinds = {rope_kind(given) for _, given in sets} or {"default"}
+    kinds = {str(rope_kind(given)) for _, given in sets} or {"default"}
     if _PART in entries.left and not partial:
         if kinds == {"default"} or entries.entries[_PART] in (None, 1.0):
             entries.note(_PART, "transformers turns whole heads of this family")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ..ir.display import Table, wrapped
 from ..ir.errors import MonographError
 from ..ir.summary import parameters
-from ..ir.tables import Table, wrapped
 
 if TYPE_CHECKING:
     from .config import Config

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.display import Shown, Table
 from ..ir.errors import MonographError, did_you_mean
 from ..ir.slots import TARGETS, TOKENS, Stream
-from ..ir.tables import Shown, Table
 from ..ir.types import TensorType, parse_type
 
 Array = np.ndarray[Any, Any]
@@ -103,6 +103,7 @@ class Task(Shown):
         return self.stream is not None and self.stream.length != TOKENS.length
 
     def role(self, name: str) -> Role:
+        """What the input of that name is for."""
         for stream in self.streams:
             for role, own in zip((Role.ids, Role.mask, Role.positions), stream.names, strict=True):
                 if name == own:

@@ -151,7 +151,7 @@ def _no_frame(core: Any, settings: Settings) -> None:
 
 _END = "<|endoftext|>"
 _BERT = {f"{k}_token": f"[{k.upper()}]" for k in ("unk", "sep", "pad", "cls", "mask")}
-_GPT2 = dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END)
+_GPT2: dict[str, str] = {"unk_token": _END, "bos_token": _END, "eos_token": _END}
 _LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _ROBERTA = {**_LLAMA, "sep_token": "</s>", "cls_token": "<s>", "pad_token": "<pad>", "mask_token": "<mask>"}
 _GEMMA = {f"{k}_token": f"<{k}>" for k in ("unk", "bos", "eos", "pad", "mask")}

@@ -118,8 +118,8 @@ class TokenizerFiles:
     def _decoder(self) -> dict[int, AddedToken]:
         """Added tokens by id: of tokenizer_config.json, or of the older files and tokenizer.json."""
         found: dict[int, AddedToken] = {}
-        said = self.settings.get("added_tokens_decoder")
-        for id, token in (said if isinstance(said, dict) else {}).items():  # pyright: ignore[reportUnknownVariableType]
+        said: Any = self.settings.get("added_tokens_decoder")
+        for id, token in cast("dict[str, Any]", said if isinstance(said, dict) else {}).items():
             if not str(id).isdigit():
                 raise ConfigError(f"added_tokens_decoder has the id {id!r}, expected a number", place=str(self.place))
             found[int(id)] = self._token(f"added_tokens_decoder[{id}]", token)
@@ -129,7 +129,7 @@ class TokenizerFiles:
 
     def _named(self) -> dict[str, Any]:
         """Special tokens with a name: those every tokenizer has, then those of this one (image_token, eot_token)."""
-        own = {
+        own: dict[str, Any] = {
             k: v
             for k, v in self.settings.items()
             if (k in NAMED and v is not None) or (k.endswith("_token") and isinstance(v, (str, dict)))
@@ -207,7 +207,7 @@ def _no_core(folder: Path, name: str) -> str:
 def _core(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(read_text(path))
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:
         raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
     except Exception as e:  # the library raises plain Exception for any content it does not understand
         raise ConfigError(f"is not understood by tokenizers {tokenizers.__version__}: {e}", place=str(path)) from None
@@ -252,5 +252,5 @@ def _content(token: Any) -> str:
 def _text(path: Path) -> str:
     try:
         return read_text(path)
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:
         raise ConfigError(f"cannot be read: {e}", place=str(path)) from None

@@ -17,9 +17,9 @@ from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
 from ..frontends.tokenizer import Tokenizer, read_json
+from ..ir.display import Shown, Table, size
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
-from ..ir.tables import Shown, Table, size
 from .embed import embed
 from .generate import Decoding, Settings
 from .predict import classify, fill
@@ -160,12 +160,26 @@ class Engine(Shown):
         """One forward without state: outputs by name. See `Session.run`."""
         return self.session.run(inputs)
 
-    def embed(self, texts: str | Sequence[str], *, batch: int = 32) -> Array:
-        """One vector a text from an encoder, f32 [len(texts), C] ([C] for one text), pooled as the checkpoint says."""
+    def embed(
+        self, texts: str | Sequence[str], *, batch: int = 32, prompt: str | None = None, prompt_name: str | None = None
+    ) -> Array:
+        """One vector a text from an encoder, f32 [len(texts), C] ([C] for one text), pooled as the checkpoint says.
+
+        prompt: put before each text (None: the one of the checkpoint called `prompt_name`, or its usual one).
+        """
         if self.tokenizer is None:
             raise RuntimeInputError("there is no tokenizer to read text with", place=str(self.folder))
         positions = self.session.contract.positions or None
-        return embed(self.session, self.tokenizer, texts, self.pooling, batch=batch, positions=positions)
+        return embed(
+            self.session,
+            self.tokenizer,
+            texts,
+            self.pooling,
+            batch=batch,
+            positions=positions,
+            prompt=prompt,
+            prompt_name=prompt_name,
+        )
 
     def classify(self, texts: str | Sequence[str]) -> Any:  # Label for one text, a list of them for several
         """The likeliest label of a text, or of each of several, with the probabilities of all labels.

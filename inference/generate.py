@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import numpy as np
 
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
-from ..ir.tables import Shown, Table
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
@@ -109,6 +109,7 @@ class Settings(Sampling):
         super().__post_init__()
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
             raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
+        kinds: Any
         for name, kinds, what in (("stop", (str,), "a text"), ("eos", (str, Integral), "an id or the name of a token")):
             for x in _several(getattr(self, name)):
                 if not isinstance(x, kinds) or isinstance(x, bool):

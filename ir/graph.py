@@ -10,10 +10,10 @@ from .builder import building as building
 from .builder import current_graph as current_graph
 from .builder import inserting, place_of, point_of
 from .clone import clone
+from .display import Shown, Table
 from .errors import MonographError, OpError, did_you_mean
 from .plain_numbers import with_numbers
 from .slots import Slot, Stream
-from .tables import Shown, Table
 from .types import DType, TensorType
 from .value import NOWHERE as NOWHERE
 from .value import Attributes as Attributes
@@ -55,6 +55,7 @@ class Graph(Shown):
     # -- declaring -------------------------------------------------------------------------------------------
 
     def input(self, name: str, type: TensorType) -> Value:
+        """A new input. Raises MonographError for a name that is taken."""
         if name in self.inputs:
             raise MonographError(f"graph {self.name} already has an input named {name}")
         self.inputs[name] = Value(self, type, name)
@@ -76,6 +77,7 @@ class Graph(Shown):
         return known
 
     def output(self, name: str, value: Value) -> None:
+        """Make a value an output. Raises MonographError for a name that is taken, and for a value of another graph."""
         if value.graph is not self:
             raise MonographError(f"output {name} belongs to graph {value.graph.name}, not to {self.name}")
         if name in self.outputs:
@@ -125,6 +127,7 @@ class Graph(Shown):
         return with_numbers(self, op, operands)
 
     def constant(self, value: Any, dtype: DType) -> Value:
+        """A number, or nested tuples of numbers, as a node."""
         from .op import OPS
 
         return self.add(OPS["constant"], (), {"value": value, "dtype": dtype})[0]
@@ -217,6 +220,7 @@ class Graph(Shown):
         return sum(1 for _ in self)
 
     def is_output(self, value: Value) -> bool:
+        """Whether the value is one of the outputs."""
         return any(value is v for v in self.outputs.values())
 
     def counts(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .errors import MonographError, OpError, did_you_mean
+from .tables import Table
 from .value import Attributes, Value
 
 if TYPE_CHECKING:
@@ -188,6 +189,8 @@ def _outputs(hint: Any) -> int:
 
 def _plain(value: Any) -> Any:
     """Lists as tuples and NumPy numbers as Python's, so that equal attributes compare and print alike."""
+    if isinstance(value, Table):
+        return value
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, cast("Sequence[Any]", value)))
     return cast("np.generic[Any]", value).item() if isinstance(value, np.generic) else value

@@ -60,6 +60,7 @@ class Stream:
 
     @property
     def names(self) -> tuple[str, str, str]:
+        """The inputs: ids, mask, positions."""
         return self.ids, self.mask, self.positions
 
     def __str__(self) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from .display import Table, size, wrapped
 from .encodings import Encoding
-from .tables import Table, size, wrapped
 from .text import names_of, print_node
 from .types import DimLike, TensorType
 

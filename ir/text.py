@@ -11,6 +11,7 @@ from .errors import MonographError, ParseError, did_you_mean
 from .graph import Graph, Init, Location, Node, Value
 from .op import OPS, Op
 from .slots import Growth, Slot, Stream
+from .tables import TABLES, Table, made
 from .types import Dim, DType, parse_dim, parse_type
 
 _DTYPES = {d.value for d in DType}
@@ -75,6 +76,9 @@ def format_attribute(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Table) and TABLES[value.maker](**value.arguments) == value:
+        said = ", ".join(f"{k}={format_attribute(v)}" for k, v in value.arguments.items())
+        return f"{value.maker}({said})"
     if isinstance(value, tuple):
         return f"[{','.join(map(format_attribute, cast('tuple[Any, ...]', value)))}]"
     if isinstance(value, str):
@@ -237,6 +241,10 @@ def parse_attribute(text: str) -> Any:
         return json.loads(text)
     if text in _DTYPES:
         return DType(text)
+    call = re.fullmatch(r"([a-z_]+)\((.*)\)", text)
+    if call:
+        given = (item.partition("=") for item in _split(call[2]))
+        return made(call[1], {key.strip(): parse_attribute(value.strip()) for key, _, value in given})
     readers: tuple[Callable[[str], Any], ...] = (int, float, parse_dim)
     for reader in readers:
         try:

@@ -70,22 +70,27 @@ class Value:
 
     @property
     def dtype(self) -> DType:
+        """The type of its elements."""
         return self.type.dtype
 
     @property
     def shape(self) -> Shape:
+        """Its dimensions: numbers, symbols such as B and S, or sums and products of them."""
         return self.type.shape
 
     @property
     def rank(self) -> int:
+        """How many dimensions there are."""
         return self.type.rank
 
     @property
     def is_param(self) -> bool:
+        """Whether it is a parameter of the graph."""
         return self.producer is None and self.graph.params.get(self.name) is self
 
     @property
     def is_constant(self) -> bool:
+        """Whether it is written out in the graph."""
         return self.producer is not None and self.producer.op.constant
 
     @property
@@ -214,12 +219,15 @@ class Value:
         return self * 0 + 1 if exponent == 0 else found
 
     def cast(self, dtype: DType) -> Value:
+        """The same numbers as another type of elements."""
         return self._apply("cast", self, dtype=dtype)
 
     def reshape(self, *shape: Any) -> Value:
+        """The same elements in another shape; one -1 stands for what is left."""
         return self._apply("reshape", self, shape=tuple(shape))
 
     def transpose(self, *permutation: int) -> Value:
+        """The axes in another order."""
         return self._apply("transpose", self, permutation=tuple(permutation))
 
     def split_heads(self, heads: int) -> Value:

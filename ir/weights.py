@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from .display import Shown, Table
 from .errors import WeightsError, did_you_mean
 from .files import Stage, staged
 from .graph import Graph, Init, Node, Value
 from .interpret import evaluate
 from .safetensors import Unreadable, read_file, read_index, write_file
-from .tables import Shown, Table
 from .tensors import Array as Array
 from .tensors import ArrayTensor as ArrayTensor
 from .tensors import Mapped as Mapped
@@ -104,6 +104,7 @@ class Weights(Shown, Mapping[str, Tensor]):
 
     @property
     def bytes(self) -> int:
+        """Of all tensors, as they are stored."""
         return sum(t.bytes for t in self._tensors.values())
 
     def numpy(self, name: str, dtype: DType | None = None) -> Array:

@@ -158,12 +158,12 @@ def run_command(line: str) -> tuple[int, str, str]:
 def _script(words: list[str]) -> tuple[int, str, str]:
     """A file, or `-c` and a text, as a program of its own would run it."""
     printed, folder = io.StringIO(), str(Path.cwd())
-    with mock.patch.object(sys, "argv", words), mock.patch.object(sys, "path", [folder, *sys.path]):
-        with contextlib.redirect_stdout(printed):
-            if words[0] == "-c":
-                exec(words[1], {"__name__": "__main__"})
-            else:
-                runpy.run_path(words[0], run_name="__main__")
+    changed = mock.patch.multiple(sys, argv=words, path=[folder, *sys.path])
+    with changed, contextlib.redirect_stdout(printed):
+        if words[0] == "-c":
+            exec(words[1], {"__name__": "__main__"})
+        else:
+            runpy.run_path(words[0], run_name="__main__")
     return 0, printed.getvalue(), printed.getvalue()
 
 

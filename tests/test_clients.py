@@ -385,8 +385,11 @@ def test_a_merged_decoder_against_transformers(tmp_path: Path, family: str, dumm
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 @pytest.mark.parametrize("layout", ["optimum", "web"])
 def test_blocks_are_multiplied_in_float_without_an_option(tmp_path: Path, layout: str, kind: str) -> None:
-    """Of DequantizeLinear and MatMul the runtime makes products that round activations to 8 bits; ours say not to."""
-    given = mg.load(write_llama(tmp_path / "model.gguf", kind))
+    """Of DequantizeLinear and MatMul the runtime makes products that round activations to 8 bits; ours say not to.
+
+    kind: of the layers, and where it is of 4 bits without minimums of the table, too.
+    """
+    given = mg.load(write_llama(tmp_path / "model.gguf", kind, table=kind if kind == "Q4_0" else "Q8_0"))
     plain = mg.export(given, tmp_path / "plain") / "model.onnx"
     path = mg.export(given, tmp_path / layout, layout=layout) / ("onnx/model.onnx" if layout == "web" else "model.onnx")
     nodes = onnx.load(path, load_external_data=False).graph.node
@@ -495,5 +498,22 @@ def test_build_for_a_client(tmp_path: Path) -> None:
     assert "wrote" in call("build", checkpoint, tmp_path / "web", "--for", "web").output
     assert (tmp_path / "web" / "onnx" / "model.onnx").exists()
     assert "no layout is called 'wbe'" in call("build", checkpoint, tmp_path / "x", "--for", "wbe", code=1).output
+    for layout in ("optimum", "genai", "web"):
+        assert "0 fail" in call("build", checkpoint, tmp_path / layout, "--for", layout, "--check").output
     said = call("build", checkpoint, tmp_path / "x", "--for", "web", "--target", "cuda", code=1).output
     assert "is a portable export" in said and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("layout", [None, "optimum", "web"])
+def test_encoders_are_verified_with_padding_on_any_side(folder: Make, layout: str | None) -> None:
+    parity = mg.verify(model("bert"), folder("bert", layout), torch=False)
+    assert parity.passed and {"left-padded", "holed"} <= {row.case.split()[0] for row in parity.rows}
+
+
+def test_a_merged_decoder_is_not_verified(folder: Make, tmp_path: Path) -> None:
+    with pytest.raises(MonographError, match=r"holds decoder_model_merged\.onnx, which takes no masks"):
+        mg.verify(model("t5"), folder("t5", "web"), torch=False)
+    checkpoint = tmp_path / "checkpoint"
+    mg.frontends.huggingface.save_pretrained(model("t5"), checkpoint)
+    said = call("build", checkpoint, tmp_path / "out", "--for", "optimum", "--check", code=1).output
+    assert "--check gives masks to a decoder" in said and not (tmp_path / "out").exists()

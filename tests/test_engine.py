@@ -18,6 +18,7 @@ from monograph.inference.embed import tokens_of
 from monograph.inference.engine import Engine
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
+from monograph.ir.files import staged
 from monograph.ir.weights import Weights
 from slot_nets import Made
 
@@ -226,7 +227,7 @@ def test_truncation_keeps_the_special_token_at_the_end() -> None:
     assert tokenizer.encode("a b c a") == [0, 2, 3, 4, 2, 1], "the tokenizer is as before"
 
 
-def sentence_folder(folder: Path, modes: dict[str, bool], kinds: tuple[str, ...]) -> Path:
+def sentence_folder(folder: Path, modes: dict[str, Any], kinds: tuple[str, ...]) -> Path:
     (folder / "1_Pooling").mkdir()
     modules = [{"type": f"sentence_transformers.models.{k}", "path": f"{i}_{k}"} for i, k in enumerate(kinds)]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -240,7 +241,8 @@ def test_pooling_of_sentence_transformers(tmp_path: Path) -> None:
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     sentence_folder(tmp_path, modes, ("Transformer", "Pooling"))
     assert Pooling.read(tmp_path) == Pooling("cls", False, 128)
-    (tmp_path / "pooling.json").write_text(Pooling("max", True, 9).to_json())
+    with staged(tmp_path) as stage:
+        Pooling("max", True, 9).write(stage)
     assert Pooling.read(tmp_path) == Pooling("max", True, 9), "pooling.json wins"
 
 
@@ -255,12 +257,16 @@ def test_pooling_goes_with_the_build(bert: tuple[Engine, Model], tmp_path: Path)
 @pytest.mark.parametrize(
     ("modes", "kinds", "message"),
     [
-        ({"pooling_mode_lasttoken": True}, ("Transformer", "Pooling"), "pools by pooling_mode_lasttoken; known"),
-        ({"pooling_mode_mean_tokens": True}, ("Transformer", "Pooling", "Dense"), "has a module 'Dense'"),
+        (
+            {"pooling_mode": "median"},
+            ("Transformer", "Pooling"),
+            "key 'pooling_mode' = 'median': expected one or more of",
+        ),
+        ({"pooling_mode_mean_tokens": True}, ("Transformer", "Pooling", "CNN"), "has a module 'CNN'"),
     ],
 )
 def test_pooling_that_is_not_understood(
-    tmp_path: Path, modes: dict[str, bool], kinds: tuple[str, ...], message: str
+    tmp_path: Path, modes: dict[str, Any], kinds: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Pooling.read(sentence_folder(tmp_path, modes, kinds))

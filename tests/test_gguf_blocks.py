@@ -35,8 +35,8 @@ METADATA = {
 }
 
 
-def write_llama(path: Path, kind: str) -> Path:
-    """A small llama whose layers are stored in `kind` (mixed: Q4_0, value projections Q5_0), with a table of Q8_0."""
+def write_llama(path: Path, kind: str, table: str = "Q8_0") -> Path:
+    """A small llama whose layers are stored in `kind` (mixed: Q4_0, value projections Q5_0), its table in another."""
     from monograph.frontends.dsl import load_family
 
     family = load_family("llama")
@@ -54,7 +54,7 @@ def write_llama(path: Path, kind: str) -> Path:
         arrays[f"{stored}.weight"] = rows_as_llama_cpp_stores_them(x, heads) if heads else x
     layers = [k for k in arrays if "norm" not in k and "token" not in k]
     kinds = {k: Q[kind] if kind != "mixed" else Q.Q5_0 if "attn_v" in k else Q.Q4_0 for k in layers}
-    return write_gguf(path, arrays, METADATA, kinds | {"token_embd.weight": Q.Q8_0})
+    return write_gguf(path, arrays, METADATA, kinds | {"token_embd.weight": Q[table]})
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from monograph.backends.torch.limits import peak_bandwidth
 from monograph.frontends.dsl import load_family
 from monograph.inference.generate import Generation, Timing
 from monograph.ir import Graph, tensor
-from monograph.ir.tables import Table, size, wrapped
+from monograph.ir.display import Table, size, wrapped
 from monograph.ir.types import f32
 from monograph.machine import Ceilings, measure
 from monograph.parity import Parity, Row
@@ -196,7 +196,7 @@ def test_weights_that_do_not_learn_cost_no_gradient() -> None:
 
 @pytest.mark.slow
 def test_the_peak_is_at_least_what_plain_reads_reach() -> None:
-    found = measure(1, megabytes=8, sizes=(64,), rounds=2, working_set=100_000)
+    found = measure(1, megabytes=8, size=64, rounds=2, working_set=100_000)
     assert found.threads == 1 and found.flops > 0
     for amount in (1, 1000, 3_000_000):
         assert peak_bandwidth(amount, rounds=1) > 0

@@ -268,7 +268,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"tokenizer_config.json": {"fix_mistral_regex": True}},
         "key 'fix_mistral_regex' = True: it replaces the splits of tokenizer.json",
     ),
-    "a side": ({"tokenizer_config.json": {"truncation_side": "up"}}, "key 'truncation_side' = up: expected left or"),
+    "a side": ({"tokenizer_config.json": {"truncation_side": "up"}}, "key 'truncation_side' = 'up': expected left or"),
     "a template that is a number": ({"tokenizer_config.json": {"chat_template": 5}}, "chat_template is 5, expected"),
     "templates without text": ({"tokenizer_config.json": {"chat_template": [{"name": "a"}]}}, "chat_template is"),
     "an end that is no id": ({"generation_config.json": {"eos_token_id": ["</s>"]}}, "has eos_token_id .*expected an"),

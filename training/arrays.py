@@ -17,7 +17,7 @@ from ..data.errors import CorpusError
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS
 from ..ir.dims import bind_dims
-from ..ir.errors import ConfigError, RuntimeInputError, did_you_mean
+from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.tensors import Array
 from ..ir.types import TensorType, f32, i64
 
@@ -41,16 +41,12 @@ class Rows:
 class Arrays:
     """Rows of arrays in two parts, as a source of batches for a model of any task: a loss of its own reads them, or
     there are `labels` among them, which its logits are compared with.
-
-    task: that of the model they have been held against.
     """
 
     train: Rows
     held_out: Rows
-    task: str = ""
+    task: ClassVar[str] = "arrays"
     static: ClassVar[bool] = True
-    tokenizer: ClassVar[None] = None
-    vocab: ClassVar[int] = 0
 
     @staticmethod
     def of(given: Inputs | Iterable[Inputs], *, held_out: float = 0.05) -> Arrays:
@@ -63,7 +59,9 @@ class Arrays:
         arrays = _numbers(cast("Inputs", given) if isinstance(given, Mapping) else _stacked(given))
         counts = {name: len(values) for name, values in arrays.items()}
         if len({*counts.values()}) > 1:
-            raise CorpusError(f"arrays have different numbers of rows: {_listed(counts)}")
+            raise CorpusError(
+                f"arrays have different numbers of rows: {_listed(f'{k} {n}' for k, n in counts.items())}"
+            )
         rows = next(iter(counts.values()))
         apart = min(max(round(held_out * rows), 1), rows - 1) if held_out and rows > 1 else 0
         if rows - apart < 1:
@@ -88,26 +86,39 @@ class Arrays:
         except (ValueError, CorpusError) as e:
             raise CorpusError(str(e), place=", ".join(map(str, files))) from None
 
+    @property
+    def tokenizer(self) -> None:
+        """There are no texts."""
+
+    @property
+    def vocab(self) -> int:
+        return 0
+
     def sizes(self, length: int) -> dict[str, int]:
+        """How many rows there are on each side of the split."""
         return {"train_rows": len(self.train), "held_out_rows": len(self.held_out)}
 
     def of_model(self, model: Model, wanted: Mapping[str, TensorType]) -> Arrays:
         """The rows with all `wanted` inputs of a model, in their types: masks and positions follow where they are
-        left out. Raises ConfigError for names and shapes that do not fit.
+        left out. Other inputs of its task are not read. Raises ConfigError for names and shapes that do not fit.
         """
         for name in self.train.arrays:
-            if name not in wanted:
+            if name not in wanted and name not in model.task.inputs:
                 what = f"{model.name} has no input {name!r}{did_you_mean(name, wanted)}"
                 raise ConfigError(what, hint=f"training reads: {_listed(wanted)}")
         parts = {part: _fitted(getattr(self, part), model, wanted) for part in ("train", "held_out")}
-        return replace(self, **parts, task=str(model.task))
+        return replace(self, **parts)
 
     def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """Endless batches of `batch` rows from step `start` on; each pass over the rows is in an order of its own."""
-        order, first = lru_cache(2)(lambda n: np.random.default_rng([seed, n]).permutation(len(self.train))), start
+        first, count = start, len(self.train)
+
+        @lru_cache(2)
+        def order(epoch: int) -> Array:
+            return np.random.default_rng([seed, epoch]).permutation(count)
+
         while True:
-            places = np.arange(first * batch, (first + 1) * batch)
-            rows = [order(int(p) // len(self.train))[p % len(self.train)] for p in places]
+            rows = [order(p // count)[p % count] for p in range(first * batch, (first + 1) * batch)]
             yield self.train.taken(np.array(rows))
             first += 1
 
@@ -119,15 +130,15 @@ class Arrays:
 
 def _fitted(rows: Rows, model: Model, wanted: Mapping[str, TensorType]) -> Rows:
     """The rows with every input, in its type."""
-    given = {name: _cast(name, values, wanted[name]) for name, values in rows.arrays.items()}
+    given = {name: _cast(name, values, wanted[name]) for name, values in rows.arrays.items() if name in wanted}
     inputs = [name for name in wanted if name in model.task.inputs]
     missing = [name for name in wanted if name not in given and name not in model.task.inputs]
     if missing:
         raise ConfigError(f"the data has no {_listed(missing)}", hint=f"it has {_listed(given)}")
-    filled = {**given, **model.task.fill(given, inputs)}
     try:
+        filled = {**given, **model.task.fill(given, inputs)}
         bind_dims(wanted, {name: filled[name].shape for name in wanted})
-    except RuntimeInputError as e:
+    except MonographError as e:
         raise ConfigError(f"the data does not fit {model.name}: {e.what}") from None
     ids, vocab = model.task.stream, getattr(model.config, "vocab", None)
     if ids is not None and ids.ids in filled and isinstance(vocab, int) and filled[ids.ids].size:
@@ -201,7 +212,5 @@ def _numbers(given: Inputs) -> dict[str, Array]:
     return found
 
 
-def _listed(names: Iterable[Any] | Mapping[str, int]) -> str:
-    if isinstance(names, Mapping) and all(isinstance(n, int) for n in names.values()):
-        return ", ".join(f"{k} {n}" for k, n in names.items())
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(str, names)) or "nothing"

@@ -100,6 +100,7 @@ class Corpus:
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     @staticmethod

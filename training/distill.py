@@ -50,6 +50,8 @@ class DistillationLoss:
     ) -> None:
         _check_pair(student, teacher)
         check_fit(teacher, source, length)
+        if source.tokenizer is None:
+            raise ConfigError("distillation needs texts, not arrays")
         check_tokenizer(teacher.tokenizer, source.tokenizer, whose="the teacher's")
         self.teacher, self.source, self.temperature, self.hard = teacher, source, temperature, hard
         self.module: torch.nn.Module | None = None

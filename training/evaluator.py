@@ -23,8 +23,8 @@ from .source import Source
 Metrics = Callable[[Model], Mapping[str, float]]
 """What a user measures of the model as it is, by name."""
 
-TELLING = ("masked-lm", "sequence-classification", "token-classification", "image-classification")
-"""Tasks whose share of right answers tells something; of the others, perplexity does."""
+TELLING = ("masked-lm", "sequence-classification", "arrays")
+"""Tasks of data whose share of right answers tells something; of the others, perplexity does."""
 
 
 class Evaluator:

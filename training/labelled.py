@@ -98,6 +98,7 @@ class Labelled:
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     def sizes(self, length: int) -> dict[str, int]:

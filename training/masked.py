@@ -152,9 +152,11 @@ class Masked:
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     def sizes(self, length: int) -> dict[str, int]:
+        """How many tokens there are on each side of the split."""
         return {"train_tokens": len(self.train), "held_out_tokens": len(self.held_out)}
 
     def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:

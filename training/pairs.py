@@ -105,6 +105,7 @@ class Pairs:
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     def sizes(self, length: int) -> dict[str, int]:

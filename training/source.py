@@ -22,10 +22,8 @@ from .arrays import Arrays, wanted_labels
 class Source(Protocol):
     """Batches for one task: text, shards, pairs, rows with labels, instructions."""
 
-    @property
-    def task(self) -> str:
-        """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification."""
-        ...
+    task: ClassVar[str]
+    """The task of the models it trains: causal-lm, masked-lm, seq2seq-lm, sequence-classification; arrays for any."""
 
     static: ClassVar[bool]
     """Whether every training batch has the same shape."""

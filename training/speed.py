@@ -27,8 +27,8 @@ def _backward(graph: Graph, trains: Callable[[str], bool]) -> DimLike:
         count = sum(v in alive for v in node.arguments)
         if count:
             alive.update(node.outputs)
-            times = min(count, 2) if isinstance(node.op, (Linear, Matmul)) else 2
-            total = total + times * node.op.flops(*node.operands, **node.attributes)
+            forward = node.op.flops(*node.operands, **node.attributes)
+            total = total + forward * (min(count, 2) if isinstance(node.op, (Linear, Matmul)) else 2)
     return total
 
 

@@ -51,6 +51,9 @@ def build(
     if layout is not None:
         target = _portable(layout, target)
     loaded = resolve(model, family, random)
+    if layout is not None and check and loaded.task.separated:
+        what = f"--check gives masks to a decoder, but one for {layout} makes its own"
+        raise MonographError(what, hint="check it with --target onnx and without --for: the graphs are the same")
 
     def announce(bound: int) -> None:
         report["bound_bytes"] = bound

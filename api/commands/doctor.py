@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..console import Json, command, human_bytes, out, print_json, table, working
-from ..machine import cores, cpu_name, measure, memory_bytes
+from ..machine import cores, cpu_name, has_torch, measure, memory_bytes
 
 PACKAGES = (
     "monograph",
@@ -92,8 +92,10 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def torch_build() -> dict[str, Any]:
-    """How PyTorch was built and what it sees."""
+def torch_build() -> dict[str, Any] | None:
+    """How PyTorch was built and what it sees; None where it is not installed."""
+    if not has_torch():
+        return None
     import torch
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -163,9 +165,14 @@ def _print(facts: dict[str, Any]) -> None:
     console.print(f"{facts['system']}, Python {facts['python']}")
     console.print(table("packages", [{"package": k, "version": v} for k, v in facts["packages"].items()]))
     torch = facts["torch"]
-    cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPU build"
-    devices = ", ".join(torch["devices"]) or "no CUDA device"
-    console.print(f"torch {torch['version']}: {cuda}, {devices}, {torch['threads']} threads")
+    if torch is None:
+        console.print(
+            'no PyTorch: models are built and served, not trained; pip install "monograph[train]"', markup=False
+        )
+    else:
+        cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPU build"
+        devices = ", ".join(torch["devices"]) or "no CUDA device"
+        console.print(f"torch {torch['version']}: {cuda}, {devices}, {torch['threads']} threads")
     console.print(table("execution providers (each tried with a model)", facts["providers"]))
     console.print(table("kernels", facts["kernels"]["rows"]))
     for name, source in facts["kernels"]["sources"].items():

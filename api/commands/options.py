@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..resolve import HELP
 
@@ -50,7 +51,7 @@ RandomOption = Annotated[
 ]
 
 
-class WithSeed(typer.core.TyperCommand):
+class WithSeed(TyperCommand):
     """A command in which `--random` may stand alone, for the seed 0."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 
 from ..console import Json, command, out, print_json, progress, table
 from ..ir.manifest import check as check_folder
+from ..machine import has_torch
 from ..parity import TOLERANCE, Parity
 from ..parity import verify as compare
 from ..resolve import resolve
@@ -53,6 +54,8 @@ def verify(
 def print_parity(name: str, parity: Parity) -> None:
     """The table and its verdict."""
     out().print(table(f"{name}: difference from the NumPy reference at valid positions", map(asdict, parity.rows)))
+    if not has_torch():
+        out().print('PyTorch is not installed, so it was not compared: pip install "monograph[train]"', markup=False)
     failed = sum(not r.passed for r in parity.rows)
     worst = max(r.difference / max(1.0, r.scale) for r in parity.rows)
     verdict = f"{failed} of {len(parity.rows)} rows are above" if failed else f"all {len(parity.rows)} rows are within"

@@ -41,11 +41,13 @@ class _Building:
         for block in self.blocks:
             if block.role is not Role.input:
                 describe(self.flow, block)
-                block.layer = block.layer or layer_of(block)
+                block.layer, block.inner = block.layer or layer_of(block), layer_of(block, 2)
         for block in self.blocks:
             if block.role is Role.sum:
                 before = [e.source for e in self.edges if e.target is block and not e.around]
-                block.layer = max(before, key=lambda b: order.get(b, -1)).layer if before else ""
+                if before:
+                    last = max(before, key=lambda b: order.get(b, -1))
+                    block.layer, block.inner = last.layer, last.inner
         for name, value in self.flow.graph.outputs.items():
             made = Block(Role.output, name, value=value)
             self.blocks.append(made)
@@ -122,17 +124,20 @@ class _Building:
         self.edges.append(edge)
 
 
-def layer_of(block: Block) -> str:
-    """The layer that a block belongs to: the scope of its nodes, or what the paths of its parameters share."""
-    scopes = [numbered(n.location.scope) for n in block.nodes]
+def layer_of(block: Block, depth: int = 1) -> str:
+    """The layer that a block belongs to: the scope of its nodes, or what the paths of its parameters share.
+
+    depth: numbers in the path, 1 for the outermost list of layers.
+    """
+    scopes = [numbered(n.location.scope, depth) for n in block.nodes]
     named = [s for s in scopes if s]
     if named:
         return max(set(named), key=named.count)
-    paths = {numbered(p.name) for p in block.params}
+    paths = {numbered(p.name, depth) for p in block.params}
     return paths.pop() if len(paths) == 1 else ""
 
 
-def numbered(path: str) -> str:
-    """The front of a path up to its first number: `model.layers.3.mlp` -> `model.layers.3`; nothing without one."""
-    found = re.match(r"(?:[^.]*\.)*?\d+(?=\.|$)", path)
-    return found[0] if found else ""
+def numbered(path: str, depth: int = 1) -> str:
+    """The front of a path up to a number: `model.layers.3.mlp` -> `model.layers.3`; nothing without that many."""
+    found = re.match(rf"(?:(?:[^.]*\.)*?\d+(?:\.|$)){{{depth}}}", path)
+    return found[0].rstrip(".") if found else ""

@@ -19,8 +19,8 @@ class Block:
     """One box of a picture.
 
     nodes: what it computes. params: parameters that it is the first to use. tied: those that an earlier block owns.
-    details: lines under the title. beside: names of the inputs that come from one side. layer: the scope of the layer
-    that it belongs to. value: what an input or output block stands for.
+    details: lines under the title. beside: names of the inputs that come from one side. layer, inner: the scope of the
+    layer that it belongs to, and of a layer inside of that. value: what an input or output block stands for.
     """
 
     role: Role
@@ -31,6 +31,7 @@ class Block:
     details: list[str] = field(default_factory=list[str])
     beside: list[str] = field(default_factory=list[str])
     layer: str = ""
+    inner: str = ""
     value: Value | None = None
     fork: Value | None = None
 
@@ -111,7 +112,7 @@ class _Gathering:
     def branches(self, found: Sum, fork: Value) -> None:
         """Blocks between a fork and its sum, unless other sums stand there."""
         around = [self.flow.between(fork, t) for t in found.terms]
-        around = [nodes for nodes in around if nodes]
+        around = [inner for nodes in around if (inner := [n for n in nodes if n not in found.nodes])]
         if any(n in self.joins for nodes in around for n in nodes):
             return
         seen: dict[Node, int] = {}

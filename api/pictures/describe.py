@@ -36,6 +36,10 @@ def describe(flow: Flow, block: Block) -> None:
 
 def _name(flow: Flow, block: Block, found: list[tuple[Node, tuple[Role, str]]]) -> None:
     roles = {r[0] for _, r in found}
+    weights = [n for n in block.nodes if n.op is ops.softmax.op and any(u.op is ops.matmul.op for u in n.output.users)]
+    if weights and Role.attention not in roles:
+        block.role, block.title = Role.attention, "Attention in parts"
+        return
     for role in RANK:
         titles = [r[1] for _, r in found if r[0] is role]
         if not titles:
@@ -72,10 +76,14 @@ def _kind_of_attention(flow: Flow, block: Block) -> str:
 
 
 def _attention(flow: Flow, block: Block, heads: list[Node]) -> list[str]:
+    if not heads:
+        node = next(n for n in block.nodes if n.op is ops.softmax.op)
+        return [f"{node.output.shape[1]} heads"] if node.output.rank == 4 else []
     node = heads[0]
     q, k = node.value("q"), node.value("k")
     count, groups, width = q.shape[2], k.shape[2], q.shape[3]
-    lines = [f"{count} heads × {width}" if count == groups else f"{count} heads × {width}, {groups} key/value"]
+    size = f"{count} head{'s' if count != 1 else ''} × {width}"
+    lines = [size if count == groups else f"{size}, {groups} key/value"]
     said: list[str] = []
     if node.attributes["causal"]:
         said.append("causal")

@@ -146,6 +146,7 @@ def sums(flow: Flow) -> list[Sum]:
                 made.nodes = [*inner.nodes, *made.nodes]
                 del found[v]
         made.fork = _fork(flow, made.terms)
+        made.nodes = [*_scales(made.terms, made.fork), *made.nodes]
         found[node.output] = made
     return [s for s in found.values() if s.fork is not None or _of_parts(flow, s)]
 
@@ -160,6 +161,19 @@ def _fork(flow: Flow, terms: Iterable[Value]) -> Value | None:
                 return start
             start = scaled(start.producer) if start.producer is not None else None
     return None
+
+
+def _scales(terms: Iterable[Value], fork: Value | None) -> list[Node]:
+    """Multiplications by a number on the way around."""
+    for term in terms:
+        nodes: list[Node] = []
+        value: Value | None = term
+        while value is not None and value is not fork and value.producer is not None and len(value.uses) == 1:
+            nodes.insert(0, value.producer)
+            value = scaled(value.producer)
+        if value is fork and fork is not None:
+            return nodes
+    return []
 
 
 def _of_parts(flow: Flow, found: Sum) -> bool:

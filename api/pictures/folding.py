@@ -92,6 +92,7 @@ class _Folding:
         self.signatures: dict[Value, int] = {}
         self.drawn: dict[Block, Drawn] = {}
         self.unit: dict[Block, tuple[int, int]] = {}
+        self.kinds: dict[int, list[list[_Unit]]] = {}
         self.stacks = 0
 
     def run(self) -> Folded:
@@ -105,12 +106,17 @@ class _Folding:
                 run[-1].blocks.append(block)
             else:
                 run.append(_Unit(block.layer, [block]))
-        while run:
-            size = self.stack(run)
-            items += self.folded(run[:size]) if run[0].layer else self.unnamed(run[:size])
-            run = run[size:]
+        items += self.run_of(run)
         outputs = [i for i in items if isinstance(i, Drawn) and i.block.role is Role.output]
         return Folded([*[i for i in items if i not in outputs], *outputs], self.lines())
+
+    def run_of(self, units: list[_Unit]) -> list[Item]:
+        items: list[Item] = []
+        while units:
+            size = self.stack(units)
+            items += self.folded(units[:size]) if units[0].layer else self.unnamed(units[:size])
+            units = units[size:]
+        return items
 
     def stack(self, units: list[_Unit]) -> int:
         """How many units from the front are layers of one list, or without a layer."""
@@ -156,9 +162,24 @@ class _Folding:
         for unit in units:
             kinds.setdefault(self.kind(unit), []).append(unit)
         name = units[0].layer.rpartition(".")[0]
+        if len(kinds) == len(units) and (inner := self.deeper(units)):
+            return inner
         if len({self.skeleton(members[0]) for members in kinds.values()}) == 1:
             return [self.aligned(units, name)]
         return [self.stacked(units, list(kinds.values()), name)]
+
+    def deeper(self, units: list[_Unit]) -> list[Item]:
+        """Units none of which is as another, folded by what repeats inside of each; nothing if nothing does."""
+        items: list[Item] = []
+        for unit in units:
+            inner: list[_Unit] = []
+            for b in unit.blocks:
+                if b.inner and inner and inner[-1].layer == b.inner:
+                    inner[-1].blocks.append(b)
+                else:
+                    inner.append(_Unit(b.inner, [b]))
+            items += self.run_of(inner)
+        return items if any(isinstance(i, Frame) for i in items) else []
 
     def aligned(self, units: list[_Unit], name: str) -> Frame:
         """Layers with the same skeleton: a place where they differ shows all that stand there."""
@@ -186,6 +207,7 @@ class _Folding:
     def stacked(self, units: list[_Unit], kinds: list[list[_Unit]], name: str) -> Frame:
         """Layers with different skeletons: one frame for each, in the order in which they first come."""
         frames: list[Item] = []
+        self.kinds[self.stacks] = kinds
         words = {id(u): f"{titles(members[0])}" for members in kinds for u in members}
         for members in kinds:
             frame = self.aligned(members, name)
@@ -234,10 +256,8 @@ class _Folding:
         found: dict[tuple[Drawn, Drawn, TensorType, bool], Line] = {}
         place = {d: i for i, d in enumerate(dict.fromkeys(self.drawn.values()))}
         for e in self.found.edges:
-            source, target = self.drawn[e.source], self.drawn[e.target]
-            if source is target or (self.next_layer(e) and place[source] >= place[target]):
-                continue
-            if self.next_layer(e) and not self.first_step(e):
+            source, target = self.source(e), self.drawn[e.target]
+            if source is None or source is target or (self.next_layer(e) and place[source] >= place[target]):
                 continue
             key = source, target, e.value.type, e.around
             found.setdefault(key, Line(source, target, e.value, e.around, e.quiet))
@@ -247,15 +267,28 @@ class _Folding:
         a, b = self.unit.get(e.source), self.unit.get(e.target)
         return a is not None and b is not None and a[0] == b[0] and a[1] != b[1]
 
-    def first_step(self, e: Edge) -> bool:
-        """Whether an edge leads from a layer to one that is drawn apart from it, above."""
-        a, b = self.drawn[e.source], self.drawn[e.target]
-        return not {self.unit[x][1] for x in a.members} & {self.unit[x][1] for x in b.members}
+    def source(self, e: Edge) -> Drawn | None:
+        """Where the line of an edge begins; None if it has none.
+
+        What leaves a layer leaves the frame that is drawn below its reader: that of another kind of layer, or the last.
+        """
+        drawn = self.drawn[e.source]
+        kinds = self.kinds.get(self.unit.get(e.source, (0, 0))[0])
+        if kinds is None:
+            return None if self.next_layer(e) else drawn
+        if self.unit[e.source] == self.unit.get(e.target):
+            return drawn
+        firsts = [members[0].blocks for members in kinds]
+        ends = {b for members in kinds for u in members for b in u.blocks[-1:]}
+        if not self.next_layer(e):
+            return self.drawn[firsts[-1][-1]] if e.source in ends else drawn
+        above = next((i for i, blocks in enumerate(firsts) if e.target in blocks), 0)
+        return self.drawn[firsts[above - 1][-1]] if above and e.source in ends else None
 
 
 def looks(block: Block) -> object:
     """What a reader sees of a block."""
-    return block.role, block.title, tuple(block.details), block.count
+    return block.role, block.title, tuple(block.details), sum(v.type.elements for v in (*block.params, *block.tied))
 
 
 def titles(unit: _Unit) -> str:

@@ -172,11 +172,15 @@ class _Book:
         gone = {n for n in before if n.order < 0}
         old = set(before)
         found: dict[Node, Node] = {}
+        earlier: dict[Value, list[Value]] = {}
+        for was, now in graph.replaced:
+            earlier.setdefault(now, []).append(was)
         for was, now in graph.replaced:
             new = now.producer
             if new is None or new in old or new.order < 0 or was.producer not in gone:
                 continue
-            stop, waiting = set(new.arguments), [was.producer]
+            stop = {v for a in new.arguments for v in (a, *earlier.get(a, ()))}
+            waiting = [was.producer]
             while waiting:
                 node = waiting.pop()
                 if node is None or node not in gone or node in found:

@@ -92,6 +92,10 @@ class _Layout:
             x += left + right + 56.0
             height = max(height, top, high)
         routes = [self.route(line) for line in self.folded.lines]
+        said: set[tuple[float, float] | None] = set()
+        for route in routes:
+            route.label = None if route.label in said else route.label
+            said.add(route.label)
         return Layout(placed, routes, x - 56.0 + 24.0, height + 12.0)
 
     # -- sizes -----------------------------------------------------------------------------------------------
@@ -273,7 +277,7 @@ class _Layout:
         if not leaves and not enters and line.value.shape in known:
             return None, False
         before = self.tower[line.source] > 0
-        if abs(s.x - t.x) >= 1:
+        if abs(s.x - t.x) >= 1 and not enters:
             return (t.x + 8, t.y - 11), False
         return (s.x + (-7 if before else 7), t.y - 12 if leaves else s.top + 10), before
 
@@ -294,7 +298,8 @@ class _Layout:
         fork = s.top + 9
         if outside:
             assert isinstance(level, Frame)
-            fork = self.frames[level].y + (9 if not line.quiet else -9)
+            frame = self.frames[level]
+            fork = frame.y + (9 if not line.quiet and len(frame.rows[0]) == 1 else -12)
         end = t.x + (t.right if side > 0 else -t.left)
         return Route(line, [(s.x, s.top), (s.x, fork), (x, fork), (x, t.middle), (end, t.middle)])
 

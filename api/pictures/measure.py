@@ -43,7 +43,7 @@ def cut(text: str, size: float, limit: float) -> str:
 
 def number(n: int) -> str:
     """1234567 -> 1.23 M."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}" if n < 999.5 * size else f"{n / size:.0f} {unit}"
-    return str(n)
+    for unit, size in (("", 1), (" K", 10**3), (" M", 10**6), (" B", 10**9)):
+        if float(f"{n / size:.3g}") < 1000:
+            return f"{n / size:.3g}{unit}"
+    return f"{n / 10**12:.3g} T"

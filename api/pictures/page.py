@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,31 +13,34 @@ from .history import history
 if TYPE_CHECKING:
     from ..frontends.dsl import Model
 
+_HERE = Path(__file__).parent
 SCRIPTS = ("drawing.js", "controls.js")
 
 
-def page(model: Model, pipeline: str = "decode", *, decomposed: bool = False) -> str:
+def page(model: Model, pipeline: str = "decode", *, decomposed: bool = False, title: str = "") -> str:
     """The page as text: data, style and script in one file, which loads nothing from elsewhere.
 
-    pipeline: one of `PIPELINES`. decomposed: take every layer apart before the passes run.
+    pipeline: one of `PIPELINES`. decomposed: take every layer apart before the passes run. title: by default the name
+    of the graph.
     """
     graph = model.graph(encoded=True)
     if decomposed:
         graph = decompose(graph)
-    data = json.dumps(history(graph, PIPELINES[pipeline]), separators=(",", ":"), ensure_ascii=True)
+    found = history(graph, PIPELINES[pipeline]) | {"name": title or graph.name}
+    data = json.dumps(found, separators=(",", ":"), ensure_ascii=True)
     for raw, safe in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
         data = data.replace(raw, safe)
-    html, css, *scripts = (
-        (files(__package__) / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)
-    )
+    html, css, *scripts = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS))
     filled = html.replace("/* style */", css).replace("/* script */", "\n".join(scripts))
     return filled.replace("/* data */", data)
 
 
-def write_page(model: Model, path: str | Path, pipeline: str = "decode", *, decomposed: bool = False) -> Path:
+def write_page(
+    model: Model, path: str | Path, pipeline: str = "decode", *, decomposed: bool = False, title: str = ""
+) -> Path:
     """Write the page to a file, whole or not at all; gives its path. See `page`."""
     path = Path(path)
-    text = page(model, pipeline, decomposed=decomposed)
+    text = page(model, pipeline, decomposed=decomposed, title=title)
     with staged(path.parent) as stage, stage.open(path.name) as file:
         file.write(text.encode())
     return path

@@ -96,6 +96,8 @@ class Picture:
         if block.params:
             counts = sorted({b.count for b in drawn.members})
             lines.append((f"{number(counts[-1])} · {human_bytes(max(map(self._bytes, drawn.members)))}", SMALL))
+        if any(b.tied for b in drawn.members[1:]) and block.params:
+            lines.append(("one for all layers", SMALL))
         if block.tied and len(drawn.members) == 1:
             lines.append((f"tied with {self._owner(block)}", SMALL))
         if block.beside:
@@ -136,10 +138,11 @@ def _fonts() -> list[str]:
     return [str(path) for place in places if (path := Path(place) / "mpl-data" / "fonts" / "ttf").is_dir()]
 
 
-def draw(model: Model | Graph) -> Picture:
+def draw(model: Model | Graph, *, title: str = "") -> Picture:
     """The architecture of a model, or of a graph, as papers draw it; only structure is read, no weights.
 
-    Bytes are those of the stored weights; without weights, those that 32-bit floats take.
+    Bytes are those of the stored weights; without weights, those that 32-bit floats take. title: by default the name
+    of the graph.
     """
     if isinstance(model, Graph):
         graph, sizes = model, dict[str, int]()
@@ -150,4 +153,4 @@ def draw(model: Model | Graph) -> Picture:
         sizes = {} if stored is None else {k: int(str(stored[k].type.bytes)) for k in known}
     found = architecture(graph)
     sizes |= {k: int(str(v.type.bytes)) for k, v in found.graph.params.items() if k not in sizes}
-    return Picture(graph.name, found, fold(found), sizes)
+    return Picture(title or graph.name, found, fold(found), sizes)

@@ -14,6 +14,7 @@ from ...frontends.huggingface import GENERATION, PREPROCESSOR
 from ...frontends.huggingface import write_companions as companions
 from ...frontends.own import FILE as SOURCE
 from ...frontends.pooling import FILE as POOLING
+from ...frontends.pooling import TENSORS as POOLING_TENSORS
 from ...frontends.pooling import Pooling
 from ...frontends.task import TOKEN_TYPES
 from ...frontends.tokenizer import read_json
@@ -29,7 +30,7 @@ CONTRACT, CONFIG, TOKENIZER = "monograph.json", "config.json", "tokenizer_config
 GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
-        CONTRACT, MANIFEST, VERIFIED, POOLING, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
+        CONTRACT, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
         "tokenizer.json", TOKENIZER, *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }
 )  # fmt: skip
@@ -49,7 +50,7 @@ def write_companions(stage: Stage, model: Model, inputs: Iterable[str], layout: 
     companions(stage, model, model.weights)
     pooling = Pooling.read(model.folder) if model.folder is not None else None
     if pooling is not None:
-        write_text(stage, POOLING, pooling.to_json())
+        pooling.write(stage)
     if model.tokenizer is not None:
         side = "left" if layout is None else layout.padding
         said = _staged(stage, TOKENIZER)

@@ -167,7 +167,7 @@ class QuantizedLayers:
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
         open_blocks(graph)
-        readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and any(_encoded(n))]
+        readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and _encoded(n)]
         tables = {v for n in readers if isinstance(n.op, Embedding) for v in _encoded(n)}
         for node in readers:
             reason = self.rewrite(graph, node, tables)

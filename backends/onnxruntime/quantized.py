@@ -151,15 +151,36 @@ class OrtGatherBlockQuantized(Op):
         )  # fmt: skip
 
 
+class OrtGatherPacked(OrtGatherBlockQuantized):
+    """The same rows by standard ops: the builds of ONNX Runtime for browsers have no GatherBlockQuantized."""
+
+    def onnx(self, op: Any, codes: Any, ids: Any, scales: Any, *, bits: int) -> Any:
+        _, blocks, width = codes.shape
+        taken = op.Gather(codes, ids, axis=0, types=[TensorType(u8, (*ids.shape, blocks, width))])
+        if bits == 4:
+            last, four = op.constant(np.array([-1], np.int64)), op.constant(np.array(4, np.uint8))
+            low = op.BitwiseAnd(taken, op.constant(np.array(15, np.uint8)))
+            halves = [op.Unsqueeze(x, last) for x in (low, op.BitShift(taken, four, direction="RIGHT"))]
+            pairs = op.Concat(*halves, axis=-1, types=[TensorType(u8, (*ids.shape, blocks, width, 2))])
+            taken = op.reshape(pairs, (*ids.shape, blocks, width * 2))
+        zero = op.constant(np.array(_ZERO[bits], scales.dtype.numpy))
+        numbers = op.Sub(op.Cast(taken, to=op.element_type(scales.dtype)), zero)
+        each = op.Gather(scales, ids, axis=0, types=[TensorType(scales.dtype, (*ids.shape, blocks))])
+        return op.Mul(numbers, op.reshape(each, (*ids.shape, blocks, 1)))
+
+
 pack_codes, matmul_nbits = op(OrtPackCodes), op(OrtMatMulNBits)
-gather_block_quantized = op(OrtGatherBlockQuantized)
+gather_block_quantized, gather_packed = op(OrtGatherBlockQuantized), op(OrtGatherPacked)
 
 
 class RuntimeLayers:
-    """MatMulNBits, and GatherBlockQuantized over the same bytes. level: the accuracy level by bits of the codes."""
+    """MatMulNBits, and rows of the same bytes.
 
-    def __init__(self, level: Callable[[int], int]) -> None:
-        self.level = level
+    level: the accuracy level by bits of the codes. gather: by which op rows are taken.
+    """
+
+    def __init__(self, level: Callable[[int], int], gather: Callable[..., Value] = gather_block_quantized) -> None:
+        self.level, self.gather = level, gather
 
     def refuses(self, w: Stored) -> str:
         if w.encoding.bits not in _ZERO or w.block not in _BLOCKS:
@@ -174,7 +195,7 @@ class RuntimeLayers:
         return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level, fine=fine)
 
     def rows(self, ids: Value, w: Stored) -> Value:
-        y = gather_block_quantized(_packed(w), ids, w.numbers("scales"), bits=w.encoding.bits)
+        y = self.gather(_packed(w), ids, w.numbers("scales"), bits=w.encoding.bits)
         return with_offsets(y, ids, w)
 
 
@@ -203,4 +224,4 @@ def exact_layers() -> QuantizedLayers:
 
     Over the standard ops ONNX Runtime makes products of its own, which round activations to 8 bits unless told not to.
     """
-    return QuantizedLayers(RuntimeLayers(lambda bits: 0), "ort_exact_layers")
+    return QuantizedLayers(RuntimeLayers(lambda bits: 0, gather_packed), "ort_exact_layers")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import monograph as mg
 from monograph import Value, ops
 from monograph.frontends.experts import routed, router
-from monograph.frontends.layers import attention, rotary
+from monograph.frontends.layers import attention, channels_of, rotary
 
 
 class Mixture(mg.Config):
@@ -24,7 +24,7 @@ class Mixture(mg.Config):
 
 def loss(found: dict[str, Value], labels: Value) -> Value:
     """Cross-entropy, and how far the share of each expert, over all tokens of a batch, is from an equal one."""
-    shares, experts = found["shares"], found["shares"].shape[-1]
+    shares, experts = found["shares"], channels_of(found["shares"])
     away = ops.mean(shares.reshape(-1, experts), axis=0, keepdims=False) - 1.0 / experts
     return ops.cross_entropy(found["logits"], labels) + 0.1 * ops.sum(away * away, keepdims=False)
 

@@ -38,7 +38,7 @@ class Bert(Config):
             raise ConfigError(f"position_embedding_type {self.positions!r} is not supported; known: 'absolute'")
         if self.causal:
             raise ConfigError("is_decoder = True is not supported: this family is an encoder, which sees both ways")
-        if self.dim % self.heads:
+        if self.heads < 1 or self.dim % self.heads:
             raise ConfigError(f"hidden_size {self.dim} is not a multiple of num_attention_heads {self.heads}")
         if self.labels is not None and sorted(self.labels) != sorted(map(str, range(len(self.labels)))):
             raise ConfigError(f"id2label has the ids {', '.join(self.labels)}, expected 0 to {len(self.labels) - 1}")

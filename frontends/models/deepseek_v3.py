@@ -56,6 +56,8 @@ class DeepseekV3(Config):
     }
 
     def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise ConfigError(f"n_group is {self.groups}, expected a positive number")
         in_group, rest = divmod(self.experts, self.groups)
         if self.chosen_groups < self.groups and (rest or in_group < 2 or self.chosen > self.chosen_groups * in_group):
             what = f"{self.experts} n_routed_experts in n_group {self.groups} do not give num_experts_per_tok"

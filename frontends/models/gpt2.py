@@ -30,7 +30,7 @@ class GPT2(Config):
     noted = {**keys(DROPOUT, "attn_pdrop"), **keys(SPEED, "reorder_and_upcast_attn")}
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
+        if self.heads < 1 or self.dim % self.heads:
             raise ConfigError(f"n_embd {self.dim} is not a multiple of n_head {self.heads}")
 
     @property

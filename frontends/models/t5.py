@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import numpy as np
 
 from ...ir.errors import ConfigError
 from ...ir.ops import constant, gather, iota, maximum, minimum, reshape, transpose
+from ...ir.ops.tables import relative_buckets
 from ...ir.types import i64
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..harmless import OTHER_HEAD, keys
 from ..layers import attention, drop, feed_forward, gated_feed_forward
 
 GATED = "gated-"
+_FARTHEST = 1 << 20
+"""Distances that are in the graph one by one, as a limit."""
 
 
 class T5(Config):
@@ -42,6 +42,8 @@ class T5(Config):
         if self.buckets < 4 or self.buckets % 4 or self.farthest <= self.buckets // 2:
             what = f"{self.buckets} relative_attention_num_buckets do not divide distances up to {self.farthest}"
             raise ConfigError(what, hint="expected a multiple of 4, and a distance beyond the half of them")
+        if self.farthest > _FARTHEST:
+            raise ConfigError(f"relative_attention_max_distance is {self.farthest}, expected at most {_FARTHEST}")
 
     @property
     def activation(self) -> str:
@@ -60,27 +62,12 @@ class T5(Config):
         return self.tie is not False if self.scale is None else self.scale
 
 
-def bucket_numbers(c: T5, low: int, high: int) -> tuple[int, ...]:
-    """The bucket of each distance, key minus query, from low to high; 0 if high is 0 and a key is later.
-
-    Near ones have a bucket each, far ones share, by their logarithm. It is rounded in float32, as it was in training.
-    """
-    count = c.buckets // 2 if high else c.buckets
-    away = np.abs(np.arange(low, high + 1))
-    near = count // 2
-    share = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(near))
-    share = share / np.float32(math.log(c.farthest / near)) * np.float32(count - near)
-    far = np.minimum(near + share.astype(np.int64), count - 1)
-    numbers = np.where(away < near, away, far)
-    later = count * (np.arange(low, high + 1) > 0)
-    return tuple((numbers + later).tolist())
-
-
 def distance_bias(m: Scope, c: T5, queries: Value, keys: Value, *, both_ways: bool) -> Value:
     """What each head adds to its scores, [H,S,T], for queries in columns [S] and keys in columns [T]."""
     low, high = -c.farthest, c.farthest if both_ways else 0
     table = (m / "relative_attention_bias").param("weight", c.buckets, c.heads)
-    by_distance = gather(table, constant(value=bucket_numbers(c, low, high), dtype=i64), axis=0)
+    buckets = relative_buckets(buckets=c.buckets, farthest=c.farthest, low=low, high=high)
+    by_distance = gather(table, constant(value=buckets, dtype=i64), axis=0)
     away = reshape(keys, shape=(1, keys.shape[0])) - reshape(queries, shape=(queries.shape[0], 1))
     within = minimum(maximum(away, constant(value=low, dtype=i64)), constant(value=high, dtype=i64))
     return gather(transpose(by_distance, permutation=(1, 0)), within - low, axis=1)

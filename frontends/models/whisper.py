@@ -43,7 +43,7 @@ class Whisper(Config):
 
     def __post_init__(self) -> None:
         for name, heads in (("encoder", self.heads), ("decoder", self.decoder_heads)):
-            if self.dim % heads:
+            if heads < 1 or self.dim % heads:
                 raise ConfigError(f"d_model {self.dim} is not a multiple of {name}_attention_heads {heads}")
 
     @property

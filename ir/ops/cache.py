@@ -11,7 +11,7 @@ from .shape import concat, transpose
 
 
 class CacheAppend(Op):
-    """past [B,K,P,D] followed by new [B,S,K,D]: [B,K,P+S,D], the layout of `past_key_values.N.key`."""
+    """past [B,K,P,D] followed by new [B,S,K,D]: [B,K,P+S,D], as `past_key_values.N.key` has it. (Pope et al. 2022)"""
 
     shard = shard_rules.needs_all
 
@@ -27,7 +27,7 @@ class CacheAppend(Op):
 
 
 class CacheRead(Op):
-    """Cache [B,K,T,D] in the layout of attention: [B,T,K,D]."""
+    """cache [B,K,T,D] in the layout of attention: [B,T,K,D]. (Pope et al. 2022)"""
 
     shard = shard_rules.needs_all
 

@@ -143,14 +143,22 @@ def places(length: DimLike, taps: DimLike, stride: int, padding: int, dilation: 
 
 
 class Conv1d(Convolution):
-    """Convolution over one axis, [B,C,L] -> [B,O,L']."""
+    """Convolution over one axis: x [B,C,L], w [O,C/groups,k], b [O] -> [B,O,L']. (LeCun 1989)
+
+    stride, padding (zeros on both sides) and dilation: one number, or one an axis. groups: the channels are cut into as
+    many parts, each by itself.
+    """
 
     axes = 1
     name = "conv1d"  # type: ignore[assignment]
 
 
 class Conv2d(Convolution):
-    """Convolution over two axes, [B,C,H,W] -> [B,O,H',W']. (LeCun et al. 1989)"""
+    """Convolution over two axes: x [B,C,H,W], w [O,C/groups,k,k], b [O] -> [B,O,H',W']. (LeCun et al. 1989)
+
+    stride, padding (zeros on both sides) and dilation: one number, or one an axis. groups: the channels are cut into as
+    many parts, each by itself.
+    """
 
     axes = 2
     name = "conv2d"  # type: ignore[assignment]

@@ -220,7 +220,7 @@ class Neg(Signed):
 
 
 class Abs(Signed):
-    """|x|."""
+    """|x|, of x [...]."""
 
     torch_name, onnx_name = "abs", "Abs"
     backward_reads = reads.first
@@ -234,21 +234,21 @@ class Exp(Unary):
 
 
 class Log(Unary):
-    """Natural logarithm."""
+    """Natural logarithm of x [...]."""
 
     torch_name, onnx_name = "log", "Log"
     backward_reads = reads.first
 
 
 class Sqrt(Unary):
-    """Square root."""
+    """Square root of x [...]."""
 
     torch_name, onnx_name = "sqrt", "Sqrt"
     backward_reads = reads.output
 
 
 class Tanh(Unary):
-    """Hyperbolic tangent."""
+    """Hyperbolic tangent of x [...]."""
 
     torch_name, onnx_name = "tanh", "Tanh"
     backward_reads = reads.output
@@ -289,7 +289,7 @@ class Rsqrt(Unary):
 
 
 class Erf(Unary):
-    """Gauss error function."""
+    """Gauss error function of x [...]."""
 
     torch_name, onnx_name = "erf", "Erf"
     backward_reads = reads.first
@@ -310,7 +310,7 @@ class Sigmoid(Unary):
 
 
 class Cast(Op):
-    """x in another element type."""
+    """x [...] in another element type. dtype: this type."""
 
     elementwise = True
     backward_reads = reads.nothing
@@ -339,7 +339,7 @@ class Cast(Op):
 
 
 class Constant(Op):
-    """A number, or nested tuples of numbers, written out in the graph."""
+    """A number, or nested tuples of numbers, written out in the graph. value: these numbers. dtype: their type."""
 
     constant = True
     backward_reads = reads.nothing

@@ -75,7 +75,7 @@ class Moe(Op):
 
     x [..., C]; weights and indices (i64) [..., k]: the experts of each token. experts: for each expert its w_gate
     [F,C], w_up [F,C] and w_down [C,F]. The body computes every expert for every token, and weighs those that a token
-    did not choose by 0; lowerings let each expert read the tokens that chose it.
+    did not choose by 0; lowerings let each expert read the tokens that chose it. activation: that of the experts.
     """
 
     choices = {"activation": ACTIVATIONS}

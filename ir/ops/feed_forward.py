@@ -74,7 +74,7 @@ class Silu(Activation):
 
 
 class Relu(Activation):
-    """max(x, 0)."""
+    """max(x, 0). (Fukushima 1969; Nair & Hinton 2010)"""
 
     backward_reads = reads.output
 
@@ -138,7 +138,11 @@ def activate_in_onnx(op: Any, x: Any, activation: str) -> Any:
 
 
 class FeedForward(Op):
-    """linear(act(linear(x, w_up, b_up)), w_down, b_down). (Vaswani et al. 2017)"""
+    """linear(act(linear(x, w_up, b_up)), w_down, b_down). (Vaswani et al. 2017)
+
+    x [...,C], w_up [F,C], b_up [F], w_down [C,F], b_down [C] -> [...,C]. activation: gelu, silu or relu, the op that
+    act is. tanh: gelu by its approximation. transposed: weights are stored the other way round, [C,F] and [F,C].
+    """
 
     choices = {"activation": ACTIVATIONS}
 
@@ -178,7 +182,11 @@ class FeedForward(Op):
 
 
 class GatedFeedForward(Op):
-    """linear(act(linear(x, w_gate)) * linear(x, w_up), w_down): SwiGLU with silu, GeGLU with gelu. (Shazeer 2020)"""
+    """linear(act(linear(x, w_gate, b_gate)) * linear(x, w_up, b_up), w_down, b_down): SwiGLU with silu. (Shazeer 2020)
+
+    x [...,C], w_gate [F,C], w_up [F,C], w_down [C,F], b_gate [F], b_up [F], b_down [C] -> [...,C].
+    activation: silu, gelu or relu, the op that act is. tanh: gelu by its approximation.
+    """
 
     choices = {"activation": ACTIVATIONS}
 

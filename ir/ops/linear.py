@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Matmul(Op):
-    """x @ y over the last two axes, the others broadcast: [..., M, K] @ [..., K, N] -> [..., M, N]."""
+    """x @ y over the last two axes, the others broadcast: x [...,M,K], y [...,K,N] -> [...,M,N]."""
 
     heavy = True
     autocast = True
@@ -72,7 +72,10 @@ matmul = op(Matmul)
 
 
 class Linear(Op):
-    """y = x @ w.T + b with w [out, in]; `transposed` means w is stored as [in, out] (GPT-2's Conv1D)."""
+    """y = x @ w.T + b, as torch.nn.Linear: x [...,in], w [out,in], b [out] -> [...,out].
+
+    transposed: w is stored as [in,out] (GPT-2's Conv1D).
+    """
 
     autocast = True
 
@@ -132,7 +135,7 @@ def is_row_parallel(node: Node, known: Cuts) -> bool:
 
 
 class Embedding(Op):
-    """Rows of `table` [V, C] for integer ids [...]: [..., C]."""
+    """Rows of table [V,C] for integer ids [...]: [...,C]. (Bengio et al. 2003)"""
 
     backward_reads = reads.first
 

@@ -26,7 +26,10 @@ def _check_norm(x: Value, eps: float, **weights: Value | None) -> None:
 
 
 class RMSNorm(Op):
-    """y = x / sqrt(mean(x**2) + eps) * w, over the last axis. (Zhang & Sennrich 2019)"""
+    """y = x / sqrt(mean(x**2) + eps) * w, over the last axis. (Zhang & Sennrich 2019)
+
+    x [...,C], w [C] -> [...,C].
+    """
 
     shard = shard_rules.norm
 
@@ -56,7 +59,10 @@ class RMSNorm(Op):
 
 
 class LayerNorm(Op):
-    """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, over the last axis. (Ba et al. 2016)"""
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, over the last axis. (Ba et al. 2016)
+
+    x [...,C], w [C], b [C] -> [...,C].
+    """
 
     shard = shard_rules.norm
 
@@ -84,7 +90,10 @@ rms_norm, layer_norm = op(RMSNorm), op(LayerNorm)
 
 
 class AddRMSNorm(Op):
-    """(rms_norm(x + r, w), x + r): the sum stays an output because the residual stream needs it."""
+    """(rms_norm(x + r, w), x + r): the sum stays an output because the residual stream needs it.
+
+    (Zhang & Sennrich 2019) x [...,C], r [...,C], w [C] -> [...,C] twice. eps: added to the mean of squares.
+    """
 
     def infer(self, x: Value, r: Value, w: Value, *, eps: float = 1e-6) -> tuple[TensorType, TensorType]:
         check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
@@ -97,7 +106,10 @@ class AddRMSNorm(Op):
 
 
 class AddLayerNorm(Op):
-    """(layer_norm(x + r, w, b), x + r)."""
+    """(layer_norm(x + r, w, b), x + r): the sum stays an output because the residual stream needs it. (Ba et al. 2016)
+
+    x [...,C], r [...,C], w [C], b [C] -> [...,C] twice. eps: added to the variance.
+    """
 
     def infer(
         self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5

@@ -13,10 +13,12 @@ from ..errors import ConfigError, check, did_you_mean
 from ..graph import Node, Value
 from ..op import Op, op
 from ..shard_rules import Cut, Cuts, Stop, first_cut
-from ..types import Dim, DimLike, DType, TensorType
+from ..tables import Table, sized, table
+from ..types import Dim, DimLike, DType, TensorType, f32
 from .checks import floating, indices, rank
 from .elementwise import cast, constant, cos, sin
 from .shape import concat, reshape, slice_
+from .tables import sinusoidal_rates
 
 
 class Rope(Op):
@@ -100,7 +102,10 @@ def rotate(x: Value, cosines: Value, sines: Value, *, interleaved: bool, rotary_
 
 
 class SinusoidalPositions(Op):
-    """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine: [B,S] -> [B,S,dim]. (Vaswani et al. 2017)"""
+    """Channel 2i is sin(p / 10000^(2i/dim)), channel 2i+1 the cosine. (Vaswani et al. 2017)
+
+    positions i64 [B,S] -> [B,S,dim], in `dtype`.
+    """
 
     shard = shard_rules.needs_all
 
@@ -112,9 +117,8 @@ class SinusoidalPositions(Op):
 
     def body(self, positions: Value, *, dim: int, dtype: Any) -> Value:
         batch, length = positions.shape[0], positions.shape[1]
-        rates = np.exp(np.arange(0, dim, 2, dtype=np.float64) * (-math.log(10000.0) / dim))
         angle = cast(reshape(positions, shape=(batch, length, 1, 1)), dtype=dtype)
-        angle = angle * constant(value=tuple((r,) for r in rates.tolist()), dtype=dtype)
+        angle = angle * constant(value=sinusoidal_rates(dim), dtype=dtype)
         return reshape(concat(sin(angle), cos(angle), axis=-1), shape=(batch, length, dim))
 
 
@@ -146,6 +150,29 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
         turned = np.arange(len(inverse)) < int(settings.get("partial_rotary_factor", 1.0) * dim // 2)
         return (np.where(turned, inverse, 0.0) / settings.get("factor", 1.0)).tolist(), 1.0
     return (inverse / settings.get("factor", 1.0) if kind == "linear" else inverse).tolist(), 1.0
+
+
+def _rope_table(
+    dim: int, theta: float, scaling: tuple[tuple[str, Any], ...] = (), dtype: DType = f32
+) -> tuple[float, ...]:
+    if not isinstance(dtype, DType) or not dtype.is_float:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"dtype of a table of frequencies is {dtype}, expected a floating-point type")
+    sized(dim)
+    return tuple(float(dtype.numpy.type(v)) for v in rope_frequencies(dim, theta, dict(scaling))[0])
+
+
+_named_rope_table = table(_rope_table, "rope_frequencies")
+
+
+def rope_table(dim: int, theta: float, scaling: Mapping[str, Any] | None = None, dtype: DType = f32) -> Table:
+    """The frequencies of `rope_frequencies`, rounded to `dtype`, as a table that prints as its call. Raises as it."""
+    settings = {k: v for k, v in (scaling or {}).items() if v is not None}
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    _check_scaling(kind, settings)
+    told = {k: settings[k] for k in rope_settings_of(kind) if k in settings}
+    known = tuple(told.items()) if kind == "default" else (("rope_type", kind), *told.items())
+    given: dict[str, Any] = ({"scaling": known} if known else {}) | ({"dtype": dtype} if dtype != f32 else {})
+    return _named_rope_table(dim=dim, theta=theta, **given)
 
 
 _NEEDS = {

@@ -28,9 +28,10 @@ def encoding_of(w: Value) -> Encoding:
 
 
 class EncodedPart(Op):
-    """One part of a stored weight: its codes [lines..., blocks, block], or scales or minimums [lines..., blocks, 1].
+    """A part of a stored weight w [...]: codes [lines..., blocks, block], or scales or minimums [lines..., blocks, 1].
 
     A line runs along the axis of the blocks, so it is the last axis here whichever it is in the weight.
+    part: codes, scales or minimums. encoding: how the weight is stored.
     """
 
     reads_encoded: ClassVar[bool] = True
@@ -81,10 +82,10 @@ encoded_part = op(EncodedPart)
 
 
 class Dequantize(Op):
-    """The numbers of an encoded weight: scale * (code - zero), or scale * code + minimum, in the type of w.
+    """The numbers of an encoded weight w [...]: scale * (code - zero), or scale * code + minimum, in the type of w.
 
     Computed in f32, or in the type of the numbers if that is wider; codes without zero and with scales of the type
-    of the numbers, in that type. The only way to read an encoded weight.
+    of the numbers, in that type. The only way to read an encoded weight. (The formats of GGUF)
     """
 
     reads_encoded: ClassVar[bool] = True

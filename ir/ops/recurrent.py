@@ -130,7 +130,12 @@ def _sigmoid(x: Any) -> Any:
 
 
 class RNN(Recurrent):
-    """h = act(w_ih x + b_ih + w_hh h + b_hh), act tanh or relu. (Elman 1990)"""
+    """h = act(w_ih x + b_ih + w_hh h + b_hh). (Elman 1990)
+
+    x [B,S,C], weight_ih [H,C], weight_hh [H,H], bias_ih [H], bias_hh [H], h0 [B,H] (None: zeros);
+    lengths i32 [B]: the first steps of each row that count. Outputs: y [B,S,H], then the last h [B,H].
+    activation: tanh or relu, which act is.
+    """
 
     gates, channel_flops = 1, 4
     choices = {"activation": ("tanh", "relu")}
@@ -166,6 +171,8 @@ class LSTM(Recurrent):
     """i, f, o = sigmoid(...), g = tanh(...), c = f c + i g, h = o tanh(c); rows in the order i, f, g, o.
 
     (Hochreiter & Schmidhuber 1997; the forget gate is that of Gers et al. 2000)
+    x [B,S,C], weight_ih [4H,C], weight_hh [4H,H], bias_ih [4H], bias_hh [4H], h0 and c0 [B,H] (None: zeros);
+    lengths i32 [B]: the first steps of each row that count. Outputs: y [B,S,H], then the last h [B,H] and c [B,H].
     """
 
     states = {"h0": 1, "c0": 2}
@@ -203,6 +210,8 @@ class GRU(Recurrent):
     """r, z = sigmoid(...), n = tanh(w_in x + b_in + r (w_hn h + b_hn)), h = (1 - z) n + z h; rows in the order r, z, n.
 
     (Cho et al. 2014, in the form of PyTorch and cuDNN: the reset gate is applied after the product.)
+    x [B,S,C], weight_ih [3H,C], weight_hh [3H,H], bias_ih [3H], bias_hh [3H], h0 [B,H] (None: zeros);
+    lengths i32 [B]: the first steps of each row that count. Outputs: y [B,S,H], then the last h [B,H].
     """
 
     gates, channel_flops = 3, 17

@@ -74,7 +74,10 @@ class Reduce(AlongAxis):
 
 
 class Sum(Reduce):
-    """Sum over one axis, of floats or i64 (narrower integers would be widened by some backends only)."""
+    """Sum of x [...] over one axis, of floats or i64 (narrower integers would be widened by some backends only).
+
+    axis: which one. keepdims: it stays, with length 1.
+    """
 
     torch_name, onnx_name = "sum", "ReduceSum"
     backward_reads = reads.nothing
@@ -85,14 +88,14 @@ class Sum(Reduce):
 
 
 class Mean(Reduce):
-    """Arithmetic mean over one axis."""
+    """Arithmetic mean of x [...] over one axis. axis: which one. keepdims: it stays, with length 1."""
 
     torch_name, onnx_name = "mean", "ReduceMean"
     backward_reads = reads.nothing
 
 
 class Max(Reduce):
-    """Largest element over one axis."""
+    """Largest element of x [...] over one axis. axis: which one. keepdims: it stays, with length 1."""
 
     torch_name, onnx_name = "amax", "ReduceMax"
     backward_reads = reads.both_ends
@@ -103,7 +106,10 @@ class Max(Reduce):
 
 
 class Any_(Reduce):
-    """True where any element along the axis is; bool in, bool out."""
+    """True where any element of x [...] along the axis is; bool in, bool out.
+
+    axis: which one. keepdims: it stays, with length 1.
+    """
 
     torch_name, onnx_name = "any", "ReduceMax"
     name = "any"  # type: ignore[assignment]
@@ -120,7 +126,10 @@ class Any_(Reduce):
 
 
 class Argmax(AlongAxis):
-    """Index of the first largest element along an axis, i64."""
+    """Index of the first largest element of x [...] along one axis, i64.
+
+    axis: which one. keepdims: it stays, with length 1.
+    """
 
     backward_reads = reads.nothing
     shard = shard_rules.needs_all
@@ -146,7 +155,7 @@ class Argmax(AlongAxis):
 
 
 class Softmax(AlongAxis):
-    """e**x / sum(e**x) over one axis, computed after subtracting the largest element."""
+    """e**x / sum(e**x) over one axis of x [...], computed after subtracting the largest element."""
 
     keeps_layout = True
     backward_reads = reads.output
@@ -176,7 +185,7 @@ class Softmax(AlongAxis):
 
 
 class Cumsum(AlongAxis):
-    """y[i] = x[0] + ... + x[i] along an axis, of floats or i64."""
+    """y[i] = x[0] + ... + x[i] along an axis of x [...], of floats or i64."""
 
     backward_reads = reads.nothing
     shard = shard_rules.along_axis

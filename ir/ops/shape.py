@@ -26,7 +26,7 @@ def _merged_reshapes(node: Node) -> Value | None:
 
 
 class Reshape(Op):
-    """The same elements in another shape; one -1 stands for what is left."""
+    """The same elements of x [...] in another shape; one -1 stands for what is left."""
 
     canonical = (same_type, _merged_reshapes)
     backward_reads = reads.nothing
@@ -112,7 +112,7 @@ def scaled(x: Value, number: Value) -> Value:
 
 
 class Transpose(Op):
-    """Axes in the order of `permutation`."""
+    """Axes of x [...] in the order of `permutation`."""
 
     canonical = (_one_transpose,)
     backward_reads = reads.nothing
@@ -151,7 +151,7 @@ class Transpose(Op):
 
 
 class Expand(Op):
-    """x broadcast to `shape`."""
+    """x [...] broadcast to `shape`."""
 
     canonical = (same_type,)
     backward_reads = reads.nothing
@@ -187,7 +187,7 @@ def _one_operand(node: Node) -> Value | None:
 
 
 class Concat(AlongAxis):
-    """The operands one after the other along an axis."""
+    """The operands xs [...] one after the other along an axis."""
 
     canonical = (_one_operand,)
     backward_reads = reads.nothing
@@ -289,7 +289,10 @@ class Slice(AlongAxis):
 
 
 class Gather(AlongAxis):
-    """Rows of x along `axis` chosen by integer indices: x.shape[:axis] + indices.shape + x.shape[axis+1:]."""
+    """Rows of x [...] along `axis`, chosen by integer indices [...].
+
+    The shape is x.shape[:axis] + indices.shape + x.shape[axis+1:].
+    """
 
     backward_reads = reads.second
     shard = shard_rules.needs_all
@@ -359,7 +362,7 @@ def _keeps_order(indices: Value) -> bool:
 
 
 class Iota(Op):
-    """start, start + 1, ..., `length` integers; both may be symbolic dimensions."""
+    """start, start + 1, ..., `length` integers; both may be symbolic dimensions. dtype: their type."""
 
     backward_reads = reads.nothing
     shard = shard_rules.needs_all
