@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monograph.backends.torch.limits import peak_bandwidth
+from monograph.data.batch import tokens_of
 from monograph.frontends.dsl import load_family
 from monograph.inference.generate import Generation, Timing
 from monograph.ir import Graph, tensor
@@ -213,3 +214,27 @@ def test_bench_never_tells_more_than_the_peak() -> None:
     found = mg.bench(llama(), prompt=8, new_tokens=4, rounds=1, threads=1)
     assert all(0 < r.prefill_share <= 1 and 0 < r.decode_share <= 1 for r in found.rows)
     assert "of peak" in repr(found) and "prompt" not in found.rows[0].variant
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ({"input_ids": np.ones((2, 5), int)}, 10),
+        ({"input_ids": np.ones((2, 5), int), "attention_mask": np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])}, 7),
+        ({"input_ids": np.ones((2, 5), int), "decoder_input_ids": np.ones((2, 3), int)}, 16),
+        (
+            {
+                "input_ids": np.ones((1, 4), int),
+                "attention_mask": np.array([[1, 1, 1, 0]]),
+                "decoder_input_ids": np.ones((1, 3), int),
+                "labels": np.ones((1, 3), int),
+            },
+            6,
+        ),
+        ({"input_features": np.ones((2, 80, 30)), "decoder_input_ids": np.ones((2, 3), int)}, 6),
+        ({"pixel_values": np.ones((4, 3, 8, 8))}, 4),
+    ],
+    ids=["plain", "padded", "pairs", "padded source", "speech", "pictures"],
+)
+def test_all_tokens_are_counted_and_no_padding(batch: dict[str, Any], count: int) -> None:
+    assert tokens_of(batch) == count
