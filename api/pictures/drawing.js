@@ -293,7 +293,10 @@ function nodeOf(box, marks) {
     element("text", { x: box.x, y: box.y + 30, class: "type" }, short(under, 30)));
   box.element = made;
   pressed(made, () => (box.folded ? toggle(box.layer) : choose(box)));
-  made.addEventListener("focus", () => { view.focus = box; });
+  made.addEventListener("focus", () => {
+    view.focus = box;
+    if (made.matches(":focus-visible")) intoView(box);
+  });
   made.addEventListener("pointerenter", (e) => tip(e, box));
   made.addEventListener("pointerleave", () => { $("tip").hidden = true; });
   return made;
