@@ -92,6 +92,7 @@ class Arrays:
 
     @property
     def vocab(self) -> int:
+        """None: there is no tokenizer."""
         return 0
 
     def sizes(self, length: int) -> dict[str, int]:
