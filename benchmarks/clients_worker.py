@@ -5,6 +5,7 @@ Runs in an environment of the client, without Monograph. See clients.py for the 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -47,7 +48,7 @@ def optimum(folder: Path, job: Job) -> Result:
     # Optimum 1.27 imports these for its exporter, which does nothing here; torch 2.13 has them no more.
     for name in "_attention_scale _causal_attention_mask _onnx_symbolic _type_utils jit_utils symbolic_helper".split():
         symbolic.__dict__.setdefault(name, MagicMock())
-    import optimum.onnxruntime as classes
+    classes = importlib.import_module("optimum.onnxruntime")
     from transformers import AutoTokenizer
 
     model = getattr(classes, CLASSES[job["task"]]).from_pretrained(folder)
@@ -84,8 +85,8 @@ def optimum(folder: Path, job: Job) -> Result:
 def genai(folder: Path, job: Job) -> Result:
     """Ids by onnxruntime-genai, which pads on the right; text by its own tokenizer."""
     import numpy as np
-    import onnxruntime_genai as og
 
+    og = importlib.import_module("onnxruntime_genai")
     model = og.Model(str(folder))
     result: Result = {}
     if job.get("texts"):

@@ -20,9 +20,14 @@ from report import Row, parser, publish
 from sentence_base import TEXTS, WIDTH, dense_arrays, write_base
 
 try:
-    import sentence_transformers as theirs
+    import sentence_transformers as theirs  # pyright: ignore[reportMissingImports] - of another environment
     import torch
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.models import (  # pyright: ignore[reportMissingImports]
+        Dense,
+        Normalize,
+        Pooling,
+        Transformer,
+    )
 except ImportError as e:
     sys.exit(f"this needs sentence-transformers (pip install sentence-transformers): {e}")
 

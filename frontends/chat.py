@@ -144,10 +144,11 @@ def chat_templates(said: Any, place: str = "") -> dict[str, str]:
         return {"default": said}
     named: Any = said
     if isinstance(said, list):
-        listed = cast("list[Any]", said)
-        named = {str(t.get("name")): t.get("template") for t in listed if isinstance(t, dict)}  # pyright: ignore
+        listed = [cast("dict[str, Any]", t) for t in cast("list[Any]", said) if isinstance(t, dict)]
+        named = {str(t.get("name")): t.get("template") for t in listed}
     if not isinstance(named, dict) or not all(isinstance(x, str) for x in cast("dict[str, Any]", named).values()):
-        what = f"chat_template is {str(said)[:60]}, expected a text, or a list of objects with name and template"
+        shown = str(cast("object", said))[:60]
+        what = f"chat_template is {shown}, expected a text, or a list of objects with name and template"
         raise ConfigError(what, place=place)
     return cast("dict[str, str]", named)
 

@@ -48,7 +48,7 @@ def mistake_of(error: BaseException, path: Path) -> MonographError:
         name = Path(error.filename or path).name
         text = (error.text or "").strip()
         return ModelFileError(f"{type(error).__name__}: {error.msg}", place=f"{name}:{error.lineno}", details=[text])
-    return ModelFileError(_said(error, frame), place=place, details=details, hint=_hint(error))
+    return ModelFileError(_said(error, frame), place=place, details=details)
 
 
 def line_of(function: Callable[..., Any]) -> tuple[str, list[str]]:
@@ -107,10 +107,4 @@ def _meant(error: BaseException, frame: FrameType | None) -> str:
         return did_you_mean(error.name, {*frame.f_locals, *frame.f_globals, *dir(builtins)})
     if isinstance(error, ModuleNotFoundError) and error.name:
         return did_you_mean(error.name, [*sys.stdlib_module_names, *sys.modules])
-    return ""
-
-
-def _hint(error: BaseException) -> str:
-    if isinstance(error, TypeError) and "not Value" in str(error):
-        return "a Value stands for numbers that are not there yet: compute with monograph.ops"
     return ""

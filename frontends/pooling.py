@@ -161,7 +161,7 @@ def _own(said: Mapping[str, Any], folder: Path) -> Pooling:
     """What `Pooling.write` wrote. Raises ConfigError for anything else."""
     mode: Any = said.get("mode")
     mode = tuple(cast("list[str]", mode)) if isinstance(mode, list) else mode
-    modes: tuple[Any, ...] = mode if isinstance(mode, tuple) else (mode,)  # pyright: ignore[reportUnknownVariableType]
+    modes: list[Any] = list(mode) if isinstance(mode, tuple) else [mode]  # pyright: ignore[reportUnknownVariableType]
     known = all(m in MODES for m in modes)
     layers: Any = said.get("dense") or []
     if not known or said.keys() - {*_SETTINGS, "dense"} or not isinstance(layers, list):
@@ -173,4 +173,4 @@ def _own(said: Mapping[str, Any], folder: Path) -> Pooling:
             arrays = {k.removeprefix(f"{i}."): stored.numpy(k) for k in stored if k.startswith(f"{i}.")}
             dense.append(Dense.of(layer["activation"], layer["residual"], arrays))
     settings = {k: said[k] for k in _SETTINGS if k in said and k != "mode"}
-    return Pooling(mode, dense=tuple(dense), **settings)
+    return Pooling(modes[0] if len(modes) == 1 else tuple(modes), dense=tuple(dense), **settings)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Reference:
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    return json.loads(resources.files(__package__).joinpath("reference_keys.json").read_text("utf-8"))
+    return json.loads(Path(__file__).with_name("reference_keys.json").read_text("utf-8"))
 
 
 def reference_of(family: Family) -> Reference | None:
@@ -68,8 +67,8 @@ def read_config(family: Family, settings: Mapping[str, Any], place: str = "") ->
     key that is not understood, is missing, or has a value that is not computed here."""
     reference = reference_of(family)
     entries = Entries(settings, place)
-    renamed = reference.renamed if reference else {}
-    values = family.config_class.taken(entries, renamed, reference.defaults if reference else {})
+    renamed, defaults = (reference.renamed, reference.defaults) if reference else (None, None)
+    values = family.config_class.taken(entries, renamed, defaults)
     family.config_class.note_harmless(entries)
     if reference is not None:
         if "rope_parameters" in reference.defaults:
@@ -81,7 +80,7 @@ def read_config(family: Family, settings: Mapping[str, Any], place: str = "") ->
 
 
 @contextlib.contextmanager
-def located(place: str | Path) -> Iterator[None]:
+def located(place: str | Path) -> Generator[None, None, None]:
     """Name a file in each ConfigError that comes without a place."""
     try:
         yield
@@ -90,15 +89,20 @@ def located(place: str | Path) -> Iterator[None]:
 
 
 def _account(entries: Entries, reference: Reference, family: Family) -> None:
+    """Account for what the family's config does not use. In an error, misspelled keys are named, too."""
+    wrong = bool(entries.problems)
     for key in entries.left:
         value = entries.entries[key]
         name = reference.renamed.get(key, key)
         if not reference.reads(name, family.checkpoint.architecture):
             unread = f"transformers {reference.version} does not read it for {family.name}"
-            if hint := did_you_mean(key, [k for k in family.config_class.needed() if k not in entries.entries]):
-                entries.refuse(key, f"{unread}{hint}, which is missing")
+            hint = did_you_mean(key, family.config_class.keys())
+            if lost := did_you_mean(key, [k for k in family.config_class.needed() if k not in entries.entries]):
+                entries.refuse(key, f"{unread}{lost}, which is missing")
+            elif wrong and hint:
+                entries.refuse(key, f"{unread}{hint}")
             else:
-                entries.note(key, f"{unread}{did_you_mean(key, family.config_class.keys())}")
+                entries.note(key, f"{unread}{hint}")
         elif value == reference.default(name):
             entries.note(key, "what transformers takes where it is left out, and the only value that is computed here")
         else:

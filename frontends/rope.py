@@ -72,7 +72,7 @@ def account_for_rope(entries: Entries, *, partial: bool) -> None:
     said = [k for k in ("rope_scaling", "rope_parameters") if entries.entries.get(k)]
     sets = [found for k in said for found in _sets(k, entries.entries[k])]
     if len(said) == 2 and not any("." in where for where, _ in sets):
-        entries.notes.append(Note(entries.place, *said[1:], entries.entries[said[1]], "rope_scaling counts"))
+        entries.notes.append(Note(entries.place, said[1], entries.entries[said[1]], "rope_scaling counts"))
         sets = sets[:1]
     for where, given in sets:
         kind = rope_kind(given)

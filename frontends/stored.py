@@ -91,7 +91,7 @@ def fitted(weights: Weights, graph: Graph, config: Config | None, family: Family
 def _unused(name: str, weights: Weights, config: Config | None, family: Family) -> tuple[str, str]:
     """(why a tensor that the graph does not have is left out, why it cannot be): one of both, or neither."""
     stored, tensor = family.checkpoint, weights[name]
-    tied = stored.tied if getattr(config, "tied", False) else {}
+    tied = stored.tied if getattr(config, "tied", False) else dict[str, str]()
     twin = stored.copies.get(name) or tied.get(name)
     if twin is not None and twin in weights:
         same = _equal(tensor, weights[twin])

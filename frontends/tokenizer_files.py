@@ -146,7 +146,7 @@ class TokenizerFiles:
             return AddedToken(value, special=True)
         said = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
         if not isinstance(said.get("content"), str):
-            what = f"{key} is {str(value)[:60]}, expected a token: a text, or an object with content"
+            what = f"{key} is {str(cast('object', value))[:60]}, expected a token: a text, or an object with content"
             raise ConfigError(what, place=str(self.place))
         flags = {
             k: bool(v) for k, v in said.items() if k in ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -234,9 +234,8 @@ def _as_special(token: AddedToken) -> AddedToken:
 
 def _special_token(value: Any) -> Any:
     """An entry of special_tokens_map.json: a token written out there is special."""
-    return (
-        {**cast("dict[str, Any]", value), "special": True} if isinstance(value, dict) and "content" in value else value
-    )
+    said = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return {**said, "special": True} if "content" in said else cast("object", value)
 
 
 def _listed(settings: Mapping[str, Any]) -> list[Any]:

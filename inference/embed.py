@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,10 +46,12 @@ def embed(
     if isinstance(texts, str):
         one = embed(session, tokenizer, [texts], pooling, positions=positions, prompt=prompt, prompt_name=prompt_name)
         return one[0]
+    if not isinstance(texts, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance] - of a caller
+        raise RuntimeInputError(f"texts are {type(texts).__name__}, expected a text or a list of texts")
     if len(texts) == 0:
         raise RuntimeInputError("there are no texts to embed")
-    if batch < 1:
-        raise RuntimeInputError(f"batch is {batch}, expected at least 1 text at a time")
+    if not isinstance(batch, Integral) or batch < 1:
+        raise RuntimeInputError(f"batch is {batch!r}, expected at least 1 text at a time")
     prompt = _prompt(pooling, prompt, prompt_name)
     rows = [tokens_of(tokenizer, _read(pooling, prompt, t, i), pooling.max_length) for i, t in enumerate(texts)]
     for i, row in enumerate(rows):

@@ -20,6 +20,7 @@ from ..frontends.tokenizer import Tokenizer, read_json
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
 from .embed import embed
+from .extract import Answer, answer, tag
 from .generate import Decoding, Settings
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
@@ -183,6 +184,24 @@ class Engine:
         tokenizer, positions = self._for_task("masked-lm")
         found = fill(self.session, tokenizer, [texts] if isinstance(texts, str) else list(texts), positions, top)
         return found[0] if isinstance(texts, str) else found
+
+    def tag(self, texts: str | Sequence[str]) -> Any:  # list[Tagged] for one text, a list of them for several
+        """The label of each token of a text, or of each of several, with where it stands.
+
+        Raises RuntimeInputError for a model of another task, or a text that is too long.
+        """
+        tokenizer, positions = self._for_task("token-classification")
+        several = [texts] if isinstance(texts, str) else list(texts)
+        found = tag(self.session, tokenizer, several, self.config, positions)
+        return found[0] if isinstance(texts, str) else found
+
+    def answer(self, question: str, text: str, *, longest: int = 30) -> Answer:
+        """The piece of `text` that most likely answers the question, of at most `longest` tokens.
+
+        Raises RuntimeInputError for a model of another task, or texts that are too long.
+        """
+        tokenizer, positions = self._for_task("question-answering")
+        return answer(self.session, tokenizer, question, text, positions, longest=longest)
 
     def transcribe(
         self, speech: Any, *, language: str = "en", kind: str = "transcribe", **settings: Any

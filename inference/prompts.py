@@ -31,7 +31,7 @@ def rows_of(
     if not isinstance(prompts, (Sequence, np.ndarray)) or isinstance(prompts, (bytes, bytearray)):
         name = type(cast("object", prompts)).__name__
         raise RuntimeInputError(f"prompts are {name}, expected a text, ids, or a list of either")
-    items = prompts if is_batch(prompts, chat=chat) else [prompts]
+    items: Sequence[Any] = cast("Sequence[Any]", prompts) if is_batch(prompts, chat=chat) else [prompts]
     if len(items) == 0:
         raise RuntimeInputError("there are no prompts")
     rows = [_row(item, tokenizer, chat, i) for i, item in enumerate(items)]
@@ -71,11 +71,11 @@ def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list
             raise RuntimeInputError(f"prompt {index} is text, but there is no tokenizer")
         if not chat:
             return tokenizer.encode(item)
-        messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
-        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        messages: Any = [{"role": "user", "content": item}] if isinstance(item, str) else item
+        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in cast("list[Any]", messages)):
             raise RuntimeInputError(f"prompt {index} is not a conversation: a list of {{'role', 'content'}}")
         # The template writes BOS itself where the model wants it.
-        return tokenizer.encode(tokenizer.chat(messages), add_special=False)
+        return tokenizer.encode(tokenizer.chat(cast("Sequence[Message]", messages)), add_special=False)
     found = _array(item, f"prompt {index}")
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise RuntimeInputError(f"prompt {index} is {type(item).__name__}, expected a text or a list of ids")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -49,9 +49,9 @@ class Sampling:
         require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1, or None")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1, or None")
         require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1, or None")
-        seeds: Any = [] if self.seed is None else self.seed
-        seeds = list(seeds) if isinstance(seeds, (list, tuple, np.ndarray)) else [seeds]
-        whole = all(isinstance(s, Integral) and s >= 0 for s in seeds)
+        given: Any = [] if self.seed is None else self.seed
+        seeds: list[Any] = [*cast("Any", given)] if isinstance(given, (list, tuple, np.ndarray)) else [given]
+        whole = all(isinstance(s, Integral) and int(s) >= 0 for s in seeds)
         require(whole, "seed", "a whole number from 0, or a list with one a row")
         require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "a positive number (1: none)")
 

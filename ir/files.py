@@ -61,15 +61,14 @@ def whole(
     removed. replaces(folder): why its content may not be replaced, "" if it may. keep: if the folder has come into
     being meanwhile, it stays and the new one goes. Raises MonographError for a folder that may not be replaced.
     """
-    folder = _resolved(folder)
-    _check_replaced(folder, replaces)
+    folder = check_writable(folder, replaces)
     if folder.is_mount():
         with staged(folder) as stage:
             old = {p for p in folder.rglob("*") if p.is_file()}
             yield stage
             stage.stale |= {p for p in old if not (stage.work / p.relative_to(folder)).exists()}
         return
-    with _made(folder.parent):
+    with _placed(folder), _made(folder.parent):
         sweep(folder)
         with _hidden(folder.parent, folder.name) as work:
             yield Stage(folder, work)
@@ -113,7 +112,7 @@ def staged(folder: str | Path) -> Generator[Stage, None, None]:
     """
     _resolved(folder)
     folder = Path(folder)
-    with _made(folder):
+    with _placed(folder), _made(folder):
         sweep(folder / _FILES)
         with _hidden(folder, _FILES) as work:
             stage = Stage(folder, work)
@@ -235,9 +234,30 @@ def _resolved(folder: str | Path) -> Path:
     return found
 
 
+def check_writable(folder: str | Path, replaces: Callable[[Path], str] = lambda folder: "") -> Path:
+    """Where a folder really lies that `whole` may write: to be asked before hours of work. Raises MonographError."""
+    found = _resolved(folder)
+    _check_replaced(found, replaces)
+    above = next(p for p in found.parents if p.exists())
+    if not found.is_mount() and not os.access(above, os.W_OK | os.X_OK):
+        raise MonographError("cannot be written: permission denied", place=str(above))
+    return found
+
+
 def _check_replaced(folder: Path, replaces: Callable[[Path], str]) -> None:
     if folder.is_dir() and any(folder.iterdir()) and (reason := replaces(folder)):
         raise MonographError(reason, place=str(folder), hint="give a new or an empty folder")
+
+
+@contextlib.contextmanager
+def _placed(folder: Path) -> Generator[None, None, None]:
+    """A write that fails does not say into what: a full disk becomes a MonographError with the folder."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is not None or e.strerror is None or isinstance(e, BrokenPipeError):
+            raise
+        raise MonographError(f"cannot be written: {e.strerror}", place=str(folder)) from e
 
 
 @contextlib.contextmanager

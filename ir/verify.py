@@ -56,15 +56,16 @@ def errors_of(graph: Graph) -> dict[Node | None, list[str]]:
 
 def _operands(node: Node, seen: set[Value], names: dict[Value, str]) -> list[str]:
     found: list[str] = []
+    labels = node.op.signature.operand_names(len(node.operands))
     for i, v in enumerate(node.operands):
-        label = node.op.signature.operand_names(len(node.operands))[i : i + 1] or [f"operand {i}"]
+        label = labels[i] if i < len(labels) else f"operand {i}"
         if v is None:
-            if label[0] not in node.op.signature.optional:
-                found.append(f"{node.op.name}: operand {label[0]} is missing")
+            if label not in node.op.signature.optional:
+                found.append(f"{node.op.name}: operand {label} is missing")
         elif v not in names:
-            found.append(f"{node.op.name}: {label[0]} is not a value of this graph")
+            found.append(f"{node.op.name}: {label} is not a value of this graph")
         elif v not in seen:
-            found.append(f"{node.op.name}: {label[0]} = {names[v]} is used before it is defined")
+            found.append(f"{node.op.name}: {label} = {names[v]} is used before it is defined")
     return found
 
 

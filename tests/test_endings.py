@@ -59,7 +59,7 @@ REQUIRED = {
 @pytest.mark.parametrize("value", ["-3", "1" + "0" * 400, "nan", "inf", "1e400"])
 def test_numbers_that_an_option_cannot_have(command: str, name: str, value: str) -> None:
     option = f"--{name.replace('_', '-')}"
-    result = CliRunner().invoke(app, [command, *REQUIRED[command], option, value])
+    result = CliRunner().invoke(app, [command, *REQUIRED[command], f"{option}={value}"])
     assert result.exit_code in (1, 2), result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert option in result.output and "Traceback" not in result.output

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monograph.data.byte_level import train_tokenizer
@@ -19,6 +20,7 @@ from monograph.inference.text import StopText
 from monograph.ir import interpret
 from monograph.ir.errors import ConfigError, RuntimeInputError
 from monograph.ir.weights import Weights
+from tokenizers import decoders, models
 
 TEXT = "the cat sat on the mat. the dog sat on the log. where is the end of it? STOP. naïve café ☕ " * 4
 LENGTHS = (5, 1, 9)
@@ -331,12 +333,112 @@ def test_context_is_checked_before_the_model_runs() -> None:
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 2.5}, "top_k is 2.5, expected a whole number"),
-        ({"temperature": "hot"}, "temperature is hot, expected a number"),
+        ({"temperature": "hot"}, "temperature is 'hot', expected a number"),
+        ({"stop": [1]}, "stop holds 1, expected a text"),
+        ({"stop": 5}, "stop holds 5, expected a text"),
+        ({"stop": ["a", None]}, "stop holds None, expected a text"),
+        ({"seed": "a"}, "seed is 'a', expected a whole number from 0"),
+        ({"seed": [1, "b"]}, "seed is [1, 'b'], expected"),
+        ({"seed": 1.5}, "seed is 1.5, expected"),
+        ({"seed": -1}, "seed is -1, expected"),
+        ({"eos": "</s>"}, "eos '</s>' needs a tokenizer"),
+        ({"eos": [1.5]}, "eos holds 1.5, expected an id or the name of a token"),
+        ({"eos": True}, "eos holds True, expected an id"),
     ],
 )
 def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeInputError) as e:
         generate(ScriptedSession([1]), None, [1], **given)
+    assert message in str(e.value)
+
+
+def test_an_end_may_be_named_as_a_token(tokenizer: Tokenizer) -> None:
+    end = tokenizer.core.id_to_token(5)
+    assert generate(ScriptedSession([7, 5, 7]), tokenizer, [1], max_new_tokens=9, eos=end)[0].ids == [7]
+    assert generate(ScriptedSession([7, 5, 7]), tokenizer, [1], max_new_tokens=9, eos=[end, 7])[0].ids == []
+    with pytest.raises(RuntimeInputError, match="eos is '<nothing>', which is not a token of the vocabulary"):
+        generate(ScriptedSession([7]), tokenizer, [1], eos="<nothing>")
+
+
+class Plain:
+    """A session with no more than a decoding needs."""
+
+    lengths = np.zeros(1, np.int64)
+
+    def __init__(self, script: list[int], vocab: int) -> None:
+        self.script, self.vocab = iter(script), vocab
+
+    def prefill(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return np.eye(self.vocab, dtype=np.float32)[[next(self.script)]]
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        return self.prefill(tokens, tokens)
+
+
+PIECES = ["<unk>", "<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], *"▁ ▁The ▁cat ▁sat s , at c".split()]
+
+
+def pieces() -> Tokenizer:
+    """A vocabulary as Llama 2 has it: a word begins with a mark, and the first space of a text goes."""
+    core: Any = tokenizers.Tokenizer(
+        models.BPE({w: i for i, w in enumerate(PIECES)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(core, {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("<s> ▁The", "▁cat ▁sat"),
+        ("<s> ▁The", ", ▁cat"),
+        ("<s> ▁The", "▁ s"),
+        ("<s>", "▁The ▁cat"),
+        ("<s> ▁The ▁", "▁cat"),
+        ("<s> ▁The <s>", "▁cat"),
+        ("▁", "▁cat ▁ ▁"),
+        ("<s> ▁The <0xE6>", "<0x97> <0xA5> ▁cat"),
+        ("<s>" + " ▁" * 20, "▁cat s"),
+        ("<s>" + " ▁cat" * 30, "▁sat"),
+        ("<s> s", "<0x20> <0x20> c at"),
+    ],
+)
+def test_new_text_is_what_follows_the_prompt_in_the_whole(prompt: str, said: str) -> None:
+    tokenizer = pieces()
+    before, after = ([PIECES.index(w) for w in words.split()] for words in (prompt, said))
+    whole, start = tokenizer.decode(before + after), tokenizer.decode(before).rstrip("\ufffd")
+    script = [*after, PIECES.index("</s>")]
+    found = generate(Plain(script, len(PIECES)), tokenizer, [before], max_new_tokens=9)[0]
+    assert found.text == whole[len(start) :]
+    assert "".join(stream(Plain(script, len(PIECES)), tokenizer, before, max_new_tokens=9)) == found.text
+
+
+@pytest.mark.parametrize("stop", [" cat", "cat", " cat s", " sat", "at sat"])
+def test_a_stop_string_that_begins_with_a_space_fires(stop: str) -> None:
+    tokenizer = pieces()
+    script = [PIECES.index(w) for w in ("▁cat", "▁sat", "▁sat")]
+    found = generate(Plain(script, len(PIECES)), tokenizer, [[1, PIECES.index("▁The")]], max_new_tokens=3, stop=stop)[0]
+    assert found.reason == "stop"
+    assert found.text == " cat sat sat"[: " cat sat sat".index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([2**63], "prompt 0 has the id 9223372036854775808, expected 0 to 2147483647"),
+        ([2**200], "prompt 0 is list, expected a text or a list of ids"),
+        ([-1], "prompt 0 has the id -1"),
+        ({"a"}, "prompts are set"),
+        (b"abc", "prompts are bytes"),
+        (iter([1]), "prompts are list_iterator"),
+    ],
+)
+def test_ids_and_prompts_that_cannot_be(prompts: Any, message: str) -> None:
+    with pytest.raises(RuntimeInputError) as e:
+        generate(ScriptedSession([1]), None, prompts)
     assert message in str(e.value)
 
 

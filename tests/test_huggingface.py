@@ -174,7 +174,7 @@ def test_a_stored_copy_of_a_tied_head_is_left_out_but_an_own_head_is_kept(tmp_pa
         ),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling of type 'dynamic' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling of type 'linear' has factor = None"),
-        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
+        ({"hidden_act": "mush"}, "activation 'mush' is not supported, did you mean 'mish'"),
     ],
 )
 def test_configs_that_do_not_fit_are_one_clear_error(tmp_path, change, message):

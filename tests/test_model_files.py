@@ -169,8 +169,8 @@ def test_a_mistake_in_a_file_is_one_message(write: Write, name: str) -> None:
 def test_a_tensor_function_on_a_value_says_what_to_use(write: Write) -> None:
     path = write(HEAD + MODEL.replace(LAST, "    import torch\n    return torch.relu(x)\n"))
     shown = call("show", path, code=1).output
-    assert "gpt.py:15: TypeError: " in shown
-    assert "monograph.ops" in shown
+    assert "gpt.py:15: " in shown
+    assert "use ops.relu" in shown
 
 
 def test_a_mistake_in_a_neighbour_names_the_neighbour(write: Write) -> None:

@@ -14,16 +14,17 @@ from xml.etree import ElementTree
 import monograph as mg
 import pytest
 from monograph.commands.show import show
-from monograph.frontends.dsl import Model, load_family
+from monograph.frontends.dsl import Family, Model, load_family
 from monograph.ir import Graph, MonographError, Value, ops
 from monograph.passes.pipelines import PIPELINES, decompose, optimize
 from monograph.pictures import Picture, draw, write_page
-from monograph.pictures.folding import Choice, Frame
+from monograph.pictures.folding import Choice, Drawn, Frame, blocks_in
 from monograph.pictures.history import history
 from monograph.pictures.measure import cut, number, width, wrapped
 from monograph.pictures.patterns import order_of, ranges, repeats
 from monograph.pictures.vocabulary import Role
 from monograph.resolve import resolve
+from picture_models import OWN, handwritten, mixed
 from small_models import FAMILIES, small
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,51 @@ def test_an_own_model_from_a_file_draws() -> None:
     assert {"GRU", "Self-attention", "Feed-forward"} <= set(titles(picture))
     feed = next(d.block for d in picture.folded.drawn if d.block.title == "Feed-forward")
     assert feed.details == ["32 → 128 → 32", "squared relu"]
+
+
+@pytest.mark.parametrize("family", OWN, ids=lambda f: f.name)
+def test_own_models_of_many_shapes_draw(family: Family, tmp_path: Path) -> None:
+    picture = draw(family())
+    check(picture, family().graph())
+    data = data_of(write_page(family(), tmp_path / "page.html", "encode"))
+    assert counts(data, states(data)[0]) == family().graph().counts()
+
+
+SHAPES = {
+    "handwritten": [(4, "")],
+    "shared": [(4, "")],
+    "skips": [(4, ""), (4, "")],
+    "mixed": [(8, "")],
+    "towers": [(3, ""), (3, "")],
+    "stages": [(3, ""), (3, "")],
+    "routed": [(6, "3 × [1 feed-forward + 1 mixture of experts]")],
+    "chain": [(4, "")],
+    "bare": [],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_layers_of_own_models_are_folded(name: str) -> None:
+    picture = draw(next(f for f in OWN if f.name == name)())
+    found = [(f.times, f.order) for f in frames(picture)]
+    assert found == SHAPES[name]
+
+
+def test_a_layer_begins_behind_the_sum_before_it() -> None:
+    (frame,) = frames(draw(handwritten()))
+    names = [i.block.title for i in frame.items if isinstance(i, Drawn)]
+    assert names == ["Layer norm", "Attention in parts", "+", "Layer norm", "Feed-forward", "+"]
+
+
+def test_lines_between_kinds_of_layers_follow_the_drawing() -> None:
+    """Each kind reads the one that is drawn below it, wherever it stands in the model."""
+    picture = draw(mixed())
+    (frame,) = frames(picture)
+    low, high = (list(blocks_in([i])) for i in frame.items)
+    between = [x for x in picture.folded.lines if x.source in low and x.target not in low]
+    assert {x.target for x in between} == {high[0], high[2]} and {x.source for x in between} == {low[-1]}
+    out = [x for x in picture.folded.lines if x.source in high and x.target not in high]
+    assert [(x.source, x.target.block.title) for x in out] == [(high[-1], "RMS norm")]
 
 
 def test_layers_that_alternate_are_one_frame_with_both_kinds() -> None:

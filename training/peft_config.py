@@ -24,7 +24,7 @@ _NOTED = {
     "lora_bias": "the file has the bias of each B",
     "bias": "the file has each bias that was trained",
 }  # fmt: skip
-_OFF = (None, False, [], {}, "")
+_OFF: tuple[Any, ...] = (None, False, [], {}, "")
 TITLE = "is not an adapter that is understood"
 
 
@@ -125,9 +125,10 @@ def _pattern(patterns: Mapping[str, Any], module: str) -> str:
 
 def _is_pattern(text: Any) -> bool:
     try:
-        return isinstance(text, str) and re.compile(text) is not None
-    except re.error:
+        re.compile(text)
+    except (re.error, TypeError):
         return False
+    return isinstance(text, str)
 
 
 def _is_rank(x: Any) -> bool:

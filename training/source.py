@@ -65,10 +65,10 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
     if not isinstance(getattr(source, "task", None), str):
         hint = "make one of text with Corpus.of(text), Corpus.read(paths), Pairs.read(...) or the like"
         raise ConfigError(f"a {type(source).__name__} is not a source of batches", hint=hint)
-    if model.task != source.task:
-        raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     if isinstance(source, Arrays):
         return  # Each input was held against its type.
+    if model.task != source.task:
+        raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
     graph = model.graph()
     logits, positions = graph.outputs[LOGITS].shape[-1], _positions(graph)
     if positions is not None and length > positions:

@@ -97,7 +97,7 @@ def _export(
     if strict:
         raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
     report = write_export(model, folder, opset=opset, layout=layout, **told)
-    return {"nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    return {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
 
 
 def _build(
@@ -108,6 +108,7 @@ def _build(
         report = engine.report
     assert report is not None
     return {
+        "dtype": report.contract.dtype,
         "attentions": report.attentions,
         "fused": report.fused,
         "nodes": report.nodes,
@@ -150,7 +151,8 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
     peak, bound = report["peak_bytes"], report["bound_bytes"]
     within = "within" if peak <= bound else "ABOVE"
     console.print(
-        f"wrote {report['folder']} in {report['seconds']:.1f} s, peak memory {human_bytes(peak)}, {within} the bound"
+        f"wrote {report['folder']} for {report['target']} in {report['dtype']}, {report['seconds']:.1f} s, "
+        f"peak memory {human_bytes(peak)}, {within} the bound"
     )
     if "check" in report:
         rows = report["check"]["rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,7 @@ def run(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="to go on from, translate, label, embed or fill masks in; WAV files; with --chat, a message"
+            help="to go on from, translate, label, embed or fill masks in; a question and a text; WAV files"
         ),
     ] = None,
     given: Annotated[
@@ -137,10 +138,37 @@ def tell_vectors(engine: Engine, texts: list[str], json_output: bool) -> None:
         out().print(f"[{shown}{', ...' if len(vector) > 8 else ''}]  ({len(vector)} numbers)", markup=False)
 
 
+def tell_tags(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print each token of each text with its label."""
+    found = engine.tag(texts)
+    if json_output:
+        print_json([{"text": t, "tokens": row} for t, row in zip(texts, found, strict=True)])
+        return
+    for row in found:
+        out().print("  ".join(f"{t.text}/{t.label}" for t in row), markup=False)
+
+
+def tell_answer(engine: Engine, texts: list[str], json_output: bool) -> None:
+    """Print the answer to the question that the first text is, found in each of the others."""
+    question, *others = texts
+    if not others:
+        raise MonographError(
+            "there is a question, but no text to find the answer in", hint='run MODEL "QUESTION" "TEXT"'
+        )
+    found = [engine.answer(question, text) for text in others]
+    if json_output:
+        print_json([{"question": question, **dataclasses.asdict(one)} for one in found])
+        return
+    for one in found:
+        out().print(f"{one.text}  ({one.probability:.4f}, characters {one.start} to {one.end})", markup=False)
+
+
 TELL = {
     "sequence-classification": tell_labels,
     "masked-lm": tell_masked,
     "feature-extraction": tell_vectors,
+    "token-classification": tell_tags,
+    "question-answering": tell_answer,
 }
 """What a model of a task says of texts, where it does not generate."""
 

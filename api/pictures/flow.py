@@ -148,7 +148,21 @@ def sums(flow: Flow) -> list[Sum]:
         made.fork = _fork(flow, made.terms)
         made.nodes = [*_scales(made.terms, made.fork), *made.nodes]
         found[node.output] = made
+    for s in found.values():
+        if s.fork is not None and not _nested(flow, s, s.fork, list(found.values())):
+            s.fork = None
     return [s for s in found.values() if s.fork is not None or _of_parts(flow, s)]
+
+
+def _nested(flow: Flow, found: Sum, fork: Value, others: list[Sum]) -> bool:
+    """Whether the residual lines in a branch begin in it: else it is a sum of what layers give, not a residual sum."""
+    inside = {n for t in found.terms for n in flow.between(fork, t)}
+    for other in others:
+        if other is not found and other.fork is not None and other.nodes[-1] in inside:
+            start = other.fork.producer
+            if other.fork is not fork and start not in inside and (start is None or start is not fork.producer):
+                return False
+    return True
 
 
 def _fork(flow: Flow, terms: Iterable[Value]) -> Value | None:

@@ -208,7 +208,9 @@ class _Folding:
         """Layers with different skeletons: one frame for each, in the order in which they first come."""
         frames: list[Item] = []
         self.kinds[self.stacks] = kinds
-        words = {id(u): f"{titles(members[0])}" for members in kinds for u in members}
+        said = [titles(members[0]) for members in kinds]
+        own = [[t for t in mine if not all(t in other for other in said)] or mine[-1:] for mine in said]
+        words = {id(u): " and ".join(mine) for mine, members in zip(own, kinds, strict=True) for u in members}
         for members in kinds:
             frame = self.aligned(members, name)
             layers = [units.index(u) for u in members]
@@ -239,7 +241,7 @@ class _Folding:
             (n.op.name, tuple(n.attributes.items()), tuple(map(of, n.operands)), tuple(v.type for v in n.outputs))
             for n in block.nodes
         ]
-        return hash((block.role, block.title, tuple(parts)))
+        return hash((block.role, block.title, block.fork is None, tuple(parts)))
 
     def still(self, value: Value) -> object:
         """What a value is made of that comes from parameters and constants alone."""
@@ -291,10 +293,10 @@ def looks(block: Block) -> object:
     return block.role, block.title, tuple(block.details), sum(v.type.elements for v in (*block.params, *block.tied))
 
 
-def titles(unit: _Unit) -> str:
-    """The layers of a unit that are not norms and sums, in words."""
+def titles(unit: _Unit) -> list[str]:
+    """What a layer consists of besides norms and sums."""
     said = [b.title.lower() for b in unit.blocks if b.role not in (Role.sum, Role.norm)]
-    return " and ".join(dict.fromkeys(said))
+    return list(dict.fromkeys(said))
 
 
 def distinguished(blocks: list[Block]) -> list[str]:

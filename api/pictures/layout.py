@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 from .folding import Choice, Drawn, Folded, Frame, Item, Line, blocks_in
 from .measure import width, wrapped
+from .places import DETAIL, FIRST_LANE, GAP, LANE, LEAST, MOST, PADDING, RADIUS, SIDE, TITLE, Place, Route
+from .routing import Routing
 from .vocabulary import Role
-
-TITLE, DETAIL, SMALL = 13.0, 11.0, 10.0
-GAP, SIDE, PADDING = 30.0, 18.0, 16.0
-LANE, FIRST_LANE = 13.0, 16.0
-MOST, LEAST = 250.0, 150.0
-RADIUS = 11.0
 
 Texts = Callable[[Drawn], list[tuple[str, float]]]
 """The lines of a block under its title, each with its size."""
-
-
-@dataclass(eq=False)
-class Place:
-    """An item where it stands. x: of its axis; y: of its bottom, upwards. left, right: from the axis to its sides."""
-
-    item: Item
-    left: float
-    right: float
-    height: float
-    x: float = 0.0
-    y: float = 0.0
-    lines: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
-    rows: list[list[Place]] = field(default_factory=list[list["Place"]])
-    label: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
-    inner_left: float = 0.0
-    inner_right: float = 0.0
-
-    @property
-    def top(self) -> float:
-        return self.y + self.height
-
-    @property
-    def middle(self) -> float:
-        return self.y + self.height / 2
-
-
-@dataclass
-class Route:
-    """A line with its corners. label: where its shape is written, if it is; after: to the left of that point."""
-
-    line: Line
-    points: list[tuple[float, float]]
-    label: tuple[float, float] | None = None
-    before: bool = False
 
 
 @dataclass
@@ -91,7 +53,8 @@ class _Layout:
             placed += [p for row in rows for p in row]
             x += left + right + 56.0
             height = max(height, top, high)
-        routes = [self.route(line) for line in self.folded.lines]
+        routing = Routing(self.folded, self.place_of, self.frames, self.level, self.row, self.tower, self.lane)
+        routes = [routing.route(line) for line in self.folded.lines]
         said: set[tuple[float, float] | None] = set()
         for route in routes:
             route.label = None if route.label in said else route.label
@@ -194,9 +157,9 @@ class _Layout:
             ends = isinstance(item, Drawn) and item.block.role in (Role.input, Role.output)
             here = ends and len(partners) == 1 and isinstance(self.level.get(partners[0]), int)
             wanted.append(self.place_of[partners[0]].x if here else p.x)
-        pairs = list(zip(zip(row, wanted, strict=True), list(zip(row, wanted, strict=True))[1:], strict=False))
-        if all(a[1] + a[0].right - 12 <= b[1] - b[0].left for a, b in pairs):
-            for p, x in zip(row, wanted, strict=True):
+        placed = sorted(zip(wanted, row, strict=True), key=lambda pair: pair[0])
+        if all(a + p.right - 12 <= b - q.left for (a, p), (b, q) in pairwise(placed)):
+            for x, p in placed:
                 p.x = x
         return max(p.left - p.x for p in row), max(p.right + p.x for p in row)
 
@@ -249,69 +212,6 @@ class _Layout:
                     self.stand(p.rows, p.x, p.y + (p.height - inner) / 2)
             y += high + GAP
         return y - GAP
-
-    def route(self, line: Line) -> Route:
-        s, t = self.place_of[line.source], self.place_of[line.target]
-        round_ = line.target.block.role is Role.sum
-        if self.tower[line.source] != self.tower[line.target]:
-            return self.across(line, s, t)
-        if line in self.lane:
-            return self.beside(line, s, t)
-        if round_ and abs(s.x - t.x) > RADIUS and line.target.block.fork is None:
-            reach = t.x + (RADIUS if s.x > t.x else -RADIUS)
-            return Route(line, [(s.x, s.top), (s.x, t.middle), (reach, t.middle)])
-        label, before = self.shape_beside(line, s, t)
-        if abs(s.x - t.x) < 1:
-            return Route(line, [(s.x, s.top), (t.x, t.y)], label, before)
-        bend = t.y - GAP / 2 if abs(s.x - self.axis(line.source)) < 1 else s.top + GAP / 2
-        return Route(line, [(s.x, s.top), (s.x, bend), (t.x, bend), (t.x, t.y)], label, before)
-
-    def shape_beside(self, line: Line, s: Place, t: Place) -> tuple[tuple[float, float] | None, bool]:
-        """Where the shape of a line is written: where it is new, and where a line enters or leaves a frame."""
-        source, target = line.source.block, line.target.block
-        if source.role is Role.input or target.role is Role.output or line.quiet:
-            return None, False
-        leaves = isinstance(self.level[line.source], Frame) and self.level[line.source] is not self.level[line.target]
-        enters = isinstance(self.level[line.target], Frame) and self.level[line.source] is not self.level[line.target]
-        known = {x.value.shape for x in self.folded.lines if x.target is line.source and not x.quiet}
-        if not leaves and not enters and line.value.shape in known:
-            return None, False
-        before = self.tower[line.source] > 0
-        if abs(s.x - t.x) >= 1 and not enters:
-            return (t.x + 8, t.y - 11), False
-        return (s.x + (-7 if before else 7), t.y - 12 if leaves else s.top + 10), before
-
-    def axis(self, drawn: Drawn) -> float:
-        level = self.level[drawn]
-        return self.frames[level].x if isinstance(level, Frame) else self.place_of[drawn].x
-
-    def beside(self, line: Line, s: Place, t: Place) -> Route:
-        """Around what stands between, in a lane."""
-        side, lane = self.lane[line]
-        level = self.level[line.target]
-        near = [d for d in self.place_of if self.level[d] is level or self.level[d] == level]
-        near = [d for d in near if self.tower[d] == self.tower[line.target]]
-        reach = [self.place_of[d] for d in near]
-        edge = max(side * (p.x + (p.right if side > 0 else -p.left)) for p in reach)
-        x = side * edge + side * (FIRST_LANE + LANE * lane)
-        outside = isinstance(level, Frame) and line.source not in set(blocks_in(level.items))
-        fork = s.top + 9
-        if outside:
-            assert isinstance(level, Frame)
-            frame = self.frames[level]
-            fork = frame.y + (9 if not line.quiet and len(frame.rows[0]) == 1 else -12)
-        end = t.x + (t.right if side > 0 else -t.left)
-        return Route(line, [(s.x, s.top), (s.x, fork), (x, fork), (x, t.middle), (end, t.middle)])
-
-    def across(self, line: Line, s: Place, t: Place) -> Route:
-        """From one tower to another: up, over, and into the side of the block."""
-        right = t.x > s.x
-        frames = [p for f, p in self.frames.items() if line.target in set(blocks_in([f]))]
-        edges = [p.x - p.left if right else p.x + p.right for p in frames] or [t.x - t.left if right else t.x + t.right]
-        x = min(edges) - 28 if right else max(edges) + 28
-        end = t.x - t.left if right else t.x + t.right
-        up = max([s.top, *(p.top for f, p in self.frames.items() if line.source in set(blocks_in([f])))]) + 12
-        return Route(line, [(s.x, s.top), (s.x, up), (x, up), (x, t.middle), (end, t.middle)])
 
 
 def ranks(items: Sequence[Item], lines: Sequence[Line]) -> dict[Item, int]:

@@ -15,8 +15,9 @@ from ..ir.files import staged
 from .architecture import architecture
 from .blocks import Architecture, Block
 from .folding import Drawn, Folded, Frame, blocks_in, fold
-from .layout import DETAIL, SMALL, lay_out
+from .layout import lay_out
 from .measure import number, wrapped
+from .places import DETAIL, SMALL
 from .svg import write_svg
 from .vocabulary import Role
 
@@ -96,7 +97,7 @@ class Picture:
         if block.params:
             counts = sorted({b.count for b in drawn.members})
             lines.append((f"{number(counts[-1])} · {human_bytes(max(map(self._bytes, drawn.members)))}", SMALL))
-        if any(b.tied for b in drawn.members[1:]) and block.params:
+        if any(v in block.params for b in drawn.members[1:] for v in b.tied):
             lines.append(("one for all layers", SMALL))
         if block.tied and len(drawn.members) == 1:
             lines.append((f"tied with {self._owner(block)}", SMALL))

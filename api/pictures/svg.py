@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from .folding import Choice, Drawn, Frame
-from .layout import DETAIL, RADIUS, TITLE, Layout, Place, Route
+from .layout import Layout
 from .measure import width
+from .places import DETAIL, RADIUS, TITLE, Place, Route
 from .vocabulary import Role
 
 LIGHT = {

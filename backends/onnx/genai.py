@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from ...frontends.dsl import Model
 from ...ir.errors import LoweringError
@@ -71,7 +71,7 @@ def genai_config(model: Model, graph: Graph, kind: str, file: str, positions: in
 
 def _ends(model: Model) -> list[int]:
     said: Any = model.generation.get("eos_token_id")
-    own: list[int] = [] if said is None else said if isinstance(said, list) else [said]
+    own = [] if said is None else cast("list[int]", said if isinstance(said, list) else [said])
     return list(dict.fromkeys([*own, *(model.tokenizer.eos_ids if model.tokenizer is not None else ())]))
 
 

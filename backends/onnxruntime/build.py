@@ -14,7 +14,7 @@ import onnx_ir
 from ...frontends.dsl import Model
 from ...frontends.task import TOKEN_TYPES
 from ...ir.errors import LoweringError, WeightsError
-from ...ir.files import whole
+from ...ir.files import check_writable, whole
 from ...ir.graph import Graph
 from ...ir.manifest import seal
 from ...ir.slots import TOKENS
@@ -103,6 +103,7 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
+    check_writable(folder, foreign)
     report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
     announce(report.bound)
     with whole(folder, replaces=foreign) as stage:

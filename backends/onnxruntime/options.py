@@ -53,6 +53,10 @@ def load(
         available = ", ".join(available_providers())
         what = f"the model was built for {contract.provider}, which this ONNX Runtime does not have"
         raise RuntimeInputError(what, place=str(path), details=[f"available: {available}"])
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise RuntimeInputError("ONNX Runtime opens files with names in UTF-8 only", place=str(path)) from None
     settings = {} if packed else {"session.disable_prepacking": "1"}
     with _environment(FLASH_OFF, None if flash else "1"):
         try:

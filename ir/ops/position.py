@@ -186,7 +186,7 @@ _TAKES = {
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     "proportional": ("factor", "partial_rotary_factor"),
 }
-_LENGTHS = dict.fromkeys(
+_LENGTHS: Mapping[str, str] = dict.fromkeys(
     ("dynamic", "longrope", "su"),
     "its frequencies change with the length of the text, so keys that are kept from before would be turned otherwise "
     "than the reference turns them",
