@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, overload
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
+from ..ir.display import Shown, Table
 from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.ops.position import rope_table
 from ..ir.types import DimLike, f32
@@ -21,11 +22,11 @@ from .config import Config as Config
 from .config import key as key
 from .entries import Note as Note
 from .formats import GGUF as GGUF
-from .formats import PLAIN
 from .formats import Checkpoint as Checkpoint
 from .losses import check_loss
 from .mistakes import ModelFileError, in_function, line_of
 from .own import beside
+from .shown import family_table, model_table
 from .task import Task, task_of
 
 
@@ -122,8 +123,8 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Family:
+@dataclass(frozen=True, repr=False)
+class Family(Shown):
     """A model definition: the function, its config class and its task. Call it with a config to get a Model.
 
     std: standard deviation of initial weights. checkpoint, gguf: how it is stored (gguf None: it is not read from
@@ -135,9 +136,13 @@ class Family:
     config_class: type[Config]
     task: Task
     std: float = 0.02
-    checkpoint: Checkpoint = PLAIN
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     gguf: GGUF | None = None
     loss: Callable[..., Any] | None = None
+
+    def table(self) -> Table:
+        """Task, inputs, fields of the config with their defaults, and where the function stands."""
+        return family_table(self)
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
         """A model with `config`, or with these values for fields of one. Raises ConfigError for what does not fit."""
@@ -290,8 +295,8 @@ def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
     return found
 
 
-@dataclass
-class Model:
+@dataclass(repr=False)
+class Model(Shown):
     """What makes a graph, with its config, and weights once it has been loaded or trained.
 
     source: a family, or a program of another kind. folder: where tokenizer and other files of the checkpoint lie, if
@@ -305,6 +310,10 @@ class Model:
     tokenizer: Any = None
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[Note, ...] = ()
+
+    def table(self) -> Table:
+        """Config, parameters, tokenizer and where it comes from; no weights are read."""
+        return model_table(self)
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""How the files of a family are written: Hugging Face checkpoints and GGUF."""
+"""How checkpoints of a family are written: names and layouts, as Hugging Face and GGUF have them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,6 @@ class Checkpoint:
     copies: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     layout: Callable[[Weights], Weights] | None = None
-
-
-PLAIN = Checkpoint()
-"""Of a family whose tensors have the names and the form of its graph."""
 
 
 @dataclass(frozen=True)

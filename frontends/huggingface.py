@@ -108,7 +108,7 @@ def family_of(settings: Mapping[str, Any], task: str | None = None, place: str =
     said = said if isinstance(said, list) else [said]  # pyright: ignore[reportUnnecessaryIsInstance] - of a file
     if task is not None or not said or not any(heads):
         return family
-    found = next((heads[a] for a in said if a in heads), None)
+    found = next((heads[a] for a in said if isinstance(a, str) and a in heads), None)
     if found is None:
         what = f"has the architecture {', '.join(map(str, said))}, which {name} has no head for"
         hint = f"known: {', '.join(heads)}; give `task` to load it under another head all the same"

@@ -187,10 +187,11 @@ def test_a_stored_copy_of_a_tied_head_is_left_out_but_an_own_head_is_kept(tmp_pa
         ({"model_type": None}, r"config\.json: has model_type None"),
         ({"hidden_sise": 3, "hidden_size": None}, r"hidden_size' is None, expected int"),
         ({"quantization_config": {"bits": 4}}, "key 'quantization_config' = {'bits': 4}: weights that are"),
+        ({"architectures": [["LlamaForCausalLM"]]}, r"has the architecture \['LlamaForCausalLM'\], which llama has no"),
         ({"hidden_size": "16"}, "'hidden_size' is '16', expected int"),
         ({"num_hidden_layers": 3}, r"missing: model\.layers\.2\.self_attn\.q_proj\.weight: f32\[16,16\]"),
         ({"num_hidden_layers": 1}, r"unexpected: model\.layers\.1\.self_attn\.q_proj\.weight: f32\[16,16\]"),
-        ({"num_hidden_layers": 10**9}, "has 21 tensors, but its config says 1000000000 layers"),
+        ({"num_hidden_layers": 10**9}, "is 1000000000, and 4096 layers are the most"),
         ({"num_attention_heads": 0}, "has a config that says heads = 0"),
         (
             {"intermediate_size": 25},
