@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from ..ir.errors import ConfigError, did_you_mean
 from .entries import Entries, shown
 from .harmless import EVERY_CONFIG, FOLLOWED, REFUSED
+from .shown import config_fields, config_table
 
 
 def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None, also: tuple[str, ...] = ()) -> Any:
@@ -34,7 +35,16 @@ class Config:
     """Keys of config.json that the reference reads for this family and that change nothing here, with the reason."""
 
     def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
+        dataclass(frozen=True, repr=False)(cls)
+
+    def __repr__(self) -> str:
+        """`Name(field=value, ...)` on one line, or on a line a field where that is long."""
+        fields = config_fields(self)
+        line = f"{type(self).__name__}({', '.join(fields)})"
+        return line if len(line) <= 100 else f"{type(self).__name__}(\n  " + ",\n  ".join(fields) + ",\n)"
+
+    def _repr_html_(self) -> str:
+        return config_table(self).html()
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
