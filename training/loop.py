@@ -154,7 +154,7 @@ class Run:
         trained = trained or FullWeights(model, source)
         graph = self.objective.graph(trained.graph)
         self.world = World.of(settings)
-        self.arithmetic = Arithmetic(graph, self.world.size)
+        self.arithmetic = Arithmetic(graph, self.world.size, trained.trains)
         rows, static = self.objective.rows_per_unit * settings.batch, bool(getattr(source, "static", False))
         self.learner = Learner(graph, trained, settings, self.world, rows=rows, static=static)
         self.objective.prepare(self.learner)
@@ -220,6 +220,7 @@ class Run:
                 held_out, metrics = self.measure()
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
+            self.arithmetic.raise_peak(batch, seconds)
             speed, share = tokens / training, self.arithmetic.share(batch, seconds)
             step = Step(
                 self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics, unit_of(batch)
