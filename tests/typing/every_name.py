@@ -85,4 +85,5 @@ def everything(model: mg.Model, folder: Path) -> None:
         return
     sample = engine.generate("The for statement", max_new_tokens=40)
     parity, speed = mg.verify(trained, engine), mg.bench(trained, rounds=1)
+    assert_type(sample.text, str)
     print(sample.text, parity.passed, [row.decode for row in speed.rows])
