@@ -16,7 +16,7 @@ from ..backends.onnxruntime import open as open_session
 from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
-from ..frontends.tokenizer import Tokenizer, read_json
+from ..frontends.tokenizer import Tokenizer, read_json, said_ends
 from ..ir.display import Shown, Table, size
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
@@ -308,11 +308,9 @@ class Engine(Shown):
         return [[self._start()] for _ in range(len(next(iter(inputs.values()))))]
 
     def _ends(self) -> tuple[int, ...]:
-        """Every id that ends a text, by the tokenizer and by config.json."""
-        said: Any = self.config.get("eos_token_id")
-        ids = cast("list[int]", said) if isinstance(said, list) else [] if said is None else [said]
+        """Every id that ends a text, by the tokenizer, generation_config.json and config.json."""
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
-        return tuple(dict.fromkeys([*own, *ids]))
+        return tuple(dict.fromkeys([*own, *said_ends(self.folder, self.config)]))
 
     def _start(self) -> int:
         """The token that a decoder begins with."""

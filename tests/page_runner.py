@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from unittest import mock
 import typer
 from monograph.cli import app
 from monograph.ir.op import OPS
-from pages import ROOT, Block, Command, blocks, commands, unlike, without_comment
+from pages import ROOT, Block, Command, blocks, commands, unlike
 from typer.testing import CliRunner
 
 WORDS = "the cat sat on the mat and the dog sat on the log, while a bird sang of rain, sun and snow.\n\n"
@@ -198,12 +198,6 @@ def parse_options(words: list[str]) -> None:
         found.make_context(words[0], words[1:])
     except UsageError as e:
         raise AssertionError(f"monograph {shlex.join(words)}: {e.format_message()}") from e
-
-
-def options_named(block: Block) -> Iterable[str]:
-    """Options that the commands of a block name."""
-    for command in commands(block):
-        yield from re.findall(r"--[a-z][a-z-]*", without_comment(command.line))
 
 
 # -- what a setup may make -------------------------------------------------------------------------------------

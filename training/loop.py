@@ -28,7 +28,7 @@ from .learner import Learner
 from .lock import held
 from .log import PLOT, Log, plot_losses
 from .objective import Objective, objective_of, shares_of
-from .progress import Display, Step
+from .progress import Display, Step, preparing
 from .schedule import rate_at
 from .seeding import seeded
 from .settings import Settings
@@ -36,7 +36,7 @@ from .signals import Stop, stoppable
 from .source import Source, check_fit, fitted
 from .speed import Arithmetic
 from .trained_weights import FullWeights, TrainedWeights, Tuned
-from .world import World, is_lost, left_on_error
+from .world import World, is_lost, left_on_error, rank_here
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     """
     check_not_reading("mg.train is called")
     model_of(model, "train")
-    with left_on_error():
+    with left_on_error(), preparing("preparing the first step", progress and not rank_here()):
         run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe).model
 

@@ -59,5 +59,9 @@ class Arithmetic:
             self.peak = max(self.peak, self.of(batch) / seconds / self.devices)
 
     def share(self, batch: Batch, seconds: float) -> float | None:
-        """Of the peak of all devices; None where it was not measured."""
-        return None if self.peak is None else self.of(batch) / seconds / (self.peak * self.devices)
+        """Of the peak of all devices; None where it was not measured. A step that beats the peak is the new one."""
+        if self.peak is None:
+            return None
+        found = self.of(batch) / seconds / self.devices
+        self.peak = max(self.peak, found)
+        return found / self.peak
