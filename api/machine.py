@@ -68,28 +68,32 @@ def peak_memory() -> int:
     return used if platform.system() == "Darwin" else used * 1024
 
 
-def measure(threads: int | None = None, *, megabytes: int = 512, size: int = 2048, rounds: int = 5) -> Ceilings:
-    """Read a large array and multiply two matrices with PyTorch, or with ONNX Runtime where that is not installed,
-    `rounds` times each; the best round counts.
+def measure(
+    threads: int | None = None, *, megabytes: int = 512, size: int = 2048, rounds: int = 5, working_set: int = 0
+) -> Ceilings:
+    """Read arrays and multiply matrices with PyTorch, or with ONNX Runtime where that is not installed, `rounds` times
+    each; the best counts.
 
-    The best, not the median: a limit is what the machine can do, and neighbours only take away from it.
+    The best, not the median: a limit is what the machine can do, and neighbours only take away from it. Arrays are
+    read by a sum and by a product with a vector, and have `megabytes` and, if that is given, the bytes of
+    `working_set`: what is small enough stays in the caches, which are faster than memory.
     """
     threads = threads or cores()
     if not has_torch():
         return _measure_in_runtime(threads, megabytes, size, rounds)
     import torch
 
-    from .backends.torch.limits import peak_flops
+    from .backends.torch.limits import peak_bandwidth, peak_flops
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        x = torch.ones(megabytes * 250_000)
-        read = min(seconds(x.sum) for _ in range(rounds))
-        flops = peak_flops(size=size, rounds=rounds)
+        amounts = {megabytes * 1_000_000, *([working_set] if 0 < working_set < megabytes * 1_000_000 else [])}
+        bandwidth = max(peak_bandwidth(amount, rounds=rounds) for amount in amounts)
+        flops = max(peak_flops(size=n, rounds=rounds) for n in (max(size // 2, 1), size))
     finally:
         torch.set_num_threads(before)
-    return Ceilings(4 * x.numel() / read, flops, threads)
+    return Ceilings(bandwidth, flops, threads)
 
 
 def has_torch() -> bool:

@@ -16,6 +16,7 @@ from .frontends.dsl import Model
 from .frontends.given import model_of
 from .frontends.task import Task, columns, positions
 from .ir import Graph, MonographError, interpret
+from .ir.display import Shown, Table
 from .ir.manifest import check as check_folder
 from .ir.slots import Stream
 from .ir.tensors import Array
@@ -47,8 +48,8 @@ class Row:
     output: str = ""
 
 
-@dataclass(frozen=True)
-class Parity:
+@dataclass(frozen=True, repr=False)
+class Parity(Shown):
     """The table, and whether every row is within the tolerance."""
 
     rows: list[Row]
@@ -57,6 +58,22 @@ class Parity:
     @property
     def passed(self) -> bool:
         return all(r.passed for r in self.rows)
+
+    def table(self) -> Table:
+        """Each way to run the model: its cases, how far it was off at most, and what failed."""
+        shown = [("way", "cases", "passed", "largest difference", "same argmax")]
+        for name in dict.fromkeys(r.backend for r in self.rows):
+            own = [r for r in self.rows if r.backend == name]
+            off = max(r.difference / max(r.scale, 1.0) for r in own)
+            passed = str(sum(r.passed for r in own))
+            shown.append((name, str(len(own)), passed, f"{off:.2g}", f"{min(r.argmax for r in own):.1%}"))
+        failed = [r for r in self.rows if not r.passed]
+        shown += [
+            (f"{r.backend}, {r.case}", "", "FAILED", f"{r.difference:.2g}", f"{r.argmax:.1%}") for r in failed[:8]
+        ]
+        said = "passed" if self.passed else f"{len(failed)} of {len(self.rows)} rows FAILED"
+        note = f"differences are relative to the largest expected value; tolerance {self.tolerance:g}"
+        return Table(f"parity with the NumPy reference: {said}", shown, headed=True, note=note)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .frontends.given import model_of
 from .ir import Graph
 from .ir.cost import at
 from .ir.dims import bind_dims
+from .ir.display import Shown, Table
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
 from .ir.slots import TOKENS
@@ -50,8 +51,8 @@ class Speed:
     decode_share: float
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, repr=False)
+class Benchmark(Shown):
     """A table of variants, what the machine can do at most, and what was measured.
 
     unit: what a prompt is counted in: tokens, or calls for a model without tokens. new_tokens: 0 for a model that does
@@ -66,6 +67,19 @@ class Benchmark:
     flops_per_prompt: int
     bytes_per_token: int
     unit: str = "tokens"
+
+    def table(self) -> Table:
+        """What every variant does in a second, and the share of what this machine can do."""
+        decodes = self.new_tokens > 0
+        shown = [("variant", "nodes", f"{self.unit}/s", "of peak", *(("decoded/s", "of peak") if decodes else ()))]
+        for r in self.rows:
+            decode = (f"{r.decode:,.1f}", f"{r.decode_share:.0%}") if decodes else ()
+            shown.append((r.variant, f"{r.nodes:,}", f"{r.prefill:,.1f}", f"{r.prefill_share:.0%}", *decode))
+        c = self.ceilings
+        note = f"peak: {c.flops / 1e9:,.0f} GFLOP/s, {c.bandwidth / 1e9:.1f} GB/s with {c.threads} threads"
+        more = f", then {self.new_tokens} tokens one by one" if decodes else ""
+        title = f"benchmark: {self.prompt} {self.unit} at once{more}; medians of {self.rounds} rounds"
+        return Table(title, shown, headed=True, note=note)
 
 
 def bench(
@@ -103,8 +117,10 @@ def bench(
             return run
 
         times = interleaved({name: clock(name) for name in variants}, rounds)
-    ceilings = ceilings.best(measure(threads))
     flops, moved = work(model.graph(), model.task.output, prompt, prompt + new_tokens // 2)
+    fastest = [min(t[i] for found in times.values() for t in found) for i in (0, 1)]
+    reached = Ceilings(new_tokens * moved / fastest[1], flops / fastest[0], threads)
+    ceilings = ceilings.best(measure(threads, working_set=moved)).best(reached)
     rows = [_speed(name, nodes[name], times[name], prompt, new_tokens, flops, moved, ceilings) for name in variants]
     return Benchmark(rows, ceilings, prompt, new_tokens, rounds, flops, moved)
 
@@ -140,6 +156,7 @@ def _calls(
 
         times = interleaved({name: clock(name) for name in openers}, rounds)
     flops = sum(at(n.op.flops(*n.operands, **n.attributes), sizes_of(graph, call.inputs)) for n in graph)
+    ceilings = ceilings.best(Ceilings(0.0, flops / min(min(found) for found in times.values()), threads))
     tokens = bool(streams_of(model.task, graph))
     count = length if tokens else 1
     rows = [

@@ -25,7 +25,7 @@ from .training.checkpoint import CHECKPOINTS
 from .training.finetune import Tuned
 from .training.lock import held
 from .training.loop import train
-from .training.progress import Step
+from .training.progress import Step, preparing
 from .training.recipe import MOST_ENTRIES, PYTHON, DataRecipe, Recipe, targets_of
 from .training.source import Source
 from .training.world import rank_here, size_here
@@ -85,7 +85,8 @@ def _follow(
         recipe.check_same(folder)
     if recipe.metrics.translate:
         check_scores()
-    model, source, notes = prepare(recipe, _kept_tokenizer(folder) if resume else None)
+    with preparing("reading the data", progress and not rank_here()):
+        model, source, notes = prepare(recipe, _kept_tokenizer(folder) if resume else None)
     for line in notes if progress else ():
         err().print(line, markup=False)
     history: list[Step] = []

@@ -34,6 +34,8 @@ ROTARY = "transformers.modeling_rope_utils"
 """Followed for families that have rotary positions: the base class of all models names it."""
 CONFIGS = {"config", "text_config", "decoder_config", "encoder_config", "layer_config", "_config", "model_config"}
 """What a config is called in the source of a model."""
+OLD_ROTARY = {"rope_theta", "rope_scaling"}
+"""What the base of all config classes moves into `rope_parameters`, which only those of rotary models have."""
 HOOKS = {"PushToHubMixin", "HeterogeneousConfigMixin", "object"}
 UNSAID = "(required)"
 
@@ -149,7 +151,7 @@ def class_reads(config: type[Any]) -> Iterator[tuple[str, Any]]:
                 methods = [m for m in methods if m.name == "__post_init__"]
             for method in methods:
                 if not method.name.startswith(("validate", "_validate", "_check")):
-                    yield from self_reads(method)
+                    yield from (p for p in self_reads(method) if own or rotary or p[0] not in OLD_ROTARY)
 
 
 def self_reads(method: ast.FunctionDef) -> Iterator[tuple[str, Any]]:

@@ -41,15 +41,16 @@ def labels_of(batch: Batch) -> int:
 
 def tokens_of(batch: Batch) -> int:
     """How many tokens are read: those of source and target, without padding; rows, where there are no tokens."""
-    masks = [v for k, v in batch.items() if k in (TOKENS.mask, TARGETS.mask)]
     if unit_of(batch) == "rows":
         return len(next(iter(batch.values())))
-    return int(sum(m.sum() for m in masks)) if masks else int(batch[TOKENS.ids].size)
+    masked = [s.mask for s in (TOKENS, TARGETS) if s.mask in batch]
+    plain = [s.ids for s in (TOKENS, TARGETS) if s.ids in batch and s.mask not in batch]
+    return int(sum(batch[k].sum() for k in masked) + sum(batch[k].size for k in plain))
 
 
 def unit_of(batch: Batch) -> str:
     """What `tokens_of` counts."""
-    return "tokens" if any(k in batch for k in (TOKENS.ids, TARGETS.mask)) else "rows"
+    return "tokens" if any(k in batch for k in (TOKENS.ids, TARGETS.ids, TARGETS.mask)) else "rows"
 
 
 def divided(batch: Batch, parts: int) -> Sequence[Batch]:

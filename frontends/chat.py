@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class ChatRenderer:
 
     def _ask(self, request: str) -> dict[str, Any]:
         if self._worker is None or not self._worker.mine:
-            self._worker = _Worker(self.memory)
+            self._worker = _Worker(self.memory, self.seconds)
         answer = self._worker.ask(request, self.seconds)
         if "error" in answer and answer["error"] in ("time", "memory"):
             self._worker.stop()
@@ -70,12 +71,12 @@ class ChatRenderer:
 class _Worker:
     """One process with chat_worker.py. It ends when its input does, so it never outlives this one."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, seconds: float) -> None:
         self.owner = os.getpid()
         if not sys.executable:
             raise ConfigError("chat templates are rendered by a Python process, and sys.executable names none")
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(memory)],
+            [sys.executable, "-P", str(_WORKER), str(memory), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,19 +93,24 @@ class _Worker:
     def ask(self, request: str, seconds: float) -> dict[str, Any]:
         """The answer of the worker, or {"error": "time"} or {"error": "memory"} if there is none."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        late = threading.Timer(seconds, self.process.kill)
-        late.start()
+        start = time.monotonic()
+        # Where the system has no clock for the worker, a timer ends it.
+        late = threading.Timer(seconds, self.process.kill) if os.name == "nt" else None
+        if late is not None:
+            late.start()
         try:
             self.process.stdin.write(request + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        finally:
+        if late is not None:
             late.cancel()
         if line.endswith("\n"):
             return cast("dict[str, Any]", json.loads(line))
-        return {"error": "memory" if late.is_alive() else "time", "message": f"{seconds:g} seconds"}
+        if time.monotonic() - start >= seconds:
+            return {"error": "time", "message": f"{seconds:g} seconds"}
+        return {"error": "memory", "message": ""}
 
 
 def _stop(process: subprocess.Popen[str], owner: int) -> None:

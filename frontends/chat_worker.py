@@ -6,8 +6,10 @@ A template is code from a stranger: it may loop for ever or build a text of 10 G
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -123,16 +125,29 @@ def limit_memory(size: int) -> None:
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        # A lower limit that stands already is kept; some systems have none that can be set.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def serve(lines: Iterator[str], write: Callable[[str], None]) -> None:
+def limit_time(seconds: float) -> None:
+    """The system ends this process after so many seconds, unless it is told another number (0: never) before.
+
+    Where it has no such clock, the parent ends it.
+    """
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def serve(lines: Iterator[str], write: Callable[[str], None], seconds: float) -> None:
     """Answer each line until there are no more."""
     for line in lines:
+        limit_time(seconds)
         try:
             answer = json.dumps(reply(json.loads(line)))
         except MemoryError:
             answer = json.dumps({"error": "memory", "message": ""})
+        limit_time(0)
         write(answer + "\n")
 
 
@@ -144,4 +159,4 @@ if __name__ == "__main__":
         out.write(text)
         out.flush()
 
-    serve(iter(sys.stdin.readline, ""), send)
+    serve(iter(sys.stdin.readline, ""), send, float(sys.argv[2]))

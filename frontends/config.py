@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from ..ir.errors import ConfigError, did_you_mean
 from .entries import Entries, shown
 from .harmless import EVERY_CONFIG, FOLLOWED, REFUSED
+from .shown import config_fields, config_table
 
 
 def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None, also: tuple[str, ...] = ()) -> Any:
@@ -22,6 +23,10 @@ def key(hf: str, default: Any = dataclasses.MISSING, *, gguf: str | None = None,
     return field(default=default, metadata={"hf": hf, "gguf": gguf, "also": also})
 
 
+MOST_LAYERS = 4096
+"""More than any model has; each layer is written out in its graph, so that a wrong number would take for ever."""
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(key, field))
 class Config:
     """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields."""
@@ -30,7 +35,16 @@ class Config:
     """Keys of config.json that the reference reads for this family and that change nothing here, with the reason."""
 
     def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
+        dataclass(frozen=True, repr=False)(cls)
+
+    def __repr__(self) -> str:
+        """`Name(field=value, ...)` on one line, or on a line a field where that is long."""
+        fields = config_fields(self)
+        line = f"{type(self).__name__}({', '.join(fields)})"
+        return line if len(line) <= 100 else f"{type(self).__name__}(\n  " + ",\n  ".join(fields) + ",\n)"
+
+    def _repr_html_(self) -> str:
+        return config_table(self).html()
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -75,6 +89,8 @@ class Config:
                 value = entries.use(key)
                 if not _fits(value, hints[f.name]):
                     entries.problems.append(f"{key!r} is {shown(value)}, expected {f.type}")
+                elif _too_deep(f.name, value):
+                    entries.problems.append(f"{key!r} is {shown(value)}, and {MOST_LAYERS} layers are the most")
                 values[f.name] = value
             elif name in cls.needed():
                 if name not in (defaults or {}):
@@ -121,6 +137,9 @@ class Config:
             for k, v in settings.items()
             if k in fields and not _fits(v, hints[k])
         ]
+        problems += [
+            f"{k} is {shown(v)}, and {MOST_LAYERS} layers are the most" for k, v in settings.items() if _too_deep(k, v)
+        ]
         if problems:
             raise ConfigError(f"{cls.__name__} cannot be made", details=problems)
         return settings
@@ -128,6 +147,11 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields under their config.json keys."""
         return {f.metadata.get("hf", f.name): getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+def _too_deep(field: str, value: Any) -> bool:
+    """Whether a field counts more layers than a graph can be written out for."""
+    return field.endswith("layers") and isinstance(value, int) and value > MOST_LAYERS
 
 
 def _fits(value: Any, hint: Any) -> bool:

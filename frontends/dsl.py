@@ -12,18 +12,21 @@ from typing import Any, Protocol, cast, overload
 
 from ..ir import DType, Graph, Init, TensorType, Value, building, ops
 from ..ir.builder import enter_scope
+from ..ir.display import Shown, Table
 from ..ir.errors import ConfigError, MonographError, did_you_mean
 from ..ir.ops.position import rope_table
 from ..ir.types import DimLike, f32
 from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
-from .buffers import Buffer
 from .config import Config as Config
 from .config import key as key
 from .entries import Note as Note
+from .formats import GGUF as GGUF
+from .formats import Checkpoint as Checkpoint
 from .losses import check_loss
 from .mistakes import ModelFileError, in_function, line_of
 from .own import beside
+from .shown import family_table, model_table
 from .task import Task, task_of
 
 
@@ -106,47 +109,6 @@ def key_mask(attention_mask: Value) -> Value:
     return attention_mask.cast(DType.bool_).reshape(batch, 1, 1, keys)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """How the Hugging Face checkpoints of a family, or of one of its heads, are written.
-
-    architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
-    names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
-    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
-    them anew. unused: tensors that may be there and are not needed, with the reason, or the
-    check (`buffers`) that they follow from the config. tied: tensors
-    of the output layer, which are not stored where it is tied, and the tensors that they equal. copies: others that may
-    be there, and the tensors that they must equal. from_weights: keys of config.json that say whether there is a tensor
-    of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
-    """
-
-    architecture: str = ""
-    also: tuple[str, ...] = ()
-    old: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    prefix: str = ""
-    heads: tuple[str, ...] = ()
-    unused: Mapping[str, str | Buffer] = field(default_factory=dict[str, "str | Buffer"], hash=False)
-    tied: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    copies: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    from_weights: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    layout: Callable[[Weights], Weights] | None = None
-
-
-@dataclass(frozen=True)
-class GGUF:
-    """How a family is written in GGUF.
-
-    names: module name there => checkpoint module name. permuted: projections whose rows are stored in interleaved
-    rotary order, with the config field that counts their heads. added: patterns of checkpoint names whose tensors are
-    stored with a number added to them. unsaid: settings of config.json that follow from those that GGUF stores.
-    """
-
-    names: Mapping[str, str] = field(hash=False)
-    permuted: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    added: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
-    unsaid: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
-
-
 class Source(Protocol):
     """What makes the graph of a model."""
 
@@ -161,8 +123,8 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Family:
+@dataclass(frozen=True, repr=False)
+class Family(Shown):
     """A model definition: the function, its config class and its task. Call it with a config to get a Model.
 
     std: standard deviation of initial weights. checkpoint, gguf: how it is stored (gguf None: it is not read from
@@ -174,9 +136,13 @@ class Family:
     config_class: type[Config]
     task: Task
     std: float = 0.02
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     gguf: GGUF | None = None
     loss: Callable[..., Any] | None = None
+
+    def table(self) -> Table:
+        """Task, inputs, fields of the config with their defaults, and where the function stands."""
+        return family_table(self)
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
         """A model with `config`, or with these values for fields of one. Raises ConfigError for what does not fit."""
@@ -329,8 +295,8 @@ def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
     return found
 
 
-@dataclass
-class Model:
+@dataclass(repr=False)
+class Model(Shown):
     """What makes a graph, with its config, and weights once it has been loaded or trained.
 
     source: a family, or a program of another kind. folder: where tokenizer and other files of the checkpoint lie, if
@@ -344,6 +310,10 @@ class Model:
     tokenizer: Any = None
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[Note, ...] = ()
+
+    def table(self) -> Table:
+        """Config, parameters, tokenizer and where it comes from; no weights are read."""
+        return model_table(self)
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ EVERY_CONFIG: Mapping[str, str] = {
     **keys("it says what a classifier was trained for", "problem_type"),
     **keys("settings of generation by task, which transformers reads from generation_config.json",
            "task_specific_params"),
+    **keys(DROPOUT, "attention_dropout"),
     **keys(INITIAL, "initializer_range initializer_factor init_std"),
     **keys(SPEED, "_attn_implementation attn_implementation _attn_implementation_autoset experts_implementation "
            "_experts_implementation chunk_size_feed_forward use_cache cache_implementation use_bfloat16 torchscript "

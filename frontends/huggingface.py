@@ -17,7 +17,7 @@ from ..ir.weights import Weights
 from .dsl import Checkpoint, Config, Family, Model, families_of, head_of, load_family
 from .fit import check_plausible
 from .own import store
-from .reference import located, read_config
+from .reference import located, other_names, read_config
 from .stored import fitted, matches, modern, named, untied
 from .tokenizer import Tokenizer, read_json
 from .tokenizer_files import has_tokenizer
@@ -66,6 +66,8 @@ def load_folder(
     place = folder / "config.json"
     settings = read_json(place)
     model_type = settings.get("model_type")
+    if model_type is None and family is not None and place.exists():
+        model_type = family.name  # The first files do not say it.
     if not isinstance(model_type, str):
         what = "is missing" if not place.exists() else f"has model_type {model_type!r}"
         raise ConfigError(what, place=str(place))
@@ -106,7 +108,7 @@ def family_of(settings: Mapping[str, Any], task: str | None = None, place: str =
     said = said if isinstance(said, list) else [said]  # pyright: ignore[reportUnnecessaryIsInstance] - of a file
     if task is not None or not said or not any(heads):
         return family
-    found = next((heads[a] for a in said if a in heads), None)
+    found = next((heads[a] for a in said if isinstance(a, str) and a in heads), None)
     if found is None:
         what = f"has the architecture {', '.join(map(str, said))}, which {name} has no head for"
         hint = f"known: {', '.join(heads)}; give `task` to load it under another head all the same"
@@ -220,6 +222,8 @@ def write_companions(stage: Stage, model: Model, weights: Weights | None = None)
 def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
     """config.json: what the checkpoint said, under what the model is now."""
     before = read_json(model.folder / "config.json") if model.folder else {}
+    others = other_names(model.family) if model.family is not None else frozenset[str]()
+    before = {k: v for k, v in before.items() if k not in others}  # They would count more than what is written here.
     said: dict[str, Any] = model.config.to_dict() if model.config is not None else {}
     config = {k: v for k, v in said.items() if v is not None or k in before}
     stored = model.family.checkpoint if model.family is not None else Checkpoint()
@@ -236,5 +240,6 @@ def hf_config(model: Model, weights: Weights | None = None) -> dict[str, Any]:
         fixed["is_encoder_decoder"] = True
         ids["decoder_start_token_id"] = getattr(model.tokenizer, "start_id", None)
     dtypes = {t.dtype for t in weights.values() if t.dtype.is_float} if weights else set[DType]()
-    dtype = {"torch_dtype": _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
+    key = "dtype" if "dtype" in before else "torch_dtype"
+    dtype = {key: _DTYPES[dtypes.pop()]} if len(dtypes) == 1 else {}
     return {**fixed, **{k: v for k, v in ids.items() if v is not None}, **before, **config, **dtype}

@@ -50,7 +50,7 @@ def loss_of(family: Family, graph: Graph, config: Config) -> Value:
     assert family.loss is not None
     types = loss_inputs(family, graph, config)
     with building(graph), beside(family.loss), in_function(family.loss):
-        given = [graph.inputs.get(k) or graph.input(k, t) for k, t in types.items()]
+        given = [graph.input_of(k, t) for k, t in types.items()]
         found: object = family.loss(dict(graph.outputs), *given)
         if isinstance(found, Value) and found.dtype.is_float:
             wide = found if found.dtype.bits >= 32 else ops.cast(found, dtype=f32)

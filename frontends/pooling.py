@@ -161,7 +161,7 @@ def _own(said: Mapping[str, Any], folder: Path) -> Pooling:
     """What `Pooling.write` wrote. Raises ConfigError for anything else."""
     mode: Any = said.get("mode")
     mode = tuple(cast("list[str]", mode)) if isinstance(mode, list) else mode
-    modes: list[Any] = list(mode) if isinstance(mode, tuple) else [mode]  # pyright: ignore[reportUnknownVariableType]
+    modes: list[Any] = [*cast("tuple[str, ...]", mode)] if isinstance(mode, tuple) else [mode]
     known = all(m in MODES for m in modes)
     layers: Any = said.get("dense") or []
     if not known or said.keys() - {*_SETTINGS, "dense"} or not isinstance(layers, list):

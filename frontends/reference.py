@@ -8,6 +8,7 @@ which is what is computed here; else it is refused by name.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Generator, Mapping
@@ -62,6 +63,16 @@ def reference_of(family: Family) -> Reference | None:
     return Reference(_table()["transformers"], family.name, **fields, read=read)
 
 
+def other_names(family: Family) -> frozenset[str]:
+    """Keys of config.json that mean a field of the family's config, and stand under another name there."""
+    own = family.config_class.keys()
+    fields = dataclasses.fields(family.config_class)  # type: ignore[arg-type]
+    also = {name for f in fields for name in f.metadata.get("also", ())}
+    reference = reference_of(family)
+    renamed = {k for k, v in reference.renamed.items() if v in own} if reference else set[str]()
+    return frozenset(k for k in also | renamed if k not in own)
+
+
 def read_config(family: Family, settings: Mapping[str, Any], place: str = "") -> tuple[Config, tuple[Note, ...]]:
     """(the config that a config.json of the family says, what in it changes nothing). Raises ConfigError listing each
     key that is not understood, is missing, or has a value that is not computed here."""
@@ -88,6 +99,11 @@ def located(place: str | Path) -> Generator[None, None, None]:
         raise ConfigError(e.what, place=e.place or str(place), details=e.details, hint=e.hint) from None
 
 
+def _off(value: Any) -> bool:
+    """Whether a switch is off; 0 is a number."""
+    return value is None or value is False
+
+
 def _account(entries: Entries, reference: Reference, family: Family) -> None:
     """Account for what the family's config does not use. In an error, misspelled keys are named, too."""
     wrong = bool(entries.problems)
@@ -103,7 +119,7 @@ def _account(entries: Entries, reference: Reference, family: Family) -> None:
                 entries.refuse(key, f"{unread}{hint}")
             else:
                 entries.note(key, f"{unread}{hint}")
-        elif value == reference.default(name):
+        elif value == reference.default(name) or (_off(value) and _off(reference.default(name))):
             entries.note(key, "what transformers takes where it is left out, and the only value that is computed here")
         else:
             usual = reference.default(name)

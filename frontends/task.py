@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.display import Shown, Table
 from ..ir.errors import MonographError, did_you_mean
 from ..ir.slots import TARGETS, TOKENS, Stream
 from ..ir.types import TensorType, parse_type
@@ -36,8 +37,8 @@ class Role(enum.Enum):
     """Anything else: it must be given."""
 
 
-@dataclass(frozen=True)
-class Task:
+@dataclass(frozen=True, repr=False)
+class Task(Shown):
     """What goes into a model and what comes out.
 
     inputs: type by name, such as {"input_ids": "i64[B,S]"}; a model takes those that its function names. Float types
@@ -67,6 +68,12 @@ class Task:
             object.__setattr__(self, "source", TOKENS)
         if self.generates and self.stream is None:
             raise MonographError(f"task {self.name!r} generates, but none of its inputs is a stream of tokens")
+
+    def table(self) -> Table:
+        """Inputs with their types and what they are for, and what comes out."""
+        from .shown import task_table
+
+        return task_table(self)
 
     def __str__(self) -> str:
         return self.name

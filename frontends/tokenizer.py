@@ -63,7 +63,7 @@ class Tokenizer:
         generation_config.json say. Raises ConfigError naming the file.
         """
         found = TokenizerFiles(Path(folder))
-        return Tokenizer(found.core, found.settings, _ends(Path(folder), found.config), found.notes)
+        return Tokenizer(found.core, found.settings, said_ends(Path(folder), found.config), found.notes)
 
     def _id_of(self, name: str) -> int | None:
         text = _content(self.settings.get(name))
@@ -218,6 +218,11 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             **self.settings,
         }
+        named = settings.get("chat_template")
+        if isinstance(named, dict):
+            # The form that every client knows for several templates.
+            listed = [{"name": k, "template": v} for k, v in cast("dict[str, str]", named).items()]
+            settings["chat_template"] = listed
         with stage.open("tokenizer.json") as f:
             f.write(self.core.to_str(pretty=True).encode())
         with stage.open("tokenizer_config.json") as f:
@@ -278,7 +283,7 @@ def _without_spaces(text: str) -> str:
     return text
 
 
-def _ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
+def said_ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
     """Ids that end a text by generation_config.json and config.json."""
     found: list[int] = []
     for name, said in ((GENERATION, read_json(folder / GENERATION)), ("config.json", config)):

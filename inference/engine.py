@@ -16,7 +16,8 @@ from ..backends.onnxruntime import open as open_session
 from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
-from ..frontends.tokenizer import Tokenizer, read_json
+from ..frontends.tokenizer import Tokenizer, read_json, said_ends
+from ..ir.display import Shown, Table, size
 from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
 from .embed import embed
@@ -28,7 +29,7 @@ from .sampling import Array
 from .speech import transcribe
 
 
-class Engine:
+class Engine(Shown):
     """Generation, embeddings, labels, masked tokens and plain runs over one session.
 
     report: what the build did, if this is the engine of one. owned: a folder that goes when the engine is closed or
@@ -86,6 +87,21 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def table(self) -> Table:
+        """What it serves and where; a session that is not open yet is not opened."""
+        rows = [("folder", str(self._folder or (self._session.folder if self._session else "none")))]
+        contract = self.report.contract if self.report else self._session.contract if self._session else None
+        if contract is not None:
+            slots = f", {len(contract.slots)} slots of state" if contract.slots else ""
+            rows += [("model", f"{contract.family}, {contract.task}{slots}")]
+            rows += [("target", f"{contract.provider}, {contract.dtype}, ONNX Runtime {contract.runtime}")]
+        if self.report is not None:
+            kinds = ", ".join(f"{name} {n}" for name, n in self.report.attentions.items()) or "none"
+            rows += [("attentions", kinds), ("weights", size(self.report.bytes))]
+        tokens = "none" if self.tokenizer is None else f"{self.tokenizer.core.get_vocab_size():,} tokens"
+        opened = "open" if self._session else "opened when it is first used" if self._opener else "closed"
+        return Table("engine", [*rows, ("tokenizer", tokens), ("session", opened)])
 
     @property
     def folder(self) -> Path:
@@ -272,11 +288,9 @@ class Engine:
         return [[self._start()] for _ in range(len(next(iter(inputs.values()))))]
 
     def _ends(self) -> tuple[int, ...]:
-        """Every id that ends a text, by the tokenizer and by config.json."""
-        said: Any = self.config.get("eos_token_id")
-        ids = cast("list[int]", said) if isinstance(said, list) else [] if said is None else [said]
+        """Every id that ends a text, by the tokenizer, generation_config.json and config.json."""
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
-        return tuple(dict.fromkeys([*own, *ids]))
+        return tuple(dict.fromkeys([*own, *said_ends(self.folder, self.config)]))
 
     def _start(self) -> int:
         """The token that a decoder begins with."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import numpy as np
 
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
@@ -62,8 +63,8 @@ class Timing:
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
-@dataclass(frozen=True)
-class Generation:
+@dataclass(frozen=True, repr=False)
+class Generation(Shown):
     """What came after one prompt.
 
     ids: the tokens chosen, without the end token. text: without the stop string and what came with it.
@@ -75,6 +76,19 @@ class Generation:
     text: str
     reason: Reason
     timing: Timing
+
+    def table(self) -> Table:
+        """The text, why it ended, and how fast it came (all rows of its call together)."""
+        t = self.timing
+        why = {"eos": "the model ended", "stop": "a stop string appeared", "length": "max_new_tokens were reached"}
+        rows = [
+            ("text", self.text),
+            ("ended", f"{self.reason}: {why.get(self.reason, '')}".rstrip(": ")),
+            ("tokens", f"{len(self.prompt):,} in the prompt, {len(self.ids):,} new"),
+            ("prompt", f"{t.prompt_tokens:,} tokens in {t.prefill_seconds:.3f} s"),
+            ("decode", f"{t.tokens_per_second:,.1f} tokens/s ({t.decode_tokens:,} in {t.decode_seconds:.3f} s)"),
+        ]
+        return Table("generation", rows)
 
 
 @dataclass(frozen=True)

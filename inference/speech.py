@@ -19,7 +19,7 @@ START, NO_TIMES = "<|startoftranscript|>", "<|notimestamps|>"
 KINDS = ("transcribe", "translate")
 
 
-class Session(generate.Session, Protocol):
+class Session(generate.Session, generate.Shared, Protocol):
     """A decoder behind an encoder."""
 
     def encode(self, inputs: Mapping[str, Any]) -> None:

@@ -25,6 +25,8 @@ _INTERNAL = (
     str(_PACKAGE / "frontends" / "dsl.py"),
     str(_PACKAGE / "frontends" / "layers.py"),
     str(_PACKAGE / "frontends" / "experts.py"),
+    str(_PACKAGE / "frontends" / "activations.py"),
+    str(_PACKAGE / "frontends" / "recurrent.py"),
     contextlib.__file__,
 )
 

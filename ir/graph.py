@@ -10,6 +10,7 @@ from .builder import building as building
 from .builder import current_graph as current_graph
 from .builder import inserting, place_of, point_of
 from .clone import clone
+from .display import Shown, Table
 from .errors import MonographError, OpError, did_you_mean
 from .plain_numbers import with_numbers
 from .slots import Slot, Stream
@@ -33,7 +34,7 @@ def _shown(given: object) -> str:
     return repr(given) if isinstance(given, (int, float, str)) else f"a {type(given).__name__}"
 
 
-class Graph:
+class Graph(Shown):
     """Inputs, parameters, nodes in topological order, and named outputs.
 
     stream: the tokens that are read one after another, if there are such. slots: what is remembered between calls.
@@ -252,6 +253,12 @@ class Graph:
         mapping: dict[Value, Value] = {v: operands[k] for k, v in body.inputs.items() if k in operands}
         clone(body, self, mapping, location=place_of(self))
         return [mapping[v] for v in body.outputs.values()]
+
+    def table(self) -> Table:
+        """Counts and first lines; `str(graph)` is all of it."""
+        from .summary import graph_table
+
+        return graph_table(self)
 
     def __str__(self) -> str:
         from .text import print_graph

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from .display import Shown, Table
 from .errors import WeightsError, did_you_mean
 from .files import Stage, staged
 from .graph import Graph, Init, Node, Value
@@ -34,7 +35,7 @@ class MissingTensorError(WeightsError, KeyError):
     __str__ = Exception.__str__
 
 
-class Weights(Mapping[str, Tensor]):
+class Weights(Shown, Mapping[str, Tensor]):
     """Lazy tensors by checkpoint name. `place` says where they come from, for messages."""
 
     def __init__(
@@ -95,8 +96,11 @@ class Weights(Mapping[str, Tensor]):
         """These weights with those of `other` added or put in their place."""
         return Weights({**self._tensors, **other}, self.place, self.metadata)
 
-    def __repr__(self) -> str:
-        return f"Weights({len(self)} tensors, {self.bytes} bytes{', ' + self.place if self.place else ''})"
+    def table(self) -> Table:
+        """How many tensors there are, how large, in which types; nothing is read."""
+        from .summary import weights_table
+
+        return weights_table(self)
 
     @property
     def bytes(self) -> int:

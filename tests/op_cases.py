@@ -153,9 +153,9 @@ ELEMENTWISE = [
 ]
 
 REDUCE = [
-    *(Case(op, {"x": X}) for op in ("sum", "mean", "max", "argmax", "softmax")),
-    *(Case(op, {"x": X}, {"axis": 1}, note="middle axis") for op in ("sum", "mean", "max", "argmax", "softmax")),
-    *(Case(op, {"x": X}, {"axis": 0, "keepdims": False}, note="drop") for op in ("sum", "mean", "max")),
+    *(Case(op, {"x": X}) for op in ("sum", "mean", "max", "min", "argmax", "softmax")),
+    *(Case(op, {"x": X}, {"axis": 1}, note="middle axis") for op in ("sum", "mean", "max", "min", "argmax", "softmax")),
+    *(Case(op, {"x": X}, {"axis": 0, "keepdims": False}, note="drop") for op in ("sum", "mean", "max", "min")),
     Case("argmax", {"x": X}, {"keepdims": False}, note="drop"),
     Case("sum", {"x": "i64[B,S]"}, note="integers"),
     Case("max", {"x": "i64[B,S]"}, note="integers"),

@@ -224,6 +224,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "sum": lambda x, axis=-1, keepdims=True: np.add.reduce(x, axis=axis, keepdims=keepdims),
     "mean": lambda x, axis=-1, keepdims=True: np.add.reduce(x, axis=axis, keepdims=keepdims) / x.shape[axis],
     "max": lambda x, axis=-1, keepdims=True: np.take(np.sort(x, axis), [-1] if keepdims else -1, axis=axis),
+    "min": lambda x, axis=-1, keepdims=True: -np.take(np.sort(-x, axis), [-1] if keepdims else -1, axis=axis),
     "any": lambda x, axis=-1, keepdims=True: np.add.reduce(x.astype(int), axis=axis, keepdims=keepdims) > 0,
     "argmax": lambda x, axis=-1, keepdims=True: np.take(np.argsort(x, axis), [-1] if keepdims else -1, axis=axis),
     "softmax": softmax,

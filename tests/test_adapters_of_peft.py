@@ -162,6 +162,20 @@ def test_names_that_are_wrapped_otherwise(prefix: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_head_that_only_the_adapter_has(tmp_path: Path) -> None:
+    want = made("a classifier", tmp_path)
+    bare = transformers.BertModel.from_pretrained(tmp_path / "base")
+    bare.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    bare.save_pretrained(tmp_path / "base")
+    np.testing.assert_allclose(logits(tmp_path), want, atol=1e-5)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if "classifier.bias" not in k}, path)
+    with pytest.raises(WeightsError, match=r"missing: classifier.bias: neither the model nor the adapter has it"):
+        logits(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_numbers_of_16_bits(tmp_path: Path) -> None:
     want = made("whole norms", tmp_path)
     path = tmp_path / "adapter" / "adapter_model.safetensors"

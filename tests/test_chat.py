@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,3 +153,28 @@ def test_threads_share_a_worker_and_a_forked_process_has_its_own() -> None:
         os._exit(0 if renderer.render("a", HI, {})[0] == "a" else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert renderer.render("b", HI, {})[0] == "b"
+
+
+def test_an_endless_template_ends_though_its_parent_is_gone(tmp_path: Path) -> None:
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    code = (
+        "from monograph.frontends.chat import ChatRenderer\n"
+        "import os, threading\n"
+        "r = ChatRenderer(seconds=1.0)\n"
+        "r.render('a', [], {})\n"
+        "print(r._worker.process.pid, flush=True)\n"
+        "threading.Timer(0.3, lambda: os.kill(os.getpid(), 9)).start()\n"
+        f"r.render({endless!r}, [], {{}})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    worker = int(done.stdout)
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").exists() and ") Z" in Path(f"/proc/{worker}/stat").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {worker} still runs")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from family_parity import Case, check
 from monograph.frontends.models.gemma2 import Gemma2, gemma2
+from monograph.frontends.reference import read_config
 from monograph.ir.errors import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -45,5 +46,6 @@ def test_equals_transformers(name: str, tmp_path: Path) -> None:
 def test_what_cannot_be_computed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"layer_types are \['full'\], expected 'sliding_attention' or"):
         gemma2(Gemma2.from_dict({**SIZES, "layer_types": ["full"]})).graph()
-    with pytest.raises(ConfigError, match="'use_bidirectional_attention' = True is not supported, only False"):
-        Gemma2.from_dict({**SIZES, "use_bidirectional_attention": True})
+    with pytest.raises(ConfigError, match=r"'use_bidirectional_attention' = True: .* only None is computed here"):
+        read_config(gemma2, {**SIZES, "use_bidirectional_attention": True})
+    read_config(gemma2, {**SIZES, "use_bidirectional_attention": False})

@@ -53,7 +53,7 @@ def test_old_settings_of_two_bases_are_read() -> None:
     old = {"rope_theta": 5e5, "rope_local_base_freq": 20.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     config = Gemma3Text.from_dict({**SIZES, **old})
     assert config.rope("full_attention") == {"theta": 5e5, "scaling": old["rope_scaling"], "partial": 1.0}
-    assert config.rope("sliding_attention") == {"theta": 20.0, "scaling": {}, "partial": 1.0}
+    assert config.rope("sliding_attention") == {"theta": 20.0, "scaling": {"rope_type": "default"}, "partial": 1.0}
 
 
 def test_rope_parameters_must_be_by_kind() -> None:
@@ -64,11 +64,13 @@ def test_rope_parameters_must_be_by_kind() -> None:
 def test_gguf_leaves_the_scale_to_the_reader() -> None:
     small = {"num_hidden_layers": 18, "hidden_size": 640, "num_attention_heads": 4, "head_dim": 256}
     everything = {"layer_types": ["full_attention"] * 18, "sliding_window": None}
-    assert unsaid(small) == {"query_pre_attn_scalar": 256, "rope_theta": 1e4, **everything}
+    heads = {"head_dim": 256, "num_key_value_heads": 4}
+    assert unsaid(small) == {"query_pre_attn_scalar": 256, "rope_theta": 1e4, **heads, **everything}
     windowed = {**small, "sliding_window": 512, "rope_theta": 1e6}
-    assert unsaid(windowed) == {"query_pre_attn_scalar": 256, "rope_theta": 1e6}
+    assert unsaid(windowed) == {"query_pre_attn_scalar": 256, "rope_theta": 1e6, **heads}
     large = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}
-    assert unsaid({**large, "sliding_window": 1024}) == {"query_pre_attn_scalar": 168, "rope_theta": 1e4}
+    heads = {"head_dim": 128, "num_key_value_heads": 32}
+    assert unsaid({**large, "sliding_window": 1024}) == {"query_pre_attn_scalar": 168, "rope_theta": 1e4, **heads}
 
 
 def test_gguf_gives_the_same_model(tmp_path: Path) -> None:

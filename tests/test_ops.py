@@ -133,6 +133,7 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("mean", ["i64[2,3]"], {}, "x is i64, expected a floating-point type"),
     ("any", ["f32[2]"], {}, "x is f32, expected bool"),
     ("argmax", ["bool[2]"], {}, "x is bool, expected numbers"),
+    ("min", ["bool[2]"], {}, "x is bool, expected numbers"),
     ("softmax", ["f32[]"], {}, "axis -1 is outside rank 0"),
     ("cumsum", ["i32[2,3]"], {}, "x is i32, expected a floating-point type or i64"),
     ("reshape", ["f32[2,3]"], {"shape": (4, 2)}, r"f32\[2,3\] has 6 elements, not 8"),

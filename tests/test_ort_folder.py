@@ -164,6 +164,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     "stream": (lambda f: edit(f, stream={"ids": 3}), ConfigError, "stream: 'ids' is 3, expected str"),
     "bounds": (lambda f: edit(f, bounds={"input_ids": 0}), ConfigError, "'bounds' says 0 of 'input_ids'"),
     "input type": (lambda f: edit(f, inputs={"model.onnx": {"input_ids": 1}}), ConfigError, "input_ids: 1 is not a"),
+    "no inputs": (lambda f: edit(f, inputs={}), ConfigError, "does not say what inputs 'model.masked.onnx' has"),
+    "no graph": (lambda f: edit(f, masked=""), ConfigError, "names '', which is not a file beside it"),
+    "rows": (lambda f: edit(f, rows=False), RuntimeInputError, "logits_rows: the contract says rows False"),
     "outside": (lambda f: edit(f, masked="../model.onnx"), ConfigError, "names '../model.onnx'"),
     "no file": (lambda f: (f / "model.masked.onnx").unlink(), ConfigError, "names 'model.masked.onnx'"),
     "heads": (
@@ -179,7 +182,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
         "presents: the contract has an output, the graph has none",
     ),
     "input": (
-        lambda f: edit(f, inputs={"model.onnx": {"input_ids": "i32[B,S]"}}), RuntimeInputError,
+        lambda f: edit(f, inputs={"model.onnx": {"input_ids": "i32[B,S]"}, "model.masked.onnx": {}}), RuntimeInputError,
         r"input_ids: the contract has int32\[batch_size, sequence_length\], the graph has int64\[batch_size, seq",
     ),
     "stream name": (

@@ -22,6 +22,7 @@ from monograph.pictures.folding import Choice, Drawn, Frame, blocks_in
 from monograph.pictures.history import history
 from monograph.pictures.measure import cut, number, width, wrapped
 from monograph.pictures.patterns import order_of, ranges, repeats
+from monograph.pictures.svg import DARK, LIGHT
 from monograph.pictures.vocabulary import Role
 from monograph.resolve import resolve
 from picture_models import OWN, handwritten, mixed
@@ -362,3 +363,18 @@ def test_bytes_are_those_of_the_stored_weights() -> None:
     weights = Weights.initialize(family.graph()).cast(mg.DType.f16)
     model = Model(family.source, family.config, weights)
     assert draw(model).bytes == 2 * draw(model).parameters == draw(family).bytes // 2
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+def test_texts_can_be_read_on_every_block(colours: dict[str, str]) -> None:
+    """A contrast of 4.5, as WCAG 2 asks for small text."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for ink in ("ink", "muted"):
+        for name in ("paper", "frame", *(r for r in Role if r in colours)):
+            low, high = sorted((light(colours[ink]), light(colours[name])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, f"{ink} on {name}"

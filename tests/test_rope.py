@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from monograph.ir.errors import ConfigError
+from monograph.ir.errors import ConfigError, MonographError
 from monograph.ir.ops import rope_frequencies
 
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -63,3 +63,9 @@ def test_a_theta_that_is_text_is_refused() -> None:
 def test_whole_heads_and_empty_settings_are_plain_rotation() -> None:
     plain = rope_frequencies(8, 10000.0)
     assert rope_frequencies(8, 10000.0, {"partial_rotary_factor": 1.0, "factor": None}) == plain
+
+
+@pytest.mark.parametrize("width", [2**31, 10**18, 10**40])
+def test_a_width_that_no_head_has(width: int) -> None:
+    with pytest.raises(MonographError, match="expected 1 to"):
+        rope_frequencies(width, 10000.0)

@@ -20,17 +20,10 @@ from ..ir.weights import Weights
 from ..passes.lora import ALL as ALL
 from ..passes.lora import DOWN, UP, add_lora, select
 from .lora_merge import changes_of, clean_name, merged
-from .peft_config import PeftConfig, read_config
+from .peft_config import TASKS, PeftConfig, read_config
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_TASKS = {
-    "causal-lm": "CAUSAL_LM",
-    "seq2seq-lm": "SEQ_2_SEQ_LM",
-    "sequence-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
-    "feature-extraction": "FEATURE_EXTRACTION",
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +146,7 @@ def peft_config(adapter: Adapter, model: Model) -> dict[str, Any]:
     transposed = {node.attributes["transposed"] for nodes in chosen.values() for node in nodes}
     return {
         "peft_type": "LORA",
-        "task_type": _TASKS.get(str(model.task)),
+        "task_type": TASKS.get(str(model.task)),
         "base_model_name_or_path": adapter.base or (str(model.folder) if model.folder else None),
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,

@@ -15,11 +15,12 @@ from .loop import Run, drive
 from .lora import LoraWeights
 from .objective import Objective, objective_of
 from .preference import PreferenceLoss
+from .progress import preparing
 from .settings import Settings
 from .source import Source, check_fit, fitted
 from .trained_weights import FullWeights
 from .trained_weights import Tuned as Tuned
-from .world import left_on_error
+from .world import left_on_error, rank_here
 
 RATES = {"full": 2e-5, "lora": 2e-4, "dpo": 1e-6, "dpo lora": 2e-5}
 """Learning rates at their peak where none is given."""
@@ -112,7 +113,7 @@ def _run(
     folder, metrics = settings.pop("folder", None), settings.pop("metrics", None)
     shown = {k: settings.pop(k) for k in _SHOWN if k in settings}
     name = kind if lora is None else "dpo lora" if kind == "dpo" else "lora"
-    with left_on_error():
+    with left_on_error(), preparing("preparing the first step", shown.get("progress", True) and not rank_here()):
         checked = tuning_settings(name, **settings)
         data = fitted(model, data)
         check_fit(model, data, checked.length)

@@ -28,7 +28,7 @@ from .learner import Learner
 from .lock import held
 from .log import PLOT, Log, plot_losses
 from .objective import Objective, objective_of, shares_of
-from .progress import Display, Step
+from .progress import Display, Step, preparing
 from .schedule import rate_at
 from .seeding import seeded
 from .settings import Settings
@@ -36,7 +36,7 @@ from .signals import Stop, stoppable
 from .source import Source, check_fit, fitted
 from .speed import Arithmetic
 from .trained_weights import FullWeights, TrainedWeights, Tuned
-from .world import World, is_lost, left_on_error
+from .world import World, is_lost, left_on_error, rank_here
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     """
     check_not_reading("mg.train is called")
     model_of(model, "train")
-    with left_on_error():
+    with left_on_error(), preparing("preparing the first step", progress and not rank_here()):
         run = Run(model, source, Settings.of(settings), None if folder is None else Path(folder), metrics)
     return drive(run, resume=resume, progress=progress, tensorboard=tensorboard, observe=observe).model
 
@@ -154,7 +154,7 @@ class Run:
         trained = trained or FullWeights(model, source)
         graph = self.objective.graph(trained.graph)
         self.world = World.of(settings)
-        self.arithmetic = Arithmetic(graph, self.world.size)
+        self.arithmetic = Arithmetic(graph, self.world.size, trained.trains)
         rows, static = self.objective.rows_per_unit * settings.batch, bool(getattr(source, "static", False))
         self.learner = Learner(graph, trained, settings, self.world, rows=rows, static=static)
         self.objective.prepare(self.learner)
@@ -220,6 +220,7 @@ class Run:
                 held_out, metrics = self.measure()
             passed = time.perf_counter() - begin
             left = passed / (self.done - first) * (s.steps - self.done)
+            self.arithmetic.raise_peak(batch, seconds)
             speed, share = tokens / training, self.arithmetic.share(batch, seconds)
             step = Step(
                 self.done, s.steps, loss, held_out, rate, norm, speed, passed, left, share, metrics, unit_of(batch)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..frontends.dsl import Model
+from ..frontends.dsl import Model, families_of
+from ..frontends.huggingface import with_head
 from ..ir.errors import WeightsError, did_you_mean
 from ..ir.graph import Graph
 from ..ir.tensors import Array, Mapped, Tensor
@@ -91,8 +92,10 @@ def changes_of(weights: Weights) -> dict[str, Change]:
 
 def merged(model: Model, weights: Weights, config: PeftConfig) -> Model:
     """The model with an adapter in its weights. Raises WeightsError listing every tensor that does not fit."""
-    base = _weights_of(model)
+    _weights_of(model)
     changes = changes_of(weights)
+    model, drawn = _for_task(model, changes, config)
+    base = _weights_of(model)
     graph, names = model.graph(), _paths(model, changes)
     if any(_parts_ways(model, graph, names[m], c) for m, c in changes.items()):
         model, graph, base = _untied(model, base)
@@ -110,10 +113,23 @@ def merged(model: Model, weights: Weights, config: PeftConfig) -> Model:
             problems += wrong
             continue
         changed |= _changed(change, path, base, config, transposed)
+    problems += [f"missing: {k}: neither the model nor the adapter has it" for k in drawn if k not in changed]
     if problems:
         what = f"the adapter does not fit {model.name}: {len(problems)} differences"
         raise WeightsError(what, place=weights.place, details=problems)
     return replace(model, weights=base | changed)
+
+
+def _for_task(model: Model, changes: Mapping[str, Change], config: PeftConfig) -> tuple[Model, list[str]]:
+    """(the model under the head that the adapter was trained with, what the adapter must bring of it)."""
+    known = [] if model.family is None else [str(f.task) for f in families_of(model.family)]
+    if config.task is None or config.task not in known or config.task == str(model.task):
+        return model, []
+    heads = [c.tensors["weight"].shape for c in changes.values() if "weight" in c.tensors]
+    count = next((shape[0] for shape in heads if len(shape) == 2), 0)
+    labels = {str(i): f"LABEL_{i}" for i in range(count)}
+    more = {"labels": labels} if count and hasattr(model.config, "labels") else {}
+    return with_head(model, config.task, **more)
 
 
 def _weights_of(model: Model) -> Weights:

@@ -10,11 +10,20 @@ from typing import Any, cast
 
 from ..frontends.entries import Entries, Note
 
+TASKS = {
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "feature-extraction": "FEATURE_EXTRACTION",
+}
+"""PEFT's names of tasks."""
+
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to start A and B that leave the base weights alone; after others an adapter fits changed weights only."""
 _FROM_TENSORS = "the tensors of the file say which layers are adapted"
 _NOTED = {
-    **dict.fromkeys(("auto_mapping", "revision", "task_type", "inference_mode", "peft_version", "base_model_class"),
+    **dict.fromkeys(("auto_mapping", "revision", "inference_mode", "peft_version", "base_model_class"),
                     "says where the adapter comes from"),
     **dict.fromkeys(("eva_config", "corda_config", "loftq_config", "lora_ga_config"), "says how it was started"),
     **dict.fromkeys(("runtime_config", "megatron_core", "qalora_group_size"), "an option of a method that is off"),
@@ -32,7 +41,7 @@ TITLE = "is not an adapter that is understood"
 class PeftConfig:
     """What a configuration says of the numbers: rank and alpha by module, and tokens whose rows were trained.
 
-    dora: each adapted layer has a magnitude.
+    dora: each adapted layer has a magnitude. task: what the adapted model is for, if the file says so.
     """
 
     rank: int
@@ -45,6 +54,7 @@ class PeftConfig:
     alphas: Mapping[str, float] = field(default_factory=dict[str, float])
     tokens: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     dora: bool = False
+    task: str | None = None
     notes: tuple[Note, ...] = ()
 
     def rank_of(self, module: str) -> int:
@@ -83,13 +93,17 @@ def read_config(settings: Mapping[str, Any], place: str) -> PeftConfig:
         bool(entries.use("use_rslora")),
         str(entries.use("base_model_name_or_path") or ""),
     )
+    said: Any = entries.use("task_type")
+    task = next((ours for ours, name in TASKS.items() if name == said), None)
     for key in entries.left:
         if settings[key] in _OFF:
             entries.note(key, "it is off")
         else:
             entries.refuse(key, "it is not supported")
     notes = entries.close(title=TITLE)
-    return PeftConfig(rank, float(alpha), targets, float(dropout), stabilized, base, ranks, alphas, tokens, dora, notes)
+    return PeftConfig(
+        rank, float(alpha), targets, float(dropout), stabilized, base, ranks, alphas, tokens, dora, task, notes
+    )
 
 
 def _targets(entries: Entries) -> str | tuple[str, ...]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _LINES = 20
+_PAUSE = 0.2
+"""Seconds between two texts of a line."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,52 @@ class Step:
         return {k: v for k, v in found.items() if v is not None} | dict(self.metrics or {})
 
 
+class Line:
+    """One line in the output of a notebook's cell, which each text replaces."""
+
+    def __init__(self, show: Any) -> None:
+        self._show, self._handle, self._last = show, None, 0.0
+
+    @staticmethod
+    def of_notebook() -> Line | None:
+        """The line, if this runs in a notebook."""
+        ipython: Any = sys.modules.get("IPython")
+        if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+            return None
+        return Line(ipython.display.display)
+
+    def put(self, text: str, *, now: bool = True) -> None:
+        """Show a text; not `now`: unless another one has just been shown."""
+        if not now and time.monotonic() - self._last < _PAUSE:
+            return
+        content = {"text/plain": text}
+        if self._handle is None:
+            self._handle = self._show(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+        self._last = time.monotonic()
+
+
+@contextlib.contextmanager
+def preparing(what: str, shown: bool = True) -> Generator[None]:
+    """Say on standard error what is done before the first step, while it is."""
+    if shown and sys.stderr.isatty():
+        with Console(stderr=True).status(what):
+            yield
+        return
+    if shown:
+        print(what, file=sys.stderr, flush=True)
+    yield
+
+
 class Display:
-    """Shows steps on standard error; a context manager."""
+    """Shows steps on standard error, or in one line of a notebook; a context manager."""
 
     def __init__(self, steps: int, shown: bool = True) -> None:
         self.steps, self.shown = steps, shown
         self.held_out = ""
-        self.bar = _bar() if shown and sys.stderr.isatty() else None
+        self.line = Line.of_notebook() if shown else None
+        self.bar = _bar() if shown and self.line is None and sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         if self.bar is not None:
@@ -85,7 +128,10 @@ class Display:
             logging.getLogger(__name__).warning("%s", text)
 
     def show(self, step: Step) -> None:
-        if self.bar is not None:
+        if self.line is not None:
+            self.held_out = self.held_out if step.held_out is None else f"\nmeasured: {step}"
+            self.line.put(f"{step}{self.held_out}", now=step.held_out is not None or step.step == step.steps)
+        elif self.bar is not None:
             self.held_out = self.held_out if step.held_out is None else f"held-out {step.held_out:.3f}  "
             numbers = f"loss {step.loss:.3f}  {self.held_out}{step.tokens_per_second:,.0f} {step.unit}/s"
             if step.share is not None:

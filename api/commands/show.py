@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import Json, command, out, print_json, table, working
+from ..console import Json, command, err, out, print_json, table, working
 from ..frontends.dsl import Model
 from ..ir import Graph, MonographError
 from ..ir.errors import did_you_mean
@@ -34,6 +34,9 @@ def show(
     decomposed: Decompose = False,
     counts: Annotated[bool, typer.Option("--counts", help="print how often each op occurs, not the graph")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="print what was not fused, and why")] = False,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="print what its files say that changes nothing here, and why")
+    ] = False,
     shard: Annotated[int | None, typer.Option(help="print how this many processes share the layers")] = None,
     family: FamilyOption = None,
     random: RandomOption = None,
@@ -52,16 +55,27 @@ def show(
         made = resolve(model, family, random)
         _draw(made, {".svg": svg, ".png": png}, html, pipeline or "decode", decomposed, json_output)
         return
-    graph, report = _graph(model, pipeline, decomposed, family=family, random=random)
+    made = resolve(model, family, random)
+    graph, report = _graph(made, pipeline, decomposed)
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
     if graph.slots:
         payload["slots"] = [str(s) for s in graph.slots]
     if report is not None:
         payload |= {"fused": report.counts, "misses": [_miss(m) for m in report.misses]}
+    if notes:
+        payload["notes"] = [str(note) for note in made.notes]
     if json_output:
-        print_json(payload if counts else {**payload, "text": str(graph)})
+        print_json(payload if counts or notes else {**payload, "text": str(graph)})
         return
-    if counts:
+    if made.notes and not notes:
+        said = "entry changes" if len(made.notes) == 1 else "entries change"
+        err().print(f"{len(made.notes)} {said} nothing here: --notes says which, and why", style="dim", markup=False)
+    if notes:
+        for note in made.notes:
+            out().print(str(note), markup=False)
+        if not made.notes:
+            out().print("there is nothing to note: every entry of its files is used", markup=False)
+    elif counts:
         out().print(table(f"{graph.name}: {len(graph)} nodes", _count_rows(graph)))
         for slot in graph.slots:
             out().print(str(slot), markup=False)
@@ -118,7 +132,7 @@ def explain(
     json_output: Json = False,
 ) -> None:
     """List what the passes fused and, with layer, line and reason, what they almost fused but did not."""
-    graph, report = _graph(model, pipeline or "decode", decomposed, family=family)
+    graph, report = _graph(resolve(model, family), pipeline or "decode", decomposed)
     if json_output:
         fused = {} if report is None else report.counts
         print_json({"name": graph.name, "fused": fused, "misses": [_miss(m) for m in report.misses] if report else []})
@@ -142,7 +156,7 @@ def optimize_(
     json_output: Json = False,
 ) -> None:
     """Run a pipeline and print what every pass did: seconds, nodes, rewrites."""
-    graph, report = _graph(model, pipeline, decomposed, check=check, dump=dump, quiet=json_output, family=family)
+    graph, report = _graph(resolve(model, family), pipeline, decomposed, check=check, dump=dump, quiet=json_output)
     assert report is not None
     if output is not None:
         output.write_text(str(graph))
@@ -157,20 +171,18 @@ def optimize_(
 
 
 def _graph(
-    name: str,
+    model: Model,
     pipeline: str | None,
     decomposed: bool,
     *,
     check: bool = False,
     dump: Path | None = None,
     quiet: bool = True,
-    family: str | None = None,
-    random: int | None = None,
 ) -> tuple[Graph, PipelineReport | None]:
     """The graph of the model, taken apart and optimized as asked, and the report of the passes."""
     if pipeline is not None:
         _known(pipeline)
-    graph = resolve(name, family, random).graph(encoded=True)
+    graph = model.graph(encoded=True)
     if decomposed:
         graph = decompose(graph)
     if pipeline is None:

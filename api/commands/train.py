@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..console import Json, command, out, print_json
+from ..console import Json, command, out, print_json, working
 from ..ir.errors import ConfigError
 
 
@@ -35,8 +36,9 @@ def train(
 
     The folder gets the model, checkpoints, log.jsonl, loss.png and recipe.toml with every default filled in.
     """
-    from ..data.tables import changes_of, merged
-    from ..training.recipe import Recipe
+    with working("loading PyTorch", json_output or os.environ.get("RANK", "0") != "0"):
+        from ..data.tables import changes_of, merged
+        from ..training.recipe import Recipe
 
     given = {
         "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "precision": precision,

@@ -224,6 +224,14 @@ function move() {
   $("world").setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.zoom})`);
 }
 
+function intoView(box) {
+  const { width, height } = $("graph").getBoundingClientRect();
+  const [x, y] = [box.x * view.zoom + view.x, box.y * view.zoom + view.y];
+  if (x < 40 || x > width - 40) view.x += width / 2 - x;
+  if (y < 60 || y > height - 60) view.y += height / 2 - y;
+  move();
+}
+
 function fit() {
   const { width, height } = $("graph").getBoundingClientRect(), wide = view.size.right - view.size.left + 60;
   view.zoom = Math.min(1.2, Math.max(0.05, Math.min(width / wide, (height - 110) / (view.size.height + 20))));
@@ -292,14 +300,7 @@ function keys(e) {
   if (step && e.target.closest("#graph")) {
     const order = [...view.boxes].sort((a, b) => a.y - b.y || a.x - b.x);
     const next = order[order.indexOf(view.focus) + step];
-    if (next) {
-      next.element.focus({ preventScroll: true });
-      const { width, height } = $("graph").getBoundingClientRect();
-      const [x, y] = [next.x * view.zoom + view.x, next.y * view.zoom + view.y];
-      if (x < 40 || x > width - 40) view.x += width / 2 - x;
-      if (y < 60 || y > height - 60) view.y += height / 2 - y;
-      move();
-    }
+    if (next) next.element.focus({ preventScroll: true });
     e.preventDefault();
   } else if (e.key === "/") { $("search").focus(); e.preventDefault(); }
   else if (e.key === "[") show(Math.max(-1, view.pass - 1));

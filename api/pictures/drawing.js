@@ -239,7 +239,7 @@ function draw() {
     let stubs = 0;
     for (const [source, value] of box.reads) {
       if (apart(source, box)) {
-        const text = element("text", { class: "stub", x: box.x - WIDTH / 2 - 4, y: box.y + 14 + 11 * stubs++ }, `${short(nameOf(source), 20)} ▸`);
+        const text = element("text", { class: "stub", x: box.x - WIDTH / 2 - 4, y: box.y + 14 + 11 * stubs++ }, `${short(stubOf(source), 18)} ▸`);
         text.addEventListener("click", () => choose(source));
         over.push(text);
         continue;
@@ -273,6 +273,18 @@ function wire(source, box) {
 
 const nameOf = (box) => box.leaf !== undefined ? data.leaves[box.leaf][1]
   : box.output !== undefined ? box.output : box.folded ? box.layer : opOf(box.nodes[0]);
+function stubOf(source) {
+  // What a value that many read is made of, if that is one input; else the op that makes it.
+  if (source.nodes.length !== 1) return nameOf(source);
+  const state = current();
+  for (let n = source.nodes[0]; ;) {
+    const read = data.nodes[n][READS].filter((v) => v !== null && !data.nodes[state.maker.get(v)]?.[STILL]);
+    if (read.length !== 1 || data.roles[opOf(n)]) return nameOf(source);
+    if (data.leaves[read[0]]) return data.leaves[read[0]][0] === "input" ? data.leaves[read[0]][1] : nameOf(source);
+    n = state.maker.get(read[0]);
+  }
+}
+
 const underOf = (box) => box.leaf !== undefined ? data.leaves[box.leaf][2]
   : box.output !== undefined ? "output" : box.folded ? `${box.nodes.length} nodes` : typeOf(box.nodes[0]);
 
@@ -293,7 +305,10 @@ function nodeOf(box, marks) {
     element("text", { x: box.x, y: box.y + 30, class: "type" }, short(under, 30)));
   box.element = made;
   pressed(made, () => (box.folded ? toggle(box.layer) : choose(box)));
-  made.addEventListener("focus", () => { view.focus = box; });
+  made.addEventListener("focus", () => {
+    view.focus = box;
+    if (made.matches(":focus-visible")) intoView(box);
+  });
   made.addEventListener("pointerenter", (e) => tip(e, box));
   made.addEventListener("pointerleave", () => { $("tip").hidden = true; });
   return made;

@@ -11,14 +11,14 @@ from .places import DETAIL, RADIUS, TITLE, Place, Route
 from .vocabulary import Role
 
 LIGHT = {
-    "paper": "#ffffff", "ink": "#1c2127", "muted": "#5a6472", "line": "#3b4450", "quiet": "#8b95a3",
+    "paper": "#ffffff", "ink": "#1c2127", "muted": "#525c69", "line": "#3b4450", "quiet": "#8b95a3",
     "frame": "#f4f6f8", "edge": "#c3cad3",
     Role.embedding: "#ffe0e3", Role.norm: "#f5f4c3", Role.attention: "#ffe2b8", Role.feed_forward: "#c3e8f7",
     Role.experts: "#c5e7d3", Role.recurrent: "#e0d6f7", Role.convolution: "#d3e4c8", Role.linear: "#dcdff2",
     Role.other: "#e6e8eb",
 }  # fmt: skip
 DARK = {
-    "paper": "#14181d", "ink": "#edf0f3", "muted": "#a7b1bd", "line": "#aeb8c4", "quiet": "#7d8896",
+    "paper": "#14181d", "ink": "#edf0f3", "muted": "#b6bfca", "line": "#aeb8c4", "quiet": "#7d8896",
     "frame": "#1c2229", "edge": "#465160",
     Role.embedding: "#5c2a32", Role.norm: "#4d4a1d", Role.attention: "#5f431a", Role.feed_forward: "#1d4a5e",
     Role.experts: "#1f4f39", Role.recurrent: "#423566", Role.convolution: "#35502a", Role.linear: "#363d66",

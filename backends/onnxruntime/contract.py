@@ -98,9 +98,11 @@ class Contract:
         contract = reader.contract(given)
         if contract is None or reader.problems:
             raise ConfigError("is not a contract", place=str(path), details=reader.problems)
-        for name in filter(None, (contract.masked, contract.lengths, contract.encoder)):
+        for name in (contract.masked, *filter(None, (contract.lengths, contract.encoder))):
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"names {name!r}, which is not a file beside it", place=str(path))
+            if name not in contract.inputs:
+                raise ConfigError(f"does not say what inputs {name!r} has", place=str(path))
         return contract
 
 

@@ -24,3 +24,23 @@ def peak_flops(
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times[1:])
+
+
+def peak_bandwidth(amount: int, *, rounds: int = 3) -> float:
+    """Bytes per second that this machine reads `amount` bytes of f32 with, by the best of two ways and `rounds` tries.
+
+    A sum reads one array in the order of memory; a product of a matrix with a vector is what decoding does. Small
+    amounts are read many times in one try, so that the clock tells them apart.
+    """
+    columns = min(1024, max(amount // 4, 1))
+    x = torch.ones(max(amount // (4 * columns), 1), columns)
+    vector, repeats = torch.ones(columns), max(1, 16_000_000 // amount)
+    times: list[float] = []
+    for read in (x.sum, lambda: torch.mv(x, vector)):
+        read()
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for _ in range(repeats):
+                read()
+            times.append((time.perf_counter() - start) / repeats)
+    return 4 * x.numel() / min(times)

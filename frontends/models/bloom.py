@@ -6,7 +6,6 @@ from typing import Any
 
 from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..harmless import DROPOUT, keys
 from ..layers import Packed, alibi, attention, drop, feed_forward
 
 
@@ -21,8 +20,6 @@ class Bloom(Config):
     tied: bool = key("tie_word_embeddings", True)
     exact: bool = key("slow_but_exact", False)
     ranks: int = key("pretraining_tp", 1)
-
-    noted = keys(DROPOUT, "attention_dropout")
 
     def __post_init__(self) -> None:
         if self.exact and self.ranks > 1:  # Then the reference adds up slices of products, without their biases.

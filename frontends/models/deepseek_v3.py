@@ -9,7 +9,7 @@ from ...ir import Init, Value, ops
 from ...ir.errors import ConfigError
 from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
 from ..experts import by_expert, routed, router
-from ..harmless import DROPOUT, keys
+from ..harmless import keys
 from ..layers import Rotate, gated_feed_forward, like, rotary, widened
 from ..rope import rope_settings
 
@@ -49,7 +49,6 @@ class DeepseekV3(Config):
     activation: str = key("hidden_act", "silu")
 
     noted = {
-        **keys(DROPOUT, "attention_dropout"),
         **keys("the layers for it are not part of the model that answers", "num_mtp_layers num_nextn_predict_layers"),
         **keys("it follows from the widths of heads", "head_dim qk_head_dim"),
         "num_key_value_heads": "all heads read one latent",

@@ -8,7 +8,6 @@ from typing import Any
 from ...ir.errors import ConfigError
 from ...ir.ops import tanh
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..harmless import DROPOUT, keys
 from ..layers import Rotate, attention, gated_feed_forward, rotary, unit_rms_norm
 from ..rope import rope_settings
 
@@ -36,8 +35,6 @@ class Gemma2(Config):
     attention_bias: bool = key("attention_bias", False)
     tied: bool = key("tie_word_embeddings", True)
     activation: str = key("hidden_activation", "gelu_pytorch_tanh")
-
-    noted = keys(DROPOUT, "attention_dropout")
 
     @property
     def width(self) -> int:

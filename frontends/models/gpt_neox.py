@@ -6,7 +6,7 @@ from typing import Any
 
 from ..buffers import CAUSAL
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..harmless import DROPOUT, keys
+from ..harmless import keys
 from ..layers import Packed, attention, drop, feed_forward, rotary
 from ..rope import rope_settings
 
@@ -29,7 +29,7 @@ class GPTNeoX(Config):
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "gelu")
 
-    noted = keys(DROPOUT, "attention_dropout")
+    noted = keys("rotary_pct, rotary_emb_base or rope_parameters say it", "partial_rotary_factor rope_theta")
 
 
 @model(

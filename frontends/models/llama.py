@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import GGUF, Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..harmless import DROPOUT, keys
 from ..layers import attention, gated_feed_forward, rotary
 from ..rope import rope_settings
 
@@ -27,8 +26,6 @@ class Llama(Config):
     attention_bias: bool = key("attention_bias", False)
     mlp_bias: bool = key("mlp_bias", False)
     activation: str = key("hidden_act", "silu")
-
-    noted = keys(DROPOUT, "attention_dropout")
 
     @property
     def width(self) -> int:

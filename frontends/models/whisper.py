@@ -7,7 +7,7 @@ from typing import Any
 from ...ir.errors import ConfigError
 from ...ir.ops import conv1d, gelu, transpose
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
-from ..harmless import DROPOUT, OTHER_HEAD, keys
+from ..harmless import OTHER_HEAD, keys
 from ..layers import attention, drop, feed_forward
 
 
@@ -29,7 +29,6 @@ class Whisper(Config):
     tied: bool = key("tie_word_embeddings", True)
 
     noted = {
-        **keys(DROPOUT, "attention_dropout"),
         **keys("layers that training leaves out by chance", "encoder_layerdrop decoder_layerdrop"),
         **keys(
             "parts of a spectrogram that training hides",

@@ -69,6 +69,7 @@ from .reduce import argmax as argmax
 from .reduce import cumsum as cumsum
 from .reduce import max as max
 from .reduce import mean as mean
+from .reduce import min as min
 from .reduce import softmax as softmax
 from .reduce import sum as sum
 from .shape import concat as concat
@@ -87,7 +88,7 @@ __all__ = [
     "cast", "causal_conv", "compact", "concat", "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum",
     "dequantize", "div", "dropout", "embedding", "encoded_part", "equal", "erf", "exp", "expand", "feed_forward",
     "floor", "floor_div", "gated_feed_forward", "gather", "gelu", "gru", "iota", "layer_norm", "less", "less_equal",
-    "linear", "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean",
+    "linear", "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean", "min",
     "minimum", "mod", "moe", "mul", "neg", "pow", "relu", "reshape", "rms_norm", "rnn", "rope", "rope_frequencies",
     "rsqrt", "sigmoid", "silu", "sin", "sinusoidal_positions", "slice_", "softmax", "softplus", "sqrt", "state_space",
     "sub", "sum", "take_along_axis", "tanh", "topk", "transpose", "where",

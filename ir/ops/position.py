@@ -136,7 +136,7 @@ def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None =
     number = isinstance(theta, (int, float))  # pyright: ignore[reportUnnecessaryIsInstance] - read from a file
     if dim < 1 or not number or not 1.0 < theta < math.inf:
         raise ConfigError(f"rotary width {dim} must be positive and rope theta {theta!r} a number above 1")
-    inverse = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    inverse = 1.0 / theta ** (np.arange(0, sized(dim), 2, dtype=np.float64) / dim)
     settings = {k: v for k, v in (scaling or {}).items() if v is not None}
     kind = settings.get("rope_type", settings.get("type", "default"))
     _check_scaling(kind, settings)

@@ -105,6 +105,17 @@ class Max(Reduce):
         return reduced(x, axis, keepdims)
 
 
+class Min(Reduce):
+    """Smallest element over one axis."""
+
+    torch_name, onnx_name = "amin", "ReduceMin"
+    backward_reads = reads.both_ends
+
+    def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
+        number(x=x)
+        return reduced(x, axis, keepdims)
+
+
 class Any_(Reduce):
     """True where any element of x [...] along the axis is; bool in, bool out.
 
@@ -212,5 +223,5 @@ class Cumsum(AlongAxis):
         return op.CumSum(x, op.constant(np.array(axis % len(x.shape), np.int64)))
 
 
-sum, mean, max, any, argmax, softmax = op(Sum), op(Mean), op(Max), op(Any_), op(Argmax), op(Softmax)
-cumsum = op(Cumsum)
+sum, mean, max, min, any = op(Sum), op(Mean), op(Max), op(Min), op(Any_)
+argmax, softmax, cumsum = op(Argmax), op(Softmax), op(Cumsum)
