@@ -21,7 +21,7 @@ from .commands.verify import verify
 
 app = typer.Typer(
     name="monograph",
-    help="Write a transformer once. Train it in PyTorch, serve it on ONNX Runtime, know both are the same.",
+    help="Write a transformer once. Train it in PyTorch, serve it on ONNX Runtime, and know both are the same model.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

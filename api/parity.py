@@ -96,13 +96,13 @@ def verify(
     *,
     tolerance: float = TOLERANCE,
     torch: bool = True,
-    cases: Iterable[Case] = (*CASES, *CHUNKS),
+    cases: Iterable[Case] | None = None,
     seed: int = 0,
     observe: Callable[[str], None] = lambda what: None,
 ) -> Parity:
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
-    torch: compare PyTorch, too, where it is installed.
+    torch: compare PyTorch, too, where it is installed. cases: masks, batches and lengths (None: CASES and CHUNKS).
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
     `ort` is one call through the mask guard. `ort session` reads prompts and steps over buffers, `ort chunks` several
     tokens at a time behind prompts; these are compared with each row alone. Cases with a past run as a prompt and
@@ -111,6 +111,7 @@ def verify(
     runs. Raises WeightsError for a model without weights.
     """
     model = once(model_of(model, "verify"))
+    cases = [*CASES, *CHUNKS] if cases is None else cases
     cases = [c for c in cases if not c.past or model.task.generates]
     observe("NumPy reference")
     subject = _Subject(model, cases, seed, alone=model.task.generates and not _is_export(built))

@@ -101,7 +101,9 @@ def _said(error: BaseException, frame: FrameType | None) -> str:
 
 
 def _meant(error: BaseException, frame: FrameType | None) -> str:
-    """Which name was meant, where one that is known looks like it."""
+    """Which name was meant, where one that is known looks like it and the error does not say so itself."""
+    if "did you mean" in str(error):
+        return ""
     if isinstance(error, AttributeError) and error.name and error.obj is not None:
         return did_you_mean(error.name, dir(error.obj))
     if isinstance(error, NameError) and error.name and frame is not None:

@@ -65,10 +65,13 @@ def mask_of(lengths: Array, width: int) -> Array:
     return np.less(np.arange(width), lengths[:, None]).astype(np.int64)
 
 
+_NO_TOKENIZER = "give token ids, such as [5, 6, 7], or build a model that has a tokenizer"
+
+
 def _row(item: Any, tokenizer: Tokenizer | None, chat: bool, index: int) -> list[int]:
     if isinstance(item, str) or chat:
         if tokenizer is None:
-            raise RuntimeInputError(f"prompt {index} is text, but there is no tokenizer")
+            raise RuntimeInputError(f"prompt {index} is text, but there is no tokenizer", hint=_NO_TOKENIZER)
         if not chat:
             return tokenizer.encode(item)
         messages: Any = [{"role": "user", "content": item}] if isinstance(item, str) else item

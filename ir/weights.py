@@ -229,6 +229,8 @@ _CONVERT = "convert it to safetensors where it was made"
 
 def _pickle_hint(folder: Path) -> str:
     pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    if not pickles and any(folder.glob("*.onnx")):
+        return "this folder was built or exported: load the checkpoint that it was made from"
     return f"{pickles[0]} is a pickle, which is never read; {_CONVERT}" if pickles else ""
 
 

@@ -18,6 +18,7 @@ from ..data.errors import CorpusError
 from ..data.passages import passage_key, passages, portions
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.errors import did_you_mean
 from ..ir.files import staged
 from ..ir.tensors import Array
@@ -85,8 +86,8 @@ def _cut(pieces: list[str], held_out: float) -> tuple[list[str], list[str]]:
     return pieces, []
 
 
-@dataclass(frozen=True)
-class Corpus:
+@dataclass(frozen=True, repr=False)
+class Corpus(Shown):
     """Token ids in two parts that share no passage, and the tokenizer that made them (trained on `train` only).
 
     train, held_out: 1-D u16 or u32 arrays, memory-mapped when the corpus lies in a folder.
@@ -102,6 +103,11 @@ class Corpus:
     def vocab(self) -> int:
         """How many ids the tokenizer has."""
         return self.tokenizer.size
+
+    def table(self) -> Table:
+        """How many tokens each part has, for `repr` and notebooks."""
+        rows = [["training", f"{len(self.train):,} tokens"], ["held out", f"{len(self.held_out):,} tokens"]]
+        return Table("corpus", [["vocab", f"{self.vocab:,}"], *rows])
 
     @staticmethod
     def of(

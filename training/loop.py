@@ -54,10 +54,10 @@ def train(
     """Train a model; gives it with its new weights and the tokenizer of the data.
 
     source: a `Corpus`, the `Dataset` that `monograph data` made, or another `Source` for the model's task. settings:
-    the fields of `Settings`, of which only `steps` must be given. folder: gets checkpoints, log.jsonl, loss.png and,
-    at the end, the model in Hugging Face layout; None keeps all in memory. resume: go on with the run in `folder`.
-    observe: called with every Step, on every process. metrics: called at every measurement with the model as it is
-    then; what it gives is logged by name.
+    the fields of `monograph.training.settings.Settings`, of which only `steps` must be given. folder: gets checkpoints,
+    log.jsonl, loss.png and, at the end, the model in Hugging Face layout; None keeps all in memory. resume: go on with
+    the run in `folder`. observe: called with every Step, on every process. metrics: called at every measurement with
+    the model as it is then; what it gives is logged by name.
 
     Several processes (of `torchrun`, or of a process group that is there) all call it alike and get the same model;
     the first one logs and writes. SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings
@@ -190,7 +190,8 @@ class Run:
             note(f"{self.folder} holds no checkpoint yet: beginning with step 1")
         elif found:
             what = f"holds a run that got to {found[-1].name}, which a new one would replace"
-            raise ConfigError(what, place=str(self.folder), hint="resume it, or take another folder")
+            hint = "go on with --resume (in Python, resume=True), or take another folder"
+            raise ConfigError(what, place=str(self.folder), hint=hint)
 
     def finish(self, note: Callable[[str], None] = _silent) -> Tuned:
         """What was trained; from its folder if it has one, where it is written first, with the plot."""

@@ -128,7 +128,9 @@ class Settings:
         known = {f.name for f in dataclasses.fields(Settings)}
         for name in given:
             if name not in known:
-                raise ConfigError(f"no setting is called {name!r}{did_you_mean(name, known)}")
+                meant = did_you_mean(name, known)
+                hint = "" if meant else f"the settings are {', '.join(sorted(known))}"
+                raise ConfigError(f"no setting is called {name!r}{meant}", hint=hint)
         if "steps" not in given:
             raise ConfigError("steps is missing: how many updates")
         return Settings(**typed_fields(Settings, given))

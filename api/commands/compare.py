@@ -37,7 +37,7 @@ def compare(
     save: Annotated[Path | None, typer.Option(help="folder for the trained models, one folder each")] = None,
     json_output: Json = False,
 ) -> None:
-    """Train what came before and a Transformer on the same text, and compare loss, speed and cost against context.
+    """Train n-gram, RNN, LSTM, GRU and Transformer on one text; compare loss, speed and cost against context.
 
     Without --text: the language reference that Python carries, 0.46 MB of English.
     """

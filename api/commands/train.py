@@ -79,7 +79,7 @@ def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_
         about = {"folder": folder, "seconds": done.seconds, "metrics": done.metrics, "notes": done.notes}
         print_json({**about, **done.sizes, "measured": measured})
         return
-    sizes = ", ".join(f"{n:,} {name}" for name, n in done.sizes.items())
+    sizes = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in done.sizes.items())
     out().print(f"data: {sizes}", markup=False)
     for line in filter(None, [str(measured[-1]) if measured else "", *done.lines()]):
         out().print(line, markup=False)
