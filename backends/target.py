@@ -209,7 +209,7 @@ class Target:
         if isinstance(target, Target):
             return target
         if target not in PROVIDERS:
-            hint = f"there are {', '.join(PROVIDERS)}; mg.export(model, folder) writes portable ONNX"
+            hint = f"known: {', '.join(PROVIDERS)}; mg.export(model, folder) writes portable ONNX"
             raise MonographError(f"no target is called {target!r}{did_you_mean(target, PROVIDERS)}", hint=hint)
         return Target(target, DType.f32 if target == "cpu" else DType.f16, runtime_version())
 

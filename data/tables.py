@@ -107,7 +107,9 @@ def _table(name: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"[{name}] has no field {key!r}{did_you_mean(key, known)}")
+            meant = did_you_mean(key, known)
+            hint = "" if meant else f"the fields are {', '.join(sorted(known))}"
+            raise ConfigError(f"[{name}] has no field {key!r}{meant}", hint=hint)
         found[key] = _typed(f"{name}.{key}", value, known[key])
     return found
 

@@ -47,7 +47,9 @@ def build(
 ) -> None:
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
     if target not in TARGETS:
-        raise MonographError(f"no target is called {target!r}{did_you_mean(target, TARGETS)}")
+        raise MonographError(
+            f"no target is called {target!r}{did_you_mean(target, TARGETS)}", hint=f"known: {', '.join(TARGETS)}"
+        )
     if layout is not None:
         target = _portable(layout, target)
     loaded = resolve(model, family, random)
