@@ -34,7 +34,6 @@ class Gemma3Text(Gemma2):
         **Gemma2.noted,
         "_sliding_window_pattern": "transformers keeps it and works it out anew",
         **keys("it is about the model that reads images, too", "mm_tokens_per_image text_config vision_config"),
-        "_sliding_window_pattern": "transformers keeps it and works it out anew",
     }
 
     @property
