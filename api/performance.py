@@ -26,7 +26,7 @@ from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
 from .parity import inputs_of, mask_of, spans, streams_of
 from .passes import pipelines
-from .passes.differential import Case
+from .passes.differential import Case, rows_indexed
 from .portable import first_state, next_state, slots_of, stream_of
 from .runners import Call, Runner, onnx_runner, run_runner
 
@@ -104,6 +104,7 @@ def bench(
     ceilings = measure(threads)
     if not model.task.generates or model.task.separated:
         return _calls(model, prompt, rounds, threads, ceilings, observe)
+    known = min(100, rows_indexed(model.graph().inputs[model.task.stream.ids]))
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         observe("building")
         variants, nodes = build_variants(model, Path(folder), threads)
@@ -112,7 +113,7 @@ def bench(
             def run() -> tuple[float, float]:
                 observe(name)
                 gc.collect()  # The sessions of the variant before are closed: their threads would spin beside this one.
-                return time_of(variants[name](), prompt, new_tokens)
+                return time_of(variants[name](), prompt, new_tokens, known)
 
             return run
 
@@ -258,10 +259,10 @@ class Growing:
         return found[self.output].numpy()[:, -1]
 
 
-def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds of a prompt and of the steps after it, once everything has been run before."""
-    tokens, lengths = np.arange(prompt, dtype=np.int64)[None] % 100, np.array([prompt])
-    one = np.array([1], np.int64)
+def time_of(decoder: Decoder, prompt: int, new_tokens: int, known: int) -> tuple[float, float]:
+    """Seconds of a prompt and of the steps after it, once everything has been run before. known: tokens to choose from."""
+    tokens, lengths = np.arange(prompt, dtype=np.int64)[None] % known, np.array([prompt])
+    one = np.array([1 % known], np.int64)
 
     def steps() -> None:
         for _ in range(new_tokens):
