@@ -24,7 +24,7 @@ from monograph.ir.op import OPS, Op
 
 GROUPS = {
     "Models": "Config key model Scope Family Model Program key_mask Checkpoint GGUF load init".split(),
-    "Training": "train Corpus python_topics Pairs Masked Labelled".split(),
+    "Training": "train Corpus python_topics Pairs Masked Labelled Arrays".split(),
     "Serving": "build export to_torch verify bench".split(),
     "The contract around a model": "Task Stream Slot".split(),
     "Graphs and values": "Graph Value DType Weights MonographError".split(),

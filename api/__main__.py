@@ -20,6 +20,7 @@ def main() -> None:
         from .cli import app
         from .console import ending
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
     with ending():
         if not printable:

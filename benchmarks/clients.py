@@ -244,7 +244,10 @@ def main() -> None:
             rows.append(row(name, versions, case, found, mine, theirs))
             if "text" in found:
                 answers[told["name"]] = found["text"]
-    note = f"{NEW} greedy ids a row, three rows; values relative to the largest, or as they are below 1."
+    note = (
+        f"{NEW} greedy ids a row, three rows; values relative to the largest, or as they are below 1. Clients and "
+        "transformers are told not to end a text before; the plain lines do not know of ends."
+    )
     publish("clients", rows, note=note, only_print=given.no_publish, page=answers)
 
 

@@ -61,10 +61,16 @@ class ChatRenderer:
     def _ask(self, request: str) -> dict[str, Any]:
         if self._worker is None or not self._worker.mine:
             self._worker = _Worker(self.memory, self.seconds)
-        answer = self._worker.ask(request, self.seconds)
-        if "error" in answer and answer["error"] in ("time", "memory"):
-            self._worker.stop()
-            self._worker = None
+        worker, self._worker = self._worker, None
+        try:
+            answer = worker.ask(request, self.seconds)
+        except BaseException:
+            worker.stop()  # Its answer is still to come, and would be taken for the next one's.
+            raise
+        if answer.get("error") in ("time", "memory"):
+            worker.stop()
+        else:
+            self._worker = worker
         return answer
 
 

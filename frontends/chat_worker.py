@@ -152,6 +152,7 @@ def serve(lines: Iterator[str], write: Callable[[str], None], seconds: float) ->
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
     limit_memory(int(sys.argv[1]))
     out = sys.stdout
 

@@ -94,7 +94,7 @@ class Config:
             if key in entries.entries:
                 value = entries.use(key)
                 if not _fits(value, hints[f.name]):
-                    entries.problems.append(f"{key!r} is {shown(value)}, expected {f.type}")
+                    entries.problems.append(f"{key!r} is {shown(value)}, expected {_named(f.type)}")
                 elif _too_deep(f.name, value):
                     entries.problems.append(f"{key!r} is {shown(value)}, and {MOST_LAYERS} layers are the most")
                 values[f.name] = value
@@ -132,6 +132,7 @@ class Config:
     def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Values by the names of fields, as they are. Raises ConfigError naming every one that does not fit."""
         fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)  # type: ignore[arg-type]
+        defaults = {k: f.default for k, f in fields.items() if f.default is not dataclasses.MISSING}
         problems = [f"no field is called {k!r}{did_you_mean(k, fields)}" for k in settings if k not in fields]
         problems += [
             f"{k} is missing"
@@ -139,8 +140,8 @@ class Config:
             if k not in settings and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         ]
         problems += [
-            f"{k} is {v!r}, expected {fields[k].type}"
-            for k, v in settings.items()
+            f"{k} is {v!r}, expected {_named(fields[k].type)}"
+            for k, v in {**defaults, **settings}.items()
             if k in fields and not _fits(v, hints[k])
         ]
         problems += [
@@ -174,3 +175,8 @@ def _fits(value: Any, hint: Any) -> bool:
         if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
             return True
     return False
+
+
+def _named(annotation: Any) -> str:
+    """An annotation as it was written."""
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -17,11 +17,11 @@ class Checkpoint:
     architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
     names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
     the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
-    them anew. unused: tensors that may be there and are not needed, with the reason, or the
-    check (`buffers`) that they follow from the config. tied: tensors
-    of the output layer, which are not stored where it is tied, and the tensors that they equal. copies: others that may
-    be there, and the tensors that they must equal. from_weights: keys of config.json that say whether there is a tensor
-    of that pattern. layout: brings the other forms in which the tensors are stored into that of the graph.
+    them anew. unused: tensors that may be there and are not needed, with the reason, or what says whether they follow
+    from the config. tied: tensors of the output layer, which are not stored where it is tied, and the tensors that they
+    equal. copies: others that may be there, and the tensors that they must equal. from_weights: keys of config.json
+    that say whether there is a tensor of that pattern. layout: brings the other forms in which the tensors are stored
+    into that of the graph.
     """
 
     architecture: str = ""

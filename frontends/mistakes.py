@@ -59,7 +59,8 @@ def line_of(function: Callable[..., Any]) -> tuple[str, list[str]]:
         line = linecache.getline(code.co_filename, n, function.__globals__).strip()
         if line.startswith(("def ", "async def ")):
             return f"{Path(code.co_filename).name}:{n}", [line]
-    return f"{Path(code.co_filename).name}:{number}", []
+    line = linecache.getline(code.co_filename, number, function.__globals__).strip()
+    return f"{Path(code.co_filename).name}:{number}", [line] if line else []
 
 
 def _deepest(error: BaseException, path: Path) -> tuple[FrameType | None, int]:

@@ -27,6 +27,12 @@ OF_MODEL = {
     "whisper": "WhisperTokenizer",
 }  # fmt: skip
 """The class of a model_type, which is asked where tokenizer_config.json names none."""
+ALIASES = {
+    **dict.fromkeys(("ElectraTokenizer", "LxmertTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer"),
+                    "BertTokenizer"),
+    **dict.fromkeys(("BartTokenizer", "LEDTokenizer", "LongformerTokenizer", "MvpTokenizer"), "RobertaTokenizer"),
+}  # fmt: skip
+"""Names that transformers has for a class of another name."""
 _SPACE = "\u2581"
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -180,6 +186,7 @@ def class_name(settings: Settings, config: Settings, byte_level: bool) -> str:
     own = OF_MODEL.get(str(config.get("model_type")), "")
     said = settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
     said = str(said).removesuffix("Fast")
+    said = ALIASES.get(said, said)
     if said == "LlamaTokenizer" and byte_level:
         return ""
     if said and own and own != said:

@@ -7,7 +7,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, cast, overload
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ..ir.errors import RuntimeInputError
 from ..ir.slots import TOKENS
 from .embed import embed
 from .extract import Answer, answer, tag
-from .generate import Decoding, Settings
+from .generate import Decoding, Generation, Settings
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
@@ -116,6 +116,26 @@ class Engine(Shown):
     def task(self) -> str:
         return self.session.contract.task
 
+    @overload
+    def generate(
+        self,
+        prompts: str,
+        *,
+        chat: bool = False,
+        on_text: Callable[[int, str], None] = lambda row, text: None,
+        **settings: Any,
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompts: Any = None,
+        *,
+        attention_mask: Any = None,
+        chat: bool = False,
+        inputs: Mapping[str, Any] | None = None,
+        on_text: Callable[[int, str], None] = lambda row, text: None,
+        **settings: Any,
+    ) -> Any: ...
     def generate(
         self,
         prompts: Any = None,

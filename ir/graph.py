@@ -97,7 +97,7 @@ class Graph(Shown):
         for v in operands:
             if v is not None and not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
                 what = f"{op.name}: {_shown(v)} is not a value of a graph"
-                hint = "numbers become values by `ops.constant(value=..., dtype=...)`"
+                hint = "numbers and arrays become values by `ops.constant(value=..., dtype=...)`"
                 raise OpError(what, place=str(location), hint=hint)
             if v is not None and v.graph is not self:
                 raise MonographError(f"{op.name}: {v!r} belongs to another graph", place=str(location))

@@ -19,7 +19,7 @@ _WIDEST = (bool_, i64, f32)
 
 
 def with_numbers(graph: Graph, op: Op, operands: Sequence[Any]) -> list[Any]:
-    """Operands in which numbers, dimensions and NumPy arrays are values of the graph.
+    """Operands in which numbers and dimensions are values of the graph.
 
     A number takes the dtype of the operands beside it. Where these are integers and it is a float, they are cast to
     f32; where they are bool and it is an integer, to i64. Numbers alone are f32, i64 or bool. An op that is not
@@ -43,15 +43,15 @@ def with_numbers(graph: Graph, op: Op, operands: Sequence[Any]) -> list[Any]:
 
 
 def number_of(v: object) -> Any:
-    """A number, a dimension, or nested lists of an array, as `constant` takes them; None for anything else."""
+    """A plain number (also one of NumPy) or a dimension; None for anything else."""
     if isinstance(v, (np.ndarray, np.generic)):
         array = np.asarray(cast("Any", v))
-        return array.tolist() if array.dtype.kind in "biuf" else None
+        return array.item() if array.ndim == 0 and array.dtype.kind in "biuf" else None
     return v if isinstance(v, (bool, int, float, Dim)) else None
 
 
 def _kind(n: Any) -> int:
-    return 1 if isinstance(n, Dim) else "bif".index(np.asarray(n).dtype.kind)
+    return 0 if isinstance(n, bool) else 2 if isinstance(n, float) else 1
 
 
 def _rank(dtype: DType) -> int:
@@ -63,5 +63,4 @@ def _constant(graph: Graph, n: Any, dtype: DType) -> Value:
         size = graph.apply("iota", [], {"start": n, "length": 1, "dtype": i64})
         scalar = graph.apply("reshape", [size], {"shape": ()})
         return scalar if dtype == i64 else graph.apply("cast", [scalar], {"dtype": dtype})
-    truth = np.asarray(n).dtype.kind == "b" and dtype != bool_
-    return graph.constant(np.asarray(n).astype(np.int64).tolist() if truth else n, dtype)
+    return graph.constant(int(n) if isinstance(n, bool) and dtype != bool_ else n, dtype)

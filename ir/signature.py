@@ -188,7 +188,9 @@ def _outputs(hint: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Lists as tuples and NumPy numbers as Python's, so that equal attributes compare and print alike."""
+    """Lists and arrays as tuples and NumPy numbers as Python's, so that equal attributes compare and print alike."""
+    if isinstance(value, np.ndarray):
+        value = cast("Any", value).tolist()
     if isinstance(value, Table):
         return value
     if isinstance(value, (list, tuple)):

@@ -13,6 +13,7 @@ others what they print.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{named(self.page)}:{self.line}"
 
     @property
     def code(self) -> str:
@@ -59,13 +60,18 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def named(page: Path) -> str:
+    """The path of a page from the root of the project."""
+    return os.path.relpath(page, ROOT)
+
+
 def blocks(page: Path) -> list[Block]:
     """All code blocks of a page, hidden ones included. Raises ValueError for an indented one: it has no language."""
     found, told = list[Block](), list[tuple[str, str]]()
     for token in MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8")):
         line = (token.map or [0])[0] + 1
         if token.type == "code_block":
-            raise ValueError(f"{page.relative_to(ROOT)}:{line}: fence this block and name its language")
+            raise ValueError(f"{named(page)}:{line}: fence this block and name its language")
         if token.type == "html_block":
             told += _COMMENT.findall(token.content)
             setups = [text for kind, text in told if kind == "setup"]

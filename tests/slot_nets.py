@@ -11,13 +11,14 @@ from monograph.backends.onnx.lower import lower
 from monograph.backends.onnxruntime import Session
 from monograph.backends.onnxruntime import open as open_session
 from monograph.backends.onnxruntime.contract import FILE, VERSION, Contract
-from monograph.backends.onnxruntime.feeds import bounds_of, check_feeds, counts_of
+from monograph.backends.onnxruntime.feeds import check_feeds, counts_of
 from monograph.backends.onnxruntime.files import write_variants
 from monograph.backends.onnxruntime.ops import group_query_attention
 from monograph.backends.onnxruntime.rewrites import mask_variant
 from monograph.backends.target import Target
 from monograph.frontends.dsl import Scope, Value
 from monograph.ir import Graph, interpret, ops
+from monograph.ir.bounds import bounds_of
 from monograph.ir.files import staged
 from monograph.ir.manifest import seal
 from monograph.ir.slots import PAST, TARGETS, TOKENS, Growth, Slot, Stream, encoded, key_value, past_of, state

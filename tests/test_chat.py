@@ -178,3 +178,17 @@ def test_an_endless_template_ends_though_its_parent_is_gone(tmp_path: Path) -> N
             return
         time.sleep(0.1)
     pytest.fail(f"worker {worker} still runs")
+
+
+def test_an_interrupted_prompt_is_not_taken_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = ChatRenderer()
+    assert renderer.render("a", HI, {})[0] == "a"
+    with monkeypatch.context() as patch:
+        patch.setattr("monograph.frontends.chat.json.loads", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            renderer.render("b", HI, {})
+    assert renderer.render("c", HI, {})[0] == "c"
+
+
+def interrupted(text: str) -> None:
+    raise KeyboardInterrupt

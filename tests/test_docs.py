@@ -77,3 +77,48 @@ def test_a_page_is_told_from_what_it_prints() -> None:
 def test_commands_that_are_not_run_are_read(line: str, what: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(what)):
         parse(line)
+
+
+BROKEN = {
+    "Python that fails": ("```python\n1 / 0\n```", "page.md:2: ZeroDivisionError"),
+    "other output": ("```python\nprint(1)\n```\n\n```text\n2\n```", "page.md:6: .*the page says 2, but it printed 1"),
+    "an unknown option": ("```bash\nmonograph show config.json --colour\n```", "ended with 2"),
+    "the same where it is not run": (
+        "<!-- not run: needs a GPU -->\n```bash\nmonograph show MODEL --colour\n```",
+        "No such option: --colour",
+    ),
+    "a command that fails": ("```console\n$ monograph show none.json\nfine\n```", "ended with 1"),
+    "an error that does not come": ("```console\n$ monograph --version\nerror: no\n```", "ended with 0"),
+    "a block without a language": ("```\nx\n```", "no language"),
+    "an indented block": ("Text\n\n    x = 1\n", "page.md:3: fence this block"),
+    "a recipe with an unknown field": (
+        '```toml\n[model]\nfamily = "gpt2"\n[data]\npaths = ["a"]\n[train]\nsteps = 1\nspeed = 2\n```',
+        "speed",
+    ),
+    "JSON that is none": ("```json\n{,}\n```", "page.md:2: JSONDecodeError"),
+    "a change of what is not there": ("<!-- run: a => b -->\n```python\nx = 1\n```", "does not say 'a'"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_page_that_does_not_hold_fails(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, what = BROKEN[kind]
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises((AssertionError, ValueError), match=f"(?s){what}"):
+        Runner(page).run()
+
+
+def test_blocks_of_a_page_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of one block are known in the next; a titled block is a file; hidden setup and changes are seen to."""
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- setup\nwrite('words.txt', 'one two')\n-->\n"
+        '```python title="double.py"\ndef double(x):\n    return 2 * x\n```\n\n'
+        "<!-- run: 1000 => 3 -->\n```python\nfrom double import double\n\nn = double(1000)\n```\n\n"
+        "```python\nprint(n, len(open('words.txt').read().split()))\n```\n\n```text\n6 2\n```\n"
+    )
+    Runner(page).run()
+    assert "double" not in sys.modules

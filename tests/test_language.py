@@ -174,8 +174,6 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "a float to the power of integers": (lambda at, **_: 2.0**at, lambda at, **_: (2.0**at).astype(np.float32)),
     "integers to a float power": (lambda at, **_: at**0.5, lambda at, **_: (at**0.5).astype(np.float32)),
     "bools times a float": (lambda p, **_: p * 2.5, lambda p, **_: (p * 2.5).astype(np.float32)),
-    "an array of NumPy": (lambda x, **_: x + np.arange(8), lambda x, **_: x + np.arange(8, dtype=np.float32)),
-    "an array on the left": (lambda n, **_: np.array([[7]]) - n, lambda n, **_: np.array([[7]]) - n),
     "a dimension": (lambda x, **_: x / x.shape[1], lambda x, **_: x / 6),
     "a dimension among integers": (lambda n, **_: n + n.shape[1] * n.shape[0], lambda n, **_: n + 12),
     "rows": (
@@ -295,6 +293,8 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
     "~ of numbers": (lambda n, **_: ~n, "x is i64, expected bool"),
     "negative power of integers": (lambda n, **_: n**-1, "i64.* to the power of -1"),
     "integers to the power of integers": (lambda n, **_: 2**n, "expected a floating-point type"),
+    "an array": (lambda x, **_: x + np.ones(8), "a ndarray is not a value of a graph.*ops.constant"),
+    "an array on the left": (lambda x, **_: np.ones(8) * x, "a ndarray is not a value of a graph"),
     "text": (lambda x, **_: x + "a", "'a' is not a value"),
     "none": (lambda x, **_: x * None, "operand 'y' is missing"),
     "index outside": (lambda x, **_: x[..., 8], "index 8 is outside the 8 elements of axis 2"),
@@ -377,7 +377,8 @@ class Tiny(mg.Config):
 @mg.model
 def net(m: mg.Scope, c: Tiny, input_ids: Value, position_ids: Value) -> Value:
     x = m.embed("embed", input_ids, 16, c.dim)
-    angle = position_ids[..., None] * (10000.0 ** (np.arange(c.dim // 2) * (-2.0 / c.dim)))
+    rates = ops.constant(value=10000.0 ** (np.arange(c.dim // 2) * (-2.0 / c.dim)), dtype=f32)
+    angle = position_ids[..., None].cast(f32) * rates
     even, odd = x[..., ::2], x[..., 1::2]
     turned = ops.concat(
         (even * ops.cos(angle) - odd * ops.sin(angle))[..., None],

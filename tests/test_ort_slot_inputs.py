@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from monograph.backends.onnxruntime import Session
 from monograph.backends.onnxruntime.contract import Contract
-from monograph.backends.onnxruntime.feeds import bounds_of, check_feeds
+from monograph.backends.onnxruntime.feeds import check_feeds
 from monograph.backends.onnxruntime.guard import default_positions
 from monograph.backends.onnxruntime.memory_cpu import CpuMemory
 from monograph.ir import interpret
+from monograph.ir.bounds import bounds_of
 from monograph.ir.errors import LoweringError, RuntimeInputError
 from monograph.ir.types import f32, i32, tensor
 from monograph.passes.differential import MASKS, attention_mask

@@ -295,6 +295,6 @@ def test_pairs_do_not_train_a_language_model(pairs: Pairs) -> None:
 def test_the_recipes_of_the_documentation_and_the_examples_are_recipes() -> None:
     root = Path(__file__).parent.parent
     page = (root / "docs" / "tasks.md").read_text()
-    found = [Recipe.of(tomllib.loads(block)) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    found = [Recipe.of(tomllib.loads(block)) for block in re.findall(r"```toml[^\n]*\n(.*?)```", page, re.DOTALL)]
     assert [r.data.kind for r in found] == ["pairs", "text", "labelled"]
     assert {Recipe.read(path).data.kind for path in (root / "examples" / "recipes").glob("*.toml")} >= {"pairs", "text"}

@@ -121,7 +121,7 @@ def test_build_without_a_folder_leaves_nothing_behind() -> None:
 @pytest.mark.slow
 def test_export_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import monograph as mg
-    from monograph.backends.onnx import folder
+    from monograph.backends.onnx import exporting
     from monograph.frontends.dsl import load_family
     from monograph.ir.weights import Weights
 
@@ -134,7 +134,7 @@ def test_export_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(folder, "write_companions", fail)
+        patch.setattr(exporting, "write_companions", fail)
         mg.export(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(mg.MonographError, match="no export target is called 'onx', did you mean 'onnx'"):

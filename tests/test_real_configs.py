@@ -58,9 +58,12 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((CONFIGS / f"{name}.json").read_text())
 
 
-def checkpoint(name: str, folder: Path) -> Any:
-    """The model of transformers that the file says, with random weights, saved beside the file as it was found."""
-    said = read(name)
+def checkpoint(name: str, folder: Path, **more: Any) -> Any:
+    """The model of transformers that the file says, with random weights, saved beside the file as it was found.
+
+    more: keys that it gets besides.
+    """
+    said = {**read(name), **more}
     cls = UNNAMED.get(name) or getattr(transformers, said["architectures"][0])
     torch.manual_seed(0)
     made = cls(cls.config_class.from_dict(dict(said))).eval()
@@ -87,10 +90,9 @@ def inputs(model: Model) -> dict[str, Any]:
 LOADED = sorted(k for k in ORIGIN if not k.startswith("refused"))
 
 
-@pytest.mark.parametrize("name", LOADED)
-def test_a_file_as_it_is_found_gives_the_numbers_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs = checkpoint(name, tmp_path)
-    model = mg.load(tmp_path)
+def compare(theirs: Any, folder: Path) -> None:
+    """All outputs of the loaded folder are those of the model of transformers, where the mask counts."""
+    model = mg.load(folder)
     given = inputs(model)
     accepted = inspect.signature(theirs.forward).parameters
     with torch.no_grad():
@@ -103,6 +105,34 @@ def test_a_file_as_it_is_found_gives_the_numbers_of_transformers(name: str, tmp_
         if stream is not None and expected.ndim > 1 and expected.shape[1] == 9:
             expected, found = expected[given[stream.mask] != 0], found[given[stream.mask] != 0]
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_file_as_it_is_found_gives_the_numbers_of_transformers(name: str, tmp_path: Path) -> None:
+    compare(checkpoint(name, tmp_path), tmp_path)
+
+
+ODD: list[tuple[str, dict[str, Any]]] = [
+    ("smollm", {"partial_rotary_factor": 0.5, "rope_interleaved": True, "use_sliding_window": False}),
+    ("smollm", {"hidden_act": "relu2", "attention_dropout": 0.5, "mlp_bias": True, "attention_bias": True}),
+    ("tinyllama", {"rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "factor": 2.0}}),
+    ("tinyllama", {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale": 1.0, "odd": [1]}}),
+    ("tinyllama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "finetuned": True, "attn_factor": 0.5}}),
+    ("llama31", {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}),
+    ("mistral_nemo", {"sliding_window": 3, "rope_scaling": None, "max_window_layers": 1}),
+    ("gpt2", {"rope_theta": 50.0, "num_hidden_layers": 1, "scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"activation_function": "quick_gelu", "n_inner": 40, "head_mask": None}),
+    ("gemma2", {"hidden_activation": "silu", "attention_bias": True, "use_bidirectional_attention": False}),
+    ("bert_uncased", {"num_labels": 5, "is_causal": False, "hidden_act": "gelu_new", "pooler_type": "mean"}),
+    ("bloom", {"n_embed": 16, "seq_length": 7, "offset_alibi": 3}),
+    ("t5_small", {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True}),
+    ("vit", {"qkv_bias": False, "hidden_act": "mish", "num_labels": 7}),
+]
+
+
+@pytest.mark.parametrize(("name", "more"), ODD, ids=[f"{i}-{name}" for i, (name, _) in enumerate(ODD)])
+def test_odd_keys_give_the_numbers_of_transformers(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+    compare(checkpoint(name, tmp_path, **more), tmp_path)
 
 
 @pytest.mark.parametrize("name", LOADED)

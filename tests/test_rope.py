@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "yarn-one-mscale": {**YARN, "mscale": 2.0},
     "yarn-not-truncated": {**YARN, "truncate": False},
     "yarn-attention-factor": {**YARN, "attention_factor": 1.25},
+    "proportional": {"rope_type": "proportional", "partial_rotary_factor": 0.4, "factor": 2.0},
+    "proportional-whole": {"rope_type": "proportional"},
     "yarn-short-context": {**YARN, "original_max_position_embeddings": 4},
 }
 

@@ -9,6 +9,7 @@ import monograph as mg
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 from monograph import ops
 from monograph.backends.onnx import lower, save
 from monograph.backends.onnxruntime import build
@@ -72,3 +73,18 @@ def test_no_keys_at_all(tmp_path: Path) -> None:
     build(graph, {}, tmp_path / "built")
     with pytest.raises(RuntimeInputError, match=r"k has shape \[1, 0, 2, 8\], expected at least 1 on every axis"):
         open_session(tmp_path / "built", threads=1).run(given)
+
+
+@pytest.mark.parametrize("ids", [[[1, 19]], [[-1, 2]], [[2**40]], [[0, 18, 19, 20]], [[-(2**62)]]])
+def test_ids_beyond_the_table(ids: list[list[int]], tmp_path: Path) -> None:
+    model = scaled()
+    model.weights = Weights.initialize(model.graph())
+    x = np.array(ids)
+    given = {"input_ids": x, "attention_mask": np.ones_like(x), "position_ids": np.zeros_like(x)}
+    with pytest.raises(RuntimeInputError, match=r"input_ids holds -?\d+, but the model has 19, 0 to 18"):
+        mg.to_torch(model)(**{k: torch.as_tensor(v) for k, v in given.items()})
+    with (
+        mg.build(model, tmp_path / "cpu", threads=1) as engine,
+        pytest.raises(RuntimeInputError, match="input_ids holds"),
+    ):
+        engine.run(given)

@@ -191,6 +191,27 @@ CASES: dict[str, tuple[Any, dict[str, Any], str, dict[str, Any]]] = {
         "bert",
         {},
     ),
+    "electra class": (word_core(), {"tokenizer_class": "ElectraTokenizer"}, "bert", {}),
+    "a class that is not known": (byte_core(), {**S, "tokenizer_class": "MyTokenizer"}, "llama", {}),
+    "both lists of tokens": (
+        byte_core(),
+        {**GENERIC, "extra_special_tokens": ["<img>"], "additional_special_tokens": ["<|im_end|>"]},
+        "llama",
+        {},
+    ),
+    "extra tokens, written out": (
+        byte_core(),
+        {**GENERIC, "extra_special_tokens": [{**IM_END, "rstrip": True, "__type": "AddedToken"}]},
+        "llama",
+        {},
+    ),
+    "null tokens": (byte_core(), {**GENERIC, "extra_special_tokens": None, "pad_token": None}, "llama", {}),
+    "an added token that the config lists, too": (
+        piece_core("<s> $A", (("<img>", False),)),
+        {**LLAMA, "added_tokens_decoder": {"264": {**IM_END, "content": "<img>", "special": False}}},
+        "llama",
+        {},
+    ),
     "vocab.txt": (
         None,
         {"tokenizer_class": "BertTokenizer", "do_lower_case": False},

@@ -309,6 +309,8 @@ def test_a_model_of_your_own_is_trained_saved_and_loaded(corpus: Corpus, tmp_pat
     assert loaded.weights is not None
     assert "unused" in loaded.weights, "what nothing reads belongs to the checkpoint too"
     assert loaded.tokenizer.encode("the cat") == corpus.tokenizer.encode("the cat")
+    assert held_out_loss(load(tmp_path), corpus) == pytest.approx(history[-1].held_out, abs=1e-5), "its file is kept"
+    (tmp_path / "model_source.json").unlink()
     with pytest.raises(ConfigError, match="model_type 'bigram' is not supported"):
         load(tmp_path)
     with pytest.raises(ConfigError, match="has model_type 'bigram', not 'llama'"):
@@ -379,6 +381,7 @@ def test_wrong_batches_are_refused_by_the_module(corpus: Corpus) -> None:
 def test_plain_lines_where_there_is_no_terminal(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
     run(tiny(), corpus, 4, progress=True, evaluate_every=2)
     lines = capsys.readouterr().err.splitlines()
+    assert lines.pop(0) == "preparing the first step"
     assert len(lines) == 4
     assert lines[0].startswith("step 1/4  loss 5.")
     assert "held-out" not in lines[0]

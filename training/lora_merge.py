@@ -127,9 +127,9 @@ def _for_task(model: Model, changes: Mapping[str, Change], config: PeftConfig) -
         return model, []
     heads = [c.tensors["weight"].shape for c in changes.values() if "weight" in c.tensors]
     count = next((shape[0] for shape in heads if len(shape) == 2), 0)
-    labels = {str(i): f"LABEL_{i}" for i in range(count)}
-    more = {"labels": labels} if count and hasattr(model.config, "labels") else {}
-    return with_head(model, config.task, **more)
+    if count and hasattr(model.config, "labels"):
+        return with_head(model, config.task, labels={str(i): f"LABEL_{i}" for i in range(count)})
+    return with_head(model, config.task)
 
 
 def _weights_of(model: Model) -> Weights:

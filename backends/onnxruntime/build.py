@@ -13,6 +13,7 @@ import onnx_ir
 
 from ...frontends.dsl import Model
 from ...frontends.task import TOKEN_TYPES
+from ...ir.bounds import bounds_of
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import check_writable, whole
 from ...ir.graph import Graph
@@ -31,7 +32,7 @@ from ..target import Target
 from .attention import GroupQuery, MultiHead
 from .choices import choices_of
 from .contract import FILE, VERSION, Contract
-from .feeds import bounds_of, check_feeds
+from .feeds import check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS

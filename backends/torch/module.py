@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...ir.bounds import bounds_of
 from ...ir.dims import bind_dims
 from ...ir.encoded import Encoded
 from ...ir.errors import LoweringError, RuntimeInputError, WeightsError, did_you_mean
@@ -20,6 +21,7 @@ from ...passes.recompute import Plan, recompute
 from . import collectives as collectives
 from .blocks import into_blocks
 from .lower import CONSTANTS, Lowering
+from .products import transformed
 from .recompute import RECOMPUTE
 from .tensors import ModuleTensor, dtype_of, to_tensor
 
@@ -137,6 +139,7 @@ class InputCheck:
 
     def __init__(self, graph: Graph) -> None:
         self.types = {k: v.type for k, v in graph.inputs.items()}
+        self.bounds = bounds_of(graph)
         self.names = f"the inputs are {', '.join(graph.inputs)}"
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,6 +158,18 @@ class InputCheck:
             if dtype != t.dtype and not (dtype.is_float and t.dtype.is_float):
                 raise RuntimeInputError(f"input {name} is {dtype}, expected {t}")
         bind_dims(self.types, {k: tuple(kwargs[k].shape) for k in self.types})
+        for name, rows in self.bounds.items():
+            _check_rows(name, kwargs[name], rows)
+
+
+def _check_rows(name: str, x: torch.Tensor, rows: int) -> None:
+    """Raises RuntimeInputError for a number outside the table that an input chooses from; on the CPU, where looking
+    costs nothing beside the rest: a GPU would have to be waited for."""
+    if type(x) is not torch.Tensor or x.device.type != "cpu" or x.numel() == 0 or transformed(x):
+        return
+    low, high = (int(n) for n in torch.aminmax(x))
+    if low < 0 or high >= rows:
+        raise RuntimeInputError(f"{name} holds {low if low < 0 else high}, but the model has {rows}, 0 to {rows - 1}")
 
 
 def _check_weights(types: Mapping[str, TensorType], given: Mapping[str, Tensor], place: str) -> None:

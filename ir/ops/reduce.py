@@ -106,7 +106,7 @@ class Max(Reduce):
 
 
 class Min(Reduce):
-    """Smallest element over one axis."""
+    """Smallest element of x [...] over one axis. axis: which one. keepdims: it stays, with length 1."""
 
     torch_name, onnx_name = "amin", "ReduceMin"
     backward_reads = reads.both_ends

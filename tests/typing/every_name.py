@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import assert_type
 
 import monograph as mg
+import numpy as np
 from monograph import ops
 
 PASTS = mg.Stream("S", "input_ids", "attention_mask", "position_ids")
@@ -73,7 +74,7 @@ def families() -> None:
 def everything(model: mg.Model, folder: Path) -> None:
     """From data to something that runs."""
     print(mg.Masked.of(["a text", "another"]), mg.Labelled.of([("good", "a text"), ("bad", "another")]))
-    print(mg.Pairs.of([("one", "un"), ("two", "deux")]))
+    print(mg.Pairs.of([("one", "un"), ("two", "deux")]), mg.Arrays.of({"x": np.ones((4, 3)), "labels": np.ones(4)}))
     trained = mg.train(model, mg.Corpus.of(mg.python_topics(), vocab=1024), steps=10, folder=folder)
     module = mg.to_torch(trained, mg.DType.bf16, seed=1)
     print(sum(p.numel() for p in module.parameters()))
@@ -85,4 +86,5 @@ def everything(model: mg.Model, folder: Path) -> None:
         return
     sample = engine.generate("The for statement", max_new_tokens=40)
     parity, speed = mg.verify(trained, engine), mg.bench(trained, rounds=1)
+    assert_type(sample.text, str)
     print(sample.text, parity.passed, [row.decode for row in speed.rows])
