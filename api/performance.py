@@ -260,7 +260,10 @@ class Growing:
 
 
 def time_of(decoder: Decoder, prompt: int, new_tokens: int, known: int) -> tuple[float, float]:
-    """Seconds of a prompt and of the steps after it, once everything has been run before. known: tokens to choose from."""
+    """Seconds of a prompt and of the steps after it, once everything has been run before.
+
+    known: how many tokens there are to choose from.
+    """
     tokens, lengths = np.arange(prompt, dtype=np.int64)[None] % known, np.array([prompt])
     one = np.array([1 % known], np.int64)
 
