@@ -18,6 +18,7 @@ from .ir import Graph
 from .ir.cost import at
 from .ir.dims import bind_dims
 from .ir.display import Shown, Table
+from .ir.errors import ConfigError
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
 from .ir.slots import TOKENS
@@ -96,7 +97,8 @@ def bench(
     Each round opens every variant in turn, alone, runs it once to warm up and once for the clock: a prompt of
     `prompt` tokens and `new_tokens` steps, batch 1. Of a model that does not continue a text one call is timed, on
     random inputs whose open lengths are all `prompt`, in standard ops and fused. threads: None takes all cores. The
-    runtime's own optimizer is on for all. Raises WeightsError for a model without weights.
+    runtime's own optimizer is on for all. Raises WeightsError for a model without weights, and
+    ConfigError for more tokens than it has positions.
     """
     model_of(model, "bench")
     threads = threads or cores()
@@ -105,6 +107,11 @@ def bench(
     if not model.task.generates or model.task.separated:
         return _calls(model, prompt, rounds, threads, ceilings, observe)
     known = min(100, rows_indexed(model.graph().inputs[model.task.stream.ids]))
+    from .backends.onnxruntime.build import positions_of
+
+    if prompt + new_tokens > (most := positions_of(model)):
+        what = f"a prompt of {prompt} and {new_tokens} new tokens are more than the {most} positions of the model"
+        raise ConfigError(what, hint="give a smaller prompt or fewer new tokens")
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         observe("building")
         variants, nodes = build_variants(model, Path(folder), threads)
