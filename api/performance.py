@@ -18,6 +18,7 @@ from .ir import Graph
 from .ir.cost import at
 from .ir.dims import bind_dims
 from .ir.display import Shown, Table
+from .ir.errors import ConfigError
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
 from .ir.slots import TOKENS
@@ -26,7 +27,7 @@ from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
 from .parity import inputs_of, mask_of, spans, streams_of
 from .passes import pipelines
-from .passes.differential import Case
+from .passes.differential import Case, rows_indexed
 from .portable import first_state, next_state, slots_of, stream_of
 from .runners import Call, Runner, onnx_runner, run_runner
 
@@ -96,7 +97,8 @@ def bench(
     Each round opens every variant in turn, alone, runs it once to warm up and once for the clock: a prompt of
     `prompt` tokens and `new_tokens` steps, batch 1. Of a model that does not continue a text one call is timed, on
     random inputs whose open lengths are all `prompt`, in standard ops and fused. threads: None takes all cores. The
-    runtime's own optimizer is on for all. Raises WeightsError for a model without weights.
+    runtime's own optimizer is on for all. Raises WeightsError for a model without weights, and
+    ConfigError for more tokens than it has positions.
     """
     model_of(model, "bench")
     threads = threads or cores()
@@ -104,6 +106,12 @@ def bench(
     ceilings = measure(threads)
     if not model.task.generates or model.task.separated:
         return _calls(model, prompt, rounds, threads, ceilings, observe)
+    known = min(100, rows_indexed(model.graph().inputs[model.task.stream.ids]))
+    from .backends.onnxruntime.build import positions_of
+
+    if prompt + new_tokens > (most := positions_of(model)):
+        what = f"a prompt of {prompt} and {new_tokens} new tokens are more than the {most} positions of the model"
+        raise ConfigError(what, hint="give a smaller prompt or fewer new tokens")
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         observe("building")
         variants, nodes = build_variants(model, Path(folder), threads)
@@ -112,7 +120,7 @@ def bench(
             def run() -> tuple[float, float]:
                 observe(name)
                 gc.collect()  # The sessions of the variant before are closed: their threads would spin beside this one.
-                return time_of(variants[name](), prompt, new_tokens)
+                return time_of(variants[name](), prompt, new_tokens, known)
 
             return run
 
@@ -258,10 +266,13 @@ class Growing:
         return found[self.output].numpy()[:, -1]
 
 
-def time_of(decoder: Decoder, prompt: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds of a prompt and of the steps after it, once everything has been run before."""
-    tokens, lengths = np.arange(prompt, dtype=np.int64)[None] % 100, np.array([prompt])
-    one = np.array([1], np.int64)
+def time_of(decoder: Decoder, prompt: int, new_tokens: int, known: int) -> tuple[float, float]:
+    """Seconds of a prompt and of the steps after it, once everything has been run before.
+
+    known: how many tokens there are to choose from.
+    """
+    tokens, lengths = np.arange(prompt, dtype=np.int64)[None] % known, np.array([prompt])
+    one = np.array([1 % known], np.int64)
 
     def steps() -> None:
         for _ in range(new_tokens):

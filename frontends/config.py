@@ -28,11 +28,17 @@ MOST_LAYERS = 4096
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(key, field))
+@dataclass(frozen=True, repr=False)
 class Config:
-    """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields."""
+    """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields.
+
+    Itself it is the config of a model that has nothing to set.
+    """
 
     noted: ClassVar[Mapping[str, str]] = {}
     """Keys of config.json that the reference reads for this family and that change nothing here, with the reason."""
+    turning: ClassVar[tuple[str, ...]] = ()
+    """Settings of rotary positions that the family itself reads, for any type but the default one."""
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, repr=False)(cls)

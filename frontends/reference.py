@@ -83,7 +83,8 @@ def read_config(family: Family, settings: Mapping[str, Any], place: str = "") ->
     family.config_class.note_harmless(entries)
     if reference is not None:
         if "rope_parameters" in reference.defaults:
-            account_for_rope(entries, partial="rotary_pct" in reference.absent)
+            partial = "rotary_pct" in reference.absent
+            account_for_rope(entries, partial=partial, read=family.config_class.turning)
         _account(entries, reference, family)
     notes = entries.close(family.config_class.keys(), title=f"config of {family.name} is not understood")
     with located(place):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from ..ir.errors import ConfigError, did_you_mean
@@ -64,10 +64,11 @@ def rope_kind(given: Mapping[str, Any]) -> Any:
     return given.get("rope_type", given.get("type")) or "default"
 
 
-def account_for_rope(entries: Entries, *, partial: bool) -> None:
+def account_for_rope(entries: Entries, *, partial: bool, read: Collection[str] = ()) -> None:
     """Note, or refuse, what rotary settings say that the reference does not follow.
 
     entries: of config.json. partial: heads of the family can be turned in part, so a factor is followed.
+    read: settings that the family reads itself, for every type but the default one.
     """
     said = [k for k in ("rope_scaling", "rope_parameters") if entries.entries.get(k)]
     sets = [found for k in said for found in _sets(k, entries.entries[k])]
@@ -78,6 +79,7 @@ def account_for_rope(entries: Entries, *, partial: bool) -> None:
         kind = rope_kind(given)
         try:
             known = (*_NAMES, *rope_settings_of(kind), *((_PART,) if partial or kind != "default" else ()))
+            known += tuple(read) if kind != "default" else ()
         except ConfigError as e:
             entries.problems.append(f"{where}: {e.what}: {e.hint}")
             continue

@@ -6,8 +6,9 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _DIGITS = 308
 """Digits of a whole number: one with more is larger than any float."""
@@ -17,7 +18,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A file to read bytes from. Raises OSError also for pipes, devices and sockets, which would be waited for."""
     # A pipe that nobody writes into would block before it could be asked what it is.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

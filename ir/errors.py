@@ -56,6 +56,17 @@ class PassError(MonographError):
     """A pass broke the graph or changed what it computes."""
 
 
+class WriteError(MonographError, OSError):
+    """The system did not take what was to be written: a full disk, a limit of the process. strerror: why."""
+
+    def __init__(self, cause: OSError, *, place: str) -> None:
+        super().__init__(f"cannot be written: {cause.strerror}", place=place)
+        self.errno, self.strerror = cause.errno, cause.strerror
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RuntimeInputError(MonographError):
     """Inputs given to a built model do not fit its contract."""
 

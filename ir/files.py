@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import MonographError
+from .errors import MonographError, WriteError
 
 _SUFFIX, _FILES = ".tmp", "files"
 _LENGTH = 50
@@ -251,13 +251,13 @@ def _check_replaced(folder: Path, replaces: Callable[[Path], str]) -> None:
 
 @contextlib.contextmanager
 def _placed(folder: Path) -> Generator[None, None, None]:
-    """A write that fails does not say into what: a full disk becomes a MonographError with the folder."""
+    """A write that fails does not say into what: a full disk becomes a WriteError with the folder."""
     try:
         yield
     except OSError as e:
         if e.filename is not None or e.strerror is None or isinstance(e, BrokenPipeError):
             raise
-        raise MonographError(f"cannot be written: {e.strerror}", place=str(folder)) from e
+        raise WriteError(e, place=str(folder)) from e
 
 
 @contextlib.contextmanager

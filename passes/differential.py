@@ -165,13 +165,13 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.standard_normal(concrete).astype(v.dtype.numpy)
         else:
-            most = 2 if v.dtype is bool_ else _rows(v)
+            most = 2 if v.dtype is bool_ else rows_indexed(v)
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.integers(0, most, concrete).astype(v.dtype.numpy)
     return inputs
 
 
-def _rows(ids: Value) -> int:
+def rows_indexed(ids: Value) -> int:
     """Number of rows of the smallest table that integer ids index."""
     tables = [node.value("table") for node in ids.users if isinstance(node.op, Embedding)]
     tables += [node.value("x") for node in ids.users if isinstance(node.op, Gather) and node["indices"] is ids]

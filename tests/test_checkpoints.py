@@ -144,8 +144,10 @@ def test_the_message_is_on_stderr_where_steps_are_shown(
     truncate(WEIGHTS)(killed)
     run(dropping(), corpus, folder=killed, resume=True, **{**STEPS, "progress": True, "until": 5})
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(f"{newest(killed)}: {WEIGHTS} has ") and lines[0].endswith("going on from step 4")
-    assert lines[1].endswith("going on after step 4 of 10") and lines[2].startswith("step 5/10")
+    first, second, third, fourth = lines[:4]
+    assert first == "preparing the first step"
+    assert second.startswith(f"{newest(killed)}: {WEIGHTS} has ") and second.endswith("going on from step 4")
+    assert third.endswith("going on after step 4 of 10") and fourth.startswith("step 5/10")
 
 
 def test_no_whole_checkpoint(corpus: Corpus, killed: Path) -> None:

@@ -59,6 +59,10 @@ CASES = {
         },
     ),
     "yarn": Case("DeepseekV3ForCausalLM", {**TINY, "rope_scaling": YARN, "n_group": 1, "topk_group": 1}),
+    "temperature-without-yarn": Case(
+        "DeepseekV3ForCausalLM",
+        {**TINY, "rope_parameters": {"rope_theta": 100.0, "rope_type": "linear", "factor": 4.0, "mscale_all_dim": 1.0}},
+    ),
 }
 
 

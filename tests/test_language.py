@@ -149,6 +149,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda p, **_: ops.where(p, 0.0, -1.5),
         lambda p, **_: np.where(p, np.float32(0), np.float32(-1.5)),
     ),
+    "where of bools": (lambda p, q, **_: ops.where(p, q, ~q), lambda p, q, **_: np.where(p, q, ~q)),
+    "the largest integer // -2": (
+        lambda at, **_: (at.cast(i32) + (2**31 - 3)) // -2,
+        lambda **_: np.array([-(2**30), -(2**30) + 1, -(2**30) + 1], np.int32),
+    ),
+    "floats // 0": (lambda x, **_: x // 0, lambda x, **_: np.sign(x) * np.float32(np.inf)),
+    "floats // infinity": (lambda x, **_: x // np.inf, lambda x, **_: np.where(x < 0, -1, 0).astype(np.float32)),
     "where of two integers": (lambda p, **_: ops.where(p, 3, -1), lambda p, **_: np.where(p, 3, -1)),
     "pow": (lambda x, **_: ops.pow(x, 2.0), lambda x, **_: x * x),
     "sub from a number": (lambda x, **_: ops.sub(1.0, x), lambda x, **_: 1 - x),
@@ -350,6 +357,17 @@ def test_unknown_ops_say_what_is_meant() -> None:
     with pytest.raises(AttributeError, match="no op is called 'sofmax', did you mean 'softmax'"):
         ops.sofmax  # type: ignore[attr-defined]  # noqa: B018
     assert "softmax" in dir(ops) and "elementwise" not in dir(ops) and "annotations" not in dir(ops)
+
+
+def test_a_model_may_have_nothing_to_set() -> None:
+    """The base itself as the type of the config, which is natural for a function without sizes."""
+
+    @mg.model(task="feature-extraction")
+    def bare(m: mg.Scope, c: mg.Config, input_ids: Value) -> Value:
+        return m.embed("embed", input_ids, 16, 8)
+
+    assert bare().config == mg.Config()
+    assert bare().graph().params["embed.weight"].shape == (16, 8)
 
 
 class Tiny(mg.Config):

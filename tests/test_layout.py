@@ -63,14 +63,12 @@ def test_constraints_pin_torch_and_every_dependency() -> None:
     assert "+" not in pinned["torch"]
 
 
-def test_readme_tables_have_a_benchmark_and_links_lead_somewhere() -> None:
+def test_tables_have_a_benchmark() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         text = page.read_text()
         for name in re.findall(r"<!-- (\w+) -->", text):
             assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
             assert f"<!-- /{name} -->" in text
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 def test_readme_and_ci_name_real_targets() -> None:

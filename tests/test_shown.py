@@ -211,9 +211,11 @@ def test_the_peak_is_at_least_what_plain_reads_reach() -> None:
 
 @pytest.mark.slow
 def test_bench_never_tells_more_than_the_peak() -> None:
-    found = mg.bench(llama(), prompt=8, new_tokens=4, rounds=1, threads=1)
+    found = mg.bench(llama(), prompt=80, new_tokens=4, rounds=1, threads=1)  # More tokens than the vocabulary has.
     assert all(0 < r.prefill_share <= 1 and 0 < r.decode_share <= 1 for r in found.rows)
     assert "of peak" in repr(found) and "prompt" not in found.rows[0].variant
+    with pytest.raises(mg.MonographError, match="a prompt of 3000 and 32 new tokens are more than the 2048 positions"):
+        mg.bench(llama(), prompt=3000)
 
 
 @pytest.mark.parametrize(

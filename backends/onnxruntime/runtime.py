@@ -17,8 +17,9 @@ OrtValue = Any
 
 _ort = ort.library()
 _raised = ort.internals()
+_members: list[Any] = [getattr(_raised, n) for n in dir(_raised)]
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    *(c for c in vars(_raised).values() if isinstance(c, type) and issubclass(c, Exception)),
+    *(c for c in _members if isinstance(c, type) and issubclass(c, Exception)),
     RuntimeError,
 )
 """What ONNX Runtime raises; its classes have no base of their own, and its bindings raise a plain one."""

@@ -11,7 +11,7 @@ from ..dsl import Checkpoint, Config, Scope, key, key_mask, model
 from ..experts import by_expert, routed, router
 from ..harmless import keys
 from ..layers import Rotate, gated_feed_forward, like, rotary, widened
-from ..rope import rope_settings
+from ..rope import rope_kind, rope_settings
 
 _LATENT_EPS = 1e-6
 """Of the norms over latents, whatever `rms_norm_eps` is."""
@@ -53,6 +53,7 @@ class DeepseekV3(Config):
         **keys("it follows from the widths of heads", "head_dim qk_head_dim"),
         "num_key_value_heads": "all heads read one latent",
     }
+    turning = ("mscale_all_dim",)
 
     def __post_init__(self) -> None:
         if self.groups < 1:
@@ -64,11 +65,10 @@ class DeepseekV3(Config):
 
     @property
     def scale(self) -> float:
-        """Of attention scores: YaRN's temperature is in it, twice, as in both of q and k."""
-        scaling = rope_settings(self)["scaling"]
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        weight, factor = float(scaling.get("mscale_all_dim", 0.0)), float(scaling.get("factor", 1.0))
-        raised = 0.1 * weight * math.log(factor) + 1.0 if kind != "default" and factor > 1 else 1.0
+        """Of attention scores: YaRN's temperature is in it, twice, as in both of q and k; under any type of scaling."""
+        given = self.rope_scaling or self.rope_parameters or {}
+        weight, factor = float(given.get("mscale_all_dim") or 0.0), float(given.get("factor") or 1.0)
+        raised = 0.1 * weight * math.log(factor) + 1.0 if rope_kind(given) != "default" and factor > 1 else 1.0
         return float((self.plain + self.turned) ** -0.5 * raised**2)
 
 

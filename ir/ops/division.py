@@ -29,12 +29,15 @@ class FloorDiv(Binary):
 
     def onnx(self, op: Any, *xs: Any) -> Any:
         x, y = xs
-        if x.dtype.is_float:
-            return op.Round(op.Div(op.Sub(x, _rest(op, x, y)), y))
         zero = op.constant(np.zeros((), x.dtype.numpy))
-        by = _nonzero(op, y)
-        quotient = op.Div(op.Sub(x, op.Mod(x, by)), by)
-        return op.Where(op.Equal(y, zero), zero, quotient)
+        by = y if x.dtype.is_float else _nonzero(op, y)
+        # Cut towards 0 and then taken down: x less a rest of the other sign has no place beside the largest integer,
+        # nor beside an infinite y.
+        rest = op.Mod(x, by, fmod=int(x.dtype.is_float))
+        cut = op.Round(op.Div(op.Sub(x, rest), by)) if x.dtype.is_float else op.Div(x, by)
+        below = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(x, zero), op.Less(by, zero)))
+        quotient = op.Where(below, op.Sub(cut, op.constant(np.ones((), x.dtype.numpy))), cut)
+        return op.Where(op.Equal(y, zero), op.Div(x, y) if x.dtype.is_float else zero, quotient)
 
 
 class Mod(Binary):

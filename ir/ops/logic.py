@@ -115,6 +115,8 @@ class Where(Op):
         return torch.where(condition, x, y)
 
     def onnx(self, op: Any, condition: Any, x: Any, y: Any) -> Any:
+        if x.dtype == bool_:  # The standard has it, and ONNX Runtime no kernel for it.
+            return op.Or(op.And(condition, x), op.And(op.Not(condition), y))
         return op.Where(condition, x, y)
 
 
