@@ -17,6 +17,7 @@ from .ir import DType, Graph, MonographError
 from .ir.errors import WeightsError, did_you_mean
 from .ir.files import check_writable
 from .ir.missing import needed
+from .ir.silent import silent
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
@@ -89,7 +90,7 @@ def export(
     opset: int | None = None,
     layout: str | None = None,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a folder with the ONNX model, its config and its tokenizer; gives the folder.
@@ -116,7 +117,7 @@ def write_export(
     *,
     layout: str | None = None,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """`export`, for those who want to know what it did."""
@@ -135,7 +136,7 @@ def write_export(
     graphs = serving_graphs(model, dtype, dump)
     exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
     report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
-    announce(report.bound)
+    (announce or silent)(report.bound)
     write(exported, folder, progress)
     return report
 
@@ -165,7 +166,7 @@ def build(
     strict: bool = False,
     threads: int | None = None,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Build for ONNX Runtime; gives an engine that generates, embeds or runs, with the report of the build.

@@ -19,6 +19,7 @@ from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
 from .resolve import family_named, resolve
 from .scores import check_scores, scores
+from .silent import silent
 from .training import finetune as tuning
 from .training.adapters import Lora
 from .training.checkpoint import CHECKPOINTS
@@ -69,12 +70,12 @@ def follow(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
-    observe: Callable[[Step], None] = lambda step: None,
+    observe: Callable[[Step], None] | None = None,
 ) -> Trained:
     """Train as a recipe says into `folder`, which also gets the recipe with every default. Raises as `train` does."""
     # Before hours of reading data; of several processes the first one learns it where it can tell the others.
     with held(folder) if size_here() == 1 else contextlib.nullcontext():
-        return _follow(recipe, folder, resume, progress, tensorboard, observe)
+        return _follow(recipe, folder, resume, progress, tensorboard, observe or silent)
 
 
 def _follow(

@@ -17,6 +17,7 @@ import numpy as np
 
 from .documents import open_regular, parse_json
 from .errors import WeightsError
+from .silent import silent
 from .tensors import Array, Span, StoredTensor, Tensor, stamp_of
 from .types import DType, TensorType
 
@@ -169,7 +170,10 @@ def _metadata(path: Path, found: Any) -> dict[str, str]:
 
 
 def write_file(
-    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], done: Callable[[str, int], None]
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    done: Callable[[str, int], None] | None = None,
 ) -> None:
     """Write one safetensors file, one tensor in memory at a time. `done` is called with name and bytes written."""
     # Wide types first keeps every tensor aligned: the format allows no padding between tensors.
@@ -188,7 +192,7 @@ def write_file(
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         _write(file, name, tensors[name])
-        done(name, tensors[name].bytes)
+        (done or silent)(name, tensors[name].bytes)
 
 
 def _write(file: BinaryIO, name: str, tensor: Tensor) -> None:

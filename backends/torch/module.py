@@ -207,7 +207,7 @@ def save_state(
     module: nn.Module,
     folder: str | Path,
     max_shard_bytes: int = 5_000_000_000,
-    done: Callable[[str, int], None] = lambda name, size: None,
+    done: Callable[[str, int], None] | None = None,
 ) -> list[Path]:
     """Write the parameters as safetensors that Hugging Face libraries read; tied weights once. See Weights.save."""
     return state_of(module).save(folder, max_shard_bytes, done)
