@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .ir.errors import MonographError, did_you_mean
-from .silent import silent
+from .ir.silent import silent
 
 _CHUNK = 1 << 20
 _MINILM_FILES = {

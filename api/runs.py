@@ -17,9 +17,9 @@ from .frontends.huggingface import with_head
 from .frontends.task import LOGITS
 from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
+from .ir.silent import silent
 from .resolve import family_named, resolve
 from .scores import check_scores, scores
-from .silent import silent
 from .training import finetune as tuning
 from .training.adapters import Lora
 from .training.checkpoint import CHECKPOINTS
