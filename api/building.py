@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .backends.target import meant
 from .frontends.dsl import Model, Program
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
-from .ir.errors import WeightsError, did_you_mean
+from .ir.errors import WeightsError
 from .ir.files import check_writable
 from .ir.missing import needed
 from .ir.silent import silent
@@ -104,7 +105,8 @@ def export(
     the layout has no class for.
     """
     if target != "onnx":
-        raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")
+        hint = "known: onnx; mg.build(model, folder, target=...) builds for ONNX Runtime on cpu or cuda"
+        raise MonographError(f"no export target is called {target!r}{meant(target, ['onnx'])}", hint=hint)
     report = write_export(model, folder, dtype, opset, layout=layout, dump=dump, announce=announce, progress=progress)
     return report.folder
 

@@ -157,6 +157,8 @@ def test_a_python_file_is_a_model(tmp_path: Path) -> None:
         (["explain", "{config}", "--pipeline", "x"], "MonographError", "no pipeline is called 'x'"),
         (["build", "{config}", "{out}"], "WeightsError", "has no weights"),
         (["build", "{config}", "{out}", "--target", "onxx"], "MonographError", "did you mean 'onnx'?"),
+        (["build", "{config}", "{out}", "--target", "gpu"], "MonographError", "did you mean 'cuda'?"),
+        (["train", "{config}", "{out}", "--steps", "0"], "ConfigError", "--steps is 0, expected 1 to"),
         (["build", "{config}", "{out}", "--target", "onnx", "--strict"], "MonographError", "no fused ops"),
         (["train", "{config}", "{out}", "--text", "nowhere.txt"], "CorpusError", "nowhere.txt"),
     ],

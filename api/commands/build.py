@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ..backends.target import meant
 from ..building import TARGETS, write_export
 from ..building import build as build_model
 from ..console import Json, command, out, print_json, progress, table
 from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.display import size
-from ..ir.errors import did_you_mean
 from ..machine import peak_memory
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, targets
@@ -49,7 +49,7 @@ def build(
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
     if target not in TARGETS:
         raise MonographError(
-            f"no target is called {target!r}{did_you_mean(target, TARGETS)}", hint=f"known: {', '.join(TARGETS)}"
+            f"no target is called {target!r}{meant(target, TARGETS)}", hint=f"known: {', '.join(TARGETS)}"
         )
     if layout is not None:
         target = _portable(layout, target)
