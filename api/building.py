@@ -125,12 +125,12 @@ def write_export(
     """`export`, for those who want to know what it did."""
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
-    from .backends.onnx.folder import foreign
+    from .backends.onnx.folder import check_outside, foreign
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
-    check_writable(folder, foreign)
+    check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())

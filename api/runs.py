@@ -88,7 +88,7 @@ def _follow(
         check_scores()
     with preparing("reading the data", progress and not rank_here()):
         model, source, notes = prepare(recipe, _kept_tokenizer(folder) if resume else None)
-    for line in notes if progress else ():
+    for line in notes if progress and not rank_here() else ():
         err().print(line, markup=False)
     history: list[Step] = []
 

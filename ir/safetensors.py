@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 import numpy as np
 
 from .documents import open_regular, parse_json
-from .errors import WeightsError
+from .errors import WeightsError, unreadable
 from .silent import silent
 from .tensors import Array, Span, StoredTensor, Tensor, stamp_of
 from .types import DType, TensorType
@@ -78,7 +78,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             stamp = stamp_of(f.fileno())
             header, start = _header(f, path, stamp[0])
     except OSError as e:
-        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise WeightsError(unreadable(e), place=str(path)) from None
     metadata = header.pop("__metadata__", {})
     spans = {k: _entry(path, k, v, stamp[0] - start) for k, v in header.items()}
     _contiguous(path, {k: (begin, end) for k, (_, begin, end) in spans.items()}, stamp[0] - start)
@@ -209,7 +209,7 @@ def read_index(path: Path) -> dict[str, Path]:
             index = parse_json(file.read())
         shards = cast("dict[str, Any]", index["weight_map"]).items()
     except OSError as e:
-        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise WeightsError(unreadable(e), place=str(path)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise WeightsError(f"is not an index with a weight_map ({type(e).__name__}: {e})", place=str(path)) from None
     found: dict[str, Path] = {}

@@ -151,7 +151,7 @@ def test_a_python_file_is_a_model(tmp_path: Path) -> None:
     ("arguments", "kind", "message"),
     [
         (["show", "missing.json"], "ConfigError", "missing.json: there is no such file"),
-        (["show", "nowhere"], "ConfigError", "does not exist"),
+        (["show", "nowhere"], "ConfigError", "there is no such file or folder"),
         (["show", "nothing.py"], "MonographError", "there is no such file"),
         (["show", "{config}", "--pipeline", "decod"], "MonographError", "did you mean 'decode'?"),
         (["explain", "{config}", "--pipeline", "x"], "MonographError", "no pipeline is called 'x'"),

@@ -24,7 +24,7 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
-from ..onnx.folder import foreign, write_companions, write_text
+from ..onnx.folder import check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
 from ..onnx.rewrites import AS_IT_IS
@@ -105,7 +105,7 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
-    check_writable(folder, foreign)
+    check_outside(check_writable(folder, foreign))
     report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
