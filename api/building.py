@@ -203,3 +203,14 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def open(folder: str | Path, *, threads: int | None = None, every_byte: bool = False) -> Engine:
+    """The engine of a folder that `build` wrote, also one that came from elsewhere.
+
+    threads: None for one a physical core. every_byte: compare the digests of all files first, whenever they were last
+    compared. Raises ConfigError for a folder that is none, or of another version, WeightsError for a damaged one.
+    """
+    from .inference.engine import Engine
+
+    return Engine.open(folder, threads=threads, every_byte=every_byte)
