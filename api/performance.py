@@ -21,6 +21,7 @@ from .ir.display import Shown, Table
 from .ir.errors import ConfigError
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
+from .ir.silent import silent
 from .ir.slots import TOKENS
 from .ir.tensors import Array
 from .ir.types import f32
@@ -107,7 +108,7 @@ def bench(
     new_tokens: int | None = None,
     rounds: int = 5,
     threads: int | None = None,
-    observe: Callable[[str], None] = lambda what: None,
+    observe: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Tokens per second of a model on ONNX Runtime: taken apart, in standard ops, and fused for the CPU.
 
@@ -119,6 +120,7 @@ def bench(
     ConfigError for more tokens than it has positions.
     """
     model_of(model, "bench")
+    observe = observe or silent
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)
