@@ -32,6 +32,10 @@ def _without(shape: Iterable[DimLike], kept: Counter[DimLike]) -> DimLike:
     return product((Counter(shape) - kept).elements())
 
 
+def _symbols(shape: Shape) -> Counter[DimLike]:
+    return Counter(d for d in shape if isinstance(d, Dim))
+
+
 class Reshape(Op):
     """The same elements of x [...] in another shape; one -1 stands for what is left."""
 
@@ -43,7 +47,7 @@ class Reshape(Op):
         if -1 not in shape:
             return {"shape": shape}
         check(shape.count(-1) == 1, f"shape [{_show(shape)}] has {shape.count(-1)} dimensions that are -1")
-        kept = Counter(d for d in x.shape if isinstance(d, Dim)) & Counter(d for d in shape if isinstance(d, Dim))
+        kept = _symbols(x.shape) & _symbols(shape)
         left = exact_div(_without(x.shape, kept), _without((d for d in shape if d != -1), kept))
         return {"shape": tuple(left if d == -1 else d for d in shape)}
 
