@@ -15,6 +15,7 @@ from .frontends.dsl import Model, Program
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
+from .ir.display import Shown, Table, size
 from .ir.errors import WeightsError
 from .ir.files import check_writable
 from .ir.missing import needed
@@ -68,8 +69,8 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
 
 
-@dataclass
-class ExportReport:
+@dataclass(repr=False)
+class ExportReport(Shown):
     """What an export did.
 
     nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
@@ -80,6 +81,13 @@ class ExportReport:
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
     bound: int = 0
+
+    def table(self) -> Table:
+        """What was exported, for `repr` and notebooks."""
+        made = {name: f"{sum(counts.values()):,} nodes" for name, counts in self.nodes.items()}
+        plain = f"{len(self.through_float):,} weights" if self.through_float else "none"
+        rows = [("folder", str(self.folder)), *made.items(), ("through float", plain)]
+        return Table("export", [*rows, ("memory", f"at most {size(self.bound)}")])
 
 
 def export(

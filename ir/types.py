@@ -167,6 +167,13 @@ def product(dims: Iterable[DimLike]) -> DimLike:
     return total
 
 
+def cancelled(above: Shape, below: Shape) -> tuple[DimLike, DimLike]:
+    """The products of two shapes, without the symbolic dimensions that both have."""
+    common = Counter[DimLike](d for d in above if isinstance(d, Dim)) & Counter[DimLike](below)
+    counts = Counter[DimLike](above) - common, Counter[DimLike](below) - common
+    return product(counts[0].elements()), product(counts[1].elements())
+
+
 def parse_dim(text: str) -> DimLike:
     """Read a dimension such as `P+S`, `2*S` or `64`. Raises MonographError."""
     total: DimLike = 0

@@ -241,3 +241,21 @@ def test_bench_never_tells_more_than_the_peak() -> None:
 )
 def test_all_tokens_are_counted_and_no_padding(batch: dict[str, Any], count: int) -> None:
     assert tokens_of(batch) == count
+
+
+def test_reports_and_data_show_themselves_as_tables(tmp_path: Path) -> None:
+    """Not as the fields of a dataclass, arrays and all."""
+    text = " ".join(f"word{i} is here." for i in range(200))
+    shown = [
+        mg.Masked.of([text]),
+        mg.Labelled.of([("good", "a text"), ("bad", "another"), ("bad", "a third")]),
+        mg.Pairs.of([("one", "un"), ("two", "deux")]),
+        mg.Arrays.of({"x": np.ones((4, 3)), "labels": np.ones(4)}),
+        mg.Adapter(mg.Lora(), mg.Weights.of({"x": np.ones(3, np.float32)})),
+    ]
+    for x in shown:
+        assert repr(x) == x.table().text() and "array(" not in repr(x), type(x)
+    assert "  x         float64[3] a row" in repr(shown[3]) and "rank 8, alpha 16: 1 tensors, 12 B" in repr(shown[4])
+    with mg.build(llama(), tmp_path / "built") as engine:
+        report = engine.report
+    assert report is not None and "  near misses" in repr(report) and "a row" in repr(report)

@@ -12,6 +12,7 @@ from typing import Any
 from ..frontends.dsl import Model
 from ..frontends.entries import Note
 from ..frontends.tokenizer import read_json
+from ..ir.display import Shown, Table, size
 from ..ir.errors import ConfigError, WeightsError
 from ..ir.files import Stage, staged
 from ..ir.graph import Graph
@@ -49,8 +50,8 @@ class Lora:
         return add_lora(graph, self.rank, alpha, self.targets, self.dropout)
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(Shown):
     """A LoRA with its weights, by the graph's names. base: name of the model it was trained on, as PEFT notes it.
 
     config: what adapter_config.json said, if it was read from files of PEFT.
@@ -65,6 +66,17 @@ class Adapter:
     def notes(self) -> tuple[Note, ...]:
         """What the configuration says that changes nothing here."""
         return self.config.notes if self.config is not None else ()
+
+    def said(self) -> str:
+        """In a few words."""
+        stored = sum(t.bytes for t in self.weights.values())
+        return (
+            f"a LoRA of rank {self.lora.rank}, alpha {self.lora.alpha:g}: {len(self.weights)} tensors, {size(stored)}"
+        )
+
+    def table(self) -> Table:
+        """What it is, for `repr` and notebooks."""
+        return Table("adapter", [("kind", self.said()), ("of", self.base or "a model without a name")])
 
     def beside(self, model: Model) -> tuple[Graph, Weights]:
         """The plain graph of `model` with the adapter in it, and the weights of both.

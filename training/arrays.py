@@ -17,6 +17,7 @@ from ..data.errors import CorpusError
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS
 from ..ir.dims import bind_dims
+from ..ir.display import Shown, Table
 from ..ir.errors import ConfigError, MonographError, did_you_mean, unreadable
 from ..ir.tensors import Array
 from ..ir.types import TensorType, f32, i64
@@ -37,8 +38,8 @@ class Rows:
         return {name: values[rows] for name, values in self.arrays.items()}
 
 
-@dataclass(frozen=True)
-class Arrays:
+@dataclass(frozen=True, repr=False)
+class Arrays(Shown):
     """Rows of arrays in two parts, as a source of batches for a model of any task: a loss of its own reads them, or
     there are `labels` among them, which its logits are compared with.
     """
@@ -85,6 +86,15 @@ class Arrays:
             return Arrays.of(joined, held_out=held_out)
         except (ValueError, CorpusError) as e:
             raise CorpusError(str(e), place=", ".join(map(str, files))) from None
+
+    def table(self) -> Table:
+        """How much there is on each side, for `repr` and notebooks."""
+        rows = [
+            ("training", f"{len(self.train):,} rows"),
+            ("held out", f"{len(self.held_out):,} rows"),
+            *((k, f"{x.dtype}{list(x.shape[1:])} a row") for k, x in self.train.arrays.items()),
+        ]
+        return Table("arrays", rows)
 
     @property
     def tokenizer(self) -> None:

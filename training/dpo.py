@@ -13,6 +13,7 @@ import torch
 from ..data.batch import IGNORED, Batch
 from ..data.errors import CorpusError
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from .instruct import (
     Row,
     encode_chat,
@@ -73,8 +74,8 @@ def _last_answer(row: Row) -> Row:
     return Row(row.ids, tuple(start <= i <= end for i in range(len(row.ids))))
 
 
-@dataclass(frozen=True)
-class Preferences:
+@dataclass(frozen=True, repr=False)
+class Preferences(Shown):
     """Pairs of answers in two parts, with the interface of a Corpus. The first half of a batch is chosen rows."""
 
     tokenizer: Tokenizer
@@ -94,6 +95,12 @@ class Preferences:
     def read(tokenizer: Tokenizer, path: str | Path, *, held_out: float = 0.0) -> Preferences:
         """From a JSONL file. Raises CorpusError naming file and line or row."""
         return Preferences.of(tokenizer, read_jsonl(path), held_out=held_out, place=str(path))
+
+    def table(self) -> Table:
+        """How much there is on each side, for `repr` and notebooks."""
+        parts = {"training": self.pairs, "held out": self.held_out_pairs}
+        rows = [("vocab", f"{self.vocab:,}"), *((name, f"{len(part):,} pairs") for name, part in parts.items())]
+        return Table("preferences", rows)
 
     @property
     def vocab(self) -> int:

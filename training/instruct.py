@@ -16,6 +16,7 @@ from ..data.errors import CorpusError
 from ..data.tables import is_list, is_table
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.errors import MonographError, unreadable
 from .ragged import parse
 
@@ -181,8 +182,8 @@ def _rows_in(row: Any) -> tuple[Row, ...]:
     return (row,) if isinstance(row, Row) else row
 
 
-@dataclass(frozen=True)
-class Instructions:
+@dataclass(frozen=True, repr=False)
+class Instructions(Shown):
     """Rows in two parts, with the interface of a Corpus: `train(model, data, ...)` takes it in place of one.
 
     dropped: rows without a token that counts within the length they are cut to; found when batches are made.
@@ -206,6 +207,15 @@ class Instructions:
     def read(tokenizer: Tokenizer, path: str | Path, *, held_out: float = 0.0) -> Instructions:
         """From a JSONL file. Raises CorpusError naming file and line or row."""
         return Instructions.of(tokenizer, read_jsonl(path), held_out=held_out, place=str(path))
+
+    def table(self) -> Table:
+        """How much there is on each side, for `repr` and notebooks."""
+        rows = [
+            ("vocab", f"{self.vocab:,}"),
+            ("training", f"{len(self.rows):,} rows"),
+            ("held out", f"{len(self.held_out_rows):,} rows"),
+        ]
+        return Table("instructions", rows)
 
     @property
     def vocab(self) -> int:

@@ -15,6 +15,7 @@ from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
 from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table, wrapped
 from ..ir.errors import did_you_mean
 from ..ir.tensors import Array
 from .ragged import Ragged, check_share, counted, encode_all, endless, once, padded, placed, plain, read_fields
@@ -34,8 +35,8 @@ class EncodedTexts:
         return len(self.texts)
 
 
-@dataclass(frozen=True)
-class Labelled:
+@dataclass(frozen=True, repr=False)
+class Labelled(Shown):
     """Labelled texts in two parts that share no text, as a source of batches for sequence-classification models.
 
     labels: their names, by number.
@@ -95,6 +96,16 @@ class Labelled:
         rows = [row for p in files for row in read_fields(p, ("label", "text"), numbers=True)]
         with placed(files):
             return Labelled.of(rows, tokenizer, **settings)
+
+    def table(self) -> Table:
+        """How much there is on each side, for `repr` and notebooks."""
+        rows = [
+            ("vocab", f"{self.vocab:,}"),
+            ("training", f"{len(self.train):,} texts"),
+            ("held out", f"{len(self.held_out):,} texts"),
+            ("labels", wrapped(self.labels)),
+        ]
+        return Table("labelled texts", rows)
 
     @property
     def vocab(self) -> int:

@@ -18,6 +18,7 @@ from ..data.tokenizers import document_end
 from ..data.tokenizers import train as train_tokenizer
 from ..frontends.task import LABELS, TOKEN_TYPES
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.errors import ConfigError
 from ..ir.tensors import Array
 from .corpus import hold_out_texts, placed, read_text
@@ -81,8 +82,8 @@ class Sharded:
         return ids, np.arange(len(ids))
 
 
-@dataclass(frozen=True)
-class Masked:
+@dataclass(frozen=True, repr=False)
+class Masked(Shown):
     """Text in two parts, as a source of batches for masked-lm models. (Devlin et al. 2019)
 
     share: of the tokens of a row that must be guessed. whole_word: words are chosen as a whole.
@@ -149,6 +150,16 @@ class Masked:
         for shards in (train, held_out):
             shards.verify_once()
         return Masked(own, Sharded(train), Sharded(held_out), share)
+
+    def table(self) -> Table:
+        """How much there is on each side, for `repr` and notebooks."""
+        rows = [
+            ("vocab", f"{self.vocab:,}"),
+            ("training", f"{len(self.train):,} tokens"),
+            ("held out", f"{len(self.held_out):,} tokens"),
+            ("masked", f"{self.share:.0%} of the tokens"),
+        ]
+        return Table("masked text", rows)
 
     @property
     def vocab(self) -> int:

@@ -14,6 +14,7 @@ from ..data.errors import CorpusError
 from ..data.tokenizers import train as train_tokenizer
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.errors import ConfigError
 from ..ir.slots import TARGETS
 from ..ir.tensors import Array
@@ -45,8 +46,8 @@ class EncodedPairs:
         return np.flatnonzero((self.source.lengths <= length) & (self.target.lengths < length))
 
 
-@dataclass(frozen=True)
-class Pairs:
+@dataclass(frozen=True, repr=False)
+class Pairs(Shown):
     """Pairs in two parts, as a source of batches for seq2seq-lm models.
 
     references: the held-out pairs as texts. removed: training pairs dropped because a side of them is held out, or
@@ -102,6 +103,15 @@ class Pairs:
             raise ConfigError("the tokenizer has no end-of-text token, with which a target must end")
         parts = EncodedPairs.of(tokenizer, train), EncodedPairs.of(tokenizer, kept)
         return Pairs(tokenizer, *parts, tuple(kept), removed, first)
+
+    def table(self) -> Table:
+        """How much there is on each side, for `repr` and notebooks."""
+        rows = [
+            ("vocab", f"{self.vocab:,}"),
+            ("training", f"{len(self.train):,} pairs"),
+            ("held out", f"{len(self.held_out):,} pairs"),
+        ]
+        return Table("pairs of texts", rows)
 
     @property
     def vocab(self) -> int:

@@ -13,6 +13,7 @@ from typing import Protocol
 from ..frontends.dsl import Model
 from ..frontends.huggingface import save_pretrained
 from ..frontends.tokenizer import Tokenizer
+from ..ir.display import Shown, Table
 from ..ir.graph import Graph
 from ..ir.weights import SINGLE, Weights
 from .adapters import Adapter
@@ -22,12 +23,17 @@ from .source import Source, plain_graph
 _ONE_FILE = 1 << 62
 
 
-@dataclass(frozen=True)
-class Tuned:
+@dataclass(frozen=True, repr=False)
+class Tuned(Shown):
     """A trained model; with a LoRA also the adapter, which is merged in `model` (computed when weights are read)."""
 
     model: Model
     adapter: Adapter | None = None
+
+    def table(self) -> Table:
+        """What was trained, for `repr` and notebooks."""
+        kind = "all weights" if self.adapter is None else self.adapter.said()
+        return Table("tuned", [("model", f"{self.model.name}, {self.model.task}"), ("trained", kind)])
 
 
 class TrainedWeights(Protocol):

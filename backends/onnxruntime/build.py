@@ -14,6 +14,7 @@ import onnx_ir
 from ...frontends.dsl import Model
 from ...frontends.task import TOKEN_TYPES
 from ...ir.bounds import bounds_of
+from ...ir.display import Shown, Table, size
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import check_writable, whole
 from ...ir.graph import Graph
@@ -44,8 +45,8 @@ DEFAULT_POSITIONS = 4096
 FUSED = (GroupQuery.name, MultiHead.name)
 
 
-@dataclass
-class BuildReport:
+@dataclass(repr=False)
+class BuildReport(Shown):
     """What a build did.
 
     attentions: how many there are (`total`) and how many became which op in the graph that serves first.
@@ -56,12 +57,12 @@ class BuildReport:
     """
 
     folder: Path
-    contract: Contract = field(repr=False)
+    contract: Contract
     attentions: dict[str, int] = field(default_factory=dict[str, int])
-    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]], repr=False)
+    nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
-    steps: list[Step] = field(default_factory=list[Step], repr=False)
-    through_float: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    steps: list[Step] = field(default_factory=list[Step])
+    through_float: dict[str, str] = field(default_factory=dict[str, str])
     kernels: str = ""
     bytes: int = 0
     state_bytes: int = 0
@@ -73,11 +74,29 @@ class BuildReport:
         """Attentions that became one of ONNX Runtime's own attention ops."""
         return sum(self.attentions.get(k, 0) for k in FUSED)
 
+    def table(self) -> Table:
+        """What was built, for `repr` and notebooks."""
+        kinds = ", ".join(f"{name} {n}" for name, n in self.attentions.items()) or "none"
+        made = {name: f"{sum(counts.values()):,} nodes" for name, counts in self.nodes.items()}
+        rows = [
+            ("folder", str(self.folder)),
+            ("model", f"{self.contract.family}, {self.contract.task}, {self.contract.provider}, {self.contract.dtype}"),
+            ("attentions", kinds),
+            *made.items(),
+            ("weights", size(self.bytes)),
+            ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
+            ("near misses", "\n".join(map(str, self.misses)) or "none"),
+            ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
+            ("memory", f"at most {size(self.bound)}"),
+            ("took", f"{self.seconds:.1f} s"),
+        ]
+        return Table("build", rows)
+
     def summary(self) -> str:
         """One line for people."""
         total = self.attentions.get("total", 0)
         return (
-            f"{self.fused} of {total} attentions fused, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s, "
+            f"{self.fused} of {total} attentions fused, {size(self.bytes)}, {self.seconds:.1f} s, "
             f"{len(self.misses)} near misses"
         )
 

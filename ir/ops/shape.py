@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +15,7 @@ from ..flow import Link, Links, aligned, along, regrouped
 from ..graph import Attributes, Node, Value
 from ..op import Op, op, unmoved
 from ..shard_rules import Cut, Cuts, Stop, first_cut
-from ..types import Dim, DimLike, DType, Shape, TensorType, bool_, broadcast, exact_div, i64, product
+from ..types import Dim, DimLike, DType, Shape, TensorType, bool_, broadcast, cancelled, exact_div, i64, product
 from . import checks
 from .reduce import AlongAxis
 
@@ -25,15 +23,6 @@ from .reduce import AlongAxis
 def _merged_reshapes(node: Node) -> Value | None:
     inner = made_by(node.value("x"), Reshape)
     return reshape(inner.value("x"), shape=node.attributes["shape"]) if inner else None
-
-
-def _without(shape: Iterable[DimLike], kept: Counter[DimLike]) -> DimLike:
-    """The product of dimensions, but for those that are kept."""
-    return product((Counter(shape) - kept).elements())
-
-
-def _symbols(shape: Shape) -> Counter[DimLike]:
-    return Counter(d for d in shape if isinstance(d, Dim))
 
 
 class Reshape(Op):
@@ -47,8 +36,7 @@ class Reshape(Op):
         if -1 not in shape:
             return {"shape": shape}
         check(shape.count(-1) == 1, f"shape [{_show(shape)}] has {shape.count(-1)} dimensions that are -1")
-        kept = _symbols(x.shape) & _symbols(shape)
-        left = exact_div(_without(x.shape, kept), _without((d for d in shape if d != -1), kept))
+        left = exact_div(*cancelled(x.shape, tuple(d for d in shape if d != -1)))
         return {"shape": tuple(left if d == -1 else d for d in shape)}
 
     def infer(self, x: Value, *, shape: Shape) -> TensorType:
