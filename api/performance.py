@@ -92,10 +92,10 @@ def bench(
     threads: int | None = None,
     observe: Callable[[str], None] = lambda what: None,
 ) -> Benchmark:
-    """Tokens per second of a model on ONNX Runtime: taken apart, in standard ops, and fused for the CPU.
+    """Measure tokens per second on ONNX Runtime of three variants: decomposed, in standard ops, and fused for the CPU.
 
-    Each round opens every variant in turn, alone, runs it once to warm up and once for the clock: a prompt of
-    `prompt` tokens and `new_tokens` steps, batch 1. Of a model that does not continue a text one call is timed, on
+    Each round opens every variant in turn, alone, and runs it once to warm up and once with the clock: a prompt of
+    `prompt` tokens and `new_tokens` steps, batch 1. For a model that does not generate text, one call is timed, on
     random inputs whose open lengths are all `prompt`, in standard ops and fused. threads: None takes all cores. The
     runtime's own optimizer is on for all. Raises WeightsError for a model without weights, and
     ConfigError for more tokens than it has positions.
