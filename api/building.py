@@ -97,10 +97,10 @@ def export(
     target: only "onnx", standard ops for any runtime (`build` uses those of ONNX Runtime, too). opset: None: that of
     the layout, or 23. layout: "optimum", "genai" or "web" (transformers.js) for the files and names that this client
     expects (None: those of `docs/folder.md`). Weights are written tensor by tensor, never all in memory. dump: folder
-    for the text of each graph after every pass. announce(bytes): called once with the most memory that writing may take. The folder
-    appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a folder that holds
-    other files, an unknown target, missing weights, an op that the target cannot express, or a model that the client
-    of the layout has no class for.
+    for the text of each graph after every pass. announce(bytes): called once with the most memory that writing may
+    take. The folder appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a
+    folder that holds other files, an unknown target, missing weights, an op that the target cannot express, or a model
+    that the client of the layout has no class for.
     """
     if target != "onnx":
         raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")

@@ -41,8 +41,9 @@ class GGUF:
     """How a family is stored in GGUF.
 
     names: module name in GGUF => module name in the checkpoint. permuted: projections whose rows are stored in
-    interleaved rotary order, with the config field that counts their heads. added: patterns of checkpoint names whose tensors are
-    stored with a number added to them. unsaid: settings of config.json that follow from those that GGUF stores.
+    interleaved rotary order, with the config field that counts their heads. added: patterns of checkpoint names whose
+    tensors are stored with a number added to them. unsaid: settings of config.json that follow from those that GGUF
+    stores.
     """
 
     names: Mapping[str, str] = field(hash=False)

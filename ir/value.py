@@ -56,7 +56,8 @@ class Value:
 
     Python's operators and `x[...]` add nodes to its graph. A plain number takes the dtype of the value; if the value
     is of integers and the number a float, the result is f32 (PyTorch's rule). Values of two dtypes are never mixed:
-    cast one. `==` and `!=` compare identity, as keys of a dict need it; the elementwise ones are `x.eq(y)` and `x.ne(y)`.
+    cast one. `==` and `!=` compare identity, as keys of a dict need it; the elementwise ones are `x.eq(y)` and
+    `x.ne(y)`.
     """
 
     __slots__ = ("graph", "index", "init", "name", "producer", "type", "uses")
