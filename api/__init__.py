@@ -34,14 +34,23 @@ from .ir.weights import Weights as Weights
 if TYPE_CHECKING:
     from .building import build as build
     from .building import export as export
+    from .building import open as open
     from .building import to_torch as to_torch
     from .frontends.given import init as init
+    from .inference.engine import Engine as Engine
     from .parity import verify as verify
     from .performance import bench as bench
     from .resolve import load as load
+    from .training.adapters import Adapter as Adapter
+    from .training.adapters import Lora as Lora
     from .training.arrays import Arrays as Arrays
     from .training.corpus import Corpus as Corpus
     from .training.corpus import python_topics as python_topics
+    from .training.dpo import Preferences as Preferences
+    from .training.finetune import distill as distill
+    from .training.finetune import dpo as dpo
+    from .training.finetune import finetune as finetune
+    from .training.instruct import Instructions as Instructions
     from .training.labelled import Labelled as Labelled
     from .training.loop import train as train
     from .training.masked import Masked as Masked
@@ -55,9 +64,18 @@ _LATER = {
     "to_torch": "building",
     "export": "building",
     "build": "building",
+    "open": "building",
+    "Engine": "inference.engine",
     "verify": "parity",
     "bench": "performance",
     "train": "training.loop",
+    "finetune": "training.finetune",
+    "dpo": "training.finetune",
+    "distill": "training.finetune",
+    "Adapter": "training.adapters",
+    "Lora": "training.adapters",
+    "Instructions": "training.instruct",
+    "Preferences": "training.dpo",
     "Arrays": "training.arrays",
     "Corpus": "training.corpus",
     "python_topics": "training.corpus",
@@ -68,9 +86,10 @@ _LATER = {
 """Names that bring in a heavy library, and the module each is taken from."""
 
 __all__ = [
-    "GGUF", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Family", "Graph", "Labelled", "Masked", "Model",
-    "MonographError", "Pairs", "Program", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build",
-    "export", "init", "key", "key_mask", "load", "model", "ops", "python_topics", "to_torch", "train", "verify",
+    "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
+    "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
+    "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export", "finetune",
+    "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .ir.errors import MonographError, did_you_mean
+from .ir.silent import silent
 
 _CHUNK = 1 << 20
 _MINILM_FILES = {
@@ -106,7 +107,7 @@ def fetch(
     name: str,
     cache: str | Path | None = None,
     *,
-    progress: Progress = lambda step, done: None,
+    progress: Progress | None = None,
     download: Download | None = None,
 ) -> Path:
     """The path to give to `load` for one of ASSETS; fetched, checked and cached if it is not there yet.
@@ -117,7 +118,7 @@ def fetch(
     if name not in ASSETS:
         raise FetchError(f"no model is called {name!r}{did_you_mean(name, ASSETS)}", hint=f"known: {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    folder = Path(cache or cache_folder()) / name
+    folder, progress = Path(cache or cache_folder()) / name, progress or silent
     if not _complete(folder, asset):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .backends.target import meant
 from .frontends.dsl import Model, Program
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
-from .ir.errors import WeightsError, did_you_mean
+from .ir.errors import WeightsError
 from .ir.files import check_writable
 from .ir.missing import needed
+from .ir.silent import silent
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
@@ -89,7 +91,7 @@ def export(
     opset: int | None = None,
     layout: str | None = None,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a folder with the ONNX model, its config and its tokenizer; gives the folder.
@@ -103,7 +105,8 @@ def export(
     that the client of the layout has no class for.
     """
     if target != "onnx":
-        raise MonographError(f"no export target is called {target!r}{did_you_mean(target, ['onnx'])}")
+        hint = "known: onnx; mg.build(model, folder, target=...) builds for ONNX Runtime on cpu or cuda"
+        raise MonographError(f"no export target is called {target!r}{meant(target, ['onnx'])}", hint=hint)
     report = write_export(model, folder, dtype, opset, layout=layout, dump=dump, announce=announce, progress=progress)
     return report.folder
 
@@ -116,18 +119,18 @@ def write_export(
     *,
     layout: str | None = None,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """`export`, for those who want to know what it did."""
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
-    from .backends.onnx.folder import foreign
+    from .backends.onnx.folder import check_outside, foreign
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
-    check_writable(folder, foreign)
+    check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
@@ -135,7 +138,7 @@ def write_export(
     graphs = serving_graphs(model, dtype, dump)
     exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
     report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
-    announce(report.bound)
+    (announce or silent)(report.bound)
     write(exported, folder, progress)
     return report
 
@@ -165,7 +168,7 @@ def build(
     strict: bool = False,
     threads: int | None = None,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Build a model for ONNX Runtime; gives an engine that generates, embeds or runs, with a report of the build.
@@ -200,3 +203,14 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def open(folder: str | Path, *, threads: int | None = None, every_byte: bool = False) -> Engine:
+    """The engine of a folder that `build` wrote, also one that came from elsewhere.
+
+    threads: None for one a physical core. every_byte: compare the digests of all files first, whenever they were last
+    compared. Raises ConfigError for a folder that is none, or of another version, WeightsError for a damaged one.
+    """
+    from .inference.engine import Engine
+
+    return Engine.open(folder, threads=threads, every_byte=every_byte)

@@ -197,12 +197,3 @@ def working(what: str, quiet: bool = False) -> Generator[None]:
     with progress(quiet) as bars:
         bars.add_task(what, total=None)
         yield
-
-
-def human_bytes(n: float) -> str:
-    """1234567 -> 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"

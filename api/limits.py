@@ -38,7 +38,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "rounds": (1, MOST),
     "seed": (0, 2**63 - 1),
     "shard": (1, WORKERS),
-    "steps": (0, MOST),
+    "steps": (1, MOST),
     "temperature": (0, LARGEST),
     "threads": (1, MOST_THREADS),
     "tolerance": (0, LARGEST),

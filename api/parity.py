@@ -18,6 +18,7 @@ from .frontends.task import Task, columns, positions
 from .ir import Graph, MonographError, interpret
 from .ir.display import Shown, Table
 from .ir.manifest import check as check_folder
+from .ir.silent import silent
 from .ir.slots import Stream
 from .ir.tensors import Array
 from .machine import has_torch
@@ -98,7 +99,7 @@ def verify(
     torch: bool = True,
     cases: Iterable[Case] | None = None,
     seed: int = 0,
-    observe: Callable[[str], None] = lambda what: None,
+    observe: Callable[[str], None] | None = None,
 ) -> Parity:
     """Compare PyTorch and ONNX Runtime with the NumPy reference on all-ones, padded and holed masks, batch 1 and 3.
 
@@ -110,7 +111,7 @@ def verify(
     If products round activations to 8 bits, `ort 8-bit` runs them so, with the tolerance ROUNDED, and the other rows
     run in float. observe: called with what runs. Raises WeightsError for a model without weights.
     """
-    model = once(model_of(model, "verify"))
+    model, observe = once(model_of(model, "verify")), observe or silent
     cases = [*CASES, *CHUNKS] if cases is None else cases
     cases = [c for c in cases if not c.past or model.task.generates]
     observe("NumPy reference")

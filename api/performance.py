@@ -21,6 +21,7 @@ from .ir.display import Shown, Table
 from .ir.errors import ConfigError
 from .ir.ops.attention import Attention
 from .ir.ops.linear import Embedding
+from .ir.silent import silent
 from .ir.slots import TOKENS
 from .ir.tensors import Array
 from .ir.types import f32
@@ -83,35 +84,50 @@ class Benchmark(Shown):
         return Table(title, shown, headed=True, note=note)
 
 
+PROMPT, NEW_TOKENS = 128, 32
+"""Lengths that are measured where none are said."""
+
+
+def lengths_of(model: Model, prompt: int | None, new_tokens: int | None) -> tuple[int, int]:
+    """(tokens of a prompt, steps behind it) that a model has positions for. Raises ConfigError for more."""
+    from .backends.onnxruntime.build import positions_of
+
+    most = positions_of(model)
+    new_tokens = min(NEW_TOKENS, most // 2) if new_tokens is None else new_tokens
+    prompt = max(1, min(PROMPT, most - new_tokens)) if prompt is None else prompt
+    if prompt + new_tokens > most:
+        what = f"a prompt of {prompt} and {new_tokens} new tokens are more than the {most} positions of the model"
+        raise ConfigError(what, hint="give a smaller prompt or fewer new tokens")
+    return prompt, new_tokens
+
+
 def bench(
     model: Model,
     *,
-    prompt: int = 128,
-    new_tokens: int = 32,
+    prompt: int | None = None,
+    new_tokens: int | None = None,
     rounds: int = 5,
     threads: int | None = None,
-    observe: Callable[[str], None] = lambda what: None,
+    observe: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure tokens per second on ONNX Runtime of three variants: decomposed, in standard ops, and fused for the CPU.
 
     Each round opens every variant in turn, alone, and runs it once to warm up and once with the clock: a prompt of
     `prompt` tokens and `new_tokens` steps, batch 1. For a model that does not generate text, one call is timed, on
     random inputs whose open lengths are all `prompt`, in standard ops and fused. threads: None takes all cores. The
-    runtime's own optimizer is on for all. Raises WeightsError for a model without weights, and
+    runtime's own optimizer is on for all. Where it is not said, a prompt has 128 tokens, behind which there are 32
+    steps, or as many as the model has positions for. Raises WeightsError for a model without weights, and
     ConfigError for more tokens than it has positions.
     """
     model_of(model, "bench")
+    observe = observe or silent
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)
     if not model.task.generates or model.task.separated:
-        return _calls(model, prompt, rounds, threads, ceilings, observe)
+        return _calls(model, prompt or PROMPT, rounds, threads, ceilings, observe)
     known = min(100, rows_indexed(model.graph().inputs[model.task.stream.ids]))
-    from .backends.onnxruntime.build import positions_of
-
-    if prompt + new_tokens > (most := positions_of(model)):
-        what = f"a prompt of {prompt} and {new_tokens} new tokens are more than the {most} positions of the model"
-        raise ConfigError(what, hint="give a smaller prompt or fewer new tokens")
+    prompt, new_tokens = lengths_of(model, prompt, new_tokens)
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         observe("building")
         variants, nodes = build_variants(model, Path(folder), threads)

@@ -17,6 +17,7 @@ from .frontends.huggingface import with_head
 from .frontends.task import LOGITS
 from .frontends.tokenizer import Tokenizer, read_json
 from .ir.errors import ConfigError
+from .ir.silent import silent
 from .resolve import family_named, resolve
 from .scores import check_scores, scores
 from .training import finetune as tuning
@@ -69,12 +70,12 @@ def follow(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
-    observe: Callable[[Step], None] = lambda step: None,
+    observe: Callable[[Step], None] | None = None,
 ) -> Trained:
     """Train as a recipe says into `folder`, which also gets the recipe with every default. Raises as `train` does."""
     # Before hours of reading data; of several processes the first one learns it where it can tell the others.
     with held(folder) if size_here() == 1 else contextlib.nullcontext():
-        return _follow(recipe, folder, resume, progress, tensorboard, observe)
+        return _follow(recipe, folder, resume, progress, tensorboard, observe or silent)
 
 
 def _follow(
@@ -87,7 +88,7 @@ def _follow(
         check_scores()
     with preparing("reading the data", progress and not rank_here()):
         model, source, notes = prepare(recipe, _kept_tokenizer(folder) if resume else None)
-    for line in notes if progress else ():
+    for line in notes if progress and not rank_here() else ():
         err().print(line, markup=False)
     history: list[Step] = []
 

@@ -195,6 +195,16 @@ def read_table(path: Path, provider: str) -> KernelTable:
     return KernelTable(provider, [Kernel.parse(x) for x in lines if x and not x.startswith("#")], source)
 
 
+_MEANT = {"gpu": "cuda", "nvidia": "cuda", "x86": "cpu", "x64": "cpu", "arm": "cpu"}
+"""What people call a provider that is called otherwise here."""
+
+
+def meant(target: str, known: Iterable[str]) -> str:
+    """`did_you_mean` for the name of a target: `gpu` means cuda, though `cpu` looks more alike."""
+    name = target.lower().partition(":")[0]
+    return did_you_mean(_MEANT.get(name, name), known)
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a model is to run. provider: cpu or cuda. dtype: of weights and activations."""
@@ -210,7 +220,7 @@ class Target:
             return target
         if target not in PROVIDERS:
             hint = f"known: {', '.join(PROVIDERS)}; mg.export(model, folder) writes portable ONNX"
-            raise MonographError(f"no target is called {target!r}{did_you_mean(target, PROVIDERS)}", hint=hint)
+            raise MonographError(f"no target is called {target!r}{meant(target, PROVIDERS)}", hint=hint)
         return Target(target, DType.f32 if target == "cpu" else DType.f16, runtime_version())
 
     @property

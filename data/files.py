@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.documents import parse_json, read_text
+from ..ir.errors import unreadable
 from .errors import DataError
 
 
@@ -53,7 +54,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path))
     except OSError as e:
-        raise DataError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise DataError(unreadable(e), place=str(path)) from None
     except ValueError as e:
         raise DataError(f"is not JSON: {e}", place=str(path)) from None
 

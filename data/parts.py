@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.errors import unreadable
 from ..ir.tensors import Array
 from .clean import Cleaner, Counts
 from .errors import DataError, need
@@ -158,7 +159,7 @@ class Parts:
                 for rows in file.iter_batches(256):
                     yield from rows.column(0).to_pylist()
         except (OSError, ValueError) as e:
-            raise DataError(f"cannot be read: {e}", place=path) from None
+            raise DataError(unreadable(e), place=path) from None
 
     def lookup(self, ids: Array, name: str) -> Array:
         """Rows of a table for documents by number, in the order of `ids`."""
@@ -191,4 +192,4 @@ class Parts:
         try:
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError) as e:
-            raise DataError(f"cannot be read: {e}", place=path) from None
+            raise DataError(unreadable(e), place=path) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
-from ..ir.errors import ConfigError, did_you_mean
+from ..ir.errors import ConfigError, did_you_mean, unreadable
 
 _PLAIN: dict[type, tuple[type, str]] = {
     str: (str, "a text"),
@@ -32,7 +32,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise ConfigError(unreadable(e), place=str(path)) from None
     except RecursionError:
         raise ConfigError("is not TOML: it is nested too deep", place=str(path)) from None
     except ValueError as e:  # of the encoding, of the form, and of numbers with thousands of digits

@@ -18,7 +18,8 @@ from monograph.assets import fetch
 from monograph.commands.bench import print_benchmark
 from monograph.commands.run import speed, write_text
 from monograph.commands.verify import print_parity
-from monograph.console import human_bytes, out, progress, working
+from monograph.console import out, progress, working
+from monograph.ir.display import size
 from readme import run as run_readme
 
 OUT = Path("out")
@@ -46,14 +47,14 @@ def chat(prompt: str) -> bool:
     """Fetch SmolLM2, build it for ONNX Runtime, verify it, and let it answer."""
     say("SmolLM2-135M-Instruct: fetch, build, verify, answer")
     with shown_work("fetching") as show:
-        path = fetch("smollm2", progress=lambda step, done: show(f"{step}, {human_bytes(done)}"))
+        path = fetch("smollm2", progress=lambda step, done: show(f"{step}, {size(done)}"))
     model = mg.load(path)
     with progress() as bars:
         bar = bars.add_task("building")
         engine = mg.build(
             model,
             OUT / "smollm2",
-            announce=lambda bound: print(f"building {OUT / 'smollm2'}: at most {human_bytes(bound)} of memory"),
+            announce=lambda bound: print(f"building {OUT / 'smollm2'}: at most {size(bound)} of memory"),
             progress=lambda done, total, name: bars.update(bar, completed=done, total=total),
         )
     with shown_work("verifying") as show:

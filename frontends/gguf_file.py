@@ -22,7 +22,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from ..ir.documents import open_regular
 from ..ir.encoded import Encoded
 from ..ir.encodings import LAYOUTS
-from ..ir.errors import WeightsError
+from ..ir.errors import WeightsError, unreadable
 from ..ir.tensors import Array, Mapped, Span, StoredTensor, Tensor, stamp_of
 from ..ir.types import DType, TensorType, f32, u8
 
@@ -135,7 +135,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(_Cursor(path, data), stamp)
     except OSError as e:
-        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise WeightsError(unreadable(e), place=str(path)) from None
 
 
 def read_whole(path: str | Path) -> GGUFFile:

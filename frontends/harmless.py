@@ -10,6 +10,7 @@ def keys(why: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), why)
 
 
+CACHE = "transformers reads it for its cache only"
 DROPOUT = "dropout of attention scores, which only training applies, and training here does not"
 EXTRA = "it says what transformers gives back beside the result"
 GENERATION = "a setting of generation, which transformers reads from generation_config.json"

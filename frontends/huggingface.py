@@ -187,7 +187,7 @@ def save_pretrained(
     *,
     dtype: DType | None = None,
     max_shard_bytes: int = 5_000_000_000,
-    done: Callable[[str, int], None] = lambda name, size: None,
+    done: Callable[[str, int], None] | None = None,
 ) -> list[Path]:
     """Write `model` as a Hugging Face folder that transformers loads: config, safetensors, tokenizer; all or nothing.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..ir.documents import parse_json, read_text
-from ..ir.errors import ConfigError
+from ..ir.errors import ConfigError, unreadable
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as e:
-        raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise ConfigError(unreadable(e), place=str(path)) from None
     except ValueError as e:
         raise ConfigError(f"is not JSON that can be read: {e}", place=str(path)) from None
     if not isinstance(found, dict):

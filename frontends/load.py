@@ -37,7 +37,7 @@ def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = 
         and path.suffix not in (".gguf", ".onnx")
     ):
         return load_folder(download(source), tokenizer=tokenizer, family=family, task=task)
-    raise ConfigError("does not exist, and is not a hub repository such as org/name", place=str(source))
+    raise ConfigError("there is no such file or folder, nor a hub repository such as org/name", place=str(source))
 
 
 def kept_family(folder: Path) -> Family | None:

@@ -195,7 +195,8 @@ def store(stage: Stage, function: Any, name: str, task: str) -> None:
 def _script(function: Any) -> ModelFile | None:
     """The file of a function that Python itself imported or ran."""
     path = Path(function.__code__.co_filename)
-    if path.suffix != ".py" or not path.is_file() or path.is_relative_to(Path(__file__).parent.parent):
+    ours = function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    if ours or path.suffix != ".py" or not path.is_file():
         return None
     return ModelFile(path.absolute())
 

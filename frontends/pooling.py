@@ -120,7 +120,7 @@ class Pooling:
         if self.dense:
             arrays = {f"{i}.{k}": x for i, d in enumerate(self.dense) for k, x in d.tensors().items()}
             with stage.open(TENSORS) as f:
-                write_file(f, {k: ArrayTensor(x) for k, x in arrays.items()}, {}, lambda name, size: None)
+                write_file(f, {k: ArrayTensor(x) for k, x in arrays.items()}, {})
 
     def __call__(self, hidden: Array, mask: Array, prompt: int = 0) -> Array:
         """f32 [B,C] from hidden [B,S,C] and a mask [B,S] with at least one 1 a row, padded on the right.

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from ..ir.documents import read_text
-from ..ir.errors import ConfigError
+from ..ir.errors import ConfigError, unreadable
 from .chat import chat_templates
 from .entries import Entries, Note
 from .json_file import read_json
@@ -208,7 +208,7 @@ def _core(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(read_text(path))
     except (OSError, ValueError) as e:
-        raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
+        raise ConfigError(unreadable(e), place=str(path)) from None
     except Exception as e:  # the library raises plain Exception for any content it does not understand
         raise ConfigError(f"is not understood by tokenizers {tokenizers.__version__}: {e}", place=str(path)) from None
 
@@ -252,4 +252,4 @@ def _text(path: Path) -> str:
     try:
         return read_text(path)
     except (OSError, ValueError) as e:
-        raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
+        raise ConfigError(unreadable(e), place=str(path)) from None

@@ -19,6 +19,7 @@ from ..frontends.pooling import Pooling
 from ..frontends.tokenizer import Tokenizer, read_json, said_ends
 from ..ir.display import Shown, Table, size
 from ..ir.errors import RuntimeInputError
+from ..ir.silent import silent
 from ..ir.slots import TOKENS
 from .embed import embed
 from .extract import Answer, answer, tag
@@ -122,7 +123,7 @@ class Engine(Shown):
         prompts: str,
         *,
         chat: bool = False,
-        on_text: Callable[[int, str], None] = lambda row, text: None,
+        on_text: Callable[[int, str], None] | None = None,
         **settings: Any,
     ) -> Generation: ...
     @overload
@@ -133,7 +134,7 @@ class Engine(Shown):
         attention_mask: Any = None,
         chat: bool = False,
         inputs: Mapping[str, Any] | None = None,
-        on_text: Callable[[int, str], None] = lambda row, text: None,
+        on_text: Callable[[int, str], None] | None = None,
         **settings: Any,
     ) -> Any: ...
     def generate(
@@ -143,7 +144,7 @@ class Engine(Shown):
         attention_mask: Any = None,
         chat: bool = False,
         inputs: Mapping[str, Any] | None = None,
-        on_text: Callable[[int, str], None] = lambda row, text: None,
+        on_text: Callable[[int, str], None] | None = None,
         **settings: Any,
     ) -> Any:  # Generation for one prompt, a list of them for several
         """Continue a prompt, or each of several; for an encoder-decoder, what follows from each source.
@@ -163,7 +164,7 @@ class Engine(Shown):
             several = attention_mask is not None or is_batch(prompts, chat=chat)
         decoding = self._decoding(rows, settings, inputs)
         for row, text in decoding:
-            on_text(row, text)
+            (on_text or silent)(row, text)
         results = decoding.results()
         return results if several else results[0]
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
+from ..ir.silent import silent
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
@@ -168,7 +169,7 @@ def generate(
     *,
     attention_mask: Any = None,
     chat: bool = False,
-    on_text: Callable[[int, str], None] = lambda row, text: None,
+    on_text: Callable[[int, str], None] | None = None,
     **settings: Any,
 ) -> list[Generation]:
     """Continue each prompt; results in the order of the prompts. settings: the fields of `Settings`.
@@ -180,7 +181,7 @@ def generate(
     rows = rows_of(prompts, tokenizer, attention_mask=attention_mask, chat=chat)
     decoding = Decoding(session, tokenizer, rows, Settings.of(settings))
     for row, text in decoding:
-        on_text(row, text)
+        (on_text or silent)(row, text)
     return decoding.results()
 
 

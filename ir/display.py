@@ -94,8 +94,8 @@ def wrapped(items: Sequence[str], width: int = 72) -> str:
 
 def size(count: float) -> str:
     """Bytes as people say them: `1.5 MB`, in powers of 1000."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{int(count)} bytes"
+    for unit in ("B", "kB", "MB", "GB"):
+        if round(count, 1) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:.1f} TB"

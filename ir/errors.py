@@ -77,6 +77,13 @@ def check(condition: bool, what: str, *, hint: str = "") -> None:
         raise OpError(what, hint=hint)
 
 
+def unreadable(cause: Exception) -> str:
+    """Why a file cannot be read: a missing one is said alike wherever it was looked for."""
+    if isinstance(cause, FileNotFoundError):
+        return "there is no such file"
+    return f"cannot be read: {(cause.strerror if isinstance(cause, OSError) else None) or cause}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `, did you mean 'x'?` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from .documents import open_regular, parse_json, read_text
-from .errors import WeightsError
+from .errors import WeightsError, unreadable
 
 MANIFEST, VERIFIED = "checksums.json", ".verified.json"
 FORMAT = "monograph-files-1"
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"is not there, and says what the other files should be: {_AGAIN}", place=str(path)
         ) from None
     except OSError as e:
-        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise WeightsError(unreadable(e), place=str(path)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         whole, files = False, {}
     if not whole:

@@ -204,8 +204,8 @@ class Op:
             full = {k: full[k] for k in self.signature.attributes}
             return full, _types(self.infer(*operands, **full))
         except MonographError as e:
-            names = self.signature.operand_names(len(operands))
-            shown = [f"{n} = {v!r}" for n, v in zip(names, operands, strict=False) if v is not None]
+            named = zip(self.signature.operand_names(len(operands)), operands, strict=False)
+            shown = [f"{n}{' = ' if v.name else ': '}{v!r}" for n, v in named if v is not None]
             place = str(location) if location.file or location.scope else ""
             raise OpError(f"{self.name}: {e.what}", place=place, details=shown, hint=e.hint) from None
 

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, TypeGuard, cast
 import numpy as np
 
 from .documents import open_regular, parse_json
-from .errors import WeightsError
+from .errors import WeightsError, unreadable
+from .silent import silent
 from .tensors import Array, Span, StoredTensor, Tensor, stamp_of
 from .types import DType, TensorType
 
@@ -77,7 +78,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             stamp = stamp_of(f.fileno())
             header, start = _header(f, path, stamp[0])
     except OSError as e:
-        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise WeightsError(unreadable(e), place=str(path)) from None
     metadata = header.pop("__metadata__", {})
     spans = {k: _entry(path, k, v, stamp[0] - start) for k, v in header.items()}
     _contiguous(path, {k: (begin, end) for k, (_, begin, end) in spans.items()}, stamp[0] - start)
@@ -169,7 +170,10 @@ def _metadata(path: Path, found: Any) -> dict[str, str]:
 
 
 def write_file(
-    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], done: Callable[[str, int], None]
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    done: Callable[[str, int], None] | None = None,
 ) -> None:
     """Write one safetensors file, one tensor in memory at a time. `done` is called with name and bytes written."""
     # Wide types first keeps every tensor aligned: the format allows no padding between tensors.
@@ -188,7 +192,7 @@ def write_file(
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         _write(file, name, tensors[name])
-        done(name, tensors[name].bytes)
+        (done or silent)(name, tensors[name].bytes)
 
 
 def _write(file: BinaryIO, name: str, tensor: Tensor) -> None:
@@ -205,7 +209,7 @@ def read_index(path: Path) -> dict[str, Path]:
             index = parse_json(file.read())
         shards = cast("dict[str, Any]", index["weight_map"]).items()
     except OSError as e:
-        raise WeightsError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise WeightsError(unreadable(e), place=str(path)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise WeightsError(f"is not an index with a weight_map ({type(e).__name__}: {e})", place=str(path)) from None
     found: dict[str, Path] = {}

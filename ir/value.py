@@ -232,7 +232,13 @@ class Value:
         return self._apply("transpose", self, permutation=tuple(permutation))
 
     def split_heads(self, heads: int) -> Value:
-        """[B, S, heads*D] -> [B, S, heads, D]."""
+        """[B, S, heads*D] -> [B, S, heads, D]. Raises OpError where the channels do not split into that many."""
+        what = "" if self.rank == 3 else f"split_heads takes [B, S, heads*D], not {self.type}"
+        channels = self.shape[-1] if self.shape else 0
+        if not what and isinstance(channels, int) and (heads < 1 or channels % heads):
+            what = f"{channels} channels do not split into {heads} heads"
+        if what:
+            raise OpError(what, place=self._place, details=[repr(self)])
         return self.reshape(self.shape[0], self.shape[1], heads, -1)
 
     def merge_heads(self) -> Value:
@@ -312,9 +318,9 @@ class Value:
             raise AttributeError(unknown_method(name, dir(Value)))
 
     def __repr__(self) -> str:
-        label = f"@{self.name}" if self.is_param else f"%{self.name or '?'}"
+        label = f"@{self.name}: " if self.is_param else f"%{self.name}: " if self.name else ""
         origin = f" from {self.producer.op.name} at {self.producer.location}" if self.producer else ""
-        return f"{label}: {self.type}{origin}"
+        return f"{label}{self.type}{origin}"
 
 
 def type_of(value: Value | None) -> TensorType | None:

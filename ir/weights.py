@@ -151,7 +151,7 @@ class Weights(Shown, Mapping[str, Tensor]):
         self,
         folder: str | Path,
         max_shard_bytes: int = 5_000_000_000,
-        done: Callable[[str, int], None] = lambda name, size: None,
+        done: Callable[[str, int], None] | None = None,
     ) -> list[Path]:
         """Write model.safetensors, or shards with their index, into `folder`; gives the files written.
 
@@ -165,7 +165,7 @@ class Weights(Shown, Mapping[str, Tensor]):
         self,
         stage: Stage,
         max_shard_bytes: int = 5_000_000_000,
-        done: Callable[[str, int], None] = lambda name, size: None,
+        done: Callable[[str, int], None] | None = None,
     ) -> list[Path]:
         """`save` as a part of files that appear together; shards of an older checkpoint disappear with them."""
         shards = self._shards(max_shard_bytes)

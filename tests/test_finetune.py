@@ -173,7 +173,7 @@ def test_rows_that_cannot_be_used_are_named(tokenizer: Tokenizer, tmp_path: Path
     path.write_text("\n")
     with pytest.raises(CorpusError, match="has no rows"):
         read_jsonl(path)
-    with pytest.raises(CorpusError, match="cannot be read: No such file"):
+    with pytest.raises(CorpusError, match="there is no such file"):
         read_jsonl(tmp_path / "nothing")
 
 

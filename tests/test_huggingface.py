@@ -243,7 +243,7 @@ def test_folders_without_a_checkpoint_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"is one file of a checkpoint\n  hint: load its folder"):
         load(tmp_path / "config.json")
     for nothing in ("no/such/folder", "./nothing", str(tmp_path / "x.gguf"), "a b"):
-        with pytest.raises(ConfigError, match="does not exist, and is not a hub repository"):
+        with pytest.raises(ConfigError, match="there is no such file or folder, nor a hub repository"):
             load(nothing)
 
 

@@ -405,3 +405,23 @@ def test_a_model_writes_its_parts_by_index() -> None:
     (mine,) = torch.autograd.grad(out.square().sum(), table)
     (theirs,) = torch.autograd.grad(want.square().sum(), table)
     torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda x: x.split_heads(3), r":\d+: 64 channels do not split into 3 heads\n  f32\[B,S,64\] from neg at"),
+        (lambda x: x.split_heads(0), "64 channels do not split into 0 heads"),
+        (lambda x: x[0].split_heads(4), r"split_heads takes \[B, S, heads\*D\], not f32\[S,64\]"),
+        (
+            lambda x: x.reshape(*x.shape[:2], 3, -1),
+            r"64 is not a multiple of 3\n  x: f32\[B,S,64\] from neg at",
+        ),
+        (lambda x: x.reshape(x.shape[0], -1, 48), r"reshape: 64\*S is not a multiple of 48"),
+    ],
+)
+def test_what_does_not_divide_is_said_without_what_cancels(use: Any, said: str) -> None:
+    graph = Graph("g")
+    x = -graph.input("x", tensor(f32, "B", "S", 64))
+    with pytest.raises(OpError, match=said):
+        use(x)

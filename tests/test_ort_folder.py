@@ -218,3 +218,13 @@ def test_damaged_folders_are_refused(built: Callable[[str], Built], tmp_path: Pa
     damage(folder)
     with pytest.raises(error, match=message):
         open_session(folder, threads=1)
+
+
+@pytest.mark.parametrize("place", ["x", "x/y", "../model/x"])
+def test_no_folder_is_built_inside_a_built_one(built: Callable[[str], Built], tmp_path: Path, place: str) -> None:
+    b, folder = built("llama"), tmp_path / "model"
+    shutil.copytree(b.folder, folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(MonographError, match=rf"lies in the built folder {folder}"):
+        build(MODELS["llama"](), None, folder / place)
+    assert sorted(folder.rglob("*")) == before

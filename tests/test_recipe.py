@@ -136,7 +136,7 @@ def test_rows_longer_than_a_table_of_positions_are_refused() -> None:
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
-    with pytest.raises(ConfigError, match=r"r\.toml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"r\.toml: there is no such file"):
         Recipe.read(path)
     path.write_text("[model\n")
     with pytest.raises(ConfigError, match=r"r\.toml: is not TOML: .*line 1"):
@@ -347,8 +347,8 @@ def test_command_refusals(place: Path) -> None:
         (["r.toml", "--set", "train.lenght=3"], r"r.toml: [train] has no field 'lenght', did you mean 'length'?"),
         (["r.toml", "--set", "steps"], "'steps' is not a change"),
         (["r.toml", "--device", "gpu"], "no device is called 'gpu'"),
-        (["none.toml"], "none.toml: cannot be read: No such file or directory"),
-        (["r.toml", "--set", 'data.paths=["no.txt"]'], "no.txt: cannot be read: No such file or directory"),
+        (["none.toml"], "none.toml: there is no such file"),
+        (["r.toml", "--set", 'data.paths=["no.txt"]'], "no.txt: there is no such file"),
         (["r.toml", "--set", "model.config.dims=3"], "unknown key 'dims' = 3"),
     ):
         first, *rest = arguments

@@ -107,7 +107,7 @@ def test_a_model_shows_its_config_and_bytes_without_reading(tmp_path: Path) -> N
             raise AssertionError("read")
 
     assert repr(mg.Model(model.source, model.config, Unread(dict(model.weights)))) == text
-    assert "none yet" in repr(pair()) and "256 in 1.02 KB (2 tensors: f32 2)" in repr(pair())
+    assert "none yet" in repr(pair()) and "256 in 1.0 kB (2 tensors: f32 2)" in repr(pair())
 
 
 def test_configs_are_written_as_python_reads_them() -> None:
@@ -148,13 +148,14 @@ def test_tables_align_and_cut() -> None:
     assert lines[:3] == ["title", "  a          b", "             c"]
     assert len(lines[3]) == 96 and lines[3].endswith("...") and lines[4] == "  a note"
     assert wrapped(["one", "two", "three"], width=10) == "one, two,\nthree"
-    assert [size(n) for n in (0, 999, 1500, 2_340_000, 5e9, 7e12)] == [
-        "0 bytes",
-        "999 bytes",
-        "1.5 KB",
-        "2.34 MB",
-        "5 GB",
-        "7 TB",
+    assert [size(n) for n in (0, 999, 1500, 999_960, 2_340_000, 5e9, 7e12)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "1.0 MB",
+        "2.3 MB",
+        "5.0 GB",
+        "7.0 TB",
     ]
 
 

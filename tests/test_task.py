@@ -193,6 +193,8 @@ def test_families_say_what_they_are_in_fields() -> None:
         "feature-extraction": "BertModel",
         "masked-lm": "BertForMaskedLM",
         "sequence-classification": "BertForSequenceClassification",
+        "token-classification": "BertForTokenClassification",
+        "question-answering": "BertForQuestionAnswering",
     }
     gguf = load_family("llama").gguf
     assert gguf is not None and gguf.names["blk.{}.attn_q"] == "model.layers.{}.self_attn.q_proj"

@@ -262,3 +262,11 @@ def test_constants_keep_the_rounding_of_their_dtype() -> None:
     graph.output("y", graph.input("x", tensor(bf16, 1)).cast(f32) * graph.constant(0.1, bf16).cast(f32))
     y = to_torch(graph)(x=torch.ones(1, dtype=torch.bfloat16))["y"]
     assert y.item() == torch.tensor(0.1).bfloat16().item() != pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("path", ["class.weight", "layers.0.in.weight", "None"])
+def test_a_keyword_of_python_is_no_name_of_a_parameter(path: str) -> None:
+    graph = Graph("g")
+    graph.output("y", graph.param(path, tensor(f32, 2), Init("ones")) + 1)
+    with pytest.raises(LoweringError, match=f"{path} cannot be the name of a parameter .* keyword of Python"):
+        to_torch(graph)

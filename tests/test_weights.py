@@ -372,7 +372,7 @@ def test_an_index_must_agree_with_its_shards(tmp_path):
             with pytest.raises(WeightsError, match=message):
                 Weights.open(tmp_path)
     (tmp_path / first).unlink()
-    with pytest.raises(WeightsError, match=f"{first}: cannot be read: No such file"):
+    with pytest.raises(WeightsError, match=f"{first}: there is no such file"):
         Weights.open(tmp_path)
     index_path.write_text("[]")
     with pytest.raises(WeightsError, match="is not an index with a weight_map"):

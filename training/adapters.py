@@ -108,7 +108,7 @@ class Adapter:
         with stage.open(CONFIG) as f:
             f.write((json.dumps(peft_config(self, model), indent=2, sort_keys=True) + "\n").encode())
         with stage.open(TENSORS) as f:
-            write_file(f, tensors, {"format": "pt", **(metadata or {})}, lambda name, size: None)
+            write_file(f, tensors, {"format": "pt", **(metadata or {})})
 
     @staticmethod
     def load(folder: str | Path) -> Adapter:

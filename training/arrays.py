@@ -17,7 +17,7 @@ from ..data.errors import CorpusError
 from ..frontends.dsl import Model
 from ..frontends.task import LABELS
 from ..ir.dims import bind_dims
-from ..ir.errors import ConfigError, MonographError, did_you_mean
+from ..ir.errors import ConfigError, MonographError, did_you_mean, unreadable
 from ..ir.tensors import Array
 from ..ir.types import TensorType, f32, i64
 
@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, Array]:
     except CorpusError as e:
         raise CorpusError(e.what, place=str(path), hint=e.hint) from None
     except OSError as e:
-        raise CorpusError(f"cannot be read: {e.strerror or e}", place=str(path)) from None
+        raise CorpusError(unreadable(e), place=str(path)) from None
     except (ValueError, EOFError, zipfile.BadZipFile) as e:
         raise CorpusError(f"is damaged: {e}", place=str(path)) from None
 

@@ -20,6 +20,7 @@ from ..ir.errors import MonographError
 from ..ir.files import sync
 from ..ir.manifest import sha256_of, sha256_of_json
 from ..ir.safetensors import write_file
+from ..ir.silent import silent
 from ..ir.tensors import Tensor
 from ..ir.weights import SINGLE, Weights
 from . import sharded
@@ -114,10 +115,10 @@ def seal(folder: Path, state: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with path.open("w+b") as f:
-        write_file(f, tensors, {"format": "pt"}, lambda name, size: None)
+        write_file(f, tensors, {"format": "pt"})
 
 
-def latest(run: Path, note: Callable[[str], None] = lambda text: None) -> Checkpoint:
+def latest(run: Path, note: Callable[[str], None] | None = None) -> Checkpoint:
     """The newest whole checkpoint; `note` is told of newer, damaged ones. Raises TrainingError if none is whole."""
     problems: list[str] = []
     for folder in sorted((run / CHECKPOINTS).glob("step-*"), reverse=True):
@@ -127,7 +128,7 @@ def latest(run: Path, note: Callable[[str], None] = lambda text: None) -> Checkp
             problems.append(str(e))
             continue
         for text in problems:
-            note(f"{text}; going on from step {found.step}")
+            (note or silent)(f"{text}; going on from step {found.step}")
         return found
     raise TrainingError("has no whole checkpoint to go on from", place=str(run), details=problems)
 

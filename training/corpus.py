@@ -19,7 +19,7 @@ from ..data.passages import passage_key, passages, portions
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
-from ..ir.errors import did_you_mean
+from ..ir.errors import did_you_mean, unreadable
 from ..ir.files import staged
 from ..ir.tensors import Array
 
@@ -38,7 +38,7 @@ def read_text(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as e:
-        raise CorpusError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise CorpusError(unreadable(e), place=str(path)) from None
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as e:

@@ -16,7 +16,7 @@ from ..data.errors import CorpusError
 from ..data.tables import is_list, is_table
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
-from ..ir.errors import MonographError
+from ..ir.errors import MonographError, unreadable
 from .ragged import parse
 
 Messages = Sequence[Mapping[str, Any]]
@@ -51,7 +51,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as e:
         raise CorpusError(f"is not UTF-8: {e.reason} in a line after {len(rows)} rows", place=str(path)) from None
     except OSError as e:
-        raise CorpusError(f"cannot be read: {e.strerror}", place=str(path)) from None
+        raise CorpusError(unreadable(e), place=str(path)) from None
     if not rows:
         raise CorpusError("has no rows", place=str(path))
     return rows

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..ir.errors import ConfigError
+from ..ir.silent import silent
 from .errors import TrainingError
 
 LOCK = ".lock"
@@ -23,7 +24,7 @@ _READS = 10
 
 
 @contextlib.contextmanager
-def held(folder: Path, note: Callable[[str], None] = lambda text: None) -> Generator[None]:
+def held(folder: Path, note: Callable[[str], None] | None = None) -> Generator[None]:
     """Keep every other process out of the folder of a run, which is made if it is not there, until the block ends.
 
     A thread that holds it may ask again. note: told where the file system has no locks; then nothing is kept out.
@@ -33,7 +34,7 @@ def held(folder: Path, note: Callable[[str], None] = lambda text: None) -> Gener
     lock = FileLock(path, blocking=False, is_singleton=True, on_acquired=_sign)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
-        _take(lock, folder, note)
+        _take(lock, folder, note or silent)
         yield
     finally:
         # Only the holder removes the file, and before it lets go: whoever has it open then notices and makes another.

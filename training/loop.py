@@ -19,6 +19,7 @@ from ..frontends.dsl import Model
 from ..frontends.given import model_of
 from ..frontends.own import check_not_reading
 from ..ir.errors import ConfigError
+from ..ir.silent import silent
 from .checkpointing import Checkpointer, DataDigests
 from .errors import TrainingError
 from .evaluator import Evaluator, Metrics
@@ -47,7 +48,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
-    observe: Callable[[Step], None] = lambda step: None,
+    observe: Callable[[Step], None] | None = None,
     metrics: Metrics | None = None,
     **settings: Any,
 ) -> Model:
@@ -78,13 +79,13 @@ def drive(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
-    observe: Callable[[Step], None] = lambda step: None,
+    observe: Callable[[Step], None] | None = None,
 ) -> Tuned:
     """Do the steps of a run and show them; gives what was trained."""
     check_not_reading("a model is trained")
     shown = progress and run.world.first
     with Display(run.settings.steps, shown) as display, contextlib.ExitStack() as stack:
-        note = display.note if run.world.first else _silent
+        note = display.note if run.world.first else silent
         stack.callback(run.world.close)
         _lock(run, stack, note)
         stack.enter_context(_told(run))
@@ -96,12 +97,8 @@ def drive(
         run.stop = stack.enter_context(stoppable())
         for step in run:
             display.show(step)
-            observe(step)
+            (observe or silent)(step)
         return run.finish(note)
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _lock(run: Run, stack: contextlib.ExitStack, note: Callable[[str], None]) -> None:
@@ -171,7 +168,7 @@ class Run:
 
     # -- beginning and end -----------------------------------------------------------------------------------------
 
-    def begin(self, resume: bool, note: Callable[[str], None] = _silent) -> None:
+    def begin(self, resume: bool, note: Callable[[str], None] = silent) -> None:
         """Begin anew or, with `resume`, where the run in the folder stopped, if it got as far as a checkpoint.
 
         Raises ConfigError if the folder holds another run that a new one would replace.
@@ -193,7 +190,7 @@ class Run:
             hint = "go on with --resume (in Python, resume=True), or take another folder"
             raise ConfigError(what, place=str(self.folder), hint=hint)
 
-    def finish(self, note: Callable[[str], None] = _silent) -> Tuned:
+    def finish(self, note: Callable[[str], None] = silent) -> Tuned:
         """What was trained; from its folder if it has one, where it is written first, with the plot."""
         result = self.kept.finish()
         if self.log is not None and self.folder is not None:

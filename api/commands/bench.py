@@ -16,8 +16,8 @@ from .options import FamilyOption, ModelArgument, RandomOption
 @command
 def bench(
     model: ModelArgument,
-    prompt: Annotated[int, typer.Option(help="tokens of the prompt")] = 128,
-    new_tokens: Annotated[int, typer.Option(help="tokens generated after it")] = 32,
+    prompt: Annotated[int | None, typer.Option(help="tokens of the prompt; none: 128, or what fits")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="tokens generated after it; none: 32, or what fits")] = None,
     rounds: Annotated[int, typer.Option(help="of which the median counts; variants take turns")] = 5,
     threads: Annotated[int | None, typer.Option(help="none: all cores")] = None,
     family: FamilyOption = None,

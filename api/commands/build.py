@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ..backends.target import meant
 from ..building import TARGETS, write_export
 from ..building import build as build_model
-from ..console import Json, command, human_bytes, out, print_json, progress, table
+from ..console import Json, command, out, print_json, progress, table
 from ..frontends.dsl import Model
 from ..ir import MonographError
-from ..ir.errors import did_you_mean
+from ..ir.display import size
 from ..machine import peak_memory
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, targets
@@ -48,7 +49,7 @@ def build(
     """Build a model: the peak-memory bound is printed before it starts, the measured peak after."""
     if target not in TARGETS:
         raise MonographError(
-            f"no target is called {target!r}{did_you_mean(target, TARGETS)}", hint=f"known: {', '.join(TARGETS)}"
+            f"no target is called {target!r}{meant(target, TARGETS)}", hint=f"known: {', '.join(TARGETS)}"
         )
     if layout is not None:
         target = _portable(layout, target)
@@ -60,7 +61,7 @@ def build(
     def announce(bound: int) -> None:
         report["bound_bytes"] = bound
         if not json_output:
-            out().print(f"{loaded.name}: at most {human_bytes(bound)} of memory (300 MB + 3 x the largest tensor)")
+            out().print(f"{loaded.name}: at most {size(bound)} of memory (300 MB + 3 x the largest tensor)")
 
     report: dict[str, Any] = {"target": target, "folder": folder}
     with progress(json_output) as bars:
@@ -154,7 +155,7 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
     within = "within" if peak <= bound else "ABOVE"
     console.print(
         f"wrote {report['folder']} for {report['target']} in {report['dtype']}, {report['seconds']:.1f} s, "
-        f"peak memory {human_bytes(peak)}, {within} the bound"
+        f"peak memory {size(peak)}, {within} the bound"
     )
     if "check" in report:
         rows = report["check"]["rows"]
@@ -170,8 +171,8 @@ def _notes(report: Mapping[str, Any], explain: bool) -> list[str]:
     lines: list[str] = []
     if report.get("slots"):
         most = f" at {report['positions']} tokens" if report["positions"] else ""
-        size = human_bytes(report["state_bytes"])
-        lines.append(f"remembers {len(report['slots'])} slots, {size} a row{most}")
+        kept = size(report["state_bytes"])
+        lines.append(f"remembers {len(report['slots'])} slots, {kept} a row{most}")
     if report.get("alone"):
         lines.append(f"with a mask, rows of different lengths run one by one: {report['alone']}")
     if lost := report["through_float"]:

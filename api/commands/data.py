@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from ..console import Json, command, human_bytes, out, print_json, progress, table
+from ..console import Json, command, out, print_json, progress, table
 from ..ir import MonographError
+from ..ir.display import size
 from ..ir.errors import did_you_mean
 
 ENGINES = ("local", "ray")
@@ -96,7 +97,7 @@ def _print(report: dict[str, Any], run: Path) -> None:
         out().print(table("removed or changed", rows))
     out().print(table("shards", [{"split": s, **row} for s, row in report["splits"].items()]))
     out().print(
-        f"{read['documents']:,} documents read ({human_bytes(read['text_bytes'])}), "
+        f"{read['documents']:,} documents read ({size(read['text_bytes'])}), "
         f"{report['cleaned']['documents']:,} clean, {duplicates['exact']:,} exact and {duplicates['near']:,} "
         f"near-duplicates; {sum(report['seconds'].values()):,.0f} s of work"
     )

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import Json, command, human_bytes, out, print_json, table, working
+from ..console import Json, command, out, print_json, table, working
+from ..ir.display import size
 from ..machine import cores, cpu_name, has_torch, measure, memory_bytes
 
 PACKAGES = (
@@ -161,7 +162,7 @@ def _floats(table: Any, domain: str, op: str) -> str:
 
 def _print(facts: dict[str, Any]) -> None:
     console = out()
-    console.print(f"{facts['cpu']}, {facts['cores']} cores, {human_bytes(facts['memory_bytes'])} memory")
+    console.print(f"{facts['cpu']}, {facts['cores']} cores, {size(facts['memory_bytes'])} memory")
     console.print(f"{facts['system']}, Python {facts['python']}")
     console.print(table("packages", [{"package": k, "version": v} for k, v in facts["packages"].items()]))
     torch = facts["torch"]

@@ -13,7 +13,7 @@ import numpy as np
 from ..console import out, print_json, table
 from ..inference.engine import Engine
 from ..inference.predict import softmax
-from ..ir.errors import ConfigError, RuntimeInputError
+from ..ir.errors import ConfigError, RuntimeInputError, unreadable
 from ..ir.files import staged
 from ..ir.tensors import Array
 
@@ -73,7 +73,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"cannot be read: {e}", place=str(path)) from None
+        raise ConfigError(unreadable(e), place=str(path)) from None
 
 
 def _json(text: str, place: str) -> Any:

@@ -81,6 +81,6 @@ def _report(recipe: Any, folder: Path, *, resume: bool, tensorboard: bool, json_
         return
     sizes = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in done.sizes.items())
     out().print(f"data: {sizes}", markup=False)
-    for line in filter(None, [str(measured[-1]) if measured else "", *done.lines()]):
+    for line in filter(None, [*done.notes, str(measured[-1]) if measured else "", *done.lines()]):
         out().print(line, markup=False)
     out().print(f"wrote {folder} in {done.seconds:,.0f} s", markup=False)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..console import human_bytes
 from ..ir import Graph, MonographError
+from ..ir.display import size
 from ..ir.files import staged
 from .architecture import architecture
 from .blocks import Architecture, Block
@@ -86,7 +86,7 @@ class Picture:
     def _lines(self) -> list[str]:
         dtypes = sorted({str(p.dtype) if p.type.encoding is None else str(p.type.encoding).split("(")[0]
                          for p in self.found.graph.params.values()})  # fmt: skip
-        first = f"{number(self.parameters)} parameters, {human_bytes(self.bytes)}"
+        first = f"{number(self.parameters)} parameters, {size(self.bytes)}"
         return [f"{first} ({', '.join(dtypes)})" if dtypes else first]
 
     def _texts(self, drawn: Drawn) -> list[tuple[str, float]]:
@@ -96,7 +96,7 @@ class Picture:
         lines = [(text, DETAIL) for text in block.details]
         if block.params:
             counts = sorted({b.count for b in drawn.members})
-            lines.append((f"{number(counts[-1])} · {human_bytes(max(map(self._bytes, drawn.members)))}", SMALL))
+            lines.append((f"{number(counts[-1])} · {size(max(map(self._bytes, drawn.members)))}", SMALL))
         if any(v in block.params for b in drawn.members[1:] for v in b.tied):
             lines.append(("one for all layers", SMALL))
         if block.tied and len(drawn.members) == 1:
@@ -117,7 +117,7 @@ class Picture:
         blocks = [b for d in blocks_in(frame.items) for b in d.members]
         count = sum(b.count for b in blocks)
         if count:
-            lines += [(number(count), SMALL), (human_bytes(sum(map(self._bytes, blocks))), SMALL)]
+            lines += [(number(count), SMALL), (size(sum(map(self._bytes, blocks))), SMALL)]
         return lines
 
     def _description(self) -> str:

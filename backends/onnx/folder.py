@@ -18,6 +18,7 @@ from ...frontends.pooling import TENSORS as POOLING_TENSORS
 from ...frontends.pooling import Pooling
 from ...frontends.task import TOKEN_TYPES
 from ...frontends.tokenizer import read_json
+from ...ir.errors import MonographError
 from ...ir.files import Stage
 from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
@@ -119,6 +120,13 @@ def foreign(folder: Path) -> str:
     if (folder / CONTRACT).exists() or any(_ours(p) for p in folder.rglob("*.onnx")):
         return ""
     return "holds files, but no model that was built here; they would be deleted"
+
+
+def check_outside(folder: Path) -> None:
+    """Raises MonographError for a folder inside a built one, whose next build would find it there."""
+    above = next((p for p in folder.resolve().parents if (p / CONTRACT).is_file()), None)
+    if above is not None:
+        raise MonographError(f"lies in the built folder {above}", place=str(folder), hint="give a folder beside it")
 
 
 def _strange(folder: Path) -> list[Path]:

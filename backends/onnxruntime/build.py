@@ -18,12 +18,13 @@ from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import check_writable, whole
 from ...ir.graph import Graph
 from ...ir.manifest import seal
+from ...ir.silent import silent
 from ...ir.slots import TOKENS
 from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
-from ..onnx.folder import foreign, write_companions, write_text
+from ..onnx.folder import check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
 from ..onnx.rewrites import AS_IT_IS
@@ -90,7 +91,7 @@ def build(
     max_positions: int | None = None,
     strict: bool = False,
     dump: Path | None = None,
-    announce: Callable[[int], None] = lambda bound: None,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write a folder that `open` serves; gives the report, prints nothing.
@@ -104,9 +105,9 @@ def build(
     has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
-    check_writable(folder, foreign)
+    check_outside(check_writable(folder, foreign))
     report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
-    announce(report.bound)
+    (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())

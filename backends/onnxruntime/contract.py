@@ -12,7 +12,7 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ...frontends.task import LOGITS, TOKEN_TYPES
 from ...ir.documents import parse_json, read_text
-from ...ir.errors import ConfigError, MonographError
+from ...ir.errors import ConfigError, MonographError, unreadable
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
 from ..onnx.metadata import slot_json, stream_json
@@ -87,7 +87,7 @@ class Contract:
         try:
             said: Any = parse_json(read_text(path))
         except OSError as e:
-            raise ConfigError(f"cannot be read: {e.strerror}", place=str(path)) from None
+            raise ConfigError(unreadable(e), place=str(path)) from None
         except ValueError as e:
             raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
         given = cast("dict[str, Any]", said) if isinstance(said, dict) else {"version": type(said).__name__}

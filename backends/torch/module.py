@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ class Trainable(fx.GraphModule):
 def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool) -> None:
     """Put a tensor at a dotted path, making the modules on the way. Raises LoweringError if the path is taken."""
     *owners, name = path.split(".")
+    if taken := next(filter(keyword.iskeyword, path.split(".")), None):
+        what = f"{path} cannot be the name of a parameter in PyTorch: {taken!r} is a keyword of Python"
+        raise LoweringError(what, hint=f"call the layer otherwise, such as {taken}_proj")
     try:
         for part in owners:
             if not isinstance(getattr(module, part, None), nn.Module):
@@ -207,7 +211,7 @@ def save_state(
     module: nn.Module,
     folder: str | Path,
     max_shard_bytes: int = 5_000_000_000,
-    done: Callable[[str, int], None] = lambda name, size: None,
+    done: Callable[[str, int], None] | None = None,
 ) -> list[Path]:
     """Write the parameters as safetensors that Hugging Face libraries read; tied weights once. See Weights.save."""
     return state_of(module).save(folder, max_shard_bytes, done)

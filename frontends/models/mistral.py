@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
+from ..harmless import CACHE, keys
 from ..layers import attention, gated_feed_forward, rotary
 from ..rope import rope_settings
 
@@ -25,6 +26,8 @@ class Mistral(Config):
     window: int | None = key("sliding_window", 4096)
     tied: bool = key("tie_word_embeddings", False)
     activation: str = key("hidden_act", "silu")
+
+    noted = keys(CACHE, "layer_types")
 
     @property
     def width(self) -> int:

@@ -8,7 +8,7 @@ from ...ir import ops
 from ...ir.weights import Weights
 from ..dsl import Checkpoint, Config, Scope, Value, key, key_mask, model
 from ..experts import by_expert, routed, router
-from ..harmless import LOSS, keys
+from ..harmless import CACHE, LOSS, keys
 from ..layers import attention, like, rotary
 from ..rope import rope_settings
 
@@ -38,6 +38,7 @@ class Mixtral(Config):
     noted = {
         **keys(LOSS, "output_router_logits router_aux_loss_coef"),
         **keys("noise in the choice of experts, which only training adds", "router_jitter_noise"),
+        **keys(CACHE, "layer_types"),
     }
 
 

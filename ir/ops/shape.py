@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +27,11 @@ def _merged_reshapes(node: Node) -> Value | None:
     return reshape(inner.value("x"), shape=node.attributes["shape"]) if inner else None
 
 
+def _without(shape: Iterable[DimLike], kept: Counter[Dim]) -> DimLike:
+    """The product of dimensions, but for those that are kept."""
+    return product((Counter(shape) - kept).elements())
+
+
 class Reshape(Op):
     """The same elements of x [...] in another shape; one -1 stands for what is left."""
 
@@ -36,8 +43,9 @@ class Reshape(Op):
         if -1 not in shape:
             return {"shape": shape}
         check(shape.count(-1) == 1, f"shape [{_show(shape)}] has {shape.count(-1)} dimensions that are -1")
-        known = product(d for d in shape if d != -1)
-        return {"shape": tuple(exact_div(x.type.elements, known) if d == -1 else d for d in shape)}
+        kept = Counter(d for d in x.shape if isinstance(d, Dim)) & Counter(d for d in shape if isinstance(d, Dim))
+        left = exact_div(_without(x.shape, kept), _without((d for d in shape if d != -1), kept))
+        return {"shape": tuple(left if d == -1 else d for d in shape)}
 
     def infer(self, x: Value, *, shape: Shape) -> TensorType:
         check(all(isinstance(d, Dim) or d >= 0 for d in shape), f"shape [{_show(shape)}] has a negative dimension")

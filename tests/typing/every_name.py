@@ -87,4 +87,13 @@ def everything(model: mg.Model, folder: Path) -> None:
     sample = engine.generate("The for statement", max_new_tokens=40)
     parity, speed = mg.verify(trained, engine), mg.bench(trained, rounds=1)
     assert_type(sample.text, str)
+    opened = mg.open(folder / "cpu")
+    assert_type(opened, mg.Engine)
+    print(opened.generate("The for statement", max_new_tokens=4))
+    rows = mg.Instructions.read(trained.tokenizer, folder / "rows.jsonl") if trained.tokenizer else None
+    if rows is not None:
+        print(mg.finetune(trained, rows, lora=mg.Lora(rank=4), steps=2, folder=folder / "adapter").adapter)
+        print(mg.Adapter.load(folder / "adapter").merged(trained), mg.distill(trained, model, rows, steps=1).model)
+    if trained.tokenizer is not None:
+        print(mg.dpo(trained, mg.Preferences.read(trained.tokenizer, folder / "pairs.jsonl"), steps=1).model)
     print(sample.text, parity.passed, [row.decode for row in speed.rows])

@@ -20,6 +20,7 @@ from ...ir.cost import at, flops_of
 from ...ir.errors import ConfigError, did_you_mean
 from ...ir.files import staged
 from ...ir.graph import Graph
+from ...ir.silent import silent
 from ...ir.slots import TOKENS
 from ...ir.types import Dim, DimLike
 from ...passes import pipelines
@@ -115,8 +116,8 @@ def compare(
     *,
     folder: str | Path | None = None,
     progress: bool = True,
-    begin: Callable[[str], None] = lambda name: None,
-    observe: Callable[[str, Step], None] = lambda name, step: None,
+    begin: Callable[[str], None] | None = None,
+    observe: Callable[[str, Step], None] | None = None,
 ) -> list[Result]:
     """Train each model on `corpus` and measure it; results in the order of `names`.
 
@@ -134,12 +135,12 @@ def compare(
     models = {name: sized(name, corpus.vocab, settings.parameters) for name in names if name != NGRAM}
     results: list[Result] = []
     for name in names:
-        begin(name)
+        (begin or silent)(name)
         into = None if folder is None else Path(folder) / name
         if name == NGRAM:
             results.append(_ngram(corpus, settings, into))
         else:
-            results.append(_neural(name, models[name], corpus, settings, into, progress, observe))
+            results.append(_neural(name, models[name], corpus, settings, into, progress, observe or silent))
     return results
 
 

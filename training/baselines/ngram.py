@@ -172,7 +172,7 @@ class NGram:
         config = {"model_type": KIND, "order": self.order, "vocab_size": self.vocab}
         with staged(folder) as stage:
             with stage.open(SINGLE) as f:
-                write_file(f, Weights.of(arrays), {"format": "pt"}, lambda name, size: None)
+                write_file(f, Weights.of(arrays), {"format": "pt"})
             with stage.open("config.json") as f:
                 f.write(json.dumps(config, indent=2).encode())
             if self.tokenizer is not None:
