@@ -124,9 +124,10 @@ def bench(
     threads = threads or cores()
     observe("measuring the machine")
     ceilings = measure(threads)
-    if not model.task.generates or model.task.separated:
+    stream = model.task.stream
+    if stream is None or not model.task.generates or model.task.separated:
         return _calls(model, prompt or PROMPT, rounds, threads, ceilings, observe)
-    known = min(100, rows_indexed(model.graph().inputs[model.task.stream.ids]))
+    known = min(100, rows_indexed(model.graph().inputs[stream.ids]))
     prompt, new_tokens = lengths_of(model, prompt, new_tokens)
     with tempfile.TemporaryDirectory(prefix="monograph-") as folder:
         observe("building")

@@ -27,7 +27,7 @@ def _merged_reshapes(node: Node) -> Value | None:
     return reshape(inner.value("x"), shape=node.attributes["shape"]) if inner else None
 
 
-def _without(shape: Iterable[DimLike], kept: Counter[Dim]) -> DimLike:
+def _without(shape: Iterable[DimLike], kept: Counter[DimLike]) -> DimLike:
     """The product of dimensions, but for those that are kept."""
     return product((Counter(shape) - kept).elements())
 
