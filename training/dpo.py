@@ -97,6 +97,7 @@ class Preferences:
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     @property
@@ -111,6 +112,7 @@ class Preferences:
             yield _pad([pairs[i] for i in chosen])
 
     def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
+        """Every held-out row once, in order."""
         pairs = _usable(self.held_out_pairs, length)
         for i in range(0, len(pairs), batch):
             yield _pad(pairs[i : i + batch])
