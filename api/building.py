@@ -104,13 +104,13 @@ def export(
 ) -> Path:
     """Write a folder with the ONNX model, its config and its tokenizer; gives the folder.
 
-    target: only "onnx", standard ops for any runtime (`build` makes those of ONNX Runtime). opset: None for the
-    layout's, or 23. layout: "optimum", "genai" or "web" (transformers.js), as that client wants files and names (None:
-    as `docs/state.md` says). Weights are written tensor by tensor, never all in memory. dump: folder for the text of
-    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The folder
-    appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a folder that holds
-    other files, an unknown target, missing weights, an op that the target cannot say, or a model that the client of
-    the layout has no class for.
+    target: only "onnx", standard ops for any runtime (`build` uses those of ONNX Runtime, too). opset: None: that of
+    the layout, or 23. layout: "optimum", "genai" or "web" (transformers.js) for the files and names that this client
+    expects (None: those of `docs/folder.md`). Weights are written tensor by tensor, never all in memory. dump: folder
+    for the text of each graph after every pass. announce(bytes): called once with the most memory that writing may
+    take. The folder appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a
+    folder that holds other files, an unknown target, missing weights, an op that the target cannot express, or a model
+    that the client of the layout has no class for.
     """
     if target != "onnx":
         hint = "known: onnx; mg.build(model, folder, target=...) builds for ONNX Runtime on cpu or cuda"
@@ -179,7 +179,7 @@ def build(
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Build for ONNX Runtime; gives an engine that generates, embeds or runs, with the report of the build.
+    """Build a model for ONNX Runtime; gives an engine that generates, embeds or runs, with a report of the build.
 
     folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
     "cuda". max_positions: most tokens a row may have (None: what the config says). strict: fail unless every attention

@@ -105,11 +105,11 @@ def verify(
 
     torch: compare PyTorch, too, where it is installed. cases: masks, batches and lengths (None: CASES and CHUNKS).
     built: an engine or the folder of one, or the folder of a portable export; None makes both in a temporary folder.
-    `ort` is one call through the mask guard. `ort session` reads prompts and steps over buffers, `ort chunks` several
-    tokens at a time behind prompts; these are compared with each row alone. Cases with a past run as a prompt and
-    what comes behind it. Masks are those that the model can be told. All outputs are compared. Where products multiply
-    by activations in 8 bits, `ort 8-bit` runs them so, within ROUNDED, and the other ways in float. observe: told what
-    runs. Raises WeightsError for a model without weights.
+    `ort` is one call, with the graph chosen by the mask. `ort session` reads a prompt and then single tokens, `ort
+    chunks` several tokens at a time after a prompt; both are compared with each row alone. Cases with a past run as a
+    prompt and the tokens after it. Masks are those that the inputs of the model can express. All outputs are compared.
+    If products round activations to 8 bits, `ort 8-bit` runs them so, with the tolerance ROUNDED, and the other rows
+    run in float. observe: called with what runs. Raises WeightsError for a model without weights.
     """
     model, observe = once(model_of(model, "verify")), observe or silent
     cases = [*CASES, *CHUNKS] if cases is None else cases

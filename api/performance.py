@@ -110,10 +110,10 @@ def bench(
     threads: int | None = None,
     observe: Callable[[str], None] | None = None,
 ) -> Benchmark:
-    """Tokens per second of a model on ONNX Runtime: taken apart, in standard ops, and fused for the CPU.
+    """Measure tokens per second on ONNX Runtime of three variants: decomposed, in standard ops, and fused for the CPU.
 
-    Each round opens every variant in turn, alone, runs it once to warm up and once for the clock: a prompt of
-    `prompt` tokens and `new_tokens` steps, batch 1. Of a model that does not continue a text one call is timed, on
+    Each round opens every variant in turn, alone, and runs it once to warm up and once with the clock: a prompt of
+    `prompt` tokens and `new_tokens` steps, batch 1. For a model that does not generate text, one call is timed, on
     random inputs whose open lengths are all `prompt`, in standard ops and fused. threads: None takes all cores. The
     runtime's own optimizer is on for all. Where it is not said, a prompt has 128 tokens, behind which there are 32
     steps, or as many as the model has positions for. Raises WeightsError for a model without weights, and

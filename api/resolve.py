@@ -24,15 +24,15 @@ HELP = (
 
 
 def load(source: object, *, tokenizer: bool = True, family: Family | None = None, task: str | None = None) -> Model:
-    """The model that `source` says; a Model is given back as it is, and a Family makes one with its defaults.
+    """Load the model that `source` names; a Model is returned as it is, and a Family makes one with its defaults.
 
     source: a Hugging Face folder, the folder of a run, a .gguf file, a config.json (structure only), FILE.py or
     FILE.py:NAME, a hub repository such as "org/name", or the name of an asset such as "smollm2". Only structure is
     read; tensors come when asked for. What lies on disk wins over a repository or an asset of the same name. A .py file
     is run, and so is the one that the folder of a run keeps of its own model.
-    family: a model of your own that was saved to the folder; others are found by the model_type they have.
-    task: which head, where the family has several (None: the one the checkpoint has).
-    Raises MonographError naming the file, and NotAModelError for what is no model.
+    family: the family of a model of your own that is stored in the folder; built-in families are found by model_type.
+    task: which head, if the family has several (None: that of the checkpoint).
+    Raises MonographError naming the file, and NotAModelError for something that is not a model.
     """
     if isinstance(source, (Model, Family)):
         return source if isinstance(source, Model) else source()

@@ -32,7 +32,7 @@ MOST_LAYERS = 4096
 class Config:
     """Base of a family's configuration; subclasses are frozen dataclasses with only their own fields.
 
-    Itself it is the config of a model that has nothing to set.
+    Used directly, it is the config of a model without settings.
     """
 
     noted: ClassVar[Mapping[str, str]] = {}
@@ -59,14 +59,14 @@ class Config:
 
     @classmethod
     def needed(cls) -> tuple[str, ...]:
-        """Those of them that have no value of their own where they are left out."""
+        """The names of those that have no default."""
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         nothing = dataclasses.MISSING
         return tuple(f.metadata.get("hf", f.name) for f in fields if f.default is nothing is f.default_factory)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], place: str = "") -> Self:
-        """The config that these settings say, by the names in config.json. Raises ConfigError listing every unknown
+        """Make the config from settings under their names in config.json. Raises ConfigError listing every unknown
         key, missing key and wrong type."""
         entries = Entries(settings, place)
         values = cls.taken(entries)
@@ -78,9 +78,9 @@ class Config:
     def taken(
         cls, entries: Entries, renamed: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Values of fields by their names, as far as they are said; problems are in `entries`.
+        """Values of the fields that are given, by field name; problems are collected in `entries`.
 
-        renamed: {another key: the key of a field that it means}; where both are said, the other one counts, as in the
+        renamed: {another key: the key of a field that it means}; if both are given, the other key wins, as in the
         reference implementation. defaults: for fields without one, by their keys.
         """
         hints, values = typing.get_type_hints(cls), dict[str, Any]()
@@ -107,7 +107,7 @@ class Config:
 
     @classmethod
     def note_harmless(cls, entries: Entries) -> None:
-        """Account for the keys of which it is known here that they change nothing, or that others read them."""
+        """Account for keys that are known to change nothing, or that other code reads."""
         for key in entries.left:
             if key in FOLLOWED:
                 entries.use(key)
@@ -120,11 +120,11 @@ class Config:
 
     @classmethod
     def of(cls, **settings: Any) -> Self:
-        """The config with these values for its fields. Raises ConfigError as `from_dict` does."""
+        """Make the config from values of its fields. Raises ConfigError as `from_dict` does."""
         return cls(**cls._checked(settings))
 
     def changed(self, **changes: Any) -> Self:
-        """The same with other values for some of its fields. Raises ConfigError for a field or a type that is not."""
+        """A copy with other values for some fields. Raises ConfigError for an unknown field or a wrong type."""
         self._checked({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **changes})  # type: ignore[arg-type]
         return dataclasses.replace(self, **changes)  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
 

@@ -127,8 +127,8 @@ class Source(Protocol):
 class Family(Shown):
     """A model definition: the function, its config class and its task. Call it with a config to get a Model.
 
-    std: standard deviation of initial weights. checkpoint, gguf: how it is stored (gguf None: it is not read from
-    GGUF). loss: what training makes small, from the outputs by name and inputs (None: what its task says).
+    std: standard deviation of initial weights. checkpoint, gguf: how it is stored (gguf None: it cannot be read from
+    GGUF). loss: the function of outputs and inputs that training minimizes (None: the loss of its task).
     """
 
     name: str
@@ -141,7 +141,7 @@ class Family(Shown):
     loss: Callable[..., Any] | None = None
 
     def table(self) -> Table:
-        """Task, inputs, fields of the config with their defaults, and where the function stands."""
+        """Task, inputs, fields of the config with their defaults, and file and line of the function."""
         return family_table(self)
 
     def __call__(self, config: Config | None = None, weights: Weights | None = None, **settings: Any) -> Model:
@@ -254,8 +254,8 @@ def model(
 
     Parameters after `c` are inputs, by their names in the task. It returns the main output, or a dict of outputs.
     std: standard deviation of initial weights. name: of the family, where it is not the function's. checkpoint, gguf:
-    how its weights are stored. loss: `def loss(outputs, target, ...)` gives what training makes small (of several
-    numbers their mean), from the dict of outputs and from inputs of the task by name, which the model itself need not
+    how its weights are stored. loss: `def loss(outputs, target, ...)` gives what training minimizes (of several
+    numbers the mean), from the dict of outputs and from inputs of the task by name, which the model itself need not
     take, or `labels`. Raises MonographError for an unknown task or input.
     """
     contract, stored = task_of(task), checkpoint or Checkpoint()
@@ -297,10 +297,10 @@ def _config_of(function: Callable[..., Any], task: Task) -> type[Config]:
 
 @dataclass(repr=False)
 class Model(Shown):
-    """What makes a graph, with its config, and weights once it has been loaded or trained.
+    """A family or program with a config, and with weights once it has been loaded, trained or initialized.
 
-    source: a family, or a program of another kind. folder: where tokenizer and other files of the checkpoint lie, if
-    it came from one. notes: what its files say that changes nothing here, each with the reason.
+    source: the family or program that makes the graph. folder: of the checkpoint it came from, with the tokenizer and
+    other files. notes: entries of these files that change nothing here, each with the reason.
     """
 
     source: Source
@@ -317,12 +317,12 @@ class Model(Shown):
 
     @property
     def name(self) -> str:
-        """That of the family or program."""
+        """The name of the family or program."""
         return self.source.name
 
     @property
     def task(self) -> Task:
-        """The contract around the model: names and types of what goes in and comes out."""
+        """The task of the model: names and types of its inputs and outputs."""
         return self.source.task
 
     @property

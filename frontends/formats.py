@@ -12,16 +12,16 @@ from .buffers import Buffer
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How the Hugging Face checkpoints of a family, or of one of its heads, are written.
+    """How Hugging Face checkpoints of a family, or of one of its heads, are stored.
 
-    architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: how
-    names of tensors end in old files => how they end now. prefix: what checkpoints of a model with a head write before
-    the names of the model inside it. heads: parameters that belong to one task: models for another leave them, or begin
-    them anew. unused: tensors that may be there and are not needed, with the reason, or what says whether they follow
-    from the config. tied: tensors of the output layer, which are not stored where it is tied, and the tensors that they
-    equal. copies: others that may be there, and the tensors that they must equal. from_weights: keys of config.json
-    that say whether there is a tensor of that pattern. layout: brings the other forms in which the tensors are stored
-    into that of the graph.
+    architecture: the name in `architectures` of config.json. also: other names that are read as this one. old: old
+    ending of tensor names => new ending. prefix: what comes before the names of the base model in checkpoints of a
+    model with a head. heads: parameters that belong to one task; models for another task ignore or reinitialize them.
+    unused: tensors that may be present and are not needed, with the reason, or a function that checks that they follow
+    from the config. tied: tensors of the output layer, which are not stored if it is tied, and the tensors that they
+    equal. copies: other tensors that may be present, and those that they must equal. from_weights: keys of config.json
+    that follow from whether a tensor of that pattern is present. layout: converts tensors that are stored in another
+    form to that of the graph.
     """
 
     architecture: str = ""
@@ -38,11 +38,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class GGUF:
-    """How a family is written in GGUF.
+    """How a family is stored in GGUF.
 
-    names: module name there => checkpoint module name. permuted: projections whose rows are stored in interleaved
-    rotary order, with the config field that counts their heads. added: patterns of checkpoint names whose tensors are
-    stored with a number added to them. unsaid: settings of config.json that follow from those that GGUF stores.
+    names: module name in GGUF => module name in the checkpoint. permuted: projections whose rows are stored in
+    interleaved rotary order, with the config field that counts their heads. added: patterns of checkpoint names whose
+    tensors are stored with a number added to them. unsaid: settings of config.json that follow from those that GGUF
+    stores.
     """
 
     names: Mapping[str, str] = field(hash=False)

@@ -31,9 +31,10 @@ def not_loadable(given: object) -> NotAModelError:
 
 
 def init(model: Model | Family, seed: int = 0, **settings: Any) -> Model:
-    """The model with random weights drawn by `seed`, to try an architecture before it is trained.
+    """A model with random weights drawn by `seed`, to try an architecture before it is trained.
 
-    model: one that exists, whose own weights are left alone, or a family, with `settings` for the fields of its config.
+    model: a model, which keeps its own weights (a copy gets the random ones), or a family, with `settings` for the
+    fields of its config.
     Raises NotAModelError for anything else, ConfigError for settings that do not fit.
     """
     made = model(**settings) if isinstance(model, Family) else model_of(model, "init")

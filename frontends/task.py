@@ -39,14 +39,14 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, repr=False)
 class Task(Shown):
-    """What goes into a model and what comes out.
+    """Names and types of what a model takes and gives.
 
     inputs: type by name, such as {"input_ids": "i64[B,S]"}; a model takes those that its function names. Float types
     follow the dtype of the graph, and a dimension called like a field of the config is that number. output: name for
-    a model function that returns one value, and the main one of several. stream: the tokens that are read one after
-    another, or made (None: those of the ecosystem's names, if `inputs` has them). source: the tokens that an encoder
-    reads before. zeros: inputs along the tokens that are 0 where they are left out. generates: the stream is
-    continued from what was read. by_column: positions count columns, padding too, as encoders do.
+    a model function that returns one value, and the main one of several. stream: the tokens that the model reads or
+    generates one after another (None: `input_ids` and the other usual names, if `inputs` has them). source: the tokens
+    that an encoder reads first. zeros: inputs along the tokens that are 0 if they are left out. generates: the model
+    continues the stream. by_column: positions count columns, padding too, as encoders do.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Task(Shown):
             raise MonographError(f"task {self.name!r} generates, but none of its inputs is a stream of tokens")
 
     def table(self) -> Table:
-        """Inputs with their types and what they are for, and what comes out."""
+        """Inputs with their types and roles, and the outputs."""
         from .shown import task_table
 
         return task_table(self)
@@ -94,16 +94,16 @@ class Task(Shown):
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """All tokens that are read: those of an encoder first."""
+        """All streams that the model reads: that of an encoder first."""
         return tuple(s for s in (self.source, self.stream) if s is not None)
 
     @property
     def separated(self) -> bool:
-        """Whether an encoder reads something first, which the stream then looks at: an encoder-decoder."""
+        """Whether it is an encoder-decoder: an encoder reads an input first, and the stream attends to it."""
         return self.stream is not None and self.stream.length != TOKENS.length
 
     def role(self, name: str) -> Role:
-        """What the input of that name is for."""
+        """The role of the input of that name."""
         for stream in self.streams:
             for role, own in zip((Role.ids, Role.mask, Role.positions), stream.names, strict=True):
                 if name == own:
@@ -111,9 +111,9 @@ class Task(Shown):
         return Role.zeros if name in self.zeros else Role.features
 
     def type_of(self, name: str, sizes: object = None) -> TensorType:
-        """The type of an input, where dimensions called like integer attributes of `sizes` (a config) are these.
+        """The type of an input; dimensions named like integer attributes of `sizes` (a config) get their values.
 
-        Raises MonographError for a name that is not an input of this task, and for a text that is no type.
+        Raises MonographError for a name that is not an input of this task, and for a text that is not a type.
         """
         if name not in self.inputs:
             what = f"task {self.name!r} has no input {name!r}{did_you_mean(name, self.inputs)}"
@@ -125,9 +125,9 @@ class Task(Shown):
         return TensorType(type.dtype, shape)
 
     def fill(self, given: Mapping[str, Array], wanted: Collection[str], past: int = 0) -> dict[str, Array]:
-        """Values for all `wanted` inputs: those given, and those that follow from the ids of their stream.
+        """Values for all `wanted` inputs: those given, and those that are computed from the ids of their stream.
 
-        past: how many tokens of the main stream were read before: its mask runs over them, too. Left out, a mask is
+        past: how many tokens of the main stream were read before; its mask covers them, too. Defaults: a mask is all
         ones, positions count what the mask keeps (by_column: columns), token types are 0. Raises MonographError
         naming an input that is missing.
         """

@@ -106,6 +106,7 @@ class Engine(Shown):
 
     @property
     def folder(self) -> Path:
+        """The built folder that the engine serves."""
         return self._folder or self.session.folder
 
     @property
@@ -115,6 +116,7 @@ class Engine(Shown):
 
     @property
     def task(self) -> str:
+        """The name of the task of the model."""
         return self.session.contract.task
 
     @overload

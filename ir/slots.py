@@ -23,12 +23,12 @@ class Growth(enum.Enum):
 
 @dataclass(frozen=True)
 class Slot:
-    """One thing that is remembered.
+    """One thing that a model remembers between calls, such as the keys of one layer.
 
-    input, output: the graph input that brings it and the graph output that gives what to bring next time ("" for
-    `once`). type: of the input. axis: its length, which has a symbol of its own (None: it has no length). window: of
+    input, output: the graph input that takes it and the graph output that gives its next value ("" for `once`). type:
+    of the input. axis: the axis that grows, whose size is a symbol of its own (None: none grows). window: for growth
     `window`, how many tokens count, the current one included. first: the output of the encoder graph that is its
-    first value ("": empty where it has a length, else zeros).
+    first value ("": it begins empty if an axis grows, else as zeros).
     """
 
     input: str
@@ -49,8 +49,8 @@ class Slot:
 class Stream:
     """Tokens that are read one after another, and the inputs that run along them.
 
-    length: the symbol of how many are read in one call. ids [B,S]: the tokens. mask [B,T]: 1 for each of all tokens so
-    far that counts. positions [B,S]: where each token stands.
+    length: the symbol for the number of tokens in one call. ids [B,S]: the tokens. mask [B,T]: over all tokens so far,
+    1 for each that counts. positions [B,S]: the position of each token.
     """
 
     length: str = "S"

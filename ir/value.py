@@ -54,9 +54,10 @@ class Init:
 class Value:
     """One SSA value: a graph input, a parameter, or output `index` of `producer`.
 
-    Python's operators and `x[...]` add nodes to its graph. A plain number beside it takes its dtype; where the value
-    is of integers and the number a float, both are f32 (PyTorch's rule). Values of two dtypes are never mixed: cast
-    one. `==` and `!=` tell values apart, as keys of a dict need it; elementwise, they are `x.eq(y)` and `x.ne(y)`.
+    Python's operators and `x[...]` add nodes to its graph. A plain number takes the dtype of the value; if the value
+    is of integers and the number a float, the result is f32 (PyTorch's rule). Values of two dtypes are never mixed:
+    cast one. `==` and `!=` compare identity, as keys of a dict need it; the elementwise ones are `x.eq(y)` and
+    `x.ne(y)`.
     """
 
     __slots__ = ("graph", "index", "init", "name", "producer", "type", "uses")
@@ -90,7 +91,7 @@ class Value:
 
     @property
     def is_constant(self) -> bool:
-        """Whether it is written out in the graph."""
+        """Whether it is a constant of the graph."""
         return self.producer is not None and self.producer.op.constant
 
     @property
@@ -178,11 +179,11 @@ class Value:
         return self._apply("less_equal", other, self)
 
     def eq(self, other: Operand) -> Value:
-        """Where both are equal, bool. `==` asks whether two names are the same value of the graph."""
+        """Elementwise equality, bool; `==` asks whether both are the same value of the graph."""
         return self._apply("equal", self, other)
 
     def ne(self, other: Operand) -> Value:
-        """Where both differ, bool."""
+        """Elementwise inequality, bool."""
         return ~self.eq(other)
 
     def __and__(self, other: Value | bool) -> Value:

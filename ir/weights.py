@@ -36,7 +36,7 @@ class MissingTensorError(WeightsError, KeyError):
 
 
 class Weights(Shown, Mapping[str, Tensor]):
-    """Lazy tensors by checkpoint name. `place` says where they come from, for messages."""
+    """Tensors by checkpoint name, read when they are needed. `place` says where they come from, for messages."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], place: str = "", metadata: Mapping[str, str] | None = None
@@ -104,7 +104,7 @@ class Weights(Shown, Mapping[str, Tensor]):
 
     @property
     def bytes(self) -> int:
-        """Of all tensors, as they are stored."""
+        """Bytes of all tensors, as they are stored."""
         return sum(t.bytes for t in self._tensors.values())
 
     def numpy(self, name: str, dtype: DType | None = None) -> Array:
@@ -127,9 +127,9 @@ class Weights(Shown, Mapping[str, Tensor]):
         return Weights(found, self.place, self.metadata)
 
     def check(self, graph: Graph, ignore: Iterable[str] = ()) -> None:
-        """One WeightsError with every missing tensor, every unexpected one and every wrong shape; else nothing.
+        """Raise one WeightsError that lists every missing tensor, every unexpected one and every wrong shape.
 
-        ignore: shell patterns of names that may be there unused, such as "lm_head.*".
+        ignore: shell patterns of names that may be present without being used, such as "lm_head.*".
         """
         patterns = tuple(ignore)
         missing = [k for k in graph.params if k not in self]

@@ -42,6 +42,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """The factor of the adapter's output: alpha / rank, or alpha / sqrt(rank) if `rank_stabilized`."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def insert(self, graph: Graph) -> int:

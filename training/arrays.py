@@ -40,8 +40,9 @@ class Rows:
 
 @dataclass(frozen=True, repr=False)
 class Arrays(Shown):
-    """Rows of arrays in two parts, as a source of batches for a model of any task: a loss of its own reads them, or
-    there are `labels` among them, which its logits are compared with.
+    """Rows of arrays in a training and a held-out part: a source of batches for a model of any task.
+
+    Either the loss of the model reads the arrays, or one of them is `labels`, with which its logits are compared.
     """
 
     train: Rows
@@ -51,7 +52,7 @@ class Arrays(Shown):
 
     @staticmethod
     def of(given: Inputs | Iterable[Inputs], *, held_out: float = 0.05) -> Arrays:
-        """From arrays by name [rows, ...], or from one mapping a row. The last share `held_out` is held out.
+        """Make it from arrays by name [rows, ...], or from one mapping per row. The last share `held_out` is held out.
 
         Raises CorpusError for arrays of different lengths, or that are not numbers.
         """
@@ -72,7 +73,7 @@ class Arrays(Shown):
 
     @staticmethod
     def read(paths: str | Path | Sequence[str | Path], *, held_out: float = 0.05) -> Arrays:
-        """From files, one after another: .npz with an array a name, or .jsonl with an object a row.
+        """Read files, one after another: .npz with one array per name, or .jsonl with one object per row.
 
         Raises CorpusError naming the file.
         """
@@ -98,7 +99,7 @@ class Arrays(Shown):
 
     @property
     def tokenizer(self) -> None:
-        """There are no texts."""
+        """None: there are no texts."""
 
     @property
     def vocab(self) -> int:
@@ -106,12 +107,12 @@ class Arrays(Shown):
         return 0
 
     def sizes(self, length: int) -> dict[str, int]:
-        """How many rows there are on each side of the split."""
+        """How many rows each part has."""
         return {"train_rows": len(self.train), "held_out_rows": len(self.held_out)}
 
     def of_model(self, model: Model, wanted: Mapping[str, TensorType]) -> Arrays:
-        """The rows with all `wanted` inputs of a model, in their types: masks and positions follow where they are
-        left out. Other inputs of its task are not read. Raises ConfigError for names and shapes that do not fit.
+        """The rows with all `wanted` inputs of a model, in their types; missing masks and positions are computed.
+        Other inputs of its task are not read. Raises ConfigError for names and shapes that do not fit.
         """
         for name in self.train.arrays:
             if name not in wanted and name not in model.task.inputs:
@@ -121,7 +122,7 @@ class Arrays(Shown):
         return replace(self, **parts)
 
     def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Endless batches of `batch` rows from step `start` on; each pass over the rows is in an order of its own."""
+        """Endless batches of `batch` rows from step `start` on; each pass over the rows has its own order."""
         first, count = start, len(self.train)
 
         @lru_cache(2)

@@ -162,7 +162,7 @@ class Corpus(Shown):
         return Corpus(Tokenizer.open(folder), parts[0], parts[1])
 
     def windows(self, length: int, side: str = "train") -> int:
-        """How many windows of `length` tokens and their successors fit. Raises CorpusError if none does."""
+        """How many windows of `length` tokens and the token after them fit. Raises CorpusError if none does."""
         count = (len(self._part(side)) - 1) // length
         if count < 1:
             raise CorpusError(f"the {side} part has {len(self._part(side))} tokens, fewer than {length} + 1")

@@ -104,6 +104,7 @@ class Preferences(Shown):
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     @property
@@ -118,6 +119,7 @@ class Preferences(Shown):
             yield _pad([pairs[i] for i in chosen])
 
     def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
+        """Every held-out row once, in order."""
         pairs = _usable(self.held_out_pairs, length)
         for i in range(0, len(pairs), batch):
             yield _pad(pairs[i : i + batch])

@@ -219,6 +219,7 @@ class Instructions(Shown):
 
     @property
     def vocab(self) -> int:
+        """How many ids the tokenizer has."""
         return self.tokenizer.size
 
     @property
@@ -236,6 +237,7 @@ class Instructions(Shown):
             yield pad([rows[i] for i in chosen])
 
     def held_out_batches(self, batch: int, length: int) -> Iterator[Batch]:
+        """Every held-out row once, in order."""
         rows = usable(self.held_out_rows, length)
         for i in range(0, len(rows), batch):
             yield pad(rows[i : i + batch])

@@ -60,9 +60,9 @@ class Labelled(Shown):
         held_out: float = 0.05,
         labels: Sequence[str] | None = None,
     ) -> Labelled:
-        """From (label, text) rows; of the texts of each label the share `held_out` is held out, chosen by their digest.
+        """Make it from (label, text) rows. Of each label the share `held_out` of the texts, by hash, is held out.
 
-        tokenizer: None trains one of `kind` on the training part. labels: all there are, in order (None: those of the
+        tokenizer: None trains one of `kind` on the training part. labels: all labels, in order (None: those of the
         rows, sorted). Raises CorpusError for a label that is not among them, or if there are fewer than two.
         """
         whole = [(label, text) for label, text in rows if label and text]

@@ -57,12 +57,12 @@ def train(
     source: a `Corpus`, the `Dataset` that `monograph data` made, or another `Source` for the model's task. settings:
     the fields of `monograph.training.settings.Settings`, of which only `steps` must be given. folder: gets checkpoints,
     log.jsonl, loss.png and, at the end, the model in Hugging Face layout; None keeps all in memory. resume: go on with
-    the run in `folder`. observe: called with every Step, on every process. metrics: called at every measurement with
-    the model as it is then; what it gives is logged by name.
+    the run in `folder`. observe: called with every Step, on every process. metrics: called at every evaluation with
+    the model at that step; what it returns is logged by name.
 
     Several processes (of `torchrun`, or of a process group that is there) all call it alike and get the same model;
-    the first one logs and writes. SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for settings
-    that cannot be and for a folder that another run is in, and TrainingError when loss or gradient stop being finite,
+    the first one logs and writes. SIGINT and SIGTERM end the run after a checkpoint. Raises ConfigError for invalid
+    settings and for a folder that another run uses, and TrainingError when loss or gradient stop being finite,
     the disk is full, a signal came or another process was lost; the last good weights are in `folder`, and in the
     error's `model`.
     """

@@ -86,7 +86,7 @@ class Sharded:
 class Masked(Shown):
     """Text in two parts, as a source of batches for masked-lm models. (Devlin et al. 2019)
 
-    share: of the tokens of a row that must be guessed. whole_word: words are chosen as a whole.
+    share: of the tokens of a row that the model predicts. whole_word: all pieces of a word are chosen or none.
     """
 
     tokenizer: Tokenizer
@@ -167,7 +167,7 @@ class Masked(Shown):
         return self.tokenizer.size
 
     def sizes(self, length: int) -> dict[str, int]:
-        """How many tokens there are on each side of the split."""
+        """How many tokens each part has."""
         return {"train_tokens": len(self.train), "held_out_tokens": len(self.held_out)}
 
     def batches(self, batch: int, length: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:

@@ -36,8 +36,8 @@ class Attention(Op):
     A row with no key to attend to gives zeros. (Vaswani et al. 2017; Ainslie et al. 2023)
     q [B,S,H,D], k [B,T,K,D], v [B,T,K,Dv] -> [B,S,H,Dv], H a multiple of K.
     bias: [B,H,S,T] or what broadcasts to it, added. mask: bool [B,H,S,T] or what broadcasts to it, True = may attend.
-    lengths: i32 [B], the first lengths[b] keys are valid. sinks: [H], one extra logit a head that takes weight
-    and gives nothing (Xiao et al. 2023). causal: query i sits at position T - S + i and sees keys up to it.
+    lengths: i32 [B], the first lengths[b] keys are valid. sinks: [H], one extra logit per head that takes part in
+    the softmax and has no value (Xiao et al. 2023). causal: query i sits at position T - S + i and sees keys up to it.
     window: of these only the newest `window`, itself included (Beltagy et al. 2020). scale: D**-0.5 if not given.
     softcap: c * tanh(scores / c) before masking (Gemma 2).
     """

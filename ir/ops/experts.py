@@ -74,8 +74,9 @@ class Moe(Op):
     """sum over j of weights[..., j] * expert[indices[..., j]](x), each a gated feed-forward. (Shazeer et al. 2017)
 
     x [..., C]; weights and indices (i64) [..., k]: the experts of each token. experts: for each expert its w_gate
-    [F,C], w_up [F,C] and w_down [C,F]. The body computes every expert for every token, and weighs those that a token
-    did not choose by 0; lowerings let each expert read the tokens that chose it. activation: that of the experts.
+    [F,C], w_up [F,C] and w_down [C,F]. The body computes every expert for every token, with weight 0 for those that a
+    token did not choose; lowerings compute each expert only for the tokens that chose it. activation: that of the
+    experts.
     """
 
     choices = {"activation": ACTIVATIONS}

@@ -128,7 +128,7 @@ rope, sinusoidal_positions = op(Rope), op(SinusoidalPositions)
 def rope_frequencies(dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> tuple[list[float], float]:
     """(frequencies in radians per position [dim/2, rounded up], attention factor) for rotary width `dim`.
 
-    An odd width turns one channel more, by frequencies that are spread over the odd one, as the reference does.
+    An odd width rotates one channel more, with frequencies computed for the odd width, as the reference does.
     scaling: a Hugging Face `rope_scaling` mapping of type default, linear, llama3 (Llama 3.1), yarn (Peng et al. 2023)
     or proportional, which turns the first pairs and leaves the others with a frequency of 0. Raises ConfigError for
     another type and for a setting that the type does not have.

@@ -243,9 +243,9 @@ class GRU(Recurrent):
 class Compact(Op):
     """How to move the kept positions of each row to its front: (order, place, lengths) of a bool mask [B,S].
 
-    order i64 [B,S]: the kept positions as they come, then the others. place i64 [B,S]: where a kept position went;
-    for another, where the last kept one before it went, or 0. lengths i32 [B]: kept positions of each row.
-    So a recurrence that knows lengths only passes over any position a mask hides, wherever it is.
+    order i64 [B,S]: the kept positions in order, then the others. place i64 [B,S]: the new place of a kept position;
+    for another, that of the last kept one before it, or 0. lengths i32 [B]: how many positions of each row are kept.
+    It lets a recurrence that only knows lengths skip hidden positions anywhere in a row.
     """
 
     compacts = True

@@ -187,7 +187,7 @@ def _one_operand(node: Node) -> Value | None:
 
 
 class Concat(AlongAxis):
-    """The operands xs [...] one after the other along an axis."""
+    """The operands xs [...] joined along an axis."""
 
     canonical = (_one_operand,)
     backward_reads = reads.nothing

@@ -39,8 +39,8 @@ class CausalConv(Op):
     """y[t] = b + sum over i of w[:, i] x[t - k + 1 + i], each channel by itself. (LeCun 1989; Poli et al. 2023)
 
     x [B,S,C], w [C,k], b [C]. tail [B,k-1,C]: the inputs before x (None: zeros). mask bool [B,S]: the steps that
-    count; the others are passed over as if they were not there, and y is 0 there. Outputs: y [B,S,C], then the tail
-    for what comes after.
+    count; the others are skipped as if they were not there, and y is 0 there. Outputs: y [B,S,C], then the tail for
+    the next call.
     """
 
     shard = shard_rules.needs_all
