@@ -20,6 +20,8 @@ NAMES = (
     "clients",
     "parity_smollm2",
     "families",
+    "own_models",
+    "new_user",
     "state_memory",
     "training_speed",
     "recipes",
