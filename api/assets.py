@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .ir.errors import MonographError, did_you_mean
+from .ir.files import cache_folder as cache_folder
 from .ir.silent import silent
 
 _CHUNK = 1 << 20
@@ -96,11 +97,6 @@ ASSETS = {
 
 Download = Callable[[str, Path], None]
 Progress = Callable[[str, int], None]
-
-
-def cache_folder() -> Path:
-    """$MONOGRAPH_CACHE, or ~/.cache/monograph."""
-    return Path(os.environ.get("MONOGRAPH_CACHE") or Path.home() / ".cache" / "monograph")
 
 
 def fetch(

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..ir.errors import ConfigError, MonographError
 from ..ir.files import Stage
+from . import trust
 from .mistakes import mistake_of
 
 FILE = "model_source.json"
@@ -190,6 +191,7 @@ def store(stage: Stage, function: Any, name: str, task: str) -> None:
     content = {"format": FORMAT, "file": file.path.name, "family": name, "task": task, "files": texts}
     with stage.open(FILE) as f:
         f.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    trust.note(content)
 
 
 def _script(function: Any) -> ModelFile | None:
@@ -204,7 +206,7 @@ def _script(function: Any) -> ModelFile | None:
 def kept(folder: Path) -> tuple[ModelFile, str, str] | None:
     """(the file that the model of a folder is written in, the name and the task of its family); None if there is none.
 
-    Raises ConfigError for a file that is damaged, or that somebody changed.
+    Raises ConfigError for a file that is damaged, that somebody changed, or that this user did not write.
     """
     path = folder / FILE
     if not path.is_file():
@@ -223,6 +225,7 @@ def kept(folder: Path) -> tuple[ModelFile, str, str] | None:
     if changed:
         hint = "give the file that you want with --family FILE.py, or family= in Python"
         raise ConfigError(f"{', '.join(changed)} is not the text that was trained", place=str(path), hint=hint)
+    trust.check(said, path)
     return ModelFile(folder.absolute() / main, {place: text for place, (text, _) in texts.items()}), family, task
 
 

@@ -275,3 +275,8 @@ def _made(folder: Path) -> Generator[None, None, None]:
             with contextlib.suppress(OSError):
                 made.rmdir()
         raise
+
+
+def cache_folder() -> Path:
+    """Where this user's cache lies: $MONOGRAPH_CACHE, or ~/.cache/monograph."""
+    return Path(os.environ.get("MONOGRAPH_CACHE") or Path.home() / ".cache" / "monograph")

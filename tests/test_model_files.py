@@ -11,7 +11,7 @@ from pathlib import Path
 import monograph as mg
 import pytest
 from command_line import call
-from monograph.ir.errors import MonographError
+from monograph.ir.errors import ConfigError, MonographError
 
 HEAD = """import monograph as mg
 from monograph import ops, Value
@@ -290,6 +290,18 @@ def test_a_kept_file_that_was_changed_is_not_run(run: Path, tmp_path: Path) -> N
         assert "model_source.json" in call("show", folder, code=1).output
     (folder / "model_source.json").unlink()
     assert "--family FILE.py" in call("show", folder, code=1).output
+
+
+def test_a_model_file_of_a_stranger_is_not_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOGRAPH_CACHE", str(tmp_path / "of_another_user"))
+    with pytest.raises(ConfigError, match="holds the Python of a model that was not written here") as e:
+        mg.load(run)
+    assert "MONOGRAPH_TRUST=1" in e.value.hint
+    monkeypatch.setenv("MONOGRAPH_TRUST", "1")
+    assert mg.load(run).name == "gpt"
+    call("build", run, tmp_path / "built")
+    monkeypatch.delenv("MONOGRAPH_TRUST")
+    assert mg.load(run).name == "gpt", "what a build of this user kept is theirs"
 
 
 def test_a_checkpoint_takes_the_file_that_is_given(run: Path, tmp_path: Path, write: Write) -> None:
