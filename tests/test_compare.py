@@ -148,7 +148,7 @@ def test_command_prints_a_table_or_json(tmp_path: Path) -> None:
         (["--models", "ngram,lstn"], "no model is called 'lstn', did you mean 'lstm'"),
         (["--contexts", "8,x"], "--contexts is '8,x', expected numbers"),
         (["--contexts", "0"], "contexts are [0]"),
-        (["--text", "missing.txt"], "missing.txt: cannot be read"),
+        (["--text", "missing.txt"], "missing.txt: there is no such file"),
         (["--models", "ngram,rnn", "--parameters", "100"], "not 100"),
     ],
 )
