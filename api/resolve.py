@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 from .frontends.dsl import Family, Model, head_of, load_family
 from .frontends.given import init, not_loadable
 from .frontends.huggingface import family_of
+from .frontends.json_file import read_json
 from .frontends.load import kept_family
 from .frontends.own import ModelFile
 from .frontends.reference import read_config
@@ -67,11 +66,7 @@ def from_config(path: Path, family: Family | None = None, task: str | None = Non
     """A model without weights, from a Hugging Face config.json."""
     if not path.is_file():
         raise ConfigError("there is no such file", place=str(path))
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as e:
-        raise ConfigError(f"is not JSON: {e}", place=str(path)) from None
-    settings = cast("dict[str, Any]", found if isinstance(found, dict) else {})
+    settings = read_json(path)
     if not isinstance(settings.get("model_type"), str):
         raise ConfigError("has no model_type", place=str(path))
     family = family or kept_family(path.parent) or family_of(settings, task, str(path))

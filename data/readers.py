@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..ir.documents import parse_json
 from ..ir.errors import did_you_mean
 from .errors import DataError, need
 from .recipe import Input
@@ -313,8 +313,8 @@ def _decode(place: str, data: bytes, span: Span, settings: Input, seen: Seen) ->
     if span.format != "jsonl":
         return text.removeprefix("\ufeff")
     try:
-        value = json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as e:
+        value = parse_json(text.removeprefix("\ufeff"))
+    except ValueError as e:
         seen.damaged("not_json", place, refuse, str(e))
         return None
     found = value.get(settings.field) if is_table(value) else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from ..ir.documents import parse_json, read_text
 from ..ir.errors import ConfigError, MonographError
 from ..ir.files import Stage
 from . import trust
@@ -212,7 +213,7 @@ def kept(folder: Path) -> tuple[ModelFile, str, str] | None:
     if not path.is_file():
         return None
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parse_json(read_text(path))
         texts = {place: (entry["text"], entry["sha256"]) for place, entry in said["files"].items()}
         main, family, task = Path(said["file"]).name, str(said["family"]), str(said["task"])
         fits = said["format"] == FORMAT and main in texts

@@ -177,6 +177,21 @@ def test_errors_are_printed_once(arguments: list[str], kind: str, message: str, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"model_type": "\xff"}', "can't decode byte 0xff"),
+        (b'{"model_type": "llama", "hidden_size": ' + b"9" * 5000 + b"}", "has 5000 digits"),
+        (b"[1]", "is a JSON list, not an object"),
+    ],
+)
+def test_a_config_that_is_no_json_is_one_error(config: Path, content: bytes, what: str) -> None:
+    config.write_bytes(content)
+    found = value("show", config, code=1)
+    assert found["kind"] == "ConfigError" and found["error"].startswith(f"{config}: ") and what in found["error"]
+
+
 def test_a_broken_config_lists_everything_wrong(config: Path) -> None:
     config.write_text(json.dumps({**CONFIG, "hidden_sise": 3, "num_hidden_layers": "2"}))
     error = value("show", config, code=1)["error"]

@@ -282,6 +282,7 @@ def test_a_kept_file_that_was_changed_is_not_run(run: Path, tmp_path: Path) -> N
     for damage in (
         "",
         "[]",
+        "[" * 100_000,
         '{"format": 1}',
         json.dumps({**kept, "file": "no.py"}),
         json.dumps({**kept, "files": {"gpt.py": 1}}),

@@ -229,7 +229,6 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_png(tmp_path: Path) -> None:
-    pytest.importorskip("resvg_py")
     assert draw(small("gru_lm")).save(tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

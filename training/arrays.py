@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ..frontends.dsl import Model
 from ..frontends.task import LABELS
 from ..ir.dims import bind_dims
 from ..ir.display import Shown, Table
+from ..ir.documents import parse_json
 from ..ir.errors import ConfigError, MonographError, did_you_mean, unreadable
 from ..ir.tensors import Array
 from ..ir.types import TensorType, f32, i64
@@ -184,7 +184,7 @@ def _read(path: Path) -> dict[str, Array]:
             with np.load(path, allow_pickle=False) as file:
                 return _numbers({name: file[name] for name in file.files})
         lines = path.read_text(encoding="utf-8").splitlines()
-        return _numbers(_stacked(json.loads(line) for line in lines if line.strip()))
+        return _numbers(_stacked(parse_json(line) for line in lines if line.strip()))
     except CorpusError as e:
         raise CorpusError(e.what, place=str(path), hint=e.hint) from None
     except OSError as e:

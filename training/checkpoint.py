@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ir.documents import parse_json, read_text
 from ..ir.errors import MonographError
 from ..ir.files import sync
 from ..ir.manifest import sha256_of, sha256_of_json
@@ -136,7 +137,7 @@ def latest(run: Path, note: Callable[[str], None] | None = None) -> Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """A checkpoint, every file of which has the size and the digest it was written with. Raises TrainingError."""
     try:
-        state = json.loads((folder / STATE).read_text())
+        state = parse_json(read_text(folder / STATE))
         fits = state["format"] == FORMAT and f"step-{state['step']:08d}" == folder.name
         whole = state.pop("sha256") == sha256_of_json(state)
         files = dict(state["files"].items())

@@ -19,6 +19,7 @@ from ..data.passages import passage_key, passages, portions
 from ..frontends.task import LABELS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
+from ..ir.documents import parse_json
 from ..ir.errors import did_you_mean, unreadable
 from ..ir.files import staged
 from ..ir.tensors import Array
@@ -235,7 +236,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Array:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text())
+        about = parse_json(path.read_bytes())
         fits = about["dtype"] in ("uint16", "uint32") and all(about[k] >= 0 for k in SIDES)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CorpusError(f"is not the description of a corpus: {e}", place=str(path)) from None

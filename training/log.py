@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from ..data.tables import is_table
+from ..ir.documents import parse_json
 from ..ir.errors import ConfigError
 from ..ir.files import staged
 from .progress import Step
@@ -64,7 +65,7 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             found[int(values["step"])] = values
         except (ValueError, KeyError, TypeError):
             continue

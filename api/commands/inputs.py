@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from ..console import out, print_json, table
 from ..inference.engine import Engine
 from ..inference.predict import softmax
+from ..ir.documents import parse_json
 from ..ir.errors import ConfigError, RuntimeInputError, unreadable
 from ..ir.files import staged
 from ..ir.tensors import Array
@@ -78,8 +78,8 @@ def _text(path: Path) -> str:
 
 def _json(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:
+        return parse_json(text)
+    except ValueError as e:
         raise ConfigError(f"is not JSON: {e}", place=place) from None
 
 
