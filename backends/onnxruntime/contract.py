@@ -18,7 +18,7 @@ from ...ir.types import TensorType, parse_type
 from ..onnx.metadata import slot_json, stream_json
 
 FILE = "monograph.json"
-VERSION = 4
+VERSION = 5
 
 Types = Mapping[str, TensorType]
 

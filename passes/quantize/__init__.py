@@ -1,0 +1,1 @@
+"""Weights in fewer bits: which tensors, in which encoding, and how each is rounded."""

@@ -1,0 +1,74 @@
+"""A plan says, by name, how each weight is stored and who rounds it; applied, it gives weights that keep their blocks.
+
+Each tensor is rounded once, written to a scratch file and read from there, so that one tensor is in memory at a time
+and whoever wants codes and scales apart does not round twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ...ir.encoded import Encoded
+from ...ir.encodings import Encoding
+from ...ir.silent import silent
+from ...ir.tensors import Array, Span, StoredTensor, Tensor, stamp_of
+from ...ir.types import TensorType, f32, u8
+from ...ir.weights import Weights
+
+Progress = Callable[[int, int, str], None]
+"""(tensors rounded, tensors in all, the one just rounded)."""
+
+
+class Method(Protocol):
+    """A way to choose codes. Those that need calibration hold their statistics."""
+
+    @property
+    def name(self) -> str:
+        """As users write it: rtn, kquant, hqq, gptq, awq, smoothquant."""
+        ...
+
+    def lines(self, name: str, weight: Array, encoding: Encoding) -> Array:
+        """Stored lines u8 of weight f32 [rows, columns] in an encoding with blocks along its rows.
+
+        Raises WeightsError for a weight with numbers that are not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of one weight. why: for reports, where the plan departs from what was asked."""
+
+    encoding: Encoding
+    method: Method
+    why: str = ""
+
+
+Plan = Mapping[str, Choice]
+"""By name of the weight; weights that it does not name stay as they are."""
+
+
+def apply(weights: Mapping[str, Tensor], plan: Plan, scratch: Path, progress: Progress | None = None) -> Weights:
+    """The weights, with those of the plan rounded and stored in `scratch`, a folder that outlives what is given.
+
+    Raises WeightsError for a tensor that cannot be read or rounded, EncodingError where an encoding does not fit.
+    """
+    found = dict(weights)
+    for done, (name, choice) in enumerate(plan.items(), 1):
+        type = weights[name].type.decoded.with_dtype(f32).encoded(choice.encoding)
+        lines = choice.method.lines(name, weights[name].cast(f32).numpy(), choice.encoding)
+        found[name] = Encoded(_written(scratch / f"{done}.lines", name, lines), type)
+        (progress or silent)(done, len(plan), name)
+    return Weights(found)
+
+
+def _written(file: Path, name: str, lines: Array) -> StoredTensor:
+    """An array on disk, memory-mapped when read."""
+    with file.open("wb") as f:
+        f.write(lines.data)
+        f.flush()
+        stamp = stamp_of(f.fileno())
+    return StoredTensor(name, TensorType(u8, lines.shape), Span(file, 0, lines.nbytes, stamp))
