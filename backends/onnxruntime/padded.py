@@ -43,6 +43,12 @@ class Padded:
         buffers = [*self.pasts.values(), *(b for k, b in self.fixed.items() if k in kept)]
         return sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in buffers)
 
+    def twin(self) -> Padded:
+        """Another state that has read the same; calls give new buffers, so that both may go on from these."""
+        twin = Padded(self.loaded, self.contract, self.memory)
+        twin.lengths, twin.pasts, twin.fixed = self.lengths, dict(self.pasts), self.fixed
+        return twin
+
     # -- reading -----------------------------------------------------------------------------------------------
 
     def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:

@@ -22,6 +22,7 @@ from .memory import Memory
 from .memory_cpu import CpuMemory
 from .options import load
 from .padded import Padded
+from .pool import Pool
 from .runtime import Loaded
 from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
@@ -257,10 +258,17 @@ class Session:
 
     def new_state(self) -> State:
         """A state over the graph that generates, without any tokens."""
-        loaded = self.graph(self._file)
         if self.contract.lengths:
-            return Compact(loaded, self.contract, self.memory, self._first_capacity)
-        return Padded(loaded, self.contract, self.memory)
+            return Compact(self.graph(self._file), self.contract, self.memory, self._first_capacity)
+        return self.new_padded()
+
+    def new_padded(self) -> Padded:
+        """A state over the graph that takes masks, without any tokens."""
+        return Padded(self.graph(self._file), self.contract, self.memory)
+
+    def new_pool(self, most: int, fixed: Mapping[str, Array]) -> Pool:
+        """Places for `most` rows over the graph that takes lengths. fixed: what stays for a row, of such shapes."""
+        return Pool(self.graph(self._file), self.contract, self.memory, most, self._first_capacity, fixed)
 
 
 def open(
