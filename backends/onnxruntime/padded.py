@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -50,9 +50,15 @@ class Padded:
         twin.lengths, twin.pasts, twin.fixed = self.lengths, dict(self.pasts), self.fixed
         return twin
 
+    def resume(self, pasts: Sequence[Buffer], length: int, fixed: Mapping[str, Array]) -> None:
+        """Go on from what one row held of `length` tokens, one buffer a slot; they are read and not written to."""
+        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+        self.pasts = {s.input: b for s, b in zip(self.slots, pasts, strict=True)}
+        self.lengths = np.array([length])
+
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
+    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array], *, every: bool = False) -> Array:
         batch = len(lengths)
         self.lengths, self.pasts = NOTHING, {}
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
@@ -61,7 +67,7 @@ class Padded:
             first = fixed.get(slot.first) if slot.first else None
             zeros = self.memory.allocate(shape_of(slot, batch), self.loaded.dtypes[slot.input])
             pasts[slot.input] = zeros if first is None else self.memory.upload(first)
-        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False)
+        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False, every=every)
 
     def extend(self, along: Along, counts: Array, *, every: bool = False) -> Array:
         return self.read(along, self.lengths, counts, self.pasts, kept=True, every=every)

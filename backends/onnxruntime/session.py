@@ -283,6 +283,12 @@ class Session:
         once = (s for s in self.contract.slots if s.growth is Growth.once and s.first)
         return source | {s.input: source[s.first] for s in once if s.first in source}
 
+    def reload(self) -> None:
+        """Open the graphs of the folder again, after a failure that may have left them unusable. Resets."""
+        self.reset()
+        self._cache, self._loaded = None, {}
+        self.graph(self._file)
+
     def new_state(self) -> State:
         """A state over the graph that generates, without any tokens."""
         if self.contract.lengths:
