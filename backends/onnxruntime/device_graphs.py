@@ -26,9 +26,7 @@ _node: Callable[..., Any] = helper.make_node
 
 def _model(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> bytes:
     graph = helper.make_graph(nodes, name, inputs, outputs)
-    model: onnx.ModelProto = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
-    )
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
     return model.SerializeToString()
 
 
@@ -65,7 +63,9 @@ def largest(dtype: np.dtype[Any]) -> bytes:
     kind = _TYPES[dtype]
     node = _node("TopK", ["x", "k"], ["values", "ids"], axis=-1)
     inputs = [_value("x", kind, ["R", "V"]), _value("k", TensorProto.INT64, [1])]
-    return _model("largest", [node], inputs, [_value("values", kind, ["R", "K"]), _value("ids", TensorProto.INT64, ["R", "K"])])
+    return _model(
+        "largest", [node], inputs, [_value("values", kind, ["R", "K"]), _value("ids", TensorProto.INT64, ["R", "K"])]
+    )
 
 
 _MADE: dict[str, Callable[[np.dtype[Any]], bytes]] = {"zeros": zeros, "copy": copy, "move": move, "largest": largest}

@@ -31,7 +31,13 @@ class Call(Protocol):
 
 
 class Memory(Protocol):
-    """Where buffers lie, and everything that is done to them besides running graphs."""
+    """Where buffers lie, and everything that is done to them besides running graphs.
+
+    apart: what leaves it or comes to it is copied. captures: calls may be captured and replayed.
+    """
+
+    apart: bool
+    captures: bool
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, host: bool = False) -> Buffer:
         """Zeros; memory that nobody writes to need not be taken. host: for what a kernel reads before it starts."""
@@ -51,6 +57,10 @@ class Memory(Protocol):
 
     def row(self, buffer: Buffer, index: int, count: int = 1) -> Buffer:
         """A view of `count` rows from `index` on, [count,...]."""
+        ...
+
+    def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
+        """The same memory in another shape."""
         ...
 
     def copy(self, source: Buffer, target: Buffer) -> None:

@@ -62,6 +62,8 @@ class CpuCall:
 class CpuMemory:
     """`Memory` on the CPU."""
 
+    apart = captures = False
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, host: bool = False) -> CpuBuffer:
         """Zeros whose first element lies on a cache line; pages are only taken when written."""
         size = int(np.prod(shape)) * dtype.itemsize
@@ -80,6 +82,9 @@ class CpuMemory:
 
     def row(self, buffer: Buffer, index: int, count: int = 1) -> CpuBuffer:
         return CpuBuffer(array=_own(buffer).array[index : index + count])
+
+    def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> CpuBuffer:
+        return CpuBuffer(array=_own(buffer).array.reshape(shape))
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         _own(target).array[...] = _own(source).array

@@ -38,7 +38,9 @@ _KEPT = 16
 class DeviceBuffer:
     """A tensor on a device, or a part of it that begins `offset` bytes in and has a shape of its own."""
 
-    def __init__(self, value: OrtValue, device: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int = 0) -> None:
+    def __init__(
+        self, value: OrtValue, device: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int = 0
+    ) -> None:
         self.value, self.device, self.dtype, self.shape, self.offset = value, device, dtype, shape, offset
 
     @property
@@ -83,6 +85,8 @@ class DeviceCall:
 
 class CudaMemory:
     """`Memory` on a CUDA device. device, provider: where, in the words of ONNX Runtime."""
+
+    apart = captures = True
 
     def __init__(self, device: str = "cuda", provider: str = PROVIDERS["cuda"]) -> None:
         self.device, self.provider = device, provider
@@ -138,15 +142,19 @@ class CudaMemory:
         else:
             self.copy(self.upload(given), own)
 
-    def row(self, buffer: Buffer, index: int) -> Buffer:
+    def row(self, buffer: Buffer, index: int, count: int = 1) -> Buffer:
         if isinstance(buffer, CpuBuffer):
-            return CpuBuffer(array=buffer.array[index : index + 1])
+            return CpuBuffer(array=buffer.array[index : index + count])
         own = _own(buffer)
-        shape = (1, *own.shape[1:])
+        shape = (count, *own.shape[1:])
         if own.size == 0:
             return self.empty(shape, own.dtype)
         each = own.nbytes // own.shape[0]
         return DeviceBuffer(own.value, own.device, own.dtype, shape, own.offset + index * each)
+
+    def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> DeviceBuffer:
+        own = _own(buffer)
+        return DeviceBuffer(own.value, own.device, own.dtype, shape, own.offset)
 
     # -- moving ------------------------------------------------------------------------------------------------
 

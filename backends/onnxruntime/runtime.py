@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +50,14 @@ UNCAPTURED = -1
 def available_providers() -> list[str]:
     """Execution providers of the installed runtime."""
     return list(_ort.get_available_providers())
+
+
+def preload() -> str:
+    """Load the libraries of CUDA that are installed as packages, and tell what the runtime says of those it misses."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        _ort.preload_dlls()
+    return said.getvalue()
 
 
 def value_of(array: Array) -> OrtValue:
