@@ -7,12 +7,21 @@ never given to another, and what a kernel reads on the host is the largest that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from ...ir.errors import RuntimeInputError
 from .contract import Contract
-from .memory import Memory
-from .runtime import UNCAPTURED
+from .memory import Array, Buffer, Call, Memory
+from .runtime import UNCAPTURED, Loaded
+
+CHECKED = 4
+"""Runs of a captured call that are checked: one that captures, and some that replay it for longer rows."""
+
+TOLERANCE = 1e-3
+"""How far logits may be off, as a share of the largest: the same kernels ran."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,51 @@ class Captures:
     @property
     def state(self) -> Captured:
         return Captured(tuple(self.reasons))
+
+    def bind(
+        self,
+        memory: Memory,
+        loaded: Loaded,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        graph: int,
+        seen: Buffer,
+    ) -> Call:
+        """A call over buffers whose runs are captured as a graph with this number. seen: what a check compares."""
+        call = memory.bind(loaded, inputs, outputs, graph)
+        if graph == UNCAPTURED or not self.check:
+            return call
+        plain = memory.bind(loaded, inputs, outputs)
+        return CheckedCall(call, plain, lambda: np.array(memory.download(seen), np.float32), loaded.file)
+
+
+class CheckedCall:
+    """A captured call whose first runs are held against ordinary ones.
+
+    A step may run again: it writes the same to the same places, and states take turns in two buffers.
+    """
+
+    def __init__(self, captured: Call, plain: Call, read: Callable[[], Array], place: str) -> None:
+        self.captured, self.plain, self.read, self.place = captured, plain, read, place
+        self.left = CHECKED
+
+    def run(self) -> None:
+        """Raises RuntimeInputError where a captured run gives other numbers than an ordinary one."""
+        if not self.left:
+            self.captured.run()
+            return
+        self.plain.run()
+        wanted = self.read()
+        self.captured.run()
+        found = self.read()
+        self.left -= 1
+        off = np.abs(found - wanted)
+        if not off.max() <= TOLERANCE * np.abs(wanted).max():
+            row = int(off.reshape(len(off), -1).max(axis=1).argmax())
+            ids = [int(x[row].argmax()) for x in (found, wanted)]
+            what = f"a captured step gives token {ids[0]} for row {row} where an ordinary one gives {ids[1]}"
+            details = [f"logits are off by {off.max():.3g}, run {CHECKED - self.left} of this binding"]
+            raise RuntimeInputError(what, place=self.place, details=details, hint="open it with capture=False")
 
 
 NEVER = Captures(["nobody asked for it"])

@@ -314,7 +314,8 @@ class TokenCall:
         if self.chosen and (every or rows == 1):
             memory.write(self.feeds[ROWS], np.arange(batch * rows))
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
-        self.call = memory.bind(loaded, given | self.feeds, {**outputs, **self.results.bound}, graph)
+        written = {**outputs, **self.results.bound}
+        self.call = owner.captures.bind(memory, loaded, given | self.feeds, written, graph, logits)
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Small graphs that a session runs beside the model's own: to fill, copy and move memory, and to find the best logits."""
+"""Small graphs that a session runs beside the model's own: they fill, copy and move memory and find the best logits."""
 
 from __future__ import annotations
 

@@ -129,7 +129,11 @@ class CudaMemory:
         if not own.whole:
             own, part = self.empty(own.shape, own.dtype), own
             self.copy(part, own)
-        return content_of(own.value, own.dtype)
+        return self.fetch(own)
+
+    def fetch(self, buffer: DeviceBuffer) -> Array:
+        """Bring the content of a whole buffer over to the host."""
+        return content_of(buffer.value, buffer.dtype)
 
     def write(self, buffer: Buffer, array: Array) -> None:
         if isinstance(buffer, CpuBuffer):

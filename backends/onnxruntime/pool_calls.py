@@ -46,7 +46,8 @@ class StepCall:
         inputs |= {k: memory.row(b, 0, count) for k, b in pool.fixed.items()}
         outputs = {h.slot.output: memory.row(_present(h, turn), 0, count) for h in pool.held}
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
-        self.call = memory.bind(loaded, given | self.feeds, {**outputs, **self.results.bound}, graph)
+        written = {**outputs, **self.results.bound}
+        self.call = pool.captures.bind(memory, loaded, given | self.feeds, written, graph, self.results.logits)
 
     @staticmethod
     def output(pool: Pool) -> Buffer:

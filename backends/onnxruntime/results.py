@@ -21,7 +21,7 @@ class Want:
     """What of a step is wanted.
 
     logits: f32 [N,V]. token: i64 [N], the likeliest, the first of equal ones, -1 where the largest logit is not
-    finite. best: f32 [N,V], where all but the k largest, and those equal to the least of them, are -inf.
+    finite. best: f32 [N,V] with the k largest, those that equal the least of them, and perhaps others; the rest -inf.
     """
 
     what: Literal["logits", "token", "best"] = "logits"
@@ -29,11 +29,7 @@ class Want:
 
     def of(self, logits: Array) -> Array:
         """The same from logits [N,V] on the host."""
-        if self.what == "logits":
-            return logits
-        if self.what == "token":
-            return likeliest(logits)
-        return best(logits, self.k)
+        return likeliest(logits) if self.what == "token" else logits
 
 
 EVERYTHING, TOKEN = Want(), Want("token")
@@ -44,14 +40,6 @@ def likeliest(logits: Array) -> Array:
     found = logits.argmax(axis=-1)
     largest = np.take_along_axis(logits, found[..., None], axis=-1)[..., 0]
     return np.where(np.isfinite(largest), found, NONE)
-
-
-def best(logits: Array, k: int) -> Array:
-    """Logits [N,V] without those that are less than the k-th largest of their row."""
-    if k >= logits.shape[-1]:
-        return logits
-    least = np.partition(logits, -k, axis=-1)[..., -k, None]
-    return np.where(logits < least, np.float32(-np.inf), logits)
 
 
 class Results:
@@ -95,11 +83,14 @@ class Results:
 
 
 def spread(values: Array, ids: Array, k: int, width: int) -> Array | None:
-    """Logits [N,V] from their largest, [N,K] each, largest first; None where more than these may equal the k-th."""
+    """Logits [N,V] from the largest of them, [N,K] each, largest first; None where more than these may equal the k-th,
+    also once both are divided by a number."""
     values = values.astype(np.float32)
-    least = values[:, min(k, values.shape[1]) - 1, None]
-    if values.shape[1] < width and (np.isnan(values).any() or bool((values[:, -1:] >= least).any())):
-        return None
+    if values.shape[1] < width:
+        least = values[:, k - 1]
+        near = least - 4 * np.finfo(np.float32).eps * np.abs(least)
+        if not (values[:, -1] < near).all():  # Not so for NaN either.
+            return None
     found: Any = np.full((len(values), width), -np.inf, np.float32)
-    np.put_along_axis(found, ids, np.where(values < least, np.float32(-np.inf), values), axis=-1)
+    np.put_along_axis(found, ids, values, axis=-1)
     return found

@@ -193,9 +193,9 @@ class Session:
         return self._step(tokens, inputs, TOKEN)
 
     def step_best(self, tokens: Any, k: int, inputs: Mapping[str, Any] | None = None) -> Array:
-        """`step`, of which only the k largest logits of each row leave the device; f32 [B,V], the others -inf.
+        """`step`, of which only some logits leave the device; f32 [B,V], the others -inf.
 
-        Those that equal the least of them stay, too. k: 1 to 64.
+        Those are the k largest of each row, k from 1 to 64, all that equal the least of them, and perhaps more.
         """
         if not 1 <= k <= MOST_BEST:
             raise RuntimeInputError(f"k is {k}, expected 1 to {MOST_BEST}")
