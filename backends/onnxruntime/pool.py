@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from ...ir.slots import Growth
+from .capture import NEVER, Captures
 from .contract import Contract
 from .held import KINDS, Appended, Held, Replaced, Windowed, places_of, refusal
 from .memory import Array, Buffer, Memory
 from .pool_calls import ReadCall, StepCall
+from .results import EVERYTHING, Results, Want
 from .runtime import Loaded
 from .state import check_cut, check_room
 
@@ -42,9 +44,16 @@ class Pool:
     """
 
     def __init__(
-        self, loaded: Loaded, contract: Contract, memory: Memory, most: int, capacity: int, fixed: Mapping[str, Array]
+        self,
+        loaded: Loaded,
+        contract: Contract,
+        memory: Memory,
+        most: int,
+        capacity: int,
+        fixed: Mapping[str, Array],
+        captures: Captures = NEVER,
     ) -> None:
-        self.loaded, self.contract, self.memory, self.most = loaded, contract, memory, most
+        self.loaded, self.contract, self.memory, self.most, self.captures = loaded, contract, memory, most, captures
         self.size = min(capacity, contract.limit)
         self.rows: list[Row | None] = [None] * (most + 1)
         self.places: dict[Row, int] = {}
@@ -61,7 +70,8 @@ class Pool:
         shapes = {k: v.shape[1:] for k, v in fixed.items() if k in loaded.inputs}
         self.fixed = {k: memory.allocate((most + 1, *s), loaded.dtypes[k]) for k, s in shapes.items()}
         self.steps: dict[tuple[int, int], StepCall] = {}
-        self.feeds: dict[str, Buffer] = StepCall.buffers(self)
+        self.logits: Buffer = StepCall.output(self)
+        self.told: Results | None = None
         self.last = 0
 
     @property
@@ -190,8 +200,8 @@ class Pool:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def step(self, rows: Sequence[Row], along: Mapping[str, Array]) -> Array:
-        """One token for each row, [n,1,...] by name; outputs [n,V] in the order of the rows."""
+    def step(self, rows: Sequence[Row], along: Mapping[str, Array], want: Want = EVERYTHING) -> Array:
+        """One token for each row, [n,1,...] by name; what is wanted of it in the order of the rows."""
         self.arrange(rows)
         count = len(rows)
         places = np.fromiter(map(self.places.__getitem__, rows), np.int64, count)
@@ -210,13 +220,14 @@ class Pool:
         call = self.steps.get((count, turn))
         if call is None:
             call = self.steps[count, turn] = StepCall(self, count, turn)
-        logits = call.run(along, now, self.used, most)
+        found = call.run(along, now, self.used, most, want, self.told)
+        self.told = call.results
         now += 1
         for used in self.used.values():
             used[:count] += 1
         if self.replaced:
             self.turns[:count] = 1 - turn
-        return logits if ordered else logits[places]
+        return found if ordered else found[places]
 
     def together(self, count: int) -> int:
         """The turn of the states of the first rows; those that are in the other buffer are copied."""
