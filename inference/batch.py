@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..backends.onnxruntime import Session
 from ..backends.onnxruntime.prefix import Key, Prefixes, key_of
 from ..backends.onnxruntime.rows import rows_of
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
-from .errors import SessionError
+from .errors import GenerationError, SessionError
 from .generate import Reason
 from .logprobs import Logprob, logprob, logprobs_of
 from .request import Piece, Request
@@ -176,22 +174,23 @@ class Batch:
     def step(self, ready: Sequence[Running]) -> None:
         """One token for each row."""
         by_row = {r.row: r for r in ready}
+        plain = all(r.plain for r in ready)
         try:
             order = [by_row[row] for row in self.rows.ordered([*by_row])]
-            logits = self.rows.step([r.row for r in order], [r.known[-1] for r in order])
+            take = self.rows.step_greedy if plain else self.rows.step
+            found = take([r.row for r in order], [r.known[-1] for r in order])
         except FAILURES:
             self.apart(ready)
             return
-        if all(r.plain for r in order):
-            best = logits.argmax(axis=-1)
-            for running, token, top in zip(order, best.tolist(), logits[np.arange(len(order)), best], strict=True):
-                if np.isfinite(top):
-                    self.take(running, token, [])
-                else:
-                    self.choose(running, logits[order.index(running)])
-        else:
-            for running, row in zip(order, logits, strict=True):
-                self.choose(running, row)
+        if not plain:
+            for running, logits in zip(order, found, strict=True):
+                self.choose(running, logits)
+            return
+        for running, token in zip(order, found.tolist(), strict=True):
+            if token < 0:
+                self.fail(running, GenerationError("the largest logit is not finite: no token can be chosen"))
+            else:
+                self.take(running, token, [])
 
     def apart(self, ready: Sequence[Running]) -> None:
         """Step one by one, so that what one row fails of does not hurt the others; if all do, it is the session."""

@@ -31,7 +31,6 @@ from .sampling import Array
 from .scheduler import Scheduler
 from .speech import transcribe
 
-
 _SPARE = 4
 """Sessions that are kept for generations at the same time, beside the engine's own."""
 

@@ -22,6 +22,7 @@ def test_eight_threads_generate_what_one_does(parts: str, lengths: bool, tmp_pat
     rng = np.random.default_rng(0)
     rows = [[rng.integers(0, VOCAB, int(n)).tolist() for n in rng.integers(1, 20, 2)] for _ in range(16)]
     with Engine(net.open()) as engine:
+
         def inputs(seed: int) -> dict[str, Any] | None:
             frames = np.random.default_rng(seed).standard_normal((2, 4, 4)).astype(np.float32)
             return {"frames": frames} if "once" in parts else None
