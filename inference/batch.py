@@ -54,7 +54,7 @@ class Running:
         asked = self.request.asked
         settings = asked.settings
         greedy = settings.temperature == 0 and settings.repetition_penalty == 1.0
-        return greedy and asked.logprobs is None and asked.constraint is None
+        return greedy and asked.settings.logprobs is None and asked.constraint is None
 
 
 class Batch:
@@ -131,7 +131,7 @@ class Batch:
     def read(self, running: Running, most: int) -> int:
         """Read up to `most` tokens of a prompt; how many."""
         asked, prompt = running.request.asked, running.prompt
-        every = asked.prompt_logprobs is not None
+        every = asked.settings.prompt_logprobs is not None
         try:
             if not running.started:
                 self.begin(running)
@@ -158,12 +158,12 @@ class Batch:
         """Lay what is known of a prompt into its row; log-probabilities need every token to be read."""
         running.started = True
         running.parting = self.prefixes.parting(running.key, running.prompt)
-        if running.request.asked.prompt_logprobs is None:
+        if running.request.asked.settings.prompt_logprobs is None:
             running.read = running.request.cached = self.prefixes.restore(running.row, running.key, running.prompt)
 
     def tell(self, running: Running, logits: Array) -> None:
         """Note log-probabilities of the prompt tokens that come after each of those just read."""
-        top, start = running.request.asked.prompt_logprobs or 0, running.read
+        top, start = running.request.asked.settings.prompt_logprobs or 0, running.read
         targets = running.prompt[start + 1 : start + 1 + len(logits)]
         running.told = running.told or [None]
         running.told += logprobs_of(logits[: len(targets)], targets, top)
@@ -215,7 +215,9 @@ class Batch:
         except MonographError as e:
             self.fail(running, e)
             return
-        told = [] if asked.logprobs is None else [logprob(token, logits, processed[0], asked.logprobs)]
+        told = (
+            [] if asked.settings.logprobs is None else [logprob(token, logits, processed[0], asked.settings.logprobs)]
+        )
         self.take(running, token, told)
 
     def take(self, running: Running, token: int, told: list[Logprob]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
+from ..backends.onnxruntime.rows import rows_of as lines_of
 from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
@@ -25,12 +27,15 @@ from ..ir.slots import TOKENS
 from .embed import embed
 from .extract import Answer, answer, tag
 from .generate import Decoding, Generation, Settings
+from .logprobs import Logprob, logprobs_of
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 from .scheduler import Scheduler
 from .speech import transcribe
 
+_CHUNK = 128
+"""Tokens of a prompt whose logits are looked at together."""
 _SPARE = 4
 """Sessions that are kept for generations at the same time, beside the engine's own."""
 
@@ -199,6 +204,10 @@ class Engine(Shown):
         finally:
             self._give(session)
         results = decoding.results()
+        if (top := decoding.settings.prompt_logprobs) is not None:
+            results = [
+                replace(r, prompt_logprobs=told) for r, told in zip(results, self._said(rows, inputs, top), strict=True)
+            ]
         return results if several else results[0]
 
     def stream(self, prompt: Any, *, chat: bool = False, **settings: Any) -> Iterator[str]:
@@ -349,6 +358,23 @@ class Engine(Shown):
             return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 
         return Decoding(session, self.tokenizer, rows, settings, read)
+
+    def _said(
+        self, rows: list[list[int]], inputs: Mapping[str, Any] | None, top: int
+    ) -> Iterator[list[Logprob | None]]:
+        """Log-probabilities of the tokens of each prompt, read in chunks."""
+        beside = dict(inputs or {})
+        if self.session.contract.encoder and inputs is None:
+            raise RuntimeInputError("prompt_logprobs of what an encoder reads: they are no tokens that a model gives")
+        session = self.session.another()
+        for i, prompt in enumerate(rows):
+            reader = lines_of(session, 1)
+            row, told = reader.join({k: np.asarray(v)[i : i + 1] for k, v in beside.items()}), [None]
+            for start in range(0, len(prompt), _CHUNK):
+                logits = reader.read(row, prompt[start : start + _CHUNK], every=True)
+                after = prompt[start + 1 : start + 1 + len(logits)]
+                told += logprobs_of(logits[: len(after)], after, top)
+            yield told
 
     def _source(self, rows: list[list[int]]) -> dict[str, Array]:
         """The texts that an encoder reads, padded on the right."""
