@@ -89,8 +89,9 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export", "finetune",
-    "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "to_torch", "train", "verify",
+    "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export",
+    "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "to_torch", "train",
+    "verify",
 ]  # fmt: skip
 
 
