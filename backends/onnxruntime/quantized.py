@@ -267,12 +267,20 @@ def narrow_products(folder: str | Path) -> bool:
 
     Fine products count as equal: of SmolLM2-135M they move the largest logits, of 30, by 0.002.
     """
-    files = [read_graph(f) for f in sorted(Path(folder).glob("*.onnx"))]
-    if any(node.op_type == "MatMulInteger" for f in files for node in f.graph.node):
-        return True
-    products = [node for f in files for node in f.graph.node if node.op_type == "MatMulNBits"]
+    products = _nodes(folder, "MatMulNBits")
     coarse = (node for node in products if not any(p.key == _FINE for p in node.metadata_props))
     return any(a.name == "accuracy_level" and a.i == NARROW for node in coarse for a in node.attribute)
+
+
+def integer_products(folder: str | Path) -> bool:
+    """Whether a built folder multiplies integers by integers, which no session does in float."""
+    return bool(_nodes(folder, "MatMulInteger"))
+
+
+def _nodes(folder: str | Path, op_type: str) -> list[Any]:
+    """The nodes of a type in all graphs of a folder."""
+    files = (read_graph(f) for f in sorted(Path(folder).glob("*.onnx")))
+    return [node for f in files for node in f.graph.node if node.op_type == op_type]
 
 
 def quantized_layers(target: Target) -> QuantizedLayers:
