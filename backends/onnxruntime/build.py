@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir
 
-from ...frontends.dsl import Model
+from ...frontends.dsl import Model, plain_graph
 from ...frontends.task import TOKEN_TYPES
 from ...ir.bounds import bounds_of
 from ...ir.display import Shown, Table, size
@@ -25,6 +25,7 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
+from ...passes.precision import Precision
 from ..onnx.folder import check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
@@ -52,7 +53,7 @@ class BuildReport(Shown):
     attentions: how many there are (`total`) and how many became which op in the graph that serves first.
     nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
     seconds. through_float: block format by name of each weight that became plain numbers on its way. bytes: of the
-    data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
+    data file. precision: which values are 16 bits wide. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
     the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it.
     """
 
@@ -68,6 +69,7 @@ class BuildReport(Shown):
     state_bytes: int = 0
     bound: int = 0
     seconds: float = 0.0
+    precision: Precision | None = None
 
     @property
     def fused(self) -> int:
@@ -86,6 +88,7 @@ class BuildReport(Shown):
             ("weights", size(self.bytes)),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
+            ("precision", str(self.precision) if self.precision is not None else "f32"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
             ("memory", f"at most {size(self.bound)}"),
             ("took", f"{self.seconds:.1f} s"),
@@ -156,7 +159,7 @@ def _planned(
     if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
     target = Target.of(target)
-    graph = model.graph(target.dtype) if isinstance(model, Model) else model
+    graph = plain_graph(model, target.dtype) if isinstance(model, Model) else model
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
     if found is None:
         raise WeightsError(f"model {graph.name} has no weights", hint=NO_WEIGHTS)
@@ -166,7 +169,7 @@ def _planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, target, positions, dump)
+    variants = variants_of(graph, target, positions, dump, found)
     contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
     report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)
@@ -231,6 +234,7 @@ def _check_positions(contract: Contract, asked: int | None) -> Contract:
 
 def _report(variants: Variants, folder: Path, contract: Contract) -> BuildReport:
     report = BuildReport(folder, contract, state_bytes=sum(bytes_of(s, contract.limit) for s in contract.slots))
+    report.precision = variants.precision
     counts = variants.graphs[LENGTHS].counts()
     names = (*FUSED, "onnx_attention", "onnx_cached_attention", "attention")
     report.attentions = {"total": variants.attentions} | {k: counts[k] for k in names if k in counts}
