@@ -40,6 +40,7 @@ from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
 from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
+from .widened import widen
 
 OPSET = 23
 DEFAULT_POSITIONS = 4096
@@ -53,8 +54,9 @@ class BuildReport(Shown):
     attentions: how many there are (`total`) and how many became which op in the graph that serves first.
     nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
     seconds. through_float: block format by name of each weight that became plain numbers on its way. bytes: of the
-    data file. precision: which values are 16 bits wide. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
-    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it.
+    data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
+    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it. precision:
+    which values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class BuildReport(Shown):
     bound: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
+    widened: list[str] = field(default_factory=list[str])
 
     @property
     def fused(self) -> int:
@@ -264,6 +267,7 @@ def _lowered(
     report.kernels = table.source
     for name, graph in variants.graphs.items():
         models[name] = lower(graph, weights, OPSET, pipeline=AS_IT_IS)
+        report.widened += widen(models[name], table) if target.provider == "cuda" else []
         table.check(models[name])
         report.nodes[name] = count(models[name])
     report.bound = memory_bound(models.values(), (weights[k] for g in variants.graphs.values() for k in g.params))
