@@ -25,9 +25,9 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
+from ...passes.precision import Precision
 from ...passes.quantize.report import FILE as QUANTIZATION
 from ...passes.quantize.report import QuantizationReport
-from ...passes.precision import Precision
 from ..onnx.folder import check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
