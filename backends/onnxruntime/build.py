@@ -131,7 +131,7 @@ def build(
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     target = chosen(Target.of(target), choices)
-    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    report, models = planned(model, weights, Path(folder), target, max_positions, strict=strict, dump=dump)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
@@ -147,17 +147,18 @@ def build(
 
 def memory_bound_of(model: Model, target: str | Target = "cpu", max_positions: int | None = None) -> int:
     """Most bytes of resident memory that `build` may take for a model. Nothing is written. Errors as for `build`."""
-    return _planned(model, None, Path(), Target.of(target), max_positions, False, None)[0].bound
+    return planned(model, None, Path(), Target.of(target), max_positions)[0].bound
 
 
-def _planned(
+def planned(
     model: Model | Graph,
     weights: Mapping[str, Tensor] | None,
     folder: Path,
     target: Target,
-    max_positions: int | None,
-    strict: bool,
-    dump: Path | None,
+    max_positions: int | None = None,
+    *,
+    strict: bool = False,
+    dump: Path | None = None,
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
