@@ -25,6 +25,8 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
+from ...passes.quantize.report import FILE as QUANTIZATION
+from ...passes.quantize.report import QuantizationReport
 from ..onnx.folder import TUNING, check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
@@ -38,6 +40,7 @@ from .feeds import check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
+from .tune_result import Tuning
 from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
 
 OPSET = 23
@@ -49,11 +52,12 @@ FUSED = (GroupQuery.name, MultiHead.name)
 class BuildReport(Shown):
     """What a build did.
 
-    attentions: how many there are (`total`) and how many became which op in the graph that serves first.
-    nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
-    seconds. through_float: block format by name of each weight that became plain numbers on its way. bytes: of the
-    data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
-    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it.
+    attentions: how many there are (`total`) and how many became which op in the graph that serves first. nodes: ONNX
+    nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their seconds.
+    through_float: block format by name of each weight that became plain numbers on its way. quantization: what was done
+    to each weight, if that was asked. bytes: of the data file. tuning: what was measured to choose, if that was asked.
+    state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on the length of a
+    source. bound: most bytes of resident memory the build may take. seconds: all of it.
     """
 
     folder: Path
@@ -63,7 +67,9 @@ class BuildReport(Shown):
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
     steps: list[Step] = field(default_factory=list[Step])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
+    quantization: QuantizationReport | None = None
     kernels: str = ""
+    tuning: Tuning | None = None
     bytes: int = 0
     state_bytes: int = 0
     bound: int = 0
@@ -85,6 +91,7 @@ class BuildReport(Shown):
             ("choices", self.contract.why[0] if self.contract.why else ""),
             *made.items(),
             ("weights", size(self.bytes)),
+            *([("quantization", self.quantization.summary())] if self.quantization is not None else []),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
@@ -112,6 +119,7 @@ def build(
     strict: bool = False,
     choices: Choices | None = None,
     evidence: str = "",
+    quantization: QuantizationReport | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -122,22 +130,25 @@ def build(
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are taken
     (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the folder.
-    dump: folder for the text of each graph after every pass.
-    announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
-    Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
-    MonographError for a folder that holds other files, LoweringError for a node that the target
-    has no kernel for, WeightsError for missing or damaged tensors.
+    quantization: what was done to the weights, for the report and the folder. dump: folder for the text of each graph
+    after every pass. announce(bytes): called once with the most memory that writing may take. progress(bytes done,
+    bytes in all, tensor). Nothing is visible in the folder before everything is written; an older build in it is
+    replaced as a whole. Raises MonographError for a folder that holds other files, LoweringError for a node that the
+    target has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     target = chosen(Target.of(target), choices)
     report, models = planned(model, weights, Path(folder), target, max_positions, strict=strict, dump=dump)
+    report.quantization = quantization
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())
         if evidence:
             write_text(stage, TUNING, evidence)
+        if quantization is not None:
+            write_text(stage, QUANTIZATION, quantization.to_json())
         if isinstance(model, Model):
             write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
         seal(stage.work)
