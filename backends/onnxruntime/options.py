@@ -39,12 +39,13 @@ def check_threads(threads: int | None) -> None:
 
 
 def load(
-    path: Path, contract: Contract, threads: int | None = None, *, flash: bool = True, packed: bool = True
+    path: Path, contract: Contract, threads: int | None = None, *, flash: bool | None = None, packed: bool = True
 ) -> Loaded:
     """A session for one file of a built folder.
 
-    threads: for the work inside an op (None: one a physical core). flash: tiled attention for prompts. packed: keep
-    copies of the weights in the order that kernels read them; without, they are read where the file is mapped.
+    threads: for the work inside an op (None: as the build chose, else one a physical core). flash: tiled attention for
+    prompts (None: as the build chose). packed: keep copies of the weights in the order that kernels read them, if the
+    build chose it; without, they are read where the file is mapped.
     Raises RuntimeInputError if the provider cannot be used, WeightsError for a damaged file.
     """
     check_threads(threads)
@@ -57,13 +58,17 @@ def load(
         os.fspath(path).encode()
     except UnicodeEncodeError:
         raise RuntimeInputError("ONNX Runtime opens files with names in UTF-8 only", place=str(path)) from None
-    settings = {} if packed else {"session.disable_prepacking": "1"}
-    with _environment(FLASH_OFF, None if flash else "1"):
+    chosen = contract.choices
+    said = {"session.disable_prepacking": not (packed and chosen.prepacked),
+            "session.intra_op.allow_spinning": chosen.spinning}  # fmt: skip
+    settings = {k: str(int(v)) for k, v in said.items()}
+    tiled = chosen.flash if flash is None else flash
+    with _environment(FLASH_OFF, None if tiled else "1"):
         try:
             loaded = Loaded(
                 path,
                 provider,
-                threads=physical_cores() if threads is None else threads,
+                threads=threads or chosen.threads or physical_cores(),
                 settings=settings,
                 disabled_optimizers=contract.disabled_optimizers,
             )

@@ -50,7 +50,7 @@ class Session:
         *,
         threads: int | None,
         capacity: int = CAPACITY,
-        flash: bool = True,
+        flash: bool | None = None,
         exact: bool = False,
     ) -> None:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
