@@ -11,6 +11,7 @@ from ...ir.errors import RuntimeInputError
 from .memory import Array
 from .padded import Padded
 from .pool import Pool, signature
+from .results import EVERYTHING, Want
 from .session import Session
 from .state import Along
 
@@ -40,9 +41,15 @@ class Rows(Protocol):
         ...
 
     def step(
-        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
+        self,
+        rows: Sequence[int],
+        tokens: Sequence[int] | Array,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        want: Want = EVERYTHING,
     ) -> Array:
-        """Add one token to each of some rows; logits f32 [n,V], in memory that the next call may write over."""
+        """Add one token to each of some rows; logits f32 [n,V], or what is wanted of them, in memory that the next
+        call may write over."""
         ...
 
     def truncate(self, row: int, length: int) -> None:
@@ -129,19 +136,24 @@ class Pooled(Numbered):
         return found if every else found[0]
 
     def step(
-        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
+        self,
+        rows: Sequence[int],
+        tokens: Sequence[int] | Array,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        want: Want = EVERYTHING,
     ) -> Array:
         along = self.tokens(tokens, inputs, step=True)
         pools = [known(self.of, row) for row in rows]
         if len(rows) != len(tokens) or len({*rows}) < len(rows):
             raise RuntimeInputError(f"{len(tokens)} tokens were given for the rows {list(rows)}")
         if all(p is pools[0] for p in pools):
-            return pools[0].step(rows, along)
+            return pools[0].step(rows, along, want)
         found: dict[int, Array] = {}
         for pool in dict.fromkeys(pools):
             chosen = [i for i, p in enumerate(pools) if p is pool]
-            logits = pool.step([rows[i] for i in chosen], {k: v[chosen] for k, v in along.items()})
-            found |= dict(zip(chosen, logits.copy(), strict=True))
+            answers = pool.step([rows[i] for i in chosen], {k: v[chosen] for k, v in along.items()}, want)
+            found |= dict(zip(chosen, answers.copy(), strict=True))
         return np.stack([found[i] for i in range(len(rows))])
 
     def truncate(self, row: int, length: int) -> None:
@@ -186,17 +198,24 @@ class Singles(Numbered):
             return np.concatenate([self.more(state, row, part, 1) for part in parts])
         return self.more(state, row, along, len(tokens))[0]
 
-    def more(self, state: Padded, row: int, along: Along, count: int) -> Array:
+    def more(self, state: Padded, row: int, along: Along, count: int, want: Want = EVERYTHING) -> Array:
         counts = np.array([count])
-        return state.extend(along, counts) if len(state.lengths) else state.start(along, counts, self.fixed[row])
+        if len(state.lengths):
+            return state.extend(along, counts, want=want)
+        return want.of(state.start(along, counts, self.fixed[row]))
 
     def step(
-        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
+        self,
+        rows: Sequence[int],
+        tokens: Sequence[int] | Array,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        want: Want = EVERYTHING,
     ) -> Array:
         along = self.tokens(tokens, inputs, step=True)
         states = [known(self.states, row) for row in rows]
         parts = ({k: v[i : i + 1] for k, v in along.items()} for i in range(len(rows)))
-        found = [self.more(s, row, part, 1) for s, row, part in zip(states, rows, parts, strict=True)]
+        found = [self.more(s, row, part, 1, want) for s, row, part in zip(states, rows, parts, strict=True)]
         return np.concatenate(found)
 
     def truncate(self, row: int, length: int) -> None:
