@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -14,11 +14,13 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
+from .logprobs import Logprob
+from .errors import GenerationError
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
 
-Reason = Literal["stop", "length", "eos"]
+Reason = Literal["stop", "length", "eos", "cancelled"]
 
 
 class Session(Protocol):
@@ -48,6 +50,23 @@ class Shared(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A session that can keep its logits where they are, and tell what a choice needs of them."""
+
+    def step_greedy(self, tokens: Array) -> Array:
+        """`step`, but the likeliest next token of each row, i64 [B]; -1 where none can be chosen."""
+        ...
+
+    def step_best(self, tokens: Array, k: int) -> Array:
+        """`step`, but all logits that cannot be among the k largest may be -inf; k up to 64."""
+        ...
+
+
+MOST_BEST = 64
+"""The largest top_k for which not all logits are needed."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds and tokens of one call, all rows together. Decode counts what comes after the first token of each row."""
@@ -69,7 +88,9 @@ class Generation(Shown):
     """What came after one prompt.
 
     ids: the tokens chosen, without the end token. text: without the stop string and what came with it.
-    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached.
+    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached; "cancelled".
+    logprobs: of each chosen token, the end token included, where they were asked for. prompt_logprobs: of each token
+    of the prompt, None for the first, which nothing comes before.
     """
 
     prompt: list[int]
@@ -77,6 +98,8 @@ class Generation(Shown):
     text: str
     reason: Reason
     timing: Timing
+    logprobs: list[Logprob] = field(default_factory=list[Logprob])
+    prompt_logprobs: list[Logprob | None] = field(default_factory=list["Logprob | None"])
 
     def table(self) -> Table:
         """The text, why it ended, and how fast it came (all rows of its call together)."""
@@ -143,6 +166,14 @@ class Settings(Sampling):
                     f"prompt {i} has {len(row)} tokens; with {self.max_new_tokens} new ones that is "
                     f"{len(row) + self.max_new_tokens}, but the model has {self.context} positions"
                 )
+
+
+def certain(tokens: Array) -> Array:
+    """Tokens [B], all of them chosen. Raises GenerationError where a session could not choose one."""
+    if (tokens < 0).any():
+        row = int((tokens < 0).argmax())
+        raise GenerationError(f"the largest logit of row {row} is not finite: no token can be chosen")
+    return tokens
 
 
 def _several(x: Any) -> tuple[Any, ...]:
@@ -250,12 +281,22 @@ class Decoding:
                 raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.
-            tokens = self.choose(self.session.step(tokens))
+            tokens = self.next(tokens)
             self.decode_seconds += time.perf_counter() - start
             self.decode_tokens += active
 
     def _owner(self) -> object:
         return self.session.owner if isinstance(self.session, Shared) else None
+
+    def next(self, tokens: Array) -> Array:
+        """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
+        session, settings = self.session, self.settings
+        if isinstance(session, Choosing) and settings.repetition_penalty == 1:
+            if settings.temperature == 0:
+                return certain(session.step_greedy(tokens))
+            if settings.top_k is not None and settings.top_k <= MOST_BEST:
+                return self.choose(session.step_best(tokens, settings.top_k))
+        return self.choose(session.step(tokens))
 
     def choose(self, logits: Array) -> Array:
         return self.sampler(logits, [r.seen for r in self.rows])

@@ -35,6 +35,7 @@ from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
+from .capturable import capture_refusals
 from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
 from .feeds import check_feeds
@@ -198,6 +199,9 @@ def planned(
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
+    if target.provider == "cuda" and LENGTHS in models:
+        refusals = capture_refusals(models[LENGTHS], target)
+        report.contract = replace(report.contract, uncaptured=tuple(refusals))
     if isinstance(model, Model):
         for made in models.values():
             made.metadata_props[TASK] = json.dumps(task_json(model.task))
