@@ -20,7 +20,6 @@ from monograph.backends.onnxruntime.capture import CHECKED
 from monograph.backends.onnxruntime.choices import CHOICES
 from monograph.backends.onnxruntime.memory_cpu import CpuMemory
 from monograph.backends.onnxruntime.memory_cuda import CudaMemory
-from monograph.backends.onnxruntime.results import TOKEN
 from monograph.backends.onnxruntime.rows import rows_of
 from monograph.frontends.dsl import Model, load_family
 from monograph.inference.errors import GenerationError

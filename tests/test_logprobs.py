@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from monograph.frontends.load import load
 from monograph.backends.onnxruntime import build
+from monograph.frontends.load import load
 from monograph.inference.engine import Engine
 from monograph.inference.generate import Settings
 from monograph.inference.logprobs import Logprob, likeliest, log_softmax

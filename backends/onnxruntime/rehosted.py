@@ -66,5 +66,3 @@ def _on_cpu(contract: Contract) -> Contract:
 
 def _wide(type: TensorType) -> TensorType:
     return type.with_dtype(f32) if type.dtype == bf16 else type
-
-
