@@ -26,10 +26,9 @@ class Grid:
         if encoding.minimum:
             low = encoding.minimums(lines)[..., 0].astype(np.float32)
         else:
-            low = scale * np.float32(-encoding.zero)
-        levels = 1 << encoding.bits
-        first = -levels // 2 if encoding.bits == 8 else 0
-        return Grid(scale, low, first, first + levels - 1)
+            zero = encoding.zero_points(lines)[..., 0].astype(np.float32) if encoding.zeros else encoding.zero
+            low = -scale * zero
+        return Grid(scale, low, *encoding.levels)
 
     def codes(self, w: Array, block: int) -> Array:
         """The codes nearest to numbers w [rows], of one block."""
@@ -43,8 +42,18 @@ class Grid:
         return self.scale[:, block] * codes + self.low[:, block]
 
 
+def numbers(encoding: Encoding, lines: Array) -> Array:
+    """What stored lines [rows, bytes] stand for, f32 [rows, columns]."""
+    grid = Grid.of(encoding, lines)
+    found = encoding.codes(lines).astype(np.float32)
+    found *= grid.scale[..., None]
+    found += grid.low[..., None]
+    return found.reshape(len(lines), -1)
+
+
 def recoded(encoding: Encoding, lines: Array, codes: Array) -> Array:
     """Stored lines with the scales of `lines` and other codes, [rows, columns]."""
-    found = codes.astype(np.int8 if encoding.bits == 8 else np.uint8)
-    blocks = found.reshape(*encoding.codes(lines).shape)
-    return encoding.joined(blocks, encoding.scales(lines), encoding.minimums(lines) if encoding.minimum else None)
+    blocks = codes.astype(encoding.codes_type.numpy).reshape(encoding.codes(lines).shape)
+    minimums = encoding.minimums(lines) if encoding.minimum else None
+    zeros = encoding.zero_points(lines) if encoding.zeros else None
+    return encoding.joined(blocks, encoding.scales(lines), minimums, zeros)

@@ -60,12 +60,12 @@ def apply(weights: Mapping[str, Tensor], plan: Plan, scratch: Path, progress: Pr
     for done, (name, choice) in enumerate(plan.items(), 1):
         type = weights[name].type.decoded.with_dtype(f32).encoded(choice.encoding)
         lines = choice.method.lines(name, weights[name].cast(f32).numpy(), choice.encoding)
-        found[name] = Encoded(_written(scratch / f"{done}.lines", name, lines), type)
+        found[name] = Encoded(written(scratch / f"{done}.lines", name, lines), type)
         (progress or silent)(done, len(plan), name)
     return Weights(found)
 
 
-def _written(file: Path, name: str, lines: Array) -> StoredTensor:
+def written(file: Path, name: str, lines: Array) -> StoredTensor:
     """An array on disk, memory-mapped when read."""
     with file.open("wb") as f:
         f.write(lines.data)
