@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backends.target import meant
+from .backends.target import Target, meant
 from .frontends.dsl import Model, Program
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
@@ -25,7 +25,9 @@ from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
+from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
+from .quantizing import quantized
 
 if TYPE_CHECKING:
     import torch.fx
@@ -75,12 +77,14 @@ class ExportReport(Shown):
     """What an export did.
 
     nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
-    on its way. bound: most bytes of resident memory it may take.
+    on its way. quantization: what was done to each weight, if that was asked. bound: most bytes of resident memory it
+    may take.
     """
 
     folder: Path
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
+    quantization: QuantizationReport | None = None
     bound: int = 0
 
     def table(self) -> Table:
@@ -88,6 +92,7 @@ class ExportReport(Shown):
         made = {name: f"{sum(counts.values()):,} nodes" for name, counts in self.nodes.items()}
         plain = f"{len(self.through_float):,} weights" if self.through_float else "none"
         rows = [("folder", str(self.folder)), *made.items(), ("through float", plain)]
+        rows += [("quantization", self.quantization.summary())] if self.quantization is not None else []
         return Table("export", [*rows, ("memory", f"at most {size(self.bound)}")])
 
 
@@ -141,18 +146,20 @@ def write_export(
     from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
-    if quantize is not None:
-        raise LoweringError("an export does not take quantize yet")
     check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
-    weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
-    graphs = serving_graphs(model, dtype, dump)
-    exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
-    report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
-    (announce or silent)(report.bound)
-    write(exported, folder, progress)
+    weights_of(model_of(model, "export"))
+    settings = {"dtype": dtype, "announce": announce, "progress": progress}
+    with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
+        weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
+        exported = Exported.of(model, serving_graphs(model, dtype, dump), weights, opset, client, dump, pipeline)
+        exported.quantization = done
+        report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
+        if done is None:
+            (announce or silent)(report.bound)
+        write(exported, folder, progress)
     return report
 
 
@@ -209,17 +216,20 @@ def build(
     _check_asked(target, asked, dtype, tune, adapters)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        report = backend.build(
-            model,
-            None,
-            place,
-            target,
-            max_positions=max_positions,
-            strict=strict,
-            dump=dump,
-            announce=announce,
-            progress=progress,
-        )
+        aim, told = Target.of(target), {"announce": announce, "progress": progress}
+        with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
+            report = backend.build(
+                served,
+                None,
+                place,
+                aim,
+                max_positions=max_positions,
+                strict=strict,
+                quantization=done,
+                dump=dump,
+                announce=announce if done is None else None,
+                progress=progress,
+            )
     except BaseException:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
@@ -237,7 +247,7 @@ def _check_asked(
     """Raises LoweringError for what no pass does yet."""
     usual = DType.f32 if target == "cpu" else DType.f16
     given = {
-        "quantize": quantize is not None,
+        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
         "dtype": dtype is not None and str(dtype) != str(usual),
         "tune": tune,
         "adapters": bool(adapters),

@@ -25,6 +25,8 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
+from ...passes.quantize.report import FILE as QUANTIZATION
+from ...passes.quantize.report import QuantizationReport
 from ..onnx.folder import check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
@@ -49,11 +51,12 @@ FUSED = (GroupQuery.name, MultiHead.name)
 class BuildReport(Shown):
     """What a build did.
 
-    attentions: how many there are (`total`) and how many became which op in the graph that serves first.
-    nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
-    seconds. through_float: block format by name of each weight that became plain numbers on its way. bytes: of the
-    data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
-    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it.
+    attentions: how many there are (`total`) and how many became which op in the graph that serves first. nodes: ONNX
+    nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their seconds.
+    through_float: block format by name of each weight that became plain numbers on its way. quantization: what was done
+    to each weight, if that was asked. bytes: of the data file. state_bytes: of what one row remembers when it has as
+    many tokens as it may, but for what depends on the length of a source. bound: most bytes of resident memory the
+    build may take. seconds: all of it.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class BuildReport(Shown):
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
     steps: list[Step] = field(default_factory=list[Step])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
+    quantization: QuantizationReport | None = None
     kernels: str = ""
     bytes: int = 0
     state_bytes: int = 0
@@ -84,6 +88,7 @@ class BuildReport(Shown):
             ("attentions", kinds),
             *made.items(),
             ("weights", size(self.bytes)),
+            *([("quantization", self.quantization.summary())] if self.quantization is not None else []),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
@@ -109,6 +114,7 @@ def build(
     *,
     max_positions: int | None = None,
     strict: bool = False,
+    quantization: QuantizationReport | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -117,19 +123,23 @@ def build(
 
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
-    attention became one of ONNX Runtime's own attention ops. dump: folder for the text of each graph after every pass.
-    announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
-    Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
-    MonographError for a folder that holds other files, LoweringError for a node that the target
-    has no kernel for, WeightsError for missing or damaged tensors.
+    attention became one of ONNX Runtime's own attention ops. quantization: what was done to the weights, for the report
+    and the folder. dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
+    memory that writing may take. progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before
+    everything is written; an older build in it is replaced as a whole. Raises MonographError for a folder that holds
+    other files, LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged
+    tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    report.quantization = quantization
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())
+        if quantization is not None:
+            write_text(stage, QUANTIZATION, quantization.to_json())
         if isinstance(model, Model):
             write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
         seal(stage.work)
