@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .inference.engine import Engine as Engine
     from .parity import verify as verify
     from .performance import bench as bench
+    from .fidelity import Quality as Quality
+    from .fidelity import quality as quality
     from .resolve import load as load
     from .training.adapters import Adapter as Adapter
     from .training.adapters import Lora as Lora
@@ -69,6 +71,8 @@ _LATER = {
     "Engine": "inference.engine",
     "verify": "parity",
     "bench": "performance",
+    "Quality": "fidelity",
+    "quality": "fidelity",
     "train": "training.loop",
     "finetune": "training.finetune",
     "dpo": "training.finetune",
@@ -89,8 +93,8 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export",
-    "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "to_torch", "train",
+    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export",
+    "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "quality", "to_torch", "train",
     "verify",
 ]  # fmt: skip
 

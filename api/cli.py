@@ -14,6 +14,7 @@ from .commands.data import data
 from .commands.doctor import doctor
 from .commands.finetune import finetune, merge
 from .commands.options import WithSeed
+from .commands.quality import quality
 from .commands.run import run
 from .commands.show import explain, optimize_, show
 from .commands.train import train
@@ -50,6 +51,7 @@ app.command(cls=WithSeed)(build)
 app.command(cls=WithSeed)(verify)
 app.command(cls=WithSeed)(run)
 app.command(cls=WithSeed)(bench)
+app.command()(quality)
 app.command()(train)
 app.command()(finetune)
 app.command()(merge)
