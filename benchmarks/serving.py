@@ -367,8 +367,8 @@ def main() -> None:
         facts[precision] = {"seconds": seconds, "memory": memory, "perplexity": scores, "limits": limits}
     note = (
         f"{given.threads} threads, medians of {given.rounds} rounds in turn, ± half the range. In brackets: share of "
-        "the bandwidth (for prompts: of the fp32 arithmetic) measured between the rounds, for the bytes that the precision "
-        "needs. Perplexity: 4,000 tokens of the King James Bible."
+        "the bandwidth (for prompts: of the fp32 arithmetic) measured between the rounds, for the bytes that the "
+        "precision needs. Perplexity: 4,000 tokens of the King James Bible."
     )
     publish("serving", rows, note=note, only_print=given.no_publish, measured=facts)
 

@@ -55,13 +55,13 @@ FUSED = (GroupQuery.name, MultiHead.name)
 class BuildReport(Shown):
     """What a build did.
 
-    attentions: how many there are (`total`) and how many became which op in the graph that serves first. nodes: ONNX
-    nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their seconds.
-    through_float: block format by name of each weight that became plain numbers on its way. quantization: what was done
-    to each weight, if that was asked. tuning: what was measured to choose, if that was asked. bytes: of the data file. state_bytes: of what one row remembers when it has as
-    many tokens as it may, but for what depends on the length of a source. bound: most bytes of resident memory the
-    build may take. seconds: all of it. precision: which values are 16 bits wide. widened: ops with casts around them,
-    which the provider has in f32 only.
+    attentions: how many there are (`total`) and how many became which op in the graph that serves first. nodes:
+    ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their seconds.
+    through_float: block format by name of each weight that became plain numbers on its way. quantization: what was
+    done to each weight, if that was asked. tuning: what was measured to choose, if that was asked. bytes: of the
+    data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
+    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it. precision:
+    which values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
     """
 
     folder: Path

@@ -70,9 +70,7 @@ def inverse_factor(hessian: Array, damping: float, ordered: bool) -> tuple[Array
 class _Rounding:
     """One weight on its way to codes. Columns are rows here, so that each lies together in memory."""
 
-    def __init__(
-        self, method: Gptq, name: str, encoding: Encoding, weight: Array, factor: Array, order: Array
-    ) -> None:
+    def __init__(self, method: Gptq, name: str, encoding: Encoding, weight: Array, factor: Array, order: Array) -> None:
         self.method, self.name, self.encoding = method, name, encoding
         self.factor, self.order = factor.astype(np.float32), order
         self.left = np.ascontiguousarray(weight.T[order], np.float32)

@@ -69,9 +69,7 @@ def smooth(statistics: Statistics, weights: Mapping[str, Array], fold: Fold, rou
     return _best(candidates, fold, error)
 
 
-def _best(
-    candidates: Sequence[tuple[float, Array]], fold: Fold, error: Callable[[Array], float]
-) -> Found:
+def _best(candidates: Sequence[tuple[float, Array]], fold: Fold, error: Callable[[Array], float]) -> Found:
     errors = [error(factors[fold.channels]) for _, factors in candidates]
     at = int(np.argmin(errors))
     exponent, factors = candidates[at]
