@@ -14,6 +14,7 @@ from .feeds import counts_of
 from .held import KINDS, Appended, Held, Replaced, Windowed, places_of, refusal
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
+from .reorder import Answers, copies, filled
 from .runtime import Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
@@ -33,6 +34,7 @@ class Compact:
         self.used: dict[int, Array] = {}
         self.held: list[Held] = []
         self.fixed: dict[str, Buffer] = {}
+        self.origins: Array = NOTHING
         self.steps: dict[tuple[int, ...], TokenCall] = {}
 
     @property
@@ -89,6 +91,7 @@ class Compact:
         if self.fixed or fixed:
             self.steps = {}
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+        self.origins = np.arange(batch)
 
     def room(self, needed: int) -> int:
         """The capacity that rows of `needed` tokens want, doubling up to the model's positions."""
@@ -97,23 +100,23 @@ class Compact:
             size = min(self.contract.limit, max(1, 2 * size))
         return size
 
-    def extend(self, along: Along, counts: Array) -> Array:
+    def extend(self, along: Along, counts: Array, *, every: bool = False) -> Array:
         if int(counts.max()) == 1 == int(counts.min()):
-            return self.advance(along, counts)
+            logits = self.advance(along, counts)
+            return logits[:, None] if every else logits
         check_room(int((self.lengths + counts).max()), self.contract)
         before, self.lengths = self.lengths, NOTHING  # Whoever stops in the middle leaves nothing to go on from.
-        lengths, logits = before, dict[int, Array]()
+        lengths, answers = before, Answers(self.batch, int(counts.max()), every=every)
         try:
             for part, now in self.pieces(along, counts):
-                found = self.read(part, now, lengths)
-                logits |= dict(zip(np.flatnonzero(now).tolist(), found, strict=True))
+                answers.take(np.flatnonzero(now), self.read(part, now, lengths, every=every))
                 lengths = lengths + now
         except RuntimeInputError as e:
             kept = lengths is before
             self.lengths = before if kept else NOTHING
             raise told(e, kept=kept) from e
         self.lengths = lengths
-        return np.stack([logits[row] for row in range(self.batch)])
+        return answers.found
 
     def advance(self, along: Along, counts: Array) -> Array:
         """One more token for every row: `extend` without what longer pieces need, for it is every step of a decode."""
@@ -146,17 +149,19 @@ class Compact:
             now = np.clip(counts - start, 0, size)
             yield {k: v[:, start : start + size] for k, v in along.items()}, now
 
-    def read(self, along: Along, now: Array, lengths: Array) -> Array:
-        """Add now[b] tokens to each row; outputs [N,V] of the rows that got any."""
+    def read(self, along: Along, now: Array, lengths: Array, *, every: bool = False) -> Array:
+        """Add now[b] tokens to each row; outputs [N,V] of the rows that got any, [N,S,V] of every token."""
         self.reserve(int((lengths + now).max()), lengths)
         self.make_room(now)
         rows = next(iter(along.values())).shape[1]
         if rows == 1 and now.all():
             logits = self.step(along, lengths, now)
+            logits = logits[:, None] if every else logits
         elif self.batch == 1:
-            logits = self.call(along, lengths, now)
+            logits = self.call(along, lengths, now, every=every)
         else:  # Kernels take several new tokens behind a past for one row only.
-            logits = np.concatenate([self.row(along, lengths, now, b) for b in range(self.batch) if now[b]])
+            answers = [self.row(along, lengths, now, b, every=every) for b in np.flatnonzero(now).tolist()]
+            logits = np.concatenate([filled(a, rows) for a in answers] if every else answers)
             for held in self.held:
                 for b in np.flatnonzero(now == 0).tolist():
                     held.skip(b)
@@ -201,6 +206,30 @@ class Compact:
         self.used = {n: used - (now - lengths) for n, used in self.used.items()}
         self.lengths = lengths.copy()
 
+    def reorder(self, parents: Array, common: Array) -> None:
+        new, old = self.held, self.held
+        moves = copies(parents) if len(parents) == self.batch else None
+        if moves is None:
+            self.batch, self.steps = len(parents), {}
+            new, moves = [h.spread(len(parents)) for h in old], list(enumerate(parents.tolist()))
+        for before, after in zip(old, new, strict=True):
+            used = self.used[before.slot.window]
+            starts = self.starts(used, parents, common) if new is old else np.zeros_like(parents)
+            for target, source in moves:
+                after.copy_row(before, source, target, int(starts[target]), int(used[source]))
+        origins = self.origins[parents]
+        if not np.array_equal(origins, self.origins):  # What stays for a batch moves with rows of other sources only.
+            self.fixed = {k: self.memory.upload(self.memory.download(b)[parents]) for k, b in self.fixed.items()}
+            self.steps = {}
+        self.held, self.origins = new, origins
+        self.used = {n: used[parents] for n, used in self.used.items()}
+        self.lengths = self.lengths[parents]
+
+    def starts(self, used: Array, parents: Array, common: Array) -> Array:
+        """The first place of each row at which it can differ from its parent, if they have `common` tokens alike."""
+        alike = (used[parents] == used) & (self.lengths[parents] == self.lengths)
+        return np.where(alike, np.maximum(common - (self.lengths - used), 0), 0)
+
     # -- calls -------------------------------------------------------------------------------------------------
 
     def step(self, along: Along, lengths: Array, now: Array) -> Array:
@@ -211,51 +240,65 @@ class Compact:
             self.steps[turn] = self.bound(self.batch, 1)
         return self.steps[turn].run(along, lengths, now, self.used).copy()
 
-    def call(self, along: Along, lengths: Array, now: Array) -> Array:
+    def call(self, along: Along, lengths: Array, now: Array, *, every: bool = False) -> Array:
         rows = next(iter(along.values())).shape[1]
-        return self.bound(self.batch, rows).run(along, lengths, now, self.used)
+        return self.bound(self.batch, rows, every=every).run(along, lengths, now, self.used)
 
-    def bound(self, batch: int, rows: int) -> TokenCall:
+    def bound(self, batch: int, rows: int, *, every: bool = False) -> TokenCall:
         inputs = {h.slot.input: h.past for h in self.held} | self.fixed
-        return TokenCall(self, batch, rows, inputs, {h.slot.output: h.present for h in self.held})
+        outputs = {h.slot.output: h.present for h in self.held}
+        return TokenCall(self, batch, rows, inputs, outputs, every=every)
 
-    def row(self, along: Along, lengths: Array, now: Array, row: int) -> Array:
+    def row(self, along: Along, lengths: Array, now: Array, row: int, *, every: bool = False) -> Array:
         """The tokens of one row, without its padding, over its own part of every buffer."""
         view, one = self.memory.row, slice(row, row + 1)
         inputs = {h.slot.input: view(h.past, row) for h in self.held}
         inputs |= {k: view(b, row) for k, b in self.fixed.items()}
         outputs = {h.slot.output: view(h.present, row) for h in self.held}
         part = {k: v[one, : now[row]] for k, v in along.items()}
-        call = TokenCall(self, 1, int(now[row]), inputs, outputs)
+        call = TokenCall(self, 1, int(now[row]), inputs, outputs, every=every)
         return call.run(part, lengths[one], now[one], {n: used[one] for n, used in self.used.items()})
 
 
 class TokenCall:
-    """A binding for [B,S] tokens: what comes with every call is written into buffers of its own."""
+    """A binding for [B,S] tokens: what comes with every call is written into buffers of its own.
+
+    every: the output after every token is wanted, not only that after the last.
+    """
 
     def __init__(
-        self, owner: Compact, batch: int, rows: int, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+        self,
+        owner: Compact,
+        batch: int,
+        rows: int,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        every: bool = False,
     ) -> None:
         loaded, self.memory = owner.loaded, owner.memory
-        stream, self.rows = stream_of(owner.contract), rows
+        stream, self.rows, self.every = stream_of(owner.contract), rows, every
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in loaded.inputs.items():
             if name not in inputs:
                 shapes[name] = tuple(n if isinstance(n, int) else (batch, rows)[min(i, 1)] for i, n in enumerate(shape))
+        if every and ROWS in shapes:
+            shapes[ROWS] = (batch * rows,)
         self.feeds = {k: self.memory.allocate(s, loaded.dtypes[k]) for k, s in shapes.items()}
         self.positions = self.feeds.get(stream.positions)
         pairs = ((n, *map(self.feeds.get, counts_of(n))) for n in (0, *owner.contract.windows))
         self.counts = [(n, by_row, most) for n, by_row, most in pairs if by_row is not None or most is not None]
         self.chosen, self.output = ROWS in self.feeds, owner.contract.output
         vocab: Any = loaded.outputs[self.output][-1]
-        shape = (batch, vocab) if self.chosen else (batch, rows, vocab)
+        shape = (*shapes[ROWS], vocab) if self.chosen else (batch, rows, vocab)
         self.logits = self.memory.allocate(shape, loaded.dtypes[self.output])
         self.columns, self.firsts = np.arange(rows), np.arange(batch) * rows
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
         self.call = self.memory.bind(loaded, given | self.feeds, {**outputs, self.output: self.logits})
 
     def run(self, along: Along, before: Array, now: Array, used: Mapping[int, Array]) -> Array:
-        """Output [B,V] (float32) after the last new token of each row, in memory that the next run writes over."""
+        """Output [B,V] (float32) after the last new token of each row, or [B,S,V] after every one, in memory that the
+        next run writes over."""
         write, feeds = self.memory.write, self.feeds
         for name, array in along.items():
             if name in feeds:
@@ -269,8 +312,11 @@ class TokenCall:
             if most is not None:  # Kernels want room for every column of a prompt, even if no row fills it.
                 write(most, np.asarray(max(int(after.max()), self.rows)))
         if self.chosen:
-            write(feeds[ROWS], self.firsts + now - 1)
+            write(feeds[ROWS], np.arange(len(now) * self.rows) if self.every else self.firsts + now - 1)
         self.call.run()
         found = self.memory.download(self.logits)
-        logits = found if self.chosen else found[np.arange(len(now)), now - 1]
+        if self.every:
+            logits = found.reshape(len(now), self.rows, -1)
+        else:
+            logits = found if self.chosen else found[np.arange(len(now)), now - 1]
         return logits.astype(np.float32, copy=False)

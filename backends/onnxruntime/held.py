@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -53,6 +53,21 @@ class Held:
 
     def skip(self, row: int) -> None:
         """A call did not read anything for a row: its present is its past."""
+
+    def spread(self, batch: int) -> Self:
+        """An empty one of as many places for another number of rows."""
+        axis = self.slot.axis
+        places = 0 if axis is None else self.buffer.shape[axis]
+        return type(self)(self.slot, self.memory, batch, self.dtype, places)
+
+    def copy_row(self, source: Held, row: int, to: int, start: int, count: int) -> None:
+        """Make row `to` what a row of `source`, perhaps this one, is: of what has a length, places start to count."""
+        axis, view = self.slot.axis, self.memory.row
+        if axis is None:
+            self.memory.copy(view(source.past, row), view(self.past, to))
+        else:
+            into = view(self.past, to)
+            self.memory.shift(view(source.past, row), start, into, start, count - start, row=0, axis=axis)
 
     def shift(self, start: int, target: Buffer, to: int, length: int, row: int) -> None:
         axis = self.slot.axis

@@ -49,8 +49,8 @@ class Memory(Protocol):
         """Replace the whole content; the array is broadcast to the buffer's shape."""
         ...
 
-    def row(self, buffer: Buffer, index: int) -> Buffer:
-        """A view of one row, [1,...]."""
+    def row(self, buffer: Buffer, index: int, count: int = 1) -> Buffer:
+        """A view of `count` rows from `index` on, [count,...]."""
         ...
 
     def copy(self, source: Buffer, target: Buffer) -> None:

@@ -78,8 +78,8 @@ class CpuMemory:
     def write(self, buffer: Buffer, array: Array) -> None:
         _own(buffer).array[...] = array
 
-    def row(self, buffer: Buffer, index: int) -> CpuBuffer:
-        return CpuBuffer(array=_own(buffer).array[index : index + 1])
+    def row(self, buffer: Buffer, index: int, count: int = 1) -> CpuBuffer:
+        return CpuBuffer(array=_own(buffer).array[index : index + count])
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         _own(target).array[...] = _own(source).array

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ...ir.errors import RuntimeInputError
 from .memory import Array
+from .padded import Padded
+from .pool import Pool, signature
 from .session import Session
-from .state import State
+from .state import Along
 
 
 class Rows(Protocol):
@@ -61,55 +63,161 @@ class Rows(Protocol):
 
 
 def rows_of(session: Session, most: int) -> Rows:
-    """Rows over a session, which has its buffers for itself."""
-    return Singles(session, most)
+    """Rows over a session, with buffers of their own. Raises RuntimeInputError for a model without a cache."""
+    if most < 1:
+        raise RuntimeInputError(f"rows are {most}, expected at least 1")
+    return Pooled(session, most) if session.contract.lengths else Singles(session, most)
 
 
-class Singles:
-    """Rows that are computed one at a time, each over a state of its own."""
+class Numbered:
+    """What all kinds of rows have in common: numbers that are never given twice, and checks."""
 
-    def __init__(self, session: Session, most: int, alone: str = "rows are computed one at a time") -> None:
-        self.session, self.most, self.alone = session, most, alone
-        self.states: dict[int, State] = {}
-        self.fixed: dict[int, dict[str, Array]] = {}
+    def __init__(self, session: Session, most: int) -> None:
+        self.session, self.most = session, most
         self.next = 0
 
-    def join(self, inputs: Mapping[str, Any] | None = None) -> int:
-        if len(self.states) >= self.most:
-            raise RuntimeInputError(f"there are {self.most} rows already")
+    def new(self, known: Mapping[int, object]) -> int:
+        if len(known) >= self.most:
+            raise RuntimeInputError(f"{self.most} rows are there, and there is place for no more")
         row, self.next = self.next, self.next + 1
-        self.fixed[row] = self.session.fixed(inputs or {})
-        self.states[row] = self.session.new_state()
+        return row
+
+    def tokens(self, tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None, *, step: bool) -> Along:
+        """Tokens [1,S] of a row, or [n,1] of rows that step, with what comes along, by name."""
+        ids = np.asarray(tokens, np.int64)
+        if ids.ndim != 1 or ids.size == 0:
+            raise RuntimeInputError(f"tokens have shape {list(ids.shape)}, expected at least one in a list")
+        return self.session.read_with(ids[:, None] if step else ids[None], inputs or {})
+
+
+T = TypeVar("T")
+
+
+def known(rows: Mapping[int, T], row: int) -> T:
+    """Raises RuntimeInputError for a row that has left, or never was."""
+    if row not in rows:
+        raise RuntimeInputError(f"there is no row {row}: it has left, or never joined")
+    return rows[row]
+
+
+class Pooled(Numbered):
+    """Rows in pools, one for each shape that sources have; rows of one pool step in one call."""
+
+    alone = ""
+
+    def __init__(self, session: Session, most: int) -> None:
+        super().__init__(session, most)
+        self.pools: dict[object, Pool] = {}
+        self.of: dict[int, Pool] = {}
+
+    def join(self, inputs: Mapping[str, Any] | None = None) -> int:
+        fixed = self.session.fixed(inputs or {})
+        row = self.new(self.of)
+        shapes = signature(fixed)
+        if shapes not in self.pools:
+            # Sources of a new shape take the memory of those that nobody has any more.
+            self.pools = {k: p for k, p in self.pools.items() if p.places}
+            self.pools[shapes] = self.session.new_pool(self.most, fixed)
+        self.of[row] = self.pools[shapes]
+        self.of[row].join(row, fixed)
         return row
 
     def read(
         self, row: int, tokens: Sequence[int] | Array, *, every: bool = False, inputs: Mapping[str, Any] | None = None
     ) -> Array:
-        ids = np.asarray(tokens, np.int64)[None]
-        if every:
-            return np.stack([self._read(row, ids[:, i : i + 1], {}) for i in range(ids.shape[1])])
-        return self._read(row, ids, inputs or {})
-
-    def _read(self, row: int, ids: Array, inputs: Mapping[str, Any]) -> Array:
-        state, counts = self.states[row], np.array([ids.shape[1]])
-        along = self.session.read_with(ids, inputs)
-        if len(state.lengths):
-            return state.extend(along, counts)[0]
-        return state.start(along, counts, self.fixed[row])[0]
+        found = known(self.of, row).read(row, self.tokens(tokens, inputs, step=False), len(tokens), every=every)
+        return found if every else found[0]
 
     def step(
         self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
     ) -> Array:
-        return np.stack([self.read(row, [int(token)]) for row, token in zip(rows, tokens, strict=True)])
+        along = self.tokens(tokens, inputs, step=True)
+        pools = [known(self.of, row) for row in rows]
+        if len(rows) != len(tokens) or len({*rows}) < len(rows):
+            raise RuntimeInputError(f"{len(tokens)} tokens were given for the rows {list(rows)}")
+        if all(p is pools[0] for p in pools):
+            return pools[0].step(rows, along)
+        found: dict[int, Array] = {}
+        for pool in dict.fromkeys(pools):
+            chosen = [i for i, p in enumerate(pools) if p is pool]
+            logits = pool.step([rows[i] for i in chosen], {k: v[chosen] for k, v in along.items()})
+            found |= dict(zip(chosen, logits.copy(), strict=True))
+        return np.stack([found[i] for i in range(len(rows))])
 
     def truncate(self, row: int, length: int) -> None:
+        check_length(length, self.length(row))
+        self.of[row].truncate(row, length)
+
+    def fork(self, row: int) -> int:
+        pool, new = known(self.of, row), self.new(self.of)
+        pool.fork(row, new)
+        self.of[new] = pool
+        return new
+
+    def leave(self, row: int) -> None:
+        known(self.of, row).leave(row)
+        del self.of[row]
+
+    def length(self, row: int) -> int:
+        return int(known(self.of, row).lengths[self.of[row].places[row]])
+
+
+class Singles(Numbered):
+    """Rows over the graph that takes masks, each over a state of its own."""
+
+    def __init__(self, session: Session, most: int) -> None:
+        super().__init__(session, most)
+        self.alone = session.contract.alone or "the folder has no graph for lengths, so rows are computed one at a time"
+        self.states: dict[int, Padded] = {}
+        self.fixed: dict[int, dict[str, Array]] = {}
+
+    def join(self, inputs: Mapping[str, Any] | None = None) -> int:
+        fixed = self.session.fixed(inputs or {})
+        row = self.new(self.states)
+        self.fixed[row], self.states[row] = fixed, self.session.new_padded()
+        return row
+
+    def read(
+        self, row: int, tokens: Sequence[int] | Array, *, every: bool = False, inputs: Mapping[str, Any] | None = None
+    ) -> Array:
+        along, state = self.tokens(tokens, inputs, step=False), known(self.states, row)
+        if every:
+            parts = ({k: v[:, i : i + 1] for k, v in along.items()} for i in range(len(tokens)))
+            return np.concatenate([self.more(state, row, part, 1) for part in parts])
+        return self.more(state, row, along, len(tokens))[0]
+
+    def more(self, state: Padded, row: int, along: Along, count: int) -> Array:
+        counts = np.array([count])
+        return state.extend(along, counts) if len(state.lengths) else state.start(along, counts, self.fixed[row])
+
+    def step(
+        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
+    ) -> Array:
+        along = self.tokens(tokens, inputs, step=True)
+        states = [known(self.states, row) for row in rows]
+        parts = ({k: v[i : i + 1] for k, v in along.items()} for i in range(len(rows)))
+        found = [self.more(s, row, part, 1) for s, row, part in zip(states, rows, parts, strict=True)]
+        return np.concatenate(found)
+
+    def truncate(self, row: int, length: int) -> None:
+        check_length(length, self.length(row))
         self.states[row].truncate(np.array([length]))
 
     def fork(self, row: int) -> int:
-        raise RuntimeInputError("rows of this model cannot be copied")
+        state, new = known(self.states, row), self.new(self.states)
+        # A call gives new buffers and leaves the old ones, so both rows may hold the same.
+        self.states[new], self.fixed[new] = state.twin(), self.fixed[row]
+        return new
 
     def leave(self, row: int) -> None:
+        known(self.states, row)
         del self.states[row], self.fixed[row]
 
     def length(self, row: int) -> int:
-        return int(self.states[row].lengths.sum())
+        return int(known(self.states, row).lengths.sum())
+
+
+def check_length(length: int, now: int) -> None:
+    """Raises RuntimeInputError for a length that a row of `now` tokens cannot be cut to."""
+    if not 1 <= length <= now:
+        raise RuntimeInputError(f"a row of {now} tokens cannot be cut to {length}")

@@ -22,6 +22,7 @@ from .memory import Memory
 from .memory_cpu import CpuMemory
 from .options import load
 from .padded import Padded
+from .pool import Pool
 from .runtime import Loaded
 from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
@@ -153,11 +154,14 @@ class Session:
         rows = int(lengths.max())
         return self._cache.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
 
-    def append(self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None) -> Array:
+    def append(
+        self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None, *, every: bool = False
+    ) -> Array:
         """Add tokens i64 [B,S] to every row, or the first lengths[b] of them; logits f32 [B,V] after the last.
 
-        inputs: what comes along with tokens [B,S,...], by name. Raises RuntimeInputError past the positions, and
-        where the runtime fails; the error says what has become of the state.
+        inputs: what comes along with tokens [B,S,...], by name. every: logits [B,S,V] after every token, of which a
+        row has its first lengths[b]. Raises RuntimeInputError past the positions, and where the runtime fails; the
+        error says what has become of the state.
         """
         tokens = self._tokens(tokens)
         state = self._running(len(tokens))
@@ -167,7 +171,7 @@ class Session:
         if fixed:
             raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
         longest = int(counts.max())
-        return state.extend({k: v[:, :longest] for k, v in given.items()}, counts)
+        return state.extend({k: v[:, :longest] for k, v in given.items()}, counts, every=every)
 
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
@@ -187,6 +191,30 @@ class Session:
         if lengths.shape != now.shape or (lengths > now).any() or (lengths < 1).any():
             raise RuntimeInputError(f"rows of {now.tolist()} tokens cannot be cut to {lengths.tolist()}")
         self._running(len(lengths)).truncate(lengths)
+
+    def reorder(self, parents: Any, common: Any = None) -> None:
+        """Row b becomes what row parents[b] has read, i64 [N]; another number of rows than before is allowed.
+
+        In buffers that are written in place only rows that change are copied. common: i64 [N], how many first tokens
+        row b has read in common with parents[b], which are not copied. Raises RuntimeInputError for a row that is not
+        there.
+        """
+        rows = len(self.lengths)
+        parents = token_ids("parents", parents, 1, rows or None)
+        alike = np.zeros_like(parents) if common is None else checked("common", common, np.int64, 1)
+        if alike.shape != parents.shape:
+            raise RuntimeInputError(f"common is {list(alike.shape)}, expected one number for each of {len(parents)}")
+        self._running(rows).reorder(parents, alike)
+
+    @property
+    def uncut(self) -> str:
+        """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
+        for slot in self.contract.slots:
+            if slot.growth is Growth.replace:
+                return f"{slot.input} is one state and no past"
+            if slot.growth is Growth.window and not self.contract.lengths:
+                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
+        return ""
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
@@ -257,10 +285,17 @@ class Session:
 
     def new_state(self) -> State:
         """A state over the graph that generates, without any tokens."""
-        loaded = self.graph(self._file)
         if self.contract.lengths:
-            return Compact(loaded, self.contract, self.memory, self._first_capacity)
-        return Padded(loaded, self.contract, self.memory)
+            return Compact(self.graph(self._file), self.contract, self.memory, self._first_capacity)
+        return self.new_padded()
+
+    def new_padded(self) -> Padded:
+        """A state over the graph that takes masks, without any tokens."""
+        return Padded(self.graph(self._file), self.contract, self.memory)
+
+    def new_pool(self, most: int, fixed: Mapping[str, Array]) -> Pool:
+        """Places for `most` rows over the graph that takes lengths. fixed: what stays for a row, of such shapes."""
+        return Pool(self.graph(self._file), self.contract, self.memory, most, self._first_capacity, fixed)
 
 
 def open(

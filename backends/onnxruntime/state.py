@@ -39,11 +39,15 @@ class State(Protocol):
         batch, by input or by output of the encoder."""
         ...
 
-    def extend(self, along: Along, counts: Array) -> Array:
-        """Read counts[b] more tokens a row, 1 to S; output [B,V] after the last of each."""
+    def extend(self, along: Along, counts: Array, *, every: bool = False) -> Array:
+        """Read counts[b] more tokens a row, 1 to S; output [B,V] after the last of each, or [B,S,V] after every one."""
         ...
 
     def truncate(self, lengths: Array) -> None: ...
+
+    def reorder(self, parents: Array, common: Array) -> None:
+        """Row b becomes what row parents[b] is; they have their first common[b] tokens alike."""
+        ...
 
 
 def stream_of(contract: Contract) -> Stream:
