@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .building import to_torch as to_torch
     from .frontends.given import init as init
     from .inference.engine import Engine as Engine
+    from .inference.server.run import serve as serve
     from .parity import verify as verify
     from .performance import bench as bench
     from .resolve import load as load
@@ -66,6 +67,7 @@ _LATER = {
     "build": "building",
     "open": "building",
     "Engine": "inference.engine",
+    "serve": "inference.server.run",
     "verify": "parity",
     "bench": "performance",
     "train": "training.loop",
@@ -89,7 +91,7 @@ __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
     "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export", "finetune",
-    "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "to_torch", "train", "verify",
+    "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "serve", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

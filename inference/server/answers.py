@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,9 +117,3 @@ def event(content: Answer) -> str:
 
 DONE = "data: [DONE]\n\n"
 
-
-async def events(chunks: AsyncIterator[Answer]) -> AsyncIterator[str]:
-    """A stream of server-sent events."""
-    async for chunk in chunks:
-        yield event(chunk)
-    yield DONE

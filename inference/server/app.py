@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from ...ir.errors import MonographError
 from .answers import DONE, Answer, event
@@ -140,37 +141,48 @@ async def read(request: Request) -> bytes:
     return await request.body()
 
 
-async def respond(
-    metrics: Metrics, streamed: bool, submit: Callable[[AsyncExitStack], Awaitable[Going]]
-) -> Response:
-    """The answer of one request, whole or as a stream that ends what runs when it ends."""
+async def respond(metrics: Metrics, streamed: bool, submit: Callable[[AsyncExitStack], Awaitable[Going]]) -> Response:
+    """The answer of one request, whole or as a stream."""
     stack = AsyncExitStack()
     try:
         going = await submit(stack)
-        if not streamed:
-            answer = await going.whole()
-    except BaseException as e:
+        if streamed:
+            return Events(going, stack, metrics)
+        answer = await going.whole()
+        metrics.generated(going.requests)
+    except BaseException:
         await stack.aclose()
-        raise told(e) if isinstance(e, Exception) else e from None
-    if streamed:
-        return StreamingResponse(_stream(metrics, going, stack), media_type="text/event-stream", headers=UNBUFFERED)
+        raise
     await stack.aclose()
-    metrics.generated(going.requests)
     return JSONResponse(answer)
 
 
-UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-"""A proxy passes each event on when it comes."""
+class Events(Response):
+    """A stream of server-sent events. However it ends, what runs for it ends too."""
 
+    media_type = "text/event-stream"
 
-async def _stream(metrics: Metrics, going: Going, stack: AsyncExitStack) -> AsyncIterator[str]:
-    """Events of an answer. An error after the first one is an event itself: the status has gone out already."""
-    try:
-        async for chunk in going.chunks():
-            yield event(chunk)
-        yield DONE
-    except Exception as e:
-        yield event(http_error(told(e)).content())
-    finally:
-        await stack.aclose()
-        metrics.generated(going.requests)
+    def __init__(self, going: Going, stack: AsyncExitStack, metrics: Metrics) -> None:
+        self.going, self.stack, self.metrics = going, stack, metrics
+        self.status_code, self.background = 200, None
+        # A proxy passes each event on when it comes.
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.stack:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with aclosing(self._events()) as events:
+                async for text in events:
+                    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            self.metrics.generated(self.going.requests)
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _events(self) -> AsyncGenerator[str]:
+        """An error after the first event is an event itself: the status has gone out already."""
+        try:
+            async with aclosing(self.going.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield event(chunk)
+            yield DONE
+        except Exception as e:  # the client is told in the same shape, whatever it was
+            yield event(http_error(told(e)).content())

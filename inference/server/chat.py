@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -57,7 +57,7 @@ class Chatting:
     def _logprobs(self, found: Any) -> Answer | None:
         return chat_logprobs(self.service.engine.tokenizer, found) if self.body.logprobs else None
 
-    async def chunks(self) -> AsyncIterator[Answer]:
+    async def chunks(self) -> AsyncGenerator[Answer]:
         """The answer as it comes. Text that may be a call is held until that is certain."""
         options = self.body.stream_options
         with_usage = options is not None and options.include_usage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ class Completing:
         }
         return {**choice, "token_ids": found.ids, "prompt_token_ids": prompt.ids} if body.return_token_ids else choice
 
-    async def chunks(self) -> AsyncIterator[Answer]:
+    async def chunks(self) -> AsyncGenerator[Answer]:
         """The answer as it comes."""
         options, body = self.body.stream_options, self.body
         with_usage = options is not None and options.include_usage

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ...ir.errors import MonographError
 from ..request import Request
 from .service import Service
 
@@ -53,9 +55,10 @@ class Metrics:
                 continue
             self.first.labels(self.model).observe(request.first_token - request.submitted)
             self.whole.labels(self.model).observe(request.ended - request.submitted)
-            count = request.tokens - 1
-            if count > 0:
-                self.token.labels(self.model).observe((request.ended - request.first_token) / count)
+            with suppress(MonographError):  # one that ended with an error has no mean time of a token
+                count = len(request.result(0).ids) - 1
+                if count > 0:
+                    self.token.labels(self.model).observe((request.ended - request.first_token) / count)
 
     def text(self) -> bytes:
         """All of them, in the text format of Prometheus."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -127,6 +127,17 @@ class Service:
         return self.engine.session.contract.positions or None
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return self.engine.ends
+
+    @property
+    def fingerprint(self) -> str:
+        """What built the model, so that a client sees when answers may have become others."""
+        contract = self.engine.session.contract
+        return f"monograph-{contract.family}-{contract.dtype}-ort{contract.runtime}"
+
+    @property
     def scheduler(self) -> Scheduler:
         """Raises HttpError 404 for a model that does not generate."""
         self.check()
@@ -224,7 +235,7 @@ class Service:
                 request.cancel()
 
 
-async def pieces(requests: Sequence[Request]) -> AsyncIterator[tuple[int, Piece]]:
+async def pieces(requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Piece]]:
     """(index, piece) of several requests as they come. Raises the error that ended one."""
     loop, woken, left = asyncio.get_running_loop(), asyncio.Event(), list(range(len(requests)))
 
