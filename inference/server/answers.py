@@ -116,4 +116,3 @@ def event(content: Answer) -> str:
 
 
 DONE = "data: [DONE]\n\n"
-

@@ -65,7 +65,12 @@ class Chatting:
         callings = [self.tools.calling() for _ in self.requests]
         kind = "chat.completion.chunk"
         for index in range(len(self.requests)):
-            role = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            role = {
+                "index": index,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": None,
+                "finish_reason": None,
+            }
             yield self.head.fill([role], kind=kind, **more)
         async for index, piece in pieces(self.requests):
             for choice in self._deltas(index, piece, callings[index]):

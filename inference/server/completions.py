@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from ..request import Piece, Request
 from .answers import FINISH, Answer, Head, TextLogprobs, kept, usage
-from .errors import HttpError
 from .sampling import check_choices, check_stream, choices_of, format_constraint, settings_of
 from .schemas import Completion, texts_or_ids
 from .service import Service, pieces
@@ -72,10 +71,11 @@ class Completing:
         more: Answer = {"usage": None} if with_usage else {}
         tellers = [TextLogprobs(self.service.engine.tokenizer, body.logprobs or 0) for _ in self.requests]
         begun: set[int] = set()
+        told = body.logprobs is not None or body.return_token_ids
         async for index, piece in pieces(self.requests):
             first = index not in begun
             begun.add(index)
-            if piece.text or piece.reason or body.logprobs is not None or body.return_token_ids or (first and body.echo):
+            if piece.text or piece.reason or told or (first and body.echo):
                 yield self.head.fill([self._delta(index, piece, tellers[index], first)], **more)
         if with_usage:
             yield self.head.fill([], usage=self.usage())

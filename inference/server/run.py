@@ -111,7 +111,11 @@ def server_of(
 
 
 def service_of(
-    model: str | Path | Engine, *, name: str | None = None, threads: int | None = None, limits: Limits | None = None,
+    model: str | Path | Engine,
+    *,
+    name: str | None = None,
+    threads: int | None = None,
+    limits: Limits | None = None,
     **settings: Any,
 ) -> Service:
     """A service for a built folder, or for an engine, which is closed with it. settings: of the scheduler."""

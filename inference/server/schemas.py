@@ -59,7 +59,9 @@ def _refusal(error: pydantic.ValidationError) -> HttpError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kind, place = first["type"], ".".join(str(x) for x in first["loc"][:4]) or None
     if kind == "json_invalid":
-        return HttpError(400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json")
+        return HttpError(
+            400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
+        )
     if kind == "extra_forbidden":
         return HttpError(400, f"unrecognized request argument: {place}", param=place, code="unknown_parameter")
     if kind == "missing":
@@ -132,13 +134,13 @@ class Tool(Part):
     function: Function
 
 
-class Named_(Part):
+class ToolName(Part):
     name: str = Field(max_length=64)
 
 
 class NamedTool(Part):
     type: Literal["function"]
-    function: Named_
+    function: ToolName
 
 
 class Called(Part):

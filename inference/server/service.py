@@ -34,7 +34,11 @@ class Service:
     """
 
     def __init__(
-        self, open: Callable[[], Engine], name: str, limits: Limits | None = None, settings: Mapping[str, Any] | None = None
+        self,
+        open: Callable[[], Engine],
+        name: str,
+        limits: Limits | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.limits, self.settings = name, limits or Limits(), dict(settings or {})
         self.created = int(time.time())

@@ -15,7 +15,8 @@ from .schemas import Chat
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 """Around each call in what Hermes, Qwen and SmolLM models say. Others say the bare JSON of one call or of a list."""
 
-BARE = ("{", "[{", "[TOOL_CALLS]", "<|python_tag|>")
+MARKS = ("[TOOL_CALLS]", "<|python_tag|>")
+BARE = ("{", "[{", *MARKS)
 """What a text begins with that may be calls without those tags."""
 
 
@@ -35,7 +36,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Tools:
-    """Tools of a request. shown: whether the model is told of them. schema: what the answer must be, if it must call."""
+    """Tools of a request. shown: whether the model is told of them. schema: of the answer, if it must be a call."""
 
     declared: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     shown: bool = True
@@ -133,15 +134,12 @@ class Calling:
     def end(self) -> tuple[str, list[Call]]:
         """(text that was held and is no call, the calls), when the answer has ended."""
         rest, self.held = self.held, ""
-        if rest and self.names:
-            found = parse(rest.strip().removeprefix(OPEN).removeprefix("[TOOL_CALLS]").removeprefix("<|python_tag|>"), self.names)
-            self.calls += found
-            rest = "" if found else rest
-        if not self.begun and not self.calls and OPEN in rest:
-            self.held, rest = rest, ""
-            self.begun = True
-            rest = self._tagged() + self.held
-        return (rest.strip() if self.calls else rest), self.calls
+        bare = rest.strip()
+        for mark in (OPEN, *MARKS):
+            bare = bare.removeprefix(mark)
+        found = parse(bare, self.names) if bare else []
+        self.calls += found
+        return ("" if found else rest), self.calls
 
 
 def parse(text: str, names: frozenset[str]) -> list[Call]:

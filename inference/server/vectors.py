@@ -13,6 +13,7 @@ from ..engine import Engine
 from ..errors import ClosedError, QueueFullError
 from ..sampling import Array
 
+
 @dataclass(frozen=True)
 class Part:
     """What one request asks for. before: first tokens of each row that are not pooled."""
