@@ -53,6 +53,18 @@ def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def slow(server: Serving, patch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
+    """Make every step of the model take so long: a tiny one is through before anybody looks."""
+    rows = server.service.scheduler.rows
+    step = rows.step
+
+    def later(*given: Any) -> Any:
+        time.sleep(seconds)
+        return step(*given)
+
+    patch.setattr(rows, "step", later)
+
+
 def gauge(server: Serving, name: str) -> float:
     text = httpx.get(f"{server.url}/metrics").text
     return sum(s.value for f in text_string_to_metric_families(text) for s in f.samples if s.name == name)
@@ -65,7 +77,9 @@ def test_completions_are_what_the_engine_gives(client: OpenAI, offline: Engine) 
     answer = client.completions.create(
         model="tiny", prompt=list(PROMPTS), max_tokens=12, temperature=0, extra_body={**IDS, "ignore_eos": True}
     )
-    for choice, expected in zip(answer.choices, offline.generate(list(PROMPTS), max_new_tokens=12, eos=()), strict=True):
+    for choice, expected in zip(
+        answer.choices, offline.generate(list(PROMPTS), max_new_tokens=12, eos=()), strict=True
+    ):
         assert choice.token_ids == expected.ids  # type: ignore[attr-defined]
         assert (choice.text, choice.finish_reason) == (expected.text, "length")
     assert answer.usage is not None
@@ -106,7 +120,13 @@ def test_stop_strings_end_and_are_left_out(client: OpenAI, offline: Engine) -> N
     free = offline.generate(PROMPTS[0], max_new_tokens=20, eos=()).text
     stop = free[6:8]
     for stream in (False, True):
-        asked: dict[str, Any] = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 20, "temperature": 0, "stop": stop}
+        asked: dict[str, Any] = {
+            "model": "tiny",
+            "prompt": PROMPTS[0],
+            "max_tokens": 20,
+            "temperature": 0,
+            "stop": stop,
+        }
         answer = client.completions.create(**asked, stream=stream, extra_body={"ignore_eos": True})
         parts = list(answer) if stream else [answer]
         assert "".join(p.choices[0].text for p in parts) == free[: free.index(stop)]
@@ -224,7 +244,8 @@ def test_async_streams_beside_each_other(server: Serving, offline: Engine) -> No
     assert asyncio.run(ask()) == expected * 2
 
 
-def test_a_client_that_leaves_frees_its_row(server: Serving, client: OpenAI) -> None:
+def test_a_client_that_leaves_frees_its_row(server: Serving, client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(server, monkeypatch)
     for stream in (True, False):
         asked = {
             "model": "tiny", "prompt": "the cat", "max_tokens": 500, "stream": stream, "ignore_eos": True,
@@ -252,7 +273,12 @@ def test_bearer_tokens(folder: Path) -> None:
         with pytest.raises(openai.AuthenticationError) as refused:
             OpenAI(base_url=f"{server.url}/v1", api_key="wrong").models.list()
         assert (refused.value.status_code, refused.value.code) == (401, "invalid_api_key")
-        for headers in ({}, {"Authorization": "right-1"}, {"Authorization": "Basic right-1"}, {"Authorization": "Bearer"}):
+        for headers in (
+            {},
+            {"Authorization": "right-1"},
+            {"Authorization": "Basic right-1"},
+            {"Authorization": "Bearer"},
+        ):
             answer = httpx.get(f"{server.url}/v1/models", headers=headers)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert httpx.post(f"{server.url}/drain").status_code == 401
@@ -283,11 +309,11 @@ def test_metrics_are_read_by_the_parser_of_prometheus(server: Serving, client: O
     assert families["monograph_time_per_output_token_seconds"].type == "histogram"
 
 
-def test_gauges_while_requests_run_and_wait(server: Serving) -> None:
+def test_gauges_while_requests_run_and_wait(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(server, monkeypatch)
     asked = {"model": "tiny", "prompt": "the cat", "max_tokens": 400, "ignore_eos": True, "n": 12}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json={**asked, "stream": True}) as answer:
-        next(answer.iter_lines())
-        assert gauge(server, "vllm:num_requests_running") == 4
+    with httpx.stream("POST", f"{server.url}/v1/completions", json={**asked, "stream": True}):
+        until(lambda: gauge(server, "vllm:num_requests_running") == 4)
         assert gauge(server, "vllm:num_requests_waiting") == 8
     until(lambda: server.service.gauges().running == 0)
 
@@ -295,14 +321,15 @@ def test_gauges_while_requests_run_and_wait(server: Serving) -> None:
 # -- drain ------------------------------------------------------------------------------------------------------------
 
 
-def test_drain_lets_what_runs_end_and_takes_nothing_new(folder: Path) -> None:
+def test_drain_lets_what_runs_end_and_takes_nothing_new(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
     with Serving(folder, threads=1) as server:
+        slow(server, monkeypatch)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
         def ask() -> None:
             answer = client.completions.create(
-                model="tiny", prompt="the cat", max_tokens=300, temperature=0, extra_body={"ignore_eos": True}
+                model="tiny", prompt="the cat", max_tokens=60, temperature=0, extra_body={"ignore_eos": True}
             )
             found.append(answer.choices[0].finish_reason)
 
@@ -319,8 +346,9 @@ def test_drain_lets_what_runs_end_and_takes_nothing_new(folder: Path) -> None:
         assert found == ["length"]
 
 
-def test_an_end_waits_no_longer_than_it_may(folder: Path) -> None:
+def test_an_end_waits_no_longer_than_it_may(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Serving(folder, threads=1, limits=Limits(drain=0.3)) as server:
+        slow(server, monkeypatch)
         answer = httpx.Client().send(
             httpx.Request(
                 "POST",
@@ -371,9 +399,7 @@ def test_embeddings_of_many_at_once(encoder: tuple[Serving, Engine]) -> None:
 
     async def ask() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-            return await asyncio.gather(
-                *(client.embeddings.create(model="vectors", input=p) for p in [*PROMPTS] * 6)
-            )
+            return await asyncio.gather(*(client.embeddings.create(model="vectors", input=p) for p in [*PROMPTS] * 6))
 
     given = np.array([a.data[0].embedding for a in asyncio.run(ask())])
     np.testing.assert_allclose(given, np.tile(offline.embed(list(PROMPTS)), (6, 1)), atol=1e-5)

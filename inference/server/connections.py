@@ -33,6 +33,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._read()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -54,9 +55,11 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        self._read()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(self.limits.body_timeout, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered as every other error, if nothing of an answer has gone out."""
@@ -72,10 +75,14 @@ class Connection(H11Protocol):
             self._refuse(HttpError(408, f"the request was not there within {self.limits.headers_timeout:g} s"))
 
     def _stop(self) -> None:
-        for timer in (self._head, self._unread):
-            if timer is not None:
-                timer.cancel()
-        self._head = self._unread = None
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _refuse(self, error: HttpError) -> None:
         """Write an error and close. The bytes are our own: the parser's state may be broken."""
@@ -83,9 +90,11 @@ class Connection(H11Protocol):
         said = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status]
         lines = [f"HTTP/1.1 {error.status} {phrase}", *(f"{k}: {v}" for k, v in {**said, **error.headers}.items())]
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         self.transport.close()
+        # What its client does not read would keep it open.
+        self.loop.call_later(self.limits.body_timeout, self.transport.abort)
 
 
 def limited(limits: Limits) -> type[Connection]:

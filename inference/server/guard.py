@@ -24,6 +24,9 @@ OPEN = frozenset({"/health", "/ready", "/metrics"})
 GRACE = 5.0
 """Seconds beyond the time limit in which an endpoint may still tell its client about it."""
 
+HEAD = 1 << 15
+"""Most bytes of all headers of a request."""
+
 GONE = 499
 """The status under which metrics count requests that their client left."""
 
@@ -75,6 +78,8 @@ class Guard:
             self.metrics.answered(scope, answer.status or GONE, time.monotonic() - start)
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        if sum(len(k) + len(v) for k, v in scope["headers"]) > HEAD:
+            raise HttpError(431, f"the head of the request is larger than {HEAD:,} bytes", code="head_too_large")
         headers = dict(reversed(scope["headers"]))
         if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
             raise HttpError(403, "this server is asked for under another name", code="wrong_host")

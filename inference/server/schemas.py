@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
@@ -54,10 +55,14 @@ class Body(Part):
         return {k: v for k, v in fields.items() if k not in cls.refused}
 
 
+_PLACE = re.compile(r"(?!str$)[a-z_][\w.\-]*|\d+", re.IGNORECASE)
+"""Parts of an error's place that a client knows: not the branches of a union."""
+
+
 def _refusal(error: pydantic.ValidationError) -> HttpError:
     """The first error as one sentence."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    kind, place = first["type"], ".".join(str(x) for x in first["loc"][:4]) or None
+    kind, place = first["type"], ".".join(str(x) for x in first["loc"] if _PLACE.fullmatch(str(x)))[:200] or None
     if kind == "json_invalid":
         return HttpError(
             400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
