@@ -15,6 +15,7 @@ from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
 from .logprobs import Logprob
+from .errors import GenerationError
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
@@ -47,6 +48,23 @@ class Shared(Protocol):
     def owner(self) -> object:
         """A token that is another one whenever a new batch begins."""
         ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A session that can keep its logits where they are, and tell what a choice needs of them."""
+
+    def step_greedy(self, tokens: Array) -> Array:
+        """`step`, but the likeliest next token of each row, i64 [B]; -1 where none can be chosen."""
+        ...
+
+    def step_best(self, tokens: Array, k: int) -> Array:
+        """`step`, but all logits that cannot be among the k largest may be -inf; k up to 64."""
+        ...
+
+
+MOST_BEST = 64
+"""The largest top_k for which not all logits are needed."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,14 @@ class Settings(Sampling):
                     f"prompt {i} has {len(row)} tokens; with {self.max_new_tokens} new ones that is "
                     f"{len(row) + self.max_new_tokens}, but the model has {self.context} positions"
                 )
+
+
+def certain(tokens: Array) -> Array:
+    """Tokens [B], all of them chosen. Raises GenerationError where a session could not choose one."""
+    if (tokens < 0).any():
+        row = int((tokens < 0).argmax())
+        raise GenerationError(f"the largest logit of row {row} is not finite: no token can be chosen")
+    return tokens
 
 
 def _several(x: Any) -> tuple[Any, ...]:
@@ -255,12 +281,22 @@ class Decoding:
                 raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.
-            tokens = self.choose(self.session.step(tokens))
+            tokens = self.next(tokens)
             self.decode_seconds += time.perf_counter() - start
             self.decode_tokens += active
 
     def _owner(self) -> object:
         return self.session.owner if isinstance(self.session, Shared) else None
+
+    def next(self, tokens: Array) -> Array:
+        """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
+        session, settings = self.session, self.settings
+        if isinstance(session, Choosing) and settings.repetition_penalty == 1:
+            if settings.temperature == 0:
+                return certain(session.step_greedy(tokens))
+            if settings.top_k is not None and settings.top_k <= MOST_BEST:
+                return self.choose(session.step_best(tokens, settings.top_k))
+        return self.choose(session.step(tokens))
 
     def choose(self, logits: Array) -> Array:
         return self.sampler(logits, [r.seen for r in self.rows])

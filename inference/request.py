@@ -51,11 +51,12 @@ class Asked:
 class Request:
     """A prompt on its way. Iterating gives its pieces as they come, once; every thread may call every method.
 
-    id: another one for each request of a scheduler.
+    id: another one for each request of a scheduler. submitted, first_token, ended: on the clock of `time.monotonic`.
+    cached: tokens of the prompt that were not read again. prompt_logprobs: of the prompt tokens, where asked for.
     """
 
-    def __init__(self, id: int, asked: Asked) -> None:
-        self.id, self.asked = id, asked
+    def __init__(self, id: int, asked: Asked, notice: Callable[[], None]) -> None:
+        self.id, self.asked, self._notice = id, asked, notice
         self.cancelled = False
         self.submitted = time.monotonic()
         self.first_token: float | None = None
@@ -70,6 +71,14 @@ class Request:
     def cancel(self) -> None:
         """End it before the next step; what came so far stays. Doing it again, or too late, changes nothing."""
         self.cancelled = True
+        self._notice()
+
+    @property
+    def why(self) -> str:
+        """The reason that it ended for, or the name of the error; "" before."""
+        if self._error is not None:
+            return type(self._error).__name__
+        return (self._all[-1].reason or "") if self._all else ""
 
     @property
     def done(self) -> bool:

@@ -25,14 +25,14 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
-from ..onnx.folder import check_outside, foreign, write_companions, write_text
+from ..onnx.folder import TUNING, check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
 from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
-from .choices import choices_of
+from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
 from .feeds import check_feeds
 from .files import Progress, write_variants
@@ -82,6 +82,7 @@ class BuildReport(Shown):
             ("folder", str(self.folder)),
             ("model", f"{self.contract.family}, {self.contract.task}, {self.contract.provider}, {self.contract.dtype}"),
             ("attentions", kinds),
+            ("choices", self.contract.why[0] if self.contract.why else ""),
             *made.items(),
             ("weights", size(self.bytes)),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
@@ -109,6 +110,8 @@ def build(
     *,
     max_positions: int | None = None,
     strict: bool = False,
+    choices: Choices | None = None,
+    evidence: str = "",
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -117,7 +120,9 @@ def build(
 
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
-    attention became one of ONNX Runtime's own attention ops. dump: folder for the text of each graph after every pass.
+    attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are taken
+    (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the folder.
+    dump: folder for the text of each graph after every pass.
     announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
     Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
     MonographError for a folder that holds other files, LoweringError for a node that the target
@@ -125,11 +130,14 @@ def build(
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
+    target = chosen(Target.of(target), choices)
     report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())
+        if evidence:
+            write_text(stage, TUNING, evidence)
         if isinstance(model, Model):
             write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
         seal(stage.work)
@@ -139,14 +147,14 @@ def build(
 
 def memory_bound_of(model: Model, target: str | Target = "cpu", max_positions: int | None = None) -> int:
     """Most bytes of resident memory that `build` may take for a model. Nothing is written. Errors as for `build`."""
-    return _planned(model, None, Path(), target, max_positions, False, None)[0].bound
+    return _planned(model, None, Path(), Target.of(target), max_positions, False, None)[0].bound
 
 
 def _planned(
     model: Model | Graph,
     weights: Mapping[str, Tensor] | None,
     folder: Path,
-    target: str | Target,
+    target: Target,
     max_positions: int | None,
     strict: bool,
     dump: Path | None,
@@ -155,7 +163,6 @@ def _planned(
     given: Any = max_positions  # callers without types give anything
     if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
-    target = Target.of(target)
     graph = model.graph(target.dtype) if isinstance(model, Model) else model
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
     if found is None:
@@ -214,7 +221,9 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
         positions=positions if counted else 0,
         rows=ROWS in last.inputs,
-        disabled_optimizers=choices_of(target.provider).disabled_optimizers,
+        disabled_optimizers=choices_of(target).disabled,
+        choices=choices_of(target),
+        why=why(target),
     )
 
 

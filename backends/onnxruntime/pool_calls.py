@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .feeds import counts_of
-from .held import Held, Replaced, Windowed
+from .held import Held, Replaced, Windowed, places_along
 from .logits import ROWS
 from .memory import Array, Buffer
+from .results import Results, Want
+from .runtime import UNCAPTURED
 from .state import stream_of
 
 if TYPE_CHECKING:
@@ -23,37 +25,54 @@ class StepCall:
     def __init__(self, pool: Pool, count: int, turn: int) -> None:
         memory, loaded = pool.memory, pool.loaded
         self.memory, self.count = memory, count
-        first = {k: memory.row(b, 0, count) if b.shape else b for k, b in pool.feeds.items()}
-        stream = stream_of(pool.contract)
-        output = pool.contract.output
-        self.feeds = {k: b for k, b in first.items() if k != output}
-        self.positions = self.feeds.get(stream.positions)
-        pairs = ((n, *map(self.feeds.get, counts_of(n))) for n in (0, *pool.contract.windows))
+        stream, windows = stream_of(pool.contract), (0, *pool.contract.windows)
+        output, graph = pool.contract.output, pool.captures.new()
+        known = {*pool.fixed, *(h.slot.input for h in pool.held)}
+        shapes = {k: _shape(s, count, 1) for k, s in loaded.inputs.items() if k not in known}
+        hosted = {counts_of(n)[1] for n in windows}
+        self.feeds = {k: memory.allocate(s, loaded.dtypes[k], host=k in hosted) for k, s in shapes.items()}
+        self.ids, self.positions = stream.ids, self.feeds.get(stream.positions)
+        pairs = [(n, *map(self.feeds.get, counts_of(n))) for n in windows]
+        if graph != UNCAPTURED:  # A captured step sees nothing that is written on the host later.
+            for window, _, most in pairs:
+                if most is not None:
+                    memory.write(most, np.asarray(places_along(pool.held, window, pool.contract.limit)))
+            pairs = [(n, by_row, None) for n, by_row, _ in pairs]
         self.counts = [(n, by_row, most) for n, by_row, most in pairs if by_row is not None or most is not None]
-        self.logits = first[output]
+        self.results = Results(memory, loaded, output, memory.row(pool.logits, 0, count), (count, 1))
         if ROWS in self.feeds:
             memory.write(self.feeds[ROWS], np.arange(count))
         inputs = {h.slot.input: memory.row(_past(h, turn), 0, count) for h in pool.held}
         inputs |= {k: memory.row(b, 0, count) for k, b in pool.fixed.items()}
         outputs = {h.slot.output: memory.row(_present(h, turn), 0, count) for h in pool.held}
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
-        self.call = memory.bind(loaded, given | self.feeds, {**outputs, output: self.logits})
+        written = {**outputs, **self.results.bound}
+        self.call = pool.captures.bind(memory, loaded, given | self.feeds, written, graph, self.results.logits)
 
     @staticmethod
-    def buffers(pool: Pool) -> dict[str, Buffer]:
-        """What all steps of a pool share: inputs that come with every call, and the output."""
-        loaded, known = pool.loaded, {*pool.fixed, *(h.slot.input for h in pool.held)}
-        shapes = {k: _shape(s, pool.most, 1) for k, s in loaded.inputs.items() if k not in known}
-        output = pool.contract.output
+    def output(pool: Pool) -> Buffer:
+        """Where all steps of a pool write their output."""
+        loaded, output = pool.loaded, pool.contract.output
         vocab: Any = loaded.outputs[output][-1]
-        shapes[output] = (pool.most, vocab) if ROWS in shapes else (pool.most, 1, vocab)
-        return {k: pool.memory.allocate(s, loaded.dtypes[k]) for k, s in shapes.items()}
+        shape = (pool.most, vocab) if ROWS in loaded.inputs else (pool.most, 1, vocab)
+        return pool.memory.allocate(shape, loaded.dtypes[output])
 
-    def run(self, along: Mapping[str, Array], before: Array, used: Mapping[int, Array], most: int) -> Array:
-        """Output [n,V] (float32) after the new token of each row, in memory that the next run writes over."""
+    def run(
+        self,
+        along: Mapping[str, Array],
+        before: Array,
+        used: Mapping[int, Array],
+        most: int,
+        want: Want,
+        told: Results | None,
+    ) -> Array:
+        """What is wanted after the new token of each row, in memory that the next run may write over. told: the results
+        that the tokens were chosen from, if there are."""
         write, feeds, count = self.memory.write, self.feeds, self.count
         for name, array in along.items():
-            if name in feeds:
+            if name == self.ids and told is not None:
+                told.feed(feeds[name], array)
+            elif name in feeds:
                 write(feeds[name], array)
         if self.positions is not None:
             write(self.positions, before[:, None])
@@ -63,9 +82,9 @@ class StepCall:
                 write(by_row, after)
             if longest is not None:
                 write(longest, np.asarray(most if window == 0 else int(after.max())))
+        self.results.chosen = None
         self.call.run()
-        found = self.memory.download(self.logits)
-        return found.reshape(count, -1).astype(np.float32, copy=False)
+        return self.results.take(want)
 
 
 class ReadCall:

@@ -8,7 +8,6 @@ backends/onnx/quantized.py). Scales are 1-D or [N,K/block], but [N,K/block,1] fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..onnx.builder import MICROSOFT
 from ..onnx.quantized import QuantizedLayers, Stored, with_offsets
 from ..onnx.untyped import read_graph
 from ..target import Target
+from .choices import EXACT, Choices, choices_of
 
 _FINE = "monograph.fine"
 """Metadata of a product over both parts of its activations."""
@@ -176,11 +176,12 @@ gather_block_quantized, gather_packed = op(OrtGatherBlockQuantized), op(OrtGathe
 class RuntimeLayers:
     """MatMulNBits, and rows of the same bytes.
 
-    level: the accuracy level by bits of the codes. gather: by which op rows are taken.
+    choices: accuracy levels, and by which ops a head is multiplied and rows are taken.
     """
 
-    def __init__(self, level: Callable[[int], int], gather: Callable[..., Value] = gather_block_quantized) -> None:
-        self.level, self.gather = level, gather
+    def __init__(self, choices: Choices) -> None:
+        self.choices = choices
+        self.gather = gather_block_quantized if choices.block_embedding else gather_packed
 
     def refuses(self, w: Stored) -> str:
         if w.encoding.bits not in _ZERO or w.block not in _BLOCKS:
@@ -189,9 +190,9 @@ class RuntimeLayers:
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
         bits = w.encoding.bits
-        level = self.level(bits)
+        level = self.choices.level(bits, head=w.by_rows)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
-        fine = w.by_rows and level == NARROW
+        fine = w.by_rows and level == NARROW and self.choices.fine_head
         return matmul_nbits(x, _packed(w), w.numbers("scales"), b, bits=bits, accuracy_level=level, fine=fine)
 
     def rows(self, ids: Value, w: Stored) -> Value:
@@ -216,7 +217,7 @@ def narrow_products(folder: str | Path) -> bool:
 
 def quantized_layers(target: Target) -> QuantizedLayers:
     """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
-    return QuantizedLayers(RuntimeLayers(target.accuracy_level), "ort_quantized_layers")
+    return QuantizedLayers(RuntimeLayers(choices_of(target)), "ort_quantized_layers")
 
 
 def exact_layers() -> QuantizedLayers:
@@ -224,4 +225,4 @@ def exact_layers() -> QuantizedLayers:
 
     Over the standard ops ONNX Runtime makes products of its own, which round activations to 8 bits unless told not to.
     """
-    return QuantizedLayers(RuntimeLayers(lambda bits: 0, gather_packed), "ort_exact_layers")
+    return QuantizedLayers(RuntimeLayers(EXACT), "ort_exact_layers")

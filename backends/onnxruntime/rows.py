@@ -8,9 +8,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from ...ir.errors import RuntimeInputError
+from ...ir.slots import Growth
 from .memory import Array
 from .padded import Padded
-from .pool import Pool, signature
+from .pool import Part, Pool, signature
 from .session import Session
 from .state import Along
 
@@ -18,12 +19,14 @@ from .state import Along
 class Rows(Protocol):
     """Up to `most` rows over one session. A row is known by the number that `join` gave it, until it leaves.
 
-    alone: why rows are computed one at a time ("": together). Every answer is that of the row alone, whatever the
-    others have read. Not to be used from several threads at once.
+    alone: why rows are computed one at a time ("": together). whole: why a row can only go on from a state that was
+    kept, and not from any token that it has in common with another ("": it can). Every answer is that of the row
+    alone, whatever the others have read. Not to be used from several threads at once.
     """
 
     most: int
     alone: str
+    whole: str
 
     def join(self, inputs: Mapping[str, Any] | None = None) -> int:
         """A new row. inputs: what stays for the row, [1,...] by name: the source of an encoder-decoder, and inputs
@@ -45,6 +48,10 @@ class Rows(Protocol):
         """Add one token to each of some rows; logits f32 [n,V], in memory that the next call may write over."""
         ...
 
+    def ordered(self, rows: Sequence[int]) -> list[int]:
+        """The same rows in the order in which a step needs no copy of its logits."""
+        ...
+
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of a row. Raises RuntimeInputError where a state cannot be cut."""
         ...
@@ -55,6 +62,18 @@ class Rows(Protocol):
 
     def leave(self, row: int) -> None:
         """Forget a row; its place is free."""
+        ...
+
+    def part(self, row: int, start: int, stop: int) -> Part:
+        """A copy of what slots that keep all tokens hold of some."""
+        ...
+
+    def state(self, row: int) -> Part:
+        """A copy of what the other slots hold."""
+        ...
+
+    def resume(self, row: int, parts: Sequence[Part], state: Part | None, length: int) -> None:
+        """Lay what was kept of `length` tokens into a row that has read nothing."""
         ...
 
     def length(self, row: int) -> int:
@@ -107,6 +126,8 @@ class Pooled(Numbered):
 
     def __init__(self, session: Session, most: int) -> None:
         super().__init__(session, most)
+        partial = [s for s in session.contract.slots if s.growth in (Growth.window, Growth.replace)]
+        self.whole = f"{partial[0].input} does not keep all tokens" if partial else ""
         self.pools: dict[object, Pool] = {}
         self.of: dict[int, Pool] = {}
 
@@ -144,6 +165,15 @@ class Pooled(Numbered):
             found |= dict(zip(chosen, logits.copy(), strict=True))
         return np.stack([found[i] for i in range(len(rows))])
 
+    def ordered(self, rows: Sequence[int]) -> list[int]:
+        def key(row: int) -> tuple[int, int]:
+            return order.index(self.of[row]), self.of[row].places[row]
+
+        order = [*self.pools.values()]
+        for pool in order:
+            pool.arrange([r for r in rows if self.of[r] is pool])
+        return sorted(rows, key=key)
+
     def truncate(self, row: int, length: int) -> None:
         check_length(length, self.length(row))
         self.of[row].truncate(row, length)
@@ -158,6 +188,15 @@ class Pooled(Numbered):
         known(self.of, row).leave(row)
         del self.of[row]
 
+    def part(self, row: int, start: int, stop: int) -> Part:
+        return known(self.of, row).part(row, start, stop)
+
+    def state(self, row: int) -> Part:
+        return known(self.of, row).state(row)
+
+    def resume(self, row: int, parts: Sequence[Part], state: Part | None, length: int) -> None:
+        known(self.of, row).resume(row, parts, state, length)
+
     def length(self, row: int) -> int:
         return int(known(self.of, row).lengths[self.of[row].places[row]])
 
@@ -168,6 +207,7 @@ class Singles(Numbered):
     def __init__(self, session: Session, most: int) -> None:
         super().__init__(session, most)
         self.alone = session.contract.alone or "the folder has no graph for lengths, so rows are computed one at a time"
+        self.whole = "each row has a state of its own"
         self.states: dict[int, Padded] = {}
         self.fixed: dict[int, dict[str, Array]] = {}
 
@@ -181,14 +221,13 @@ class Singles(Numbered):
         self, row: int, tokens: Sequence[int] | Array, *, every: bool = False, inputs: Mapping[str, Any] | None = None
     ) -> Array:
         along, state = self.tokens(tokens, inputs, step=False), known(self.states, row)
-        if every:
-            parts = ({k: v[:, i : i + 1] for k, v in along.items()} for i in range(len(tokens)))
-            return np.concatenate([self.more(state, row, part, 1) for part in parts])
-        return self.more(state, row, along, len(tokens))[0]
+        return self.more(state, row, along, len(tokens), every=every)[0]
 
-    def more(self, state: Padded, row: int, along: Along, count: int) -> Array:
+    def more(self, state: Padded, row: int, along: Along, count: int, *, every: bool = False) -> Array:
         counts = np.array([count])
-        return state.extend(along, counts) if len(state.lengths) else state.start(along, counts, self.fixed[row])
+        if len(state.lengths):
+            return state.extend(along, counts, every=every)
+        return state.start(along, counts, self.fixed[row], every=every)
 
     def step(
         self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
@@ -198,6 +237,9 @@ class Singles(Numbered):
         parts = ({k: v[i : i + 1] for k, v in along.items()} for i in range(len(rows)))
         found = [self.more(s, row, part, 1) for s, row, part in zip(states, rows, parts, strict=True)]
         return np.concatenate(found)
+
+    def ordered(self, rows: Sequence[int]) -> list[int]:
+        return list(rows)
 
     def truncate(self, row: int, length: int) -> None:
         check_length(length, self.length(row))
@@ -212,6 +254,17 @@ class Singles(Numbered):
     def leave(self, row: int) -> None:
         known(self.states, row)
         del self.states[row], self.fixed[row]
+
+    def part(self, row: int, start: int, stop: int) -> Part:
+        return Part([], stop - start)
+
+    def state(self, row: int) -> Part:
+        state = known(self.states, row)
+        return Part([state.pasts[s.input] for s in state.slots], int(state.lengths[0]))
+
+    def resume(self, row: int, parts: Sequence[Part], state: Part | None, length: int) -> None:
+        assert state is not None, "rows of their own states go on from whole ones"
+        known(self.states, row).resume(state.buffers, length, self.fixed[row])
 
     def length(self, row: int) -> int:
         return int(known(self.states, row).lengths.sum())

@@ -13,6 +13,7 @@ from ...passes.pipelines import PIPELINES
 from ...passes.token_flow import stream_of
 from ..target import Target
 from .attention import GroupQuery, cached_attentions
+from .choices import choices_of
 from .quantized import quantized_layers
 from .rewrites import common, lengths_variant, mask_variant
 
@@ -56,7 +57,7 @@ def variants_of(graph: Graph, target: Target, positions: int, dump: Path | None 
         variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
     variants.run("common", common(target), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
-    if cached_attentions(graph):
+    if choices_of(target).shared_cache and cached_attentions(graph):
         shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
         if variants.reports[LENGTHS].counts.get(GroupQuery.name):
             variants.graphs[LENGTHS] = shared
