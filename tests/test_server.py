@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from monograph.inference.batch import Batch
 from monograph.inference.engine import Engine
 from monograph.inference.server.limits import Limits
 from monograph.inference.server.run import Serving
@@ -53,16 +54,15 @@ def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def slow(server: Serving, patch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
-    """Make every step of the model take so long: a tiny one is through before anybody looks."""
-    rows = server.service.scheduler.rows
-    step = rows.step
+def slow(patch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
+    """Make every step of a model take so long: a tiny one is through before anybody looks."""
+    turn = Batch.turn
 
-    def later(*given: Any) -> Any:
+    def later(batch: Batch) -> bool:
         time.sleep(seconds)
-        return step(*given)
+        return turn(batch)
 
-    patch.setattr(rows, "step", later)
+    patch.setattr(Batch, "turn", later)
 
 
 def gauge(server: Serving, name: str) -> float:
@@ -245,7 +245,7 @@ def test_async_streams_beside_each_other(server: Serving, offline: Engine) -> No
 
 
 def test_a_client_that_leaves_frees_its_row(server: Serving, client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow(server, monkeypatch)
+    slow(monkeypatch)
     for stream in (True, False):
         asked = {
             "model": "tiny", "prompt": "the cat", "max_tokens": 500, "stream": stream, "ignore_eos": True,
@@ -310,7 +310,7 @@ def test_metrics_are_read_by_the_parser_of_prometheus(server: Serving, client: O
 
 
 def test_gauges_while_requests_run_and_wait(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow(server, monkeypatch)
+    slow(monkeypatch)
     asked = {"model": "tiny", "prompt": "the cat", "max_tokens": 400, "ignore_eos": True, "n": 12}
     with httpx.stream("POST", f"{server.url}/v1/completions", json={**asked, "stream": True}):
         until(lambda: gauge(server, "vllm:num_requests_running") == 4)
@@ -324,7 +324,7 @@ def test_gauges_while_requests_run_and_wait(server: Serving, monkeypatch: pytest
 def test_drain_lets_what_runs_end_and_takes_nothing_new(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
     with Serving(folder, threads=1) as server:
-        slow(server, monkeypatch)
+        slow(monkeypatch)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
         def ask() -> None:
@@ -348,7 +348,7 @@ def test_drain_lets_what_runs_end_and_takes_nothing_new(folder: Path, monkeypatc
 
 def test_an_end_waits_no_longer_than_it_may(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Serving(folder, threads=1, limits=Limits(drain=0.3)) as server:
-        slow(server, monkeypatch)
+        slow(monkeypatch)
         answer = httpx.Client().send(
             httpx.Request(
                 "POST",

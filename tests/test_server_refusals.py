@@ -227,7 +227,7 @@ def test_a_request_cut_off_leaves_nothing(server: Serving, cut: int) -> None:
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow(server, monkeypatch, 0.01)
+    slow(monkeypatch, 0.01)
     asked = {"model": "tiny", "prompt": "the cat", "max_tokens": 40, "ignore_eos": True}
     with ThreadPoolExecutor(16) as pool:
         answers = [*pool.map(lambda _: httpx.post(f"{server.url}{TEXT}", json=asked, timeout=60), range(16))]
@@ -240,7 +240,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(server: Serving, monkeypat
 
 def test_a_request_that_takes_too_long_is_504(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Serving(folder, threads=1, limits=Limits(timeout=0.3)) as late:
-        slow(late, monkeypatch, 0.05)
+        slow(monkeypatch, 0.05)
         asked = {"model": "tiny", "prompt": "the cat", "max_tokens": 100, "ignore_eos": True}
         answer = httpx.post(f"{late.url}{TEXT}", json=asked)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")

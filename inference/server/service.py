@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from ...ir.errors import MonographError, RuntimeInputError
 from ..engine import Engine
 from ..errors import ClosedError, DeadlineError, QueueFullError
 from ..generate import Settings
+from ..grammar import Grammars
 from ..request import Piece, Request
 from ..scheduler import Gauges, Scheduler
 from .errors import HttpError, http_error
@@ -134,6 +136,11 @@ class Service:
     def ends(self) -> tuple[int, ...]:
         """Ids that end an answer."""
         return self.engine.ends
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiled schemas over the tokens of the model."""
+        return Grammars(self.tokenizer)
 
     @property
     def fingerprint(self) -> str:
