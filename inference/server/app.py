@@ -50,6 +50,8 @@ def create_app(service: Service, tokens: Sequence[str] = (), hosts: frozenset[st
 
 
 async def _load(service: Service) -> None:
+    if service.state != "loading":
+        return
     with suppress(MonographError):  # `failure` keeps it, and whoever runs the application ends it
         await asyncio.get_running_loop().run_in_executor(None, service.load)
 
