@@ -37,12 +37,13 @@ if TYPE_CHECKING:
     from .building import export as export
     from .building import open as open
     from .building import to_torch as to_torch
-    from .frontends.given import init as init
-    from .inference.engine import Engine as Engine
-    from .parity import verify as verify
-    from .performance import bench as bench
     from .fidelity import Quality as Quality
     from .fidelity import quality as quality
+    from .frontends.given import init as init
+    from .inference.engine import Engine as Engine
+    from .inference.server.run import serve as serve
+    from .parity import verify as verify
+    from .performance import bench as bench
     from .resolve import load as load
     from .training.adapters import Adapter as Adapter
     from .training.adapters import Lora as Lora
@@ -69,6 +70,7 @@ _LATER = {
     "build": "building",
     "open": "building",
     "Engine": "inference.engine",
+    "serve": "inference.server.run",
     "verify": "parity",
     "bench": "performance",
     "Quality": "fidelity",
@@ -93,9 +95,9 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export",
-    "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "quality", "to_torch", "train",
-    "verify",
+    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo",
+    "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "quality", "serve",
+    "to_torch", "train", "verify",
 ]  # fmt: skip
 
 
