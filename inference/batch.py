@@ -11,6 +11,7 @@ from ..backends.onnxruntime.prefix import Key, Prefixes, key_of
 from ..backends.onnxruntime.rows import rows_of
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
+from .constraint import restrict
 from .errors import GenerationError, SessionError
 from .generate import Reason
 from .logprobs import Logprob, logprob, logprobs_of
@@ -210,7 +211,8 @@ class Batch:
         """Choose a token from logits [V], which are read where they lie."""
         asked = running.request.asked
         try:
-            processed = running.sampler.processed(logits[None], [running.known])
+            held = restrict(logits[None], [asked.constraint])
+            processed = running.sampler.processed(held, [running.known])
             token = int(running.sampler.pick(processed)[0])
         except MonographError as e:
             self.fail(running, e)
@@ -229,10 +231,15 @@ class Batch:
         if token in running.ends:
             reason = "eos"
         else:
+            constraint = running.request.asked.constraint
             running.known.append(token)
             ids, text = [token], running.text.push(token)
+            if constraint is not None:
+                constraint.accept(token)
             if running.text.stopped:
                 reason = "stop"
+            elif constraint is not None and constraint.done:
+                reason = "eos"
             elif len(running.known) - len(running.prompt) >= running.request.asked.settings.max_new_tokens:
                 reason = "length"
         if reason in ("eos", "length"):

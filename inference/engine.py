@@ -308,7 +308,7 @@ class Engine(Shown):
         several = isinstance(speech, (list, tuple))
         pieces = cast("list[Any]", speech) if several else [speech]
         hear, said = LogMel.read(self.folder), read_json(self.folder / GENERATION)
-        given = {"context": positions, "eos": self._ends(), **settings}
+        given = {"context": positions, "eos": self.ends, **settings}
         session = self._take()
         try:
             found = transcribe(
@@ -344,7 +344,7 @@ class Engine(Shown):
         contract = session.contract
         if contract.kind != "decoder":
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
-        known = {"context": contract.positions or None, "eos": self._ends()}
+        known = {"context": contract.positions or None, "eos": self.ends}
         settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
         source = dict(inputs or {})
         if contract.encoder and inputs is None:
@@ -388,7 +388,8 @@ class Engine(Shown):
             raise RuntimeInputError("there are no prompts")
         return [[self._start()] for _ in range(len(next(iter(inputs.values()))))]
 
-    def _ends(self) -> tuple[int, ...]:
+    @property
+    def ends(self) -> tuple[int, ...]:
         """Every id that ends a text, by the tokenizer, generation_config.json and config.json."""
         own = self.tokenizer.eos_ids if self.tokenizer is not None else ()
         return tuple(dict.fromkeys([*own, *said_ends(self.folder, self.config)]))
