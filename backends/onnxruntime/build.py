@@ -22,6 +22,7 @@ from ...ir.manifest import seal
 from ...ir.silent import silent
 from ...ir.slots import TOKENS
 from ...ir.weights import NO_WEIGHTS, Tensor
+from ...passes.adapters import Adapters, AddAdapters
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
@@ -110,6 +111,7 @@ def build(
     max_positions: int | None = None,
     strict: bool = False,
     dump: Path | None = None,
+    adapters: Adapters | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -118,6 +120,7 @@ def build(
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. dump: folder for the text of each graph after every pass.
+    adapters: stored beside the base and chosen by row, with the input `adapter`.
     announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
     Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
     MonographError for a folder that holds other files, LoweringError for a node that the target
@@ -125,7 +128,7 @@ def build(
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
-    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump, adapters)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
@@ -150,6 +153,7 @@ def _planned(
     max_positions: int | None,
     strict: bool,
     dump: Path | None,
+    adapters: Adapters | None = None,
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
@@ -166,8 +170,14 @@ def _planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, target, positions, dump)
-    contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
+    beside = None if adapters is None else AddAdapters(adapters)
+    variants = variants_of(graph, target, positions, dump, beside)
+    if beside is not None:
+        beside.check(graph.name)
+        found = {**found, **beside.weights}
+    contract = _contract(model, graph, target, variants, positions)
+    contract = replace(contract, adapters=() if adapters is None else adapters.names)
+    contract = _check_positions(contract, max_positions)
     report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)
     if strict:

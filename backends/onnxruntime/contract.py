@@ -36,6 +36,7 @@ class Contract:
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
+    adapters: names of those that the input `adapter` chooses from, the first of which is number 1.
     """
 
     version: int
@@ -59,6 +60,7 @@ class Contract:
     unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
     @property
     def limit(self) -> int:
@@ -167,7 +169,7 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
-        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
+        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers", "adapters")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")

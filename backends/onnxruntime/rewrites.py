@@ -6,6 +6,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops import add_layer_norm, add_rms_norm, linear, silu
 from ...ir.ops.feed_forward import FeedForward, GatedFeedForward
 from ...ir.ops.linear import Linear
+from ...passes.adapters import AddAdapters
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import inline_body
@@ -102,10 +103,11 @@ def layers(target: Target) -> RewritePass:
     return RewritePass("ort_layers", [*(rewrite() for rewrite, wanted in chosen.items() if wanted), TiedLinear()])
 
 
-def common(target: Target) -> Pipeline:
+def common(target: Target, adapters: AddAdapters | None = None) -> Pipeline:
     """What every variant begins with: packed weights are the same in all of them, and are stored once."""
     packing: list[Pass] = [PackProjections(target)] if choices_of(target.provider).pack_projections else []
-    rest: list[Pass] = [FunctionPass("open_blocks", open_blocks), FunctionPass("select_rows", select_rows)]
+    beside: list[Pass] = [adapters] if adapters is not None else []
+    rest: list[Pass] = [FunctionPass("open_blocks", open_blocks), *beside, FunctionPass("select_rows", select_rows)]
     return Pipeline("ort_common", [*packing, *rest, layers(target)])
 
 

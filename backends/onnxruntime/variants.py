@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...ir.graph import Graph
+from ...passes.adapters import AddAdapters
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
@@ -41,8 +42,13 @@ class Variants:
         return graph
 
 
-def variants_of(graph: Graph, target: Target, positions: int, dump: Path | None = None) -> Variants:
-    """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots."""
+def variants_of(
+    graph: Graph, target: Target, positions: int, dump: Path | None = None, adapters: AddAdapters | None = None
+) -> Variants:
+    """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
+
+    adapters: put beside the layers that they change, once projections are packed.
+    """
     variants = Variants(dump=dump)
     serves = bool(graph.slots) or stream_of(graph) is not None
     graph = graph.copy()
@@ -52,9 +58,9 @@ def variants_of(graph: Graph, target: Target, positions: int, dump: Path | None 
         variants.alone = why_alone(graph)
     if serves and is_separable(graph):
         encoder, graph = separate(graph)
-        variants.run("encoder common", common(target), encoder)
+        variants.run("encoder common", common(target, adapters), encoder)
         variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
-    variants.run("common", common(target), graph)
+    variants.run("common", common(target, adapters), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
     if cached_attentions(graph):
         shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
