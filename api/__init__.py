@@ -30,6 +30,7 @@ from .ir.missing import needed as _needed
 from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
 from .ir.weights import Weights as Weights
+from .passes.quantize.settings import Quantization as Quantization
 
 if TYPE_CHECKING:
     from .building import build as build
@@ -88,7 +89,7 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export", "finetune",
+    "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export", "finetune",
     "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "to_torch", "train", "verify",
 ]  # fmt: skip
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .backends.target import meant
 from .frontends.dsl import Model, Program
@@ -16,7 +16,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import WeightsError
+from .ir.errors import LoweringError, WeightsError
 from .ir.files import check_writable
 from .ir.missing import needed
 from .ir.silent import silent
@@ -25,6 +25,7 @@ from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
+from .passes.quantize.settings import Quantization
 
 if TYPE_CHECKING:
     import torch.fx
@@ -98,6 +99,7 @@ def export(
     dtype: DType = f32,
     opset: int | None = None,
     layout: str | None = None,
+    quantize: str | Quantization | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -106,17 +108,17 @@ def export(
 
     target: only "onnx", standard ops for any runtime (`build` uses those of ONNX Runtime, too). opset: None: that of
     the layout, or 23. layout: "optimum", "genai" or "web" (transformers.js) for the files and names that this client
-    expects (None: those of `docs/folder.md`). Weights are written tensor by tensor, never all in memory. dump: folder
-    for the text of each graph after every pass. announce(bytes): called once with the most memory that writing may
-    take. The folder appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a
-    folder that holds other files, an unknown target, missing weights, an op that the target cannot express, or a model
-    that the client of the layout has no class for.
+    expects (None: those of `docs/folder.md`). quantize: as of `build`. Weights are written tensor by tensor, never all
+    in memory. dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
+    memory that writing may take. The folder appears whole or not at all, in the place of an older one. Raises
+    MonographError subclasses for a folder that holds other files, an unknown target, missing weights, an op that the
+    target cannot express, or a model that the client of the layout has no class for.
     """
     if target != "onnx":
         hint = "known: onnx; mg.build(model, folder, target=...) builds for ONNX Runtime on cpu or cuda"
         raise MonographError(f"no export target is called {target!r}{meant(target, ['onnx'])}", hint=hint)
-    report = write_export(model, folder, dtype, opset, layout=layout, dump=dump, announce=announce, progress=progress)
-    return report.folder
+    told: dict[str, Any] = {"dump": dump, "announce": announce, "progress": progress}
+    return write_export(model, folder, dtype, opset, layout=layout, quantize=quantize, **told).folder
 
 
 def write_export(
@@ -126,6 +128,7 @@ def write_export(
     opset: int | None = None,
     *,
     layout: str | None = None,
+    quantize: str | Quantization | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -138,6 +141,8 @@ def write_export(
     from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
+    if quantize is not None:
+        raise LoweringError("an export does not take quantize yet")
     check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
@@ -172,6 +177,10 @@ def build(
     folder: str | Path | None = None,
     *,
     target: str = "cpu",
+    quantize: str | Quantization | None = None,
+    dtype: str | DType | None = None,
+    tune: bool = False,
+    adapters: Mapping[str, str | Path] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
     threads: int | None = None,
@@ -182,17 +191,22 @@ def build(
     """Build a model for ONNX Runtime; gives an engine that generates, embeds or runs, with a report of the build.
 
     folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
-    "cuda". max_positions: most tokens a row may have (None: what the config says). strict: fail unless every attention
-    is fused. threads: of the engine (None: one a physical core). dump: folder for the text of each graph after every
-    pass. announce(bytes): called once with the most memory that writing may take. The engine opens what was built when
-    it is first used. Raises LoweringError for what the target cannot do, WeightsError for missing or damaged weights,
-    MonographError for a folder that holds other files.
+    "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
+    activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
+    several legal ops is fastest. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most
+    tokens a row may have (None: what the config says). strict: fail unless every attention is fused. threads: of the
+    engine (None: one a physical core). dump: folder for the text of each graph after every pass. announce(bytes):
+    called once with the most memory that writing may take. The engine opens what was built when it is first used.
+    Raises LoweringError for what the target cannot do, ConfigError for a quantization that cannot be, WeightsError for
+    missing or damaged weights, MonographError for a folder that holds other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
+    asked = Quantization.of(quantize)
+    _check_asked(target, asked, dtype, tune, adapters)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         report = backend.build(
@@ -211,6 +225,26 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _check_asked(
+    target: str,
+    quantize: Quantization | None,
+    dtype: str | DType | None,
+    tune: bool,
+    adapters: Mapping[str, str | Path] | None,
+) -> None:
+    """Raises LoweringError for what no pass does yet."""
+    usual = DType.f32 if target == "cpu" else DType.f16
+    given = {
+        "quantize": quantize is not None,
+        "dtype": dtype is not None and str(dtype) != str(usual),
+        "tune": tune,
+        "adapters": bool(adapters),
+    }
+    for name, asked in given.items():
+        if asked:
+            raise LoweringError(f"a build for {target} does not take {name} yet")
 
 
 def open(folder: str | Path, *, threads: int | None = None, every_byte: bool = False) -> Engine:

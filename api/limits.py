@@ -20,6 +20,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "alpha": (0, LARGEST),
     "batch": (1, MOST),
     "beta": (0, LARGEST),
+    "block": (16, 256),
     "dropout": (0, 1),
     "hard": (0, 1),
     "held_out": (0, 1),

@@ -27,6 +27,7 @@ from .generate import Decoding, Generation, Settings
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
+from .scheduler import Scheduler
 from .speech import transcribe
 
 
@@ -179,6 +180,10 @@ class Engine(Shown):
             raise RuntimeInputError(f"stream takes one prompt, not {len(rows)}")
         decoding = self._decoding(rows, settings)
         return (text for _, text in decoding)
+
+    def scheduler(self, **settings: Any) -> Scheduler:
+        """One that serves many requests at once over the engine's session. settings: see `Scheduler`."""
+        return Scheduler(self.session, self.tokenizer, **settings)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """One forward without state: outputs by name. See `Session.run`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -14,11 +14,12 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
+from .logprobs import Logprob
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
 
-Reason = Literal["stop", "length", "eos"]
+Reason = Literal["stop", "length", "eos", "cancelled"]
 
 
 class Session(Protocol):
@@ -69,7 +70,9 @@ class Generation(Shown):
     """What came after one prompt.
 
     ids: the tokens chosen, without the end token. text: without the stop string and what came with it.
-    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached.
+    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached; "cancelled".
+    logprobs: of each chosen token, the end token included, where they were asked for. prompt_logprobs: of each token
+    of the prompt, None for the first, which nothing comes before.
     """
 
     prompt: list[int]
@@ -77,6 +80,8 @@ class Generation(Shown):
     text: str
     reason: Reason
     timing: Timing
+    logprobs: list[Logprob] = field(default_factory=list[Logprob])
+    prompt_logprobs: list[Logprob | None] = field(default_factory=list["Logprob | None"])
 
     def table(self) -> Table:
         """The text, why it ended, and how fast it came (all rows of its call together)."""

@@ -17,8 +17,22 @@ from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.display import size
 from ..machine import peak_memory
+from ..passes.quantize.settings import Quantization
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, targets
+from .quantize_options import (
+    AgainOption,
+    BlockOption,
+    CacheOption,
+    CalibrateOption,
+    MethodOption,
+    QualityOption,
+    SizeOption,
+    SymmetricOption,
+    WeightsOption,
+    adapters_of,
+    quantization,
+)
 
 
 @command
@@ -29,6 +43,22 @@ def build(
         str,
         typer.Option(help=f"one of {', '.join(TARGETS)}: fused for ONNX Runtime, or portable", autocompletion=targets),
     ] = "cpu",
+    weights: WeightsOption = None,
+    method: MethodOption = None,
+    block: BlockOption = None,
+    symmetric: SymmetricOption = None,
+    calibrate: CalibrateOption = None,
+    quality: QualityOption = None,
+    size_: SizeOption = None,
+    cache: CacheOption = None,
+    again: AgainOption = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; none: the target's")
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="measure here which of several legal ops is fastest")] = False,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
+    ] = None,
     max_positions: Annotated[
         int | None, typer.Option(help="most tokens a row may have (cpu); none: the config's")
     ] = None,
@@ -53,6 +83,7 @@ def build(
         )
     if layout is not None:
         target = _portable(layout, target)
+    asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, again)
     loaded = resolve(model, family, random)
     if layout is not None and check and loaded.task.separated:
         what = f"--check gives masks to a decoder, but one for {layout} makes its own"
@@ -73,9 +104,12 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            report |= _export(loaded, folder, opset, layout, strict, told)
+            _check_portable(strict, dtype, tune, adapter)
+            report |= _export(loaded, folder, opset, layout, asked, told)
         else:
-            report |= _build(loaded, folder, target, max_positions, strict, told)
+            settings = {"target": target, "max_positions": max_positions, "strict": strict, "quantize": asked}
+            settings |= {"dtype": dtype, "tune": tune, "adapters": adapters_of(adapter)}
+            report |= _build(loaded, folder, settings | told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
         report["check"] = _check(loaded, folder, json_output)
@@ -94,20 +128,30 @@ def _portable(layout: str, target: str) -> str:
     return "onnx"
 
 
-def _export(
-    model: Model, folder: Path, opset: int | None, layout: str | None, strict: bool, told: Mapping[str, Any]
-) -> dict[str, Any]:
+def _check_portable(strict: bool, dtype: str | None, tune: bool, adapter: list[str] | None) -> None:
+    """Raises MonographError for an option that only a build for ONNX Runtime has."""
     if strict:
         raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-    report = write_export(model, folder, opset=opset, layout=layout, **told)
+    for option, given in {"--dtype": dtype, "--tune": tune, "--adapter": adapter}.items():
+        if given:
+            raise MonographError(f"a portable export does not take {option}", hint=f"drop {option}")
+
+
+def _export(
+    model: Model,
+    folder: Path,
+    opset: int | None,
+    layout: str | None,
+    asked: Quantization | None,
+    told: Mapping[str, Any],
+) -> dict[str, Any]:
+    report = write_export(model, folder, opset=opset, layout=layout, quantize=asked, **told)
     return {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
 
 
-def _build(
-    model: Model, folder: Path, target: str, positions: int | None, strict: bool, told: Mapping[str, Any]
-) -> dict[str, Any]:
+def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Build, and say what came out: attentions fused, nodes by file, near misses, what is remembered."""
-    with build_model(model, folder, target=target, max_positions=positions, strict=strict, **told) as engine:
+    with build_model(model, folder, **settings) as engine:
         report = engine.report
     assert report is not None
     return {

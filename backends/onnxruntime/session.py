@@ -145,11 +145,10 @@ class Session:
         if self.contract.encoder and (source is None or len(source) != len(tokens)):
             raise RuntimeInputError(f"{0 if source is None else len(source)} sources are read for {len(tokens)} rows")
         given, fixed = self._split(tokens, {} if inputs is None else inputs)
-        fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
-                                 if s.growth is Growth.once and s.first}  # fmt: skip
+        fixed |= self._carried(self._source)
         check_room(int(lengths.max()), self.contract)
         if self._cache is None:
-            self._cache = self._new_state()
+            self._cache = self.new_state()
         self.owner = object()
         rows = int(lengths.max())
         return self._cache.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
@@ -257,7 +256,34 @@ class Session:
             raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._cache.lengths)}")
         return self._cache
 
-    def _new_state(self) -> State:
+    # -- parts for rows that come and go -------------------------------------------------------------------------
+
+    def fixed(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """What stays for a row, [1,...] by name: inputs beside its tokens, and what the encoder makes of a source."""
+        self._check_decoder()
+        inputs = by_name(inputs)
+        first = self.contract.inputs.get(self.contract.encoder, {})
+        own = {k: t for k, t in self._beside.items() if not along(self.contract, t)}
+        check_names(inputs, {*own, *first})
+        found = beside(self.contract, own, {k: v for k, v in inputs.items() if k in own}, (1, 1))
+        if not self.contract.encoder:
+            return found
+        return found | self._carried(self._encoded({k: v for k, v in inputs.items() if k in first}))
+
+    def read_with(self, tokens: Array, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Tokens i64 [B,S] with what comes along with each of them, by name."""
+        tokens = self._tokens(tokens)
+        types = {k: t for k, t in self._beside.items() if along(self.contract, t)}
+        check_names(inputs, {*types})
+        return {self._ids: tokens, **beside(self.contract, types, inputs, tokens.shape)}
+
+    def _carried(self, source: dict[str, Array]) -> dict[str, Array]:
+        """A source with its results under the names of the slots that they begin."""
+        once = (s for s in self.contract.slots if s.growth is Growth.once and s.first)
+        return source | {s.input: source[s.first] for s in once if s.first in source}
+
+    def new_state(self) -> State:
+        """A state over the graph that generates, without any tokens."""
         loaded = self.graph(self._file)
         if self.contract.lengths:
             return Compact(loaded, self.contract, self.memory, self._first_capacity)
