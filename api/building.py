@@ -202,11 +202,13 @@ def build(
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
+    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, dtype, tune, adapters)
+    _check_asked(target, asked, dtype, tune)
+    beside = None if not adapters else adapters_by_row(model, adapters)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         report = backend.build(
@@ -217,6 +219,7 @@ def build(
             max_positions=max_positions,
             strict=strict,
             dump=dump,
+            adapters=beside,
             announce=announce,
             progress=progress,
         )
@@ -232,7 +235,6 @@ def _check_asked(
     quantize: Quantization | None,
     dtype: str | DType | None,
     tune: bool,
-    adapters: Mapping[str, str | Path] | None,
 ) -> None:
     """Raises LoweringError for what no pass does yet."""
     usual = DType.f32 if target == "cpu" else DType.f16
@@ -240,7 +242,6 @@ def _check_asked(
         "quantize": quantize is not None,
         "dtype": dtype is not None and str(dtype) != str(usual),
         "tune": tune,
-        "adapters": bool(adapters),
     }
     for name, asked in given.items():
         if asked:

@@ -15,6 +15,7 @@ from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
 from .logprobs import Logprob
+from .constraint import Constraint, restrict
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
@@ -202,13 +203,14 @@ def stream(
 
 
 @dataclass
-class _Row:
+class Row:
     """One prompt and what has come after it."""
 
     prompt: list[int]
     text: RowText
     seen: list[int]
     reason: Reason | None = None
+    constraint: Constraint | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -218,7 +220,8 @@ class _Row:
 class Decoding:
     """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain.
 
-    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when a session that is `Shared`
+    read: reads prompts as `Session.prefill` does (None: that). constraints: one a row, or none at all. Raises
+    RuntimeInputError when a session that is `Shared`
     has begun to read something else before this decoding ended.
     """
 
@@ -229,13 +232,16 @@ class Decoding:
         rows: Sequence[list[int]],
         settings: Settings,
         read: Callable[[Array, Array], Array] | None = None,
+        constraints: Sequence[Constraint | None] = (),
     ) -> None:
         settings.check(rows)
         if settings.stops and tokenizer is None:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
         self.session, self.settings, self.read = session, settings, read or session.prefill
         self.ends = settings.ends(tokenizer)
-        self.rows = [_Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
+        self.rows = [Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
+        for row, constraint in zip(self.rows, constraints, strict=False):
+            row.constraint = constraint
         self.sampler = Sampler(settings, len(rows))
         self.prefill_seconds = self.decode_seconds = 0.0
         self.decode_tokens = 0
@@ -263,27 +269,35 @@ class Decoding:
         return self.session.owner if isinstance(self.session, Shared) else None
 
     def choose(self, logits: Array) -> Array:
+        logits = restrict(logits, [r.constraint if r.reason is None else None for r in self.rows])
         return self.sampler(logits, [r.seen for r in self.rows])
 
     def take(self, tokens: Array, last: bool) -> Iterator[tuple[int, str]]:
         """Give each running row its token; (row, text) for the text that is certain now."""
         for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
-            if row.reason is not None:
-                continue
-            if token in self.ends:
-                row.reason, text = "eos", ""
-            else:
-                row.seen.append(token)
-                text = row.text.push(token)
-                if row.text.stopped:
-                    row.reason = "stop"
-                elif last:
-                    row.reason = "length"
-            if row.reason in ("eos", "length"):
-                text += row.text.end()
-                row.reason = "stop" if row.text.stopped else row.reason
-            if text:
+            if row.reason is None and (text := self.give(row, token, last)):
                 yield i, text
+
+    def give(self, row: Row, token: int, last: bool) -> str:
+        """Give one running row its token; the text that is certain now."""
+        text = ""
+        if token in self.ends:
+            row.reason = "eos"
+        else:
+            row.seen.append(token)
+            text = row.text.push(token)
+            if row.constraint is not None:
+                row.constraint.accept(token)
+            if row.text.stopped:
+                row.reason = "stop"
+            elif row.constraint is not None and row.constraint.done:
+                row.reason = "eos"
+            elif last:
+                row.reason = "length"
+        if row.reason in ("eos", "length"):
+            text += row.text.end()
+            row.reason = "stop" if row.text.stopped else row.reason
+        return text
 
     def results(self) -> list[Generation]:
         """What every row came to."""
