@@ -13,6 +13,8 @@ from .generate import Row, Session, Settings
 from .prompts import pad
 from .sampling import Array, draw, process, softmax
 
+LONGEST = 32
+"""Most tokens that may be guessed at once."""
 WIDEST, LEAST = 4, 2
 """How many of the newest tokens are looked up, at most and at least."""
 
@@ -47,9 +49,7 @@ class Drafter(Protocol):
         """Read the prompts."""
         ...
 
-    def guess(
-        self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]
-    ) -> list[Guess]:
+    def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:
         """At most counts[b] tokens that may follow what each row has seen; streams: empty for greedy decoding."""
         ...
 
@@ -63,9 +63,7 @@ class Lookup:
 
     def begin(self, rows: Sequence[Row]) -> None: ...
 
-    def guess(
-        self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]
-    ) -> list[Guess]:
+    def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:
         return [Guess(followers(r.seen, n)) for r, n in zip(rows, counts, strict=True)]
 
     def keep(self, places: Sequence[int]) -> None: ...
@@ -98,9 +96,7 @@ class Draft:
         self.read(*pad([r.prompt for r in rows]))
         self.known = [list(r.prompt) for r in rows]
 
-    def guess(
-        self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]
-    ) -> list[Guess]:
+    def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:
         guesses = [Guess() for _ in rows]
         longest = min(max(counts), self.limit - max(len(r.seen) for r in rows))
         if longest < 1:

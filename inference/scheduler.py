@@ -13,7 +13,7 @@ from ..backends.onnxruntime import Session
 from ..backends.onnxruntime.rows import Rows, rows_of
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError, RuntimeInputError
-from .errors import ClosedError, DeadlineError, QueueFullError, SessionError
+from .errors import ClosedError, DeadlineError, QueueFullError
 from .generate import Settings
 from .logprobs import Logprob, logprob
 from .request import Asked, Piece, Request, ids_of
