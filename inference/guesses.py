@@ -45,8 +45,8 @@ class Guess:
 class Drafter(Protocol):
     """Where guesses come from, for rows that are named by their places among those that still run."""
 
-    def begin(self, rows: Sequence[Row]) -> None:
-        """Read the prompts."""
+    def begin(self, rows: Sequence[Row], vocabulary: int) -> None:
+        """Read the prompts. vocabulary: how many tokens the model has; raises RuntimeInputError for another number."""
         ...
 
     def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:
@@ -61,7 +61,7 @@ class Drafter(Protocol):
 class Lookup:
     """Guesses from the text: what followed the last time that the newest tokens stood there."""
 
-    def begin(self, rows: Sequence[Row]) -> None: ...
+    def begin(self, rows: Sequence[Row], vocabulary: int) -> None: ...
 
     def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:
         return [Guess(followers(r.seen, n)) for r, n in zip(rows, counts, strict=True)]
@@ -82,18 +82,30 @@ def followers(seen: Sequence[int], count: int) -> list[int]:
 
 
 class Draft:
-    """Guesses by a smaller model over the same tokens. read: as `Session.prefill`. limit: its positions."""
+    """Guesses by a smaller model over the same tokens.
+
+    read: as `Session.prefill`. limit: its positions. bound: the ids that it can read (None: not known).
+    """
 
     def __init__(
-        self, session: Cuttable, read: Callable[[Array, Array], Array], settings: Settings, limit: int
+        self,
+        session: Cuttable,
+        read: Callable[[Array, Array], Array],
+        settings: Settings,
+        limit: int,
+        bound: int | None = None,
     ) -> None:
         if session.uncut:
             raise RuntimeInputError(f"the draft cannot go back: {session.uncut}")
-        self.session, self.read, self.settings, self.limit = session, read, settings, limit
+        self.session, self.read, self.settings, self.limit, self.bound = session, read, settings, limit, bound
         self.known: list[list[int]] = []
 
-    def begin(self, rows: Sequence[Row]) -> None:
-        self.read(*pad([r.prompt for r in rows]))
+    def begin(self, rows: Sequence[Row], vocabulary: int) -> None:
+        if self.bound is not None and self.bound != vocabulary:
+            raise RuntimeInputError(f"the draft has {self.bound:,} tokens, the model {vocabulary:,}")
+        width = self.read(*pad([r.prompt for r in rows])).shape[-1]
+        if width != vocabulary:
+            raise RuntimeInputError(f"the draft has {width:,} tokens, the model {vocabulary:,}")
         self.known = [list(r.prompt) for r in rows]
 
     def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:

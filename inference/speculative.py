@@ -91,7 +91,7 @@ class Speculative(Decoding):
         logits = self.read(*pad([r.prompt for r in self.rows]))
         owner = self._owner()
         tokens = self.choose(logits)
-        self.drafter.begin(self.rows)
+        self.drafter.begin(self.rows, logits.shape[-1])
         self.prefill_seconds = time.perf_counter() - start
         yield from self.take(tokens, last=self.settings.max_new_tokens == 1)
         running = list(range(len(self.rows)))

@@ -166,7 +166,10 @@ class Strategy:
             raise RuntimeInputError("the draft is the engine itself: open its folder once more")
         if tokenizer is not None and draft.tokenizer is not None and (why := tokenizer.difference(draft.tokenizer)):
             raise RuntimeInputError(f"the draft has another vocabulary: {why}")
-        return Draft(draft.session, draft.reader(source), settings, draft.session.contract.limit), self.draft_tokens
+        contract = draft.session.contract
+        bound = contract.bounds.get(contract.stream.ids) if contract.stream is not None else None
+        drafter = Draft(draft.session, draft.reader(source), settings, contract.limit, bound)
+        return drafter, self.draft_tokens
 
 
 def adapter_number(names: Sequence[str], name: str | None) -> int:
