@@ -40,7 +40,8 @@ class Engines:
             place = self.folder / f"{len(self.known)}"
             found = load_family(family)
             fields = {f.name for f in dataclasses.fields(found.config_class)}
-            given = {**SMALL, **OWN.get(family, {}), "dim": 32, "head_dim": 8, "window": 6, **EXTRA.get(family, {}), **changes}
+            own = {**OWN.get(family, {}), **EXTRA.get(family, {})}
+            given = {**SMALL, **own, "dim": 32, "head_dim": 8, "window": 6, **changes}
             model = found(**{k: v for k, v in given.items() if k in fields})
             params = random_params(model.graph(), seed=seed)
             build(model, Weights.of({k: v * 4 if "embed" not in k else v for k, v in params.items()}), place)
