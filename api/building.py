@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backends.target import meant
+from .backends.target import Target, meant
 from .frontends.dsl import Model, Program
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
@@ -25,11 +25,14 @@ from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
+from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
+from .quantizing import quantized
 
 if TYPE_CHECKING:
     import torch.fx
 
+    from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
 
 Progress = Callable[[int, int, str], None]
@@ -75,12 +78,14 @@ class ExportReport(Shown):
     """What an export did.
 
     nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
-    on its way. bound: most bytes of resident memory it may take.
+    on its way. quantization: what was done to each weight, if that was asked. bound: most bytes of resident memory it
+    may take.
     """
 
     folder: Path
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
+    quantization: QuantizationReport | None = None
     bound: int = 0
 
     def table(self) -> Table:
@@ -88,6 +93,7 @@ class ExportReport(Shown):
         made = {name: f"{sum(counts.values()):,} nodes" for name, counts in self.nodes.items()}
         plain = f"{len(self.through_float):,} weights" if self.through_float else "none"
         rows = [("folder", str(self.folder)), *made.items(), ("through float", plain)]
+        rows += [("quantization", self.quantization.summary())] if self.quantization is not None else []
         return Table("export", [*rows, ("memory", f"at most {size(self.bound)}")])
 
 
@@ -141,18 +147,20 @@ def write_export(
     from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
-    if quantize is not None:
-        raise LoweringError("an export does not take quantize yet")
     check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
-    weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
-    graphs = serving_graphs(model, dtype, dump)
-    exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
-    report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
-    (announce or silent)(report.bound)
-    write(exported, folder, progress)
+    weights_of(model_of(model, "export"))
+    settings = {"dtype": dtype, "announce": announce, "progress": progress}
+    with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
+        weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
+        exported = Exported.of(model, serving_graphs(model, dtype, dump), weights, opset, client, dump, pipeline)
+        exported.quantization = done
+        report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
+        if done is None:
+            (announce or silent)(report.bound)
+        write(exported, folder, progress)
     return report
 
 
@@ -179,7 +187,8 @@ def build(
     target: str = "cpu",
     quantize: str | Quantization | None = None,
     dtype: str | DType | None = None,
-    tune: bool = False,
+    tune: bool | str = False,
+    loads: Sequence[str] = (),
     adapters: Mapping[str, str | Path] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
@@ -193,12 +202,14 @@ def build(
     folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
     "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
-    several legal ops is fastest. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most
-    tokens a row may have (None: what the config says). strict: fail unless every attention is fused. threads: of the
-    engine (None: one a physical core). dump: folder for the text of each graph after every pass. announce(bytes):
-    called once with the most memory that writing may take. The engine opens what was built when it is first used.
-    Raises LoweringError for what the target cannot do, ConfigError for a quantization that cannot be, WeightsError for
-    missing or damaged weights, MonographError for a folder that holds other files.
+    several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
+    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). adapters: folders of LoRA adapters
+    by name, to be chosen by row. max_positions: most tokens a row may have (None: what the config says). strict: fail
+    unless every attention is fused. threads: of the engine (None: one a physical core). dump: folder for the text of
+    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
+    opens what was built when it is first used. Raises LoweringError for what the target cannot do, ConfigError for a
+    quantization that cannot be, WeightsError for missing or damaged weights, MonographError for a folder that holds
+    other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
@@ -207,41 +218,76 @@ def build(
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, dtype, tune)
+    _check_asked(target, asked, dtype)
     beside = None if not adapters else adapters_by_row(model, adapters)
+    _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        report = backend.build(
-            model,
-            None,
-            place,
-            target,
-            max_positions=max_positions,
-            strict=strict,
-            dump=dump,
-            adapters=beside,
-            announce=announce,
-            progress=progress,
-        )
+        aim, told = Target.of(target), {"announce": announce, "progress": progress}
+        with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
+            tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
+            report = backend.build(
+                served,
+                None,
+                place,
+                aim,
+                max_positions=max_positions,
+                strict=strict,
+                choices=tuning.chosen if tuning is not None else None,
+                evidence=tuning.to_json() if tuning is not None else "",
+                quantization=done,
+                dump=dump,
+                adapters=beside,
+                announce=announce if done is None else None,
+                progress=progress,
+            )
     except BaseException:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
         raise
+    report.tuning = tuning
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _tuned(
+    model: Model,
+    target: Target,
+    tune: bool | str,
+    loads: Sequence[str],
+    positions: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Tuning:
+    """What is fastest for a model here. progress: as of `build`, in thousandths of the work."""
+    from .backends.onnxruntime.tune import tune as measure
+    from .backends.onnxruntime.tune_loads import Load
+
+    def show(share: float, what: str) -> None:
+        (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
+
+    settings = {"positions": positions, "threads": threads, "progress": show}
+    asked = [Load.parse(text) for text in loads]
+    return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+
+
+def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
+    """Raises MonographError for a value of `tune` that means nothing, and for loads that nothing measures."""
+    if isinstance(tune, str) and tune != "again":
+        raise MonographError(f"tune is {tune!r}, expected True, False or 'again'")
+    if loads and not tune:
+        raise MonographError(f"loads are {', '.join(loads)}, but nothing is measured", hint="tune=True")
 
 
 def _check_asked(
     target: str,
     quantize: Quantization | None,
     dtype: str | DType | None,
-    tune: bool,
 ) -> None:
     """Raises LoweringError for what no pass does yet."""
     usual = DType.f32 if target == "cpu" else DType.f16
     given = {
-        "quantize": quantize is not None,
+        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
         "dtype": dtype is not None and str(dtype) != str(usual),
-        "tune": tune,
     }
     for name, asked in given.items():
         if asked:

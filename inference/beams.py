@@ -94,6 +94,8 @@ class BeamSearch:
             raise RuntimeInputError(f"temperature is {settings.temperature}, but beams are not drawn: expected 0")
         if settings.stops:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} are not looked for in beams")
+        if settings.logprobs is not None or settings.prompt_logprobs is not None:
+            raise RuntimeInputError("log-probabilities of tokens are not told of beams, which have a score")
         self.session, self.tokenizer, self.settings, self.beams = session, tokenizer, settings, beams
         self.read = read or session.prefill
         self.ends = np.array(sorted(settings.ends(tokenizer)), np.int64)

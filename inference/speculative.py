@@ -21,6 +21,7 @@ from .constraint import restrict
 from .errors import GenerationError
 from .generate import Decoding, Generation, Row
 from .guesses import Cuttable, Drafter, Guess
+from .logprobs import logprob
 from .prompts import pad
 from .sampling import Array, draw, process, softmax
 
@@ -156,8 +157,12 @@ class Speculative(Decoding):
         guessed = guess.tokens[at] if at < len(guess.tokens) else None
         if stream is None or guessed is None or not guess.chances:
             token = best if stream is None else draw(x, stream.random())
-            return token, token == guessed
-        return verdict(softmax(x), guess.chances[at], guessed, stream)
+            kept = token == guessed
+        else:
+            token, kept = verdict(softmax(x), guess.chances[at], guessed, stream)
+        if self.settings.logprobs is not None:
+            row.logprobs.append(logprob(token, logits, x, self.settings.logprobs))
+        return token, kept
 
     def results(self) -> list[Generation]:
         found = zip(super().results(), self.paces, strict=True)

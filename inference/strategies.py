@@ -15,7 +15,7 @@ from .beams import Beams, BeamSearch
 from .constraint import Constraint
 from .generate import Decoding, Settings
 from .grammar import Asked, Grammars
-from .guesses import LONGEST, Cuttable, Draft, Drafter, Lookup
+from .guesses import LONGEST, Draft, Drafter, Lookup
 from .sampling import Array
 from .speculative import Speculative
 
@@ -32,7 +32,7 @@ class Drafting(Protocol):
     @property
     def session(self) -> Any: ...
 
-    def reader(self, inputs: Mapping[str, Any]) -> Read:
+    def reader(self, source: Mapping[str, Any], session: Any) -> Read:
         """What reads prompts, after the source of an encoder-decoder."""
         ...
 
@@ -149,27 +149,26 @@ class Strategy:
                 session, tokenizer, rows, settings, read, beams, suppress=suppress, suppress_first=suppress_first
             )
         constraints = self.constraints(grammars, len(rows), settings.ends(tokenizer))
-        drafter, longest = self._drafter(session, tokenizer, settings, source)
+        drafter, longest = self._drafter(tokenizer, settings, source)
         if drafter is None:
             return Decoding(session, tokenizer, rows, settings, read, constraints)
         return Speculative(session, tokenizer, rows, settings, read, constraints, drafter=drafter, longest=longest)
 
     def _drafter(
-        self, session: Cuttable, tokenizer: Tokenizer | None, settings: Settings, source: Mapping[str, Any]
+        self, tokenizer: Tokenizer | None, settings: Settings, source: Mapping[str, Any]
     ) -> tuple[Drafter | None, int]:
         if self.lookup is not None:
             return Lookup(), self.lookup
         if self.draft is None:
             return None, 0
         draft = self.draft
-        if draft.session is session:
-            raise RuntimeInputError("the draft is the engine itself: open its folder once more")
         if tokenizer is not None and draft.tokenizer is not None and (why := tokenizer.difference(draft.tokenizer)):
             raise RuntimeInputError(f"the draft has another vocabulary: {why}")
-        contract = draft.session.contract
+        # Buffers of its own: whoever generates with the draft itself, or in another thread, is not disturbed.
+        session = draft.session.another()
+        contract = session.contract
         bound = contract.bounds.get(contract.stream.ids) if contract.stream is not None else None
-        drafter = Draft(draft.session, draft.reader(source), settings, contract.limit, bound)
-        return drafter, self.draft_tokens
+        return Draft(session, draft.reader(source, session), settings, contract.limit, bound), self.draft_tokens
 
 
 def adapter_number(names: Sequence[str], name: str | None) -> int:

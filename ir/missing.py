@@ -17,6 +17,11 @@ EXTRAS = {
     "datasketch": "data",
     "matplotlib": "plot",
     "llguidance": "grammar",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "pydantic": "serve",
+    "prometheus_client": "serve",
+    "ray": "cluster",
 }
 """The extra that brings each package."""
 

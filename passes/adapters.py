@@ -57,7 +57,7 @@ class Part:
     width: int
 
 
-@dataclass
+@dataclass(eq=False)
 class AddAdapters:
     """Put the adapters beside every layer that they change. weights: the new parameters. found: layers that were."""
 

@@ -116,7 +116,6 @@ def test_what_does_not_go_together(engines: Engines) -> None:
         "lookup is True": {"lookup": True},
         "draft_tokens is 'x'": {"draft": draft, "draft_tokens": "x"},
         "draft and lookup": {"draft": draft, "lookup": 3},
-        "the draft is the engine itself": {"draft": engine},
         "beams are not guessed": {"num_beams": 2, "lookup": 3},
         "the draft has 40 tokens, the model 50": {"draft": engines("llama", vocab=40)},
     }

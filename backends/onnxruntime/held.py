@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ...ir.slots import Growth, Slot
 from .memory import Array, Buffer, Memory
 
+_MOST = np.iinfo(np.int32).max
 SLACK, SHARE = 64, 8
 """Places of a window's buffer beyond those that count: at least SLACK, else one for each SHARE of the window. What is
 kept is moved down once in so many tokens; a kernel reads all places, so there are not more than that."""
@@ -176,3 +178,11 @@ def bytes_of(slot: Slot, limit: int) -> int:
         return 0
     copies = 2 if slot.growth is Growth.replace else 1
     return copies * math.prod(shape_of(slot, 1, places_of(slot, limit, limit))) * slot.type.dtype.bits // 8
+
+
+def places_along(held: Iterable[Held], window: int, limit: int) -> int:
+    """Places along the buffers of a window (0: of what keeps all tokens), which no step goes beyond."""
+    for h in held:
+        if h.slot.axis is not None and h.slot.window == window:
+            return h.buffer.shape[h.slot.axis]
+    return min(limit, _MOST)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,14 +16,18 @@ from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
 from ...ir.manifest import check
 from ...ir.slots import Growth
+from .capture import Captured, Captures, refused
 from .compact import Compact
 from .contract import Contract, Types
 from .feeds import along, check_loaded, others
 from .guard import Array, by_name, check_names, checked, token_ids
 from .memory import Memory
 from .memory_cpu import CpuMemory
+from .memory_cuda import CudaMemory
 from .options import load
 from .padded import Padded
+from .pool import Pool
+from .results import EVERYTHING, MOST_BEST, TOKEN, Want
 from .runtime import Loaded
 from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
@@ -29,7 +35,7 @@ from .stateless import beside, completed, execute, forward
 CAPACITY = 512
 """Tokens a row has room for before buffers grow the first time."""
 
-MEMORIES: dict[str, Callable[[], Memory]] = {"cpu": CpuMemory}
+MEMORIES: dict[str, Callable[[], Memory]] = {"cpu": CpuMemory, "cuda": CudaMemory}
 """Where the buffers of slots lie, by provider."""
 
 _TUNE_TOKENS, _TUNE_ROUNDS = 256, 3
@@ -40,7 +46,8 @@ class Session:
 
     config: contents of config.json. `run` is stateless. `prefill`, `append` and `step` remember what they read, for
     one batch at a time. owner: a token that is another one whenever a new batch begins; whoever holds an old one
-    knows that the session reads something else now. Not to be used from several threads at once.
+    knows that the session reads something else now. `run` may be called from several threads at once; what remembers
+    is for one thread, and `another` is for the next one.
     """
 
     def __init__(
@@ -50,15 +57,18 @@ class Session:
         *,
         threads: int | None,
         capacity: int = CAPACITY,
-        flash: bool = True,
+        flash: bool | None = None,
         exact: bool = False,
+        capture: bool | Literal["check"] = True,
     ) -> None:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
+        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), check=capture == "check")
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
+        self._opening = threading.Lock()
         self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
@@ -68,16 +78,33 @@ class Session:
 
     def graph(self, file: str) -> Loaded:
         """One of the graphs of the folder, opened when first needed; all of them read the same data file."""
+        if file in self._loaded:
+            return self._loaded[file]
+        with self._opening:
+            return self._opened(file)
+
+    def _opened(self, file: str) -> Loaded:
         if file not in self._loaded:
             # A second graph over the same weights must not cost their memory again: it reads them from the file's
             # pages, and is a fifth slower for it.
             second = bool(self.contract.lengths) and file == self.contract.masked
             loaded = load(
-                self.folder / file, self.contract, self.threads, flash=self.flash, packed=not second and not self.exact
+                self.folder / file,
+                self.contract,
+                self.threads,
+                flash=self.flash,
+                packed=not second and not self.exact,
+                captures=self._captures if file == self.contract.lengths else None,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))
             self._loaded[file] = loaded
         return self._loaded[file]
+
+    def another(self) -> Session:
+        """A session over the same opened graphs with a state of its own, which another thread may use meanwhile."""
+        session = copy.copy(self)
+        session._cache, session._source, session.owner = None, {}, object()
+        return session
 
     # -- stateless ---------------------------------------------------------------------------------------------
 
@@ -166,18 +193,42 @@ class Session:
         state = self._running(len(tokens))
         batch, rows = tokens.shape
         counts = np.full(batch, rows) if lengths is None else self._counts("lengths", lengths, batch, rows)
-        given, fixed = self._split(tokens, {} if inputs is None else inputs, begun=True)
-        if fixed:
-            raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
+        given = self._along(tokens, inputs)
         longest = int(counts.max())
         return state.extend({k: v[:, :longest] for k, v in given.items()}, counts, every=every)
 
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
+        return self._step(tokens, inputs, EVERYTHING)
+
+    def step_greedy(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
+        """`step`, of which only the likeliest next token of each row leaves the device, i64 [B].
+
+        Of equal ones it is the first, and -1 where the largest logit is not finite.
+        """
+        return self._step(tokens, inputs, TOKEN)
+
+    def step_best(self, tokens: Any, k: int, inputs: Mapping[str, Any] | None = None) -> Array:
+        """`step`, of which only some logits leave the device; f32 [B,V], the others -inf.
+
+        Those are the k largest of each row, k from 1 to 64, all that equal the least of them, and perhaps more.
+        """
+        if not 1 <= k <= MOST_BEST:
+            raise RuntimeInputError(f"k is {k}, expected 1 to {MOST_BEST}")
+        return self._step(tokens, inputs, Want("best", k))
+
+    def _step(self, tokens: Any, inputs: Mapping[str, Any] | None, want: Want) -> Array:
         ids = token_ids("tokens", tokens, 1, self.contract.bounds.get(self._ids))[:, None]
-        if inputs is not None or self._beside:
-            return self.append(ids, None, inputs)
-        return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64))
+        if inputs is None and not self._beside:
+            return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64), want=want)
+        state = self._running(len(ids))
+        given = self._along(ids, inputs)
+        return state.extend(given, np.ones(len(ids), np.int64), want=want)
+
+    @property
+    def captured(self) -> Captured:
+        """Whether steps are captured as CUDA graphs and replayed, and if not, why not."""
+        return self._captures.state
 
     def truncate(self, lengths: Any) -> None:
         """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each.
@@ -244,6 +295,13 @@ class Session:
         given = {k: v for k, v in found.items() if along(self.contract, types[k])}
         return {self._ids: tokens, **given}, {k: v for k, v in found.items() if k not in given}
 
+    def _along(self, tokens: Array, inputs: Mapping[str, Any] | None) -> dict[str, Array]:
+        """Tokens [B,S] of a batch that has begun, with what comes along with them."""
+        given, fixed = self._split(tokens, {} if inputs is None else inputs, begun=True)
+        if fixed:
+            raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
+        return given
+
     def _check_decoder(self) -> None:
         if self.contract.kind != "decoder":
             raise RuntimeInputError(f"{self.contract.family} has no cache: call `run`")
@@ -282,12 +340,27 @@ class Session:
         once = (s for s in self.contract.slots if s.growth is Growth.once and s.first)
         return source | {s.input: source[s.first] for s in once if s.first in source}
 
+    def reload(self) -> None:
+        """Open the graphs of the folder again, after a failure that may have left them unusable. Resets."""
+        self.reset()
+        self._cache = None
+        self._loaded.clear()
+        self.graph(self._file)
+
     def new_state(self) -> State:
         """A state over the graph that generates, without any tokens."""
-        loaded = self.graph(self._file)
         if self.contract.lengths:
-            return Compact(loaded, self.contract, self.memory, self._first_capacity)
-        return Padded(loaded, self.contract, self.memory)
+            return Compact(self.graph(self._file), self.contract, self.memory, self._first_capacity, self._captures)
+        return self.new_padded()
+
+    def new_padded(self) -> Padded:
+        """A state over the graph that takes masks, without any tokens."""
+        return Padded(self.graph(self._file), self.contract, self.memory)
+
+    def new_pool(self, most: int, fixed: Mapping[str, Array]) -> Pool:
+        """Places for `most` rows over the graph that takes lengths. fixed: what stays for a row, of such shapes."""
+        loaded, room = self.graph(self._file), self._first_capacity
+        return Pool(loaded, self.contract, self.memory, most, room, fixed, self._captures)
 
 
 def open(
@@ -298,13 +371,15 @@ def open(
     tune: bool = False,
     exact: bool = False,
     every_byte: bool = False,
+    capture: bool | Literal["check"] = True,
 ) -> Session:
     """A session for a folder that `build` wrote.
 
     threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
     two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
-    which is slower. every_byte: compare all files with their digests, also those that were found whole before. Raises
+    which is slower. every_byte: compare all files with their digests, also those that were found whole before. capture:
+    replay steps as CUDA graphs where every node allows it ("check": and hold the first against ordinary ones). Raises
     ConfigError, WeightsError or RuntimeInputError for a folder that is damaged, contradicts itself, or needs a provider
     that is not there.
     """
@@ -317,7 +392,7 @@ def open(
         raise RuntimeInputError(what, place=str(folder))
     if capacity < 1:
         raise RuntimeInputError(f"capacity is {capacity}, expected at least 1")
-    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact)
+    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact, capture=capture)
     if not tune or not contract.lengths or contract.encoder or others(contract, contract.lengths):
         return tiled
     plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False, exact=exact)

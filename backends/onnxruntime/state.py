@@ -11,6 +11,7 @@ from ...ir.errors import RuntimeInputError
 from ...ir.slots import Slot, Stream
 from .contract import Contract
 from .memory import Array
+from .results import EVERYTHING, Want
 
 NOTHING: Array = np.zeros(0, np.int64)
 """The lengths of a batch without rows."""
@@ -39,8 +40,9 @@ class State(Protocol):
         batch, by input or by output of the encoder."""
         ...
 
-    def extend(self, along: Along, counts: Array, *, every: bool = False) -> Array:
-        """Read counts[b] more tokens a row, 1 to S; output [B,V] after the last of each, or [B,S,V] after every one."""
+    def extend(self, along: Along, counts: Array, *, every: bool = False, want: Want = EVERYTHING) -> Array:
+        """Read counts[b] more tokens a row, 1 to S; what is wanted of the output [B,V] after the last of each, or all
+        of it after every one, [B,S,V]."""
         ...
 
     def truncate(self, lengths: Array) -> None: ...
