@@ -9,11 +9,13 @@ from typing import Any
 
 import monograph as mg
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
 from monograph.frontends.huggingface import load_folder
 from monograph.inference.engine import Engine
+from monograph.inference.generate import Settings
 from monograph.ir import MonographError
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -50,7 +52,9 @@ def gpt2() -> Any:
 class Adapted:
     """A base and its adapters, as PEFT writes and runs them."""
 
-    def __init__(self, folder: Path, base: Any, settings: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, folder: Path, base: Any, settings: dict[str, dict[str, Any]], task: str = "CAUSAL_LM"
+    ) -> None:
         torch.manual_seed(0)
         self.folder, self.names = folder, list(settings)
         self.base = base.eval()
@@ -58,7 +62,7 @@ class Adapted:
         for i, (name, given) in enumerate(settings.items()):
             torch.manual_seed(i + 1)
             copy = type(base).from_pretrained(folder / "base")
-            model = get_peft_model(copy, LoraConfig(task_type="CAUSAL_LM", **given))
+            model = get_peft_model(copy, LoraConfig(task_type=task, **given))
             for path, p in model.named_parameters():
                 if "lora_" in path:
                     torch.nn.init.normal_(p, std=0.4)
@@ -154,8 +158,6 @@ def test_the_base_is_the_base(made: Any, kind: str, tmp_path: Path) -> None:
 
 def test_one_packed_product_has_one_pair_of_stacks(made: Any) -> None:
     adapted, engine = made("llama")
-    import onnx
-
     graph = onnx.load(adapted.folder / "built" / "model.onnx", load_external_data=False).graph
     stacks = {i.name: list(i.dims) for i in graph.initializer if "adapters" in i.name}
     packed = {k: v for k, v in stacks.items() if ".3.adapters." in k}
@@ -180,6 +182,60 @@ def test_generation_by_name(made: Any) -> None:
         engine.generate(PROMPTS, adapter=["a", "b"])
     with pytest.raises(MonographError, match="adapter holds 9"):
         engine.session.prefill(np.array([[1]]), [1], {"adapter": [9]})
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_quantized_base(made: Any, tmp_path: Path, weights: str) -> None:
+    """Over integers by block the adapters stay in floats: each row is what its adapter makes of those very numbers."""
+    adapted, _ = made("llama")
+    model = load_folder(adapted.folder / "base")
+    engine = mg.build(model, tmp_path / "built", quantize=weights, adapters=adapted.folders(), threads=1)
+    assert engine.report is not None
+    assert engine.report.nodes["model.onnx"].get("MatMulNBits")
+    tokens, numbers = np.array([[5, 9, 13, 7]] * 4), [0, 1, 2, 3]
+    together = engine.session.prefill(tokens, [4] * 4, {"adapter": numbers})
+    exact = engine.session.another()
+    for number, found in zip(numbers, together, strict=True):
+        alone = exact.prefill(tokens[:1], [4], {"adapter": [number]})[0]
+        np.testing.assert_allclose(found, alone, atol=1e-4)
+    wide = [adapted.logits(n, [5, 9, 13, 7])[-1] for n in (None, *adapted.names)]
+    near = [np.abs(together - w).mean(1).argmin() for w in wide]
+    assert near == numbers  # Nearer to its own adapter over the wide base than any other row is.
+
+
+def test_in_the_scheduler(made: Any) -> None:
+    """Rows of different adapters step together, and a prefix that one has read is no prefix of another."""
+    adapted, engine = made("llama")
+    names = [None, "a", "b", "c"] * 3
+    prompt = [*PROMPTS[2], *PROMPTS[0], *PROMPTS[2]]
+    wanted = {n: adapted.ids(n, prompt, 6) for n in set(names)}
+    assert len({tuple(w) for w in wanted.values()}) > 2
+    with engine.scheduler(rows=4) as scheduler:
+        settings = Settings.of({"max_new_tokens": 6, "eos": ()})
+        requests = [scheduler.submit(prompt, settings, adapter=name) for name in names]
+        for name, request in zip(names, requests, strict=True):
+            assert request.result(60).ids == wanted[name]
+        with pytest.raises(MonographError, match="no adapter is called 'aa', did you mean 'a'"):
+            scheduler.submit(prompt, settings, adapter="aa")
+
+
+def test_behind_an_encoder(tmp_path: Path) -> None:
+    """Both halves of an encoder-decoder take the adapter of the row."""
+    t5 = transformers.T5Config(
+        vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    settings = {"a": {"r": 3, "lora_alpha": 6, "target_modules": ["q", "v"]}, "b": {"r": 2, "target_modules": ["wi"]}}
+    adapted = Adapted(tmp_path, transformers.T5ForConditionalGeneration(t5), settings, "SEQ_2_SEQ_LM")
+    engine = mg.build(load_folder(tmp_path / "base"), tmp_path / "built", adapters=adapted.folders(), threads=1)
+    names, source = [None, "b", "a"], [[5, 9, 13, 7], [3, 2, 4, 4], [1, 8, 30, 44]]
+    found = engine.generate(source, adapter=names, max_new_tokens=6, eos=())
+    for row, name, one in zip(source, names, found, strict=True):
+        start = torch.tensor([[0, *one.ids]])
+        with torch.no_grad():
+            logits = adapted.reference(name)(input_ids=torch.tensor([row]), decoder_input_ids=start).logits[0]
+        assert logits.argmax(-1).tolist()[:-1] == one.ids
 
 
 @pytest.mark.parametrize(("changes", "said"), [
