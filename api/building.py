@@ -213,11 +213,13 @@ def build(
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
+    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, dtype, adapters)
+    _check_asked(target, asked, dtype)
+    beside = None if not adapters else adapters_by_row(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
@@ -235,6 +237,7 @@ def build(
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
                 dump=dump,
+                adapters=beside,
                 announce=announce if done is None else None,
                 progress=progress,
             )
@@ -279,14 +282,12 @@ def _check_asked(
     target: str,
     quantize: Quantization | None,
     dtype: str | DType | None,
-    adapters: Mapping[str, str | Path] | None,
 ) -> None:
     """Raises LoweringError for what no pass does yet."""
     usual = DType.f32 if target == "cpu" else DType.f16
     given = {
         "a cache in 8 bits": quantize is not None and bool(quantize.cache),
         "dtype": dtype is not None and str(dtype) != str(usual),
-        "adapters": bool(adapters),
     }
     for name, asked in given.items():
         if asked:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...ir.graph import Graph
 from ...ir.tensors import Tensor
 from ...ir.types import bf16, f16
+from ...passes.adapters import AddAdapters
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
@@ -53,10 +54,12 @@ def variants_of(
     positions: int,
     dump: Path | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    adapters: AddAdapters | None = None,
 ) -> Variants:
     """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
 
-    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is.
+    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. adapters: put
+    beside the layers that they change, once projections are packed.
     """
     variants = Variants(dump=dump)
     serves = bool(graph.slots) or stream_of(graph) is not None
@@ -69,9 +72,9 @@ def variants_of(
         variants.alone = why_alone(graph)
     if serves and is_separable(graph):
         encoder, graph = separate(graph)
-        variants.run("encoder common", common(target), encoder)
+        variants.run("encoder common", common(target, adapters), encoder)
         variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
-    variants.run("common", common(target), graph)
+    variants.run("common", common(target, adapters), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
     if choices_of(target).shared_cache and cached_attentions(graph):
         shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
