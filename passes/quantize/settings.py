@@ -112,9 +112,7 @@ class Quantization:
         if self.weights == "int8-dynamic" and self.symmetric is False:
             found.append("symmetric is False, but int8-dynamic has no zero points of weights")
         if self.method == "smoothquant" and self.weights != "int8-dynamic":
-            found.append(
-                f"method is 'smoothquant', which prepares activations for int8-dynamic, not for {self.weights}"
-            )
+            found.append(f"method is 'smoothquant', which prepares for int8-dynamic, but weights is {self.weights!r}")
         if self.method in CALIBRATED and self.calibrate is None:
             found.append(f"method is {self.method!r}, which needs text: calibrate is None")
         if not self.weights and not self.cache:
