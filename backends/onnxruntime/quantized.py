@@ -9,7 +9,6 @@ zero points likewise, a byte each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ..onnx.quantized import QuantizedLayers, Stored, integer_product, with_offs
 from ..onnx.untyped import read_graph
 from ..target import Target
 from .blocks import blocks_of
+from .choices import EXACT, Choices, choices_of
 
 _FINE = "monograph.fine"
 """Metadata of a product over both parts of its activations."""
@@ -222,18 +222,13 @@ gather_block_quantized, gather_packed = op(OrtGatherBlockQuantized), op(OrtGathe
 class RuntimeLayers:
     """MatMulNBits, and rows of the same bytes; products of integers for codes with one scale a row.
 
-    level: the accuracy level by bits of the codes. gather: by which op rows are taken. dynamic: whether the provider
+    choices: accuracy levels, and by which ops a head is multiplied and rows are taken. dynamic: whether the provider
     has the products of integers.
     """
 
-    def __init__(
-        self,
-        level: Callable[[int], int],
-        gather: Callable[..., Value] = gather_block_quantized,
-        *,
-        dynamic: bool = True,
-    ) -> None:
-        self.level, self.gather, self.dynamic = level, gather, dynamic
+    def __init__(self, choices: Choices, *, dynamic: bool = True) -> None:
+        self.choices, self.dynamic = choices, dynamic
+        self.gather = gather_block_quantized if choices.block_embedding else gather_packed
 
     def refuses(self, w: Stored) -> str:
         if not w.encoding.block and not w.by_rows and w.encoding.bits == 8 and not w.encoding.zeros:
@@ -246,9 +241,9 @@ class RuntimeLayers:
         if not w.encoding.block:
             return integer_product(x, w, b)
         bits, zeros = w.encoding.bits, w.zeros()
-        level = self.level(bits)
+        level = self.choices.level(bits, head=w.by_rows)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
-        fine = w.by_rows and level == NARROW
+        fine = w.by_rows and level == NARROW and self.choices.fine_head
         packed = None if zeros is None else pack_codes(zeros, bits=bits)
         return matmul_nbits(x, _packed(w), w.numbers("scales"), packed, b, bits=bits, accuracy_level=level, fine=fine)
 
@@ -285,7 +280,7 @@ def _nodes(folder: str | Path, op_type: str) -> list[Any]:
 
 def quantized_layers(target: Target) -> QuantizedLayers:
     """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
-    layers = RuntimeLayers(target.accuracy_level, dynamic=blocks_of(target.provider).dynamic)
+    layers = RuntimeLayers(choices_of(target), dynamic=blocks_of(target.provider).dynamic)
     return QuantizedLayers(layers, "ort_quantized_layers")
 
 
@@ -294,4 +289,4 @@ def exact_layers() -> QuantizedLayers:
 
     Over the standard ops ONNX Runtime makes products of its own, which round activations to 8 bits unless told not to.
     """
-    return QuantizedLayers(RuntimeLayers(lambda bits: 0, gather_packed), "ort_exact_layers")
+    return QuantizedLayers(RuntimeLayers(EXACT), "ort_exact_layers")
