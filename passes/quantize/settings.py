@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...ir.errors import ConfigError, did_you_mean
 
@@ -96,7 +96,7 @@ class Quantization:
 
     def _numbers(self) -> list[str]:
         found: list[str] = []
-        block, quality, size = self.block, self.quality, self.size
+        block, quality, size = cast("tuple[Any, Any, Any]", (self.block, self.quality, self.size))
         if block is not None and (isinstance(block, bool) or block not in BLOCKS):
             found.append(f"block is {block!r}, expected one of {', '.join(map(str, BLOCKS))}")
         if quality is not None and (not isinstance(quality, (int, float)) or not 0 < quality < 1):
