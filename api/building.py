@@ -152,7 +152,7 @@ def write_export(
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
-    settings = {"dtype": dtype, "announce": announce, "progress": progress}
+    settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
         exported = Exported.of(model, serving_graphs(model, dtype, dump), weights, opset, client, dump, pipeline)
@@ -223,8 +223,9 @@ def build(
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        aim, told = Target.of(target), {"announce": announce, "progress": progress}
-        with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
+        aim = Target.of(target)
+        rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
+        with rounding as (served, done):
             tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
             report = backend.build(
                 served,

@@ -161,7 +161,8 @@ def _export(
     told: Mapping[str, Any],
 ) -> dict[str, Any]:
     report = write_export(model, folder, opset=opset, layout=layout, quantize=asked, **told)
-    said = {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    misses = list[str]()
+    said = {"dtype": "f32", "nodes": report.nodes, "misses": misses, "through_float": report.through_float}
     return said | _said(report.quantization)
 
 
