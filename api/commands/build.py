@@ -213,6 +213,8 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         console.print("nothing that looked like a layer was left unfused")
     peak, bound = report["peak_bytes"], report["bound_bytes"]
     within = "within" if peak <= bound else "ABOVE"
+    if report.get("tuning") is not None and peak > bound:
+        within = "with the runs of tuning, which are not in"
     console.print(
         f"wrote {report['folder']} for {report['target']} in {report['dtype']}, {report['seconds']:.1f} s, "
         f"peak memory {size(peak)}, {within} the bound"
