@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..backends.target import meant
+from ..backends.target import Target, meant
 from ..building import TARGETS, write_export
 from ..building import build as build_model
 from ..console import Json, command, out, print_json, progress, table
 from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.display import size
+from ..ir.types import f32
 from ..machine import peak_memory
+from ..passes.quantize.report import QuantizationReport
 from ..passes.quantize.settings import Quantization
+from ..quantizing import quantized
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, targets
 from .quantize_options import (
@@ -122,7 +127,7 @@ def build(
             report |= _build(loaded, folder, settings | told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
-        report["check"] = _check(loaded, folder, json_output)
+        report["check"] = _check(loaded, folder, asked, target, json_output)
     if json_output:
         print_json(report)
     else:
@@ -156,7 +161,15 @@ def _export(
     told: Mapping[str, Any],
 ) -> dict[str, Any]:
     report = write_export(model, folder, opset=opset, layout=layout, quantize=asked, **told)
-    return {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    said = {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    return said | _said(report.quantization)
+
+
+def _said(report: QuantizationReport | None) -> dict[str, Any]:
+    """What a quantization did, where one was asked for."""
+    if report is None:
+        return {}
+    return {"quantization": json.loads(report.to_json()), "quantization_summary": report.summary()}
 
 
 def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,18 +188,22 @@ def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str,
         "positions": report.contract.positions,
         "slots": [str(s) for s in report.contract.slots],
         "state_bytes": report.state_bytes,
+        **_said(report.quantization),
         "choices": list(report.contract.why),
         "tuning": report.tuning,
     }
 
 
-def _check(model: Model, folder: Path, quiet: bool) -> dict[str, Any]:
+def _check(model: Model, folder: Path, asked: Quantization | None, target: str, quiet: bool) -> dict[str, Any]:
+    """Parity with the model as it was built: where weights were rounded, with the numbers they stand for."""
     from ..parity import verify
 
-    with progress(quiet) as bars:
+    aim = None if target == "onnx" else Target.of(target)
+    dtype = f32 if aim is None else aim.dtype
+    with progress(quiet) as bars, quantized(model, asked, aim, folder, dtype=dtype) as (served, _):
         task = bars.add_task("checking", total=None)
         parity = verify(
-            model, folder, torch=False, observe=lambda what: bars.update(task, description=f"checking: {what}")
+            served, folder, torch=False, observe=lambda what: bars.update(task, description=f"checking: {what}")
         )
     return {"passed": parity.passed, "tolerance": parity.tolerance, "rows": parity.rows}
 
@@ -237,9 +254,21 @@ def _notes(report: Mapping[str, Any], explain: bool) -> list[str]:
         lines.append(f"remembers {len(report['slots'])} slots, {kept} a row{most}")
     if report.get("alone"):
         lines.append(f"with a mask, rows of different lengths run one by one: {report['alone']}")
+    if "quantization" in report:
+        lines.append(report["quantization_summary"])
+        lines += _departures(report["quantization"]["weights"], explain)
     if lost := report["through_float"]:
         lines.append(
             f"{len(lost)} weights went through float instead of their blocks ({', '.join(sorted({*lost.values()}))})"
         )
         lines += [f"  {name}: {kind}" for name, kind in lost.items()] if explain else []
     return lines
+
+
+def _departures(weights: Sequence[Mapping[str, Any]], explain: bool) -> list[str]:
+    """Weights for which a plan departs from what was asked: by reason, or each by name."""
+    noted = [w for w in weights if w["why"] and (w["encoding"] or explain or not w["why"].endswith("no matrix"))]
+    if explain:
+        return [f"  {w['name']}: {w['encoding'] or 'wide'}, {w['why']}" for w in noted]
+    kinds = Counter((w["encoding"] or "wide", w["why"]) for w in noted)
+    return [f"  {n} {kind}: {why}" for (kind, why), n in kinds.items()]

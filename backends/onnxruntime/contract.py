@@ -38,6 +38,7 @@ class Contract:
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
 
     version: int
@@ -63,6 +64,7 @@ class Contract:
     disabled_optimizers: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
     why: tuple[str, ...] = ()
+    uncaptured: tuple[str, ...] = ()
 
     @property
     def limit(self) -> int:
@@ -173,7 +175,7 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
-        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers", "why")}
+        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers", "why", "uncaptured")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")

@@ -18,6 +18,7 @@ from ..target import Target
 from .attention import GroupQuery, MultiHead, PackProjections
 from .choices import choices_of
 from .logits import select_rows
+from .next_token import CHOOSE
 from .ops import quick_gelu, skip_layer_norm, skip_rms_norm, tied_linear
 
 
@@ -130,6 +131,7 @@ def common(target: Target) -> Pipeline:
         FunctionPass("pack_gates", pack_gates): choices.pack_gates,
         FunctionPass("open_blocks", open_blocks): True,
         FunctionPass("select_rows", select_rows): True,
+        CHOOSE: choices.next_token,
         layers(target): True,
     }
     return Pipeline("ort_common", [step for step, wanted in passes.items() if wanted])

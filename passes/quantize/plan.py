@@ -84,7 +84,7 @@ def rounded(
         values = weights[name].cast(f32).numpy()
         along_rows = np.ascontiguousarray(np.moveaxis(values, encoding.axis, -1))
         lines = choice.method.lines(name, along_rows, encoding.along(-1, 2))
-        kept = _written(scratch / f"{done}.lines", name, lines)
+        kept = written(scratch / f"{done}.lines", name, lines)
         yield Rounded(name, Encoded(kept, type), _error(along_rows, lines, encoding.along(-1, 2)))
         (progress or silent)(done, len(plan), name)
 
@@ -101,7 +101,7 @@ def _error(weight: Array, lines: Array, encoding: Encoding) -> float:
     return (off / whole) ** 0.5 if whole else 0.0
 
 
-def _written(file: Path, name: str, lines: Array) -> StoredTensor:
+def written(file: Path, name: str, lines: Array) -> StoredTensor:
     """An array on disk, memory-mapped when read."""
     with file.open("wb") as f:
         f.write(lines.data)

@@ -81,7 +81,8 @@ class Quantization:
         """With block and symmetry of a target where none were asked for."""
         if self.dynamic:
             return replace(self, method=self.chosen_method, symmetric=True)
-        given = symmetric if self.symmetric is None else self.symmetric
+        # Zero points save nothing worth a byte a block where there are 256 codes.
+        given = (symmetric or self.bits == 8) if self.symmetric is None else self.symmetric
         return replace(self, method=self.chosen_method, block=self.block or block, symmetric=given)
 
     def _names(self) -> list[str]:
