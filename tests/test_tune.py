@@ -287,7 +287,7 @@ def test_a_model_is_tuned_once_a_machine(family: str, monkeypatch: pytest.Monkey
 
 def test_a_build_keeps_what_was_measured(tmp_path: Path) -> None:
     model = weighted(small("llama"))
-    with mg.build(model, tmp_path / "m", tune=True, loads=["1x8+2"], threads=1) as engine:
+    with mg.build(model, tmp_path / "m", tune=True, loads=["1x8+2"], tune_seconds=3, threads=1) as engine:
         report = engine.report
         assert report is not None and report.tuning is not None
         assert "tuned on" in report.tuning.table().text()
@@ -315,7 +315,7 @@ def test_tuned_choices_that_are_slower_as_a_whole_fall_back(monkeypatch: pytest.
     )
     slow = [Timing((0.2,), (1.0,) * 5, 1.0), Timing((0.3,), (1.5,) * 5, 1.5), Timing((0.1,), (0.5,) * 5, 0.5)]
     monkeypatch.setattr(tune_whole, "compared", lambda subjects, seconds: slow)
-    result = tuned(weighted(small("llama")), budget=20.0)
+    result = tuned(weighted(small("llama")), budget=6.0)
     assert result.final.fell_back and result.choices == result.shipped
     assert "no choice here reaches it" in result.final.note
 

@@ -66,6 +66,7 @@ def build(
         list[str] | None,
         typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
     ] = None,
+    tune_seconds: Annotated[float, typer.Option(help="about how long tuning takes")] = 60.0,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
     ] = None,
