@@ -214,16 +214,18 @@ def build(
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
+    from .narrowing import narrowed
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, dtype, adapters)
+    _check_asked(target, dtype, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         aim, told = Target.of(target), {"announce": announce, "progress": progress}
         with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
+            served, cache = narrowed(served, asked, aim, place, max_positions)
             tuning = _tuned(served, aim, tune, loads, tune_seconds, max_positions, threads, progress) if tune else None
             report = backend.build(
                 served,
@@ -235,6 +237,7 @@ def build(
                 choices=tuning.chosen if tuning is not None else None,
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
+                cache=str(cache) if cache is not None else "",
                 dump=dump,
                 announce=announce if done is None else None,
                 progress=progress,
@@ -279,14 +282,12 @@ def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
 
 def _check_asked(
     target: str,
-    quantize: Quantization | None,
     dtype: str | DType | None,
     adapters: Mapping[str, str | Path] | None,
 ) -> None:
     """Raises LoweringError for what no pass does yet."""
     usual = DType.f32 if target == "cpu" else DType.f16
     given = {
-        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
         "dtype": dtype is not None and str(dtype) != str(usual),
         "adapters": bool(adapters),
     }

@@ -127,6 +127,7 @@ def build(
     choices: Choices | None = None,
     evidence: str = "",
     quantization: QuantizationReport | None = None,
+    cache: str = "",
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -137,17 +138,19 @@ def build(
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are taken
     (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the folder.
-    quantization: what was done to the weights, for the report and the folder. dump: folder for the text of each graph
-    after every pass. announce(bytes): called once with the most memory that writing may take. progress(bytes done,
-    bytes in all, tensor). Nothing is visible in the folder before everything is written; an older build in it is
-    replaced as a whole. Raises MonographError for a folder that holds other files, LoweringError for a node that the
-    target has no kernel for, WeightsError for missing or damaged tensors.
+    quantization: what was done to the weights, for the report and the folder. cache: what keys and values in 8 bits
+    cost. dump: folder for the text of each graph after every pass. announce(bytes): called once with the most memory
+    that writing may take. progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before
+    everything is written; an older build in it is replaced as a whole. Raises MonographError for a folder that holds
+    other files, LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged
+    tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     target = chosen(Target.of(target), choices)
     report, models = planned(model, weights, Path(folder), target, max_positions, strict=strict, dump=dump)
     report.quantization = quantization
+    report.contract = replace(report.contract, cache=cache)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)

@@ -38,6 +38,7 @@ class Contract:
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    cache: what is known about keys and values in 8 bits ("": they are numbers).
     uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
 
@@ -64,6 +65,7 @@ class Contract:
     disabled_optimizers: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
     why: tuple[str, ...] = ()
+    cache: str = ""
     uncaptured: tuple[str, ...] = ()
 
     @property

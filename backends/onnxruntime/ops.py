@@ -129,8 +129,8 @@ class OrtGroupQueryAttention(Op):
 
     def onnx(
         self, op: Any, q: Any, past_k: Any, past_v: Any, lengths: Any, total: Any, k: Any = None, v: Any = None,
-        cosines: Any = None, sines: Any = None, sinks: Any = None, k_scale: Any = None, v_scale: Any = None, *, heads: int, scale: float, window: int | None,
-        softcap: float | None, interleaved: bool,
+        cosines: Any = None, sines: Any = None, sinks: Any = None, k_scale: Any = None, v_scale: Any = None, *,
+        heads: int, scale: float, window: int | None, softcap: float | None, interleaved: bool,
     ) -> Any:  # fmt: skip
         last = op.Sub(lengths, op.constant(np.array(1, np.int32)))
         # Input 9, position_ids, stays empty: the CPU kernel (1.31.1, 1.32.0) reads it only for batch 1 or S = 1 and
