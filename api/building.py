@@ -189,6 +189,7 @@ def build(
     dtype: str | DType | None = None,
     tune: bool | str = False,
     loads: Sequence[str] = (),
+    tune_seconds: float = 60.0,
     adapters: Mapping[str, str | Path] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
@@ -203,16 +204,17 @@ def build(
     "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
-    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). adapters: folders of LoRA adapters
-    by name, to be chosen by row. max_positions: most tokens a row may have (None: what the config says). strict: fail
-    unless every attention is fused. threads: of the engine (None: one a physical core). dump: folder for the text of
-    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
-    opens what was built when it is first used. Raises LoweringError for what the target cannot do, ConfigError for a
-    quantization that cannot be, WeightsError for missing or damaged weights, MonographError for a folder that holds
-    other files.
+    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
+    takes. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most tokens a row may have
+    (None: what the config says). strict: fail unless every attention is fused. threads: of the engine (None: one a
+    physical core). dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
+    memory that writing may take. The engine opens what was built when it is first used. Raises LoweringError for what
+    the target cannot do, ConfigError for a quantization that cannot be, WeightsError for missing or damaged weights,
+    MonographError for a folder that holds other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
+    from .narrowing import narrowed
     from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
@@ -226,7 +228,8 @@ def build(
         aim = Target.of(target)
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):
-            tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
+            served, cache = narrowed(served, asked, aim, place, max_positions)
+            tuning = _tuned(served, aim, tune, loads, tune_seconds, max_positions, threads, progress) if tune else None
             report = backend.build(
                 served,
                 None,
@@ -237,6 +240,7 @@ def build(
                 choices=tuning.chosen if tuning is not None else None,
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
+                cache=str(cache) if cache is not None else "",
                 dump=dump,
                 adapters=beside,
                 announce=announce if done is None else None,
@@ -255,6 +259,7 @@ def _tuned(
     target: Target,
     tune: bool | str,
     loads: Sequence[str],
+    budget: float,
     positions: int | None,
     threads: int | None,
     progress: Progress | None,
@@ -266,7 +271,7 @@ def _tuned(
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings = {"positions": positions, "threads": threads, "progress": show}
+    settings = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
     asked = [Load.parse(text) for text in loads]
     return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
 
@@ -281,13 +286,11 @@ def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
 
 def _check_asked(
     target: str,
-    quantize: Quantization | None,
     dtype: str | DType | None,
 ) -> None:
     """Raises LoweringError for what no pass does yet."""
     usual = DType.f32 if target == "cpu" else DType.f16
     given = {
-        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
         "dtype": dtype is not None and str(dtype) != str(usual),
     }
     for name, asked in given.items():

@@ -128,6 +128,7 @@ def build(
     choices: Choices | None = None,
     evidence: str = "",
     quantization: QuantizationReport | None = None,
+    cache: str = "",
     dump: Path | None = None,
     adapters: Adapters | None = None,
     announce: Callable[[int], None] | None = None,
@@ -137,14 +138,14 @@ def build(
 
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
-    attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are taken
-    (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the folder.
-    quantization: what was done to the weights, for the report and the folder. dump: folder for the text of each graph
-    after every pass. adapters: stored beside the base and chosen by row, with the input `adapter`. announce(bytes):
-    called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor). Nothing is
-    visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
-    MonographError for a folder that holds other files, LoweringError for a node that the target has no kernel for,
-    WeightsError for missing or damaged tensors.
+    attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are
+    taken (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the
+    folder. quantization: what was done to the weights, for the report and the folder. cache: what keys and values
+    in 8 bits cost. dump: folder for the text of each graph after every pass. adapters: stored beside the base and
+    chosen by row, with the input `adapter`. announce(bytes): called once with the most memory that writing may
+    take. progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before everything is written;
+    an older build in it is replaced as a whole. Raises MonographError for a folder that holds other files,
+    LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
@@ -153,6 +154,7 @@ def build(
         model, weights, Path(folder), target, max_positions, strict=strict, dump=dump, adapters=adapters
     )
     report.quantization = quantization
+    report.contract = replace(report.contract, cache=cache)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)

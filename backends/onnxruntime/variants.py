@@ -13,6 +13,7 @@ from ...passes.adapters import AddAdapters
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
+from ...passes.narrow_cache import narrow_cache
 from ...passes.pipelines import PIPELINES
 from ...passes.precision import Precision, is_f32, narrowed
 from ...passes.token_flow import stream_of
@@ -66,6 +67,8 @@ def variants_of(
     graph = graph.copy()
     if not graph.slots:
         variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
+    if weights is not None:
+        narrow_cache(graph, weights)
     if weights is not None and target.dtype in (f16, bf16) and is_f32(graph):
         graph, variants.precision = narrowed(graph, target.dtype, weights, positions)
     if serves:
