@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from .building import export as export
     from .building import open as open
     from .building import to_torch as to_torch
+    from .fidelity import Quality as Quality
+    from .fidelity import quality as quality
     from .frontends.given import init as init
     from .inference.engine import Engine as Engine
     from .parity import verify as verify
     from .performance import bench as bench
-    from .fidelity import Quality as Quality
-    from .fidelity import quality as quality
     from .resolve import load as load
     from .training.adapters import Adapter as Adapter
     from .training.adapters import Lora as Lora
@@ -93,9 +93,9 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export",
-    "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "quality", "to_torch", "train",
-    "verify",
+    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill",
+    "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics",
+    "quality", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

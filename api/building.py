@@ -27,7 +27,7 @@ from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
-from .quantizing import quantized
+from .quantizing import fine_of, quantized
 
 if TYPE_CHECKING:
     import torch.fx
@@ -226,6 +226,7 @@ def build(
                 max_positions=max_positions,
                 strict=strict,
                 quantization=done,
+                fine=fine_of(model, aim, place) if done is None else done.fine,
                 dump=dump,
                 announce=announce if done is None else None,
                 progress=progress,

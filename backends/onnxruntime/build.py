@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ def build(
     max_positions: int | None = None,
     strict: bool = False,
     quantization: QuantizationReport | None = None,
+    fine: Collection[str] = (),
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -124,15 +125,15 @@ def build(
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. quantization: what was done to the weights, for the report
-    and the folder. dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
-    memory that writing may take. progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before
-    everything is written; an older build in it is replaced as a whole. Raises MonographError for a folder that holds
-    other files, LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged
-    tensors.
+    and the folder. fine: weights whose activations lose too much in 8 bits: kernels which round them get two parts.
+    dump: folder for the text of each graph after every pass. announce(bytes): called once with the most memory that
+    writing may take. progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before everything is
+    written; an older build in it is replaced as a whole. Raises MonographError for a folder that holds other files,
+    LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
-    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump, fine)
     report.quantization = quantization
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
@@ -160,6 +161,7 @@ def _planned(
     max_positions: int | None,
     strict: bool,
     dump: Path | None,
+    fine: Collection[str] = (),
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
@@ -176,7 +178,7 @@ def _planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, target, positions, dump)
+    variants = variants_of(graph, target, positions, dump, fine)
     contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
     report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)

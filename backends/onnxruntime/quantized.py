@@ -9,7 +9,7 @@ zero points likewise, a byte each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,8 @@ class RuntimeLayers:
     """MatMulNBits, and rows of the same bytes; products of integers for codes with one scale a row.
 
     level: the accuracy level by bits of the codes. gather: by which op rows are taken. dynamic: whether the provider
-    has the products of integers.
+    has the products of integers. fine: weights whose activations are multiplied in two parts, as if in 16 bits, where
+    the kernel takes 8.
     """
 
     def __init__(
@@ -232,8 +233,9 @@ class RuntimeLayers:
         gather: Callable[..., Value] = gather_block_quantized,
         *,
         dynamic: bool = True,
+        fine: Collection[str] = (),
     ) -> None:
-        self.level, self.gather, self.dynamic = level, gather, dynamic
+        self.level, self.gather, self.dynamic, self.fine = level, gather, dynamic, frozenset(fine)
 
     def refuses(self, w: Stored) -> str:
         if not w.encoding.block and not w.by_rows and w.encoding.bits == 8 and not w.encoding.zeros:
@@ -248,7 +250,7 @@ class RuntimeLayers:
         bits, zeros = w.encoding.bits, w.zeros()
         level = self.level(bits)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
-        fine = w.by_rows and level == NARROW
+        fine = (w.by_rows or any(v.name in self.fine for v in w.weights)) and level == NARROW
         packed = None if zeros is None else pack_codes(zeros, bits=bits)
         return matmul_nbits(x, _packed(w), w.numbers("scales"), packed, b, bits=bits, accuracy_level=level, fine=fine)
 
@@ -283,9 +285,12 @@ def _nodes(folder: str | Path, op_type: str) -> list[Any]:
     return [node for f in files for node in f.graph.node if node.op_type == op_type]
 
 
-def quantized_layers(target: Target) -> QuantizedLayers:
-    """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product."""
-    layers = RuntimeLayers(target.accuracy_level, dynamic=blocks_of(target.provider).dynamic)
+def quantized_layers(target: Target, fine: Collection[str] = ()) -> QuantizedLayers:
+    """The pass for graphs that ONNX Runtime runs. After packing, so that packed weights are one product.
+
+    fine: weights whose activations lose too much in 8 bits.
+    """
+    layers = RuntimeLayers(target.accuracy_level, dynamic=blocks_of(target.provider).dynamic, fine=fine)
     return QuantizedLayers(layers, "ort_quantized_layers")
 
 

@@ -1,7 +1,7 @@
 """GPTQ: round column by column, and let the columns that are left make up for each error. (Frantar et al. 2023)
 
-Of y = x @ w.T the squared error over the calibration text is e @ H @ e.T with H = x.T @ x. When a column is rounded, the
-best that the later ones can do is a multiple of a row of the Cholesky factor of the inverse of H.
+Of y = x @ w.T the squared error over the text is e @ H @ e.T with H = x.T @ x. When a column is rounded, the best that
+the later ones can do is a multiple of a row of the Cholesky factor of the inverse of H.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def inverse_factor(hessian: Array, damping: float, ordered: bool) -> tuple[Array
 class _Rounding:
     """One weight on its way to codes. Columns are rows here, so that each lies together in memory."""
 
-    def __init__(
-        self, method: Gptq, name: str, encoding: Encoding, weight: Array, factor: Array, order: Array
-    ) -> None:
+    def __init__(self, method: Gptq, name: str, encoding: Encoding, weight: Array, factor: Array, order: Array) -> None:
         self.method, self.name, self.encoding = method, name, encoding
         self.factor, self.order = factor.astype(np.float32), order
         self.left = np.ascontiguousarray(weight.T[order], np.float32)

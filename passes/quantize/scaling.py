@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ir.tensors import Array
-from .activations import rounded_by_tensor
+from .activations import rounded_by_block
 from .folding import Fold
 from .statistics import Statistics
 
@@ -63,15 +63,13 @@ def smooth(statistics: Statistics, weights: Mapping[str, Array], fold: Fold, rou
     x = statistics.rows
 
     def error(columns: Array) -> float:
-        coarse = rounded_by_tensor(x / columns)
+        coarse = rounded_by_block(x / columns, 0)
         return _mean_square(coarse @ rounding(k, w * columns).T - x @ w.T for k, w in weights.items())
 
     return _best(candidates, fold, error)
 
 
-def _best(
-    candidates: Sequence[tuple[float, Array]], fold: Fold, error: Callable[[Array], float]
-) -> Found:
+def _best(candidates: Sequence[tuple[float, Array]], fold: Fold, error: Callable[[Array], float]) -> Found:
     errors = [error(factors[fold.channels]) for _, factors in candidates]
     at = int(np.argmin(errors))
     exponent, factors = candidates[at]
