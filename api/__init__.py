@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .fidelity import quality as quality
     from .frontends.given import init as init
     from .inference.engine import Engine as Engine
+    from .inference.server.run import serve as serve
     from .parity import verify as verify
     from .performance import bench as bench
     from .resolve import load as load
@@ -69,6 +70,7 @@ _LATER = {
     "build": "building",
     "open": "building",
     "Engine": "inference.engine",
+    "serve": "inference.server.run",
     "verify": "parity",
     "bench": "performance",
     "Quality": "fidelity",
@@ -95,7 +97,7 @@ __all__ = [
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
     "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill",
     "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics",
-    "quality", "to_torch", "train", "verify",
+    "quality", "serve", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

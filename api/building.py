@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from .quantizing import fine_of, quantized
 if TYPE_CHECKING:
     import torch.fx
 
+    from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
 
 Progress = Callable[[int, int, str], None]
@@ -186,7 +187,8 @@ def build(
     target: str = "cpu",
     quantize: str | Quantization | None = None,
     dtype: str | DType | None = None,
-    tune: bool = False,
+    tune: bool | str = False,
+    loads: Sequence[str] = (),
     adapters: Mapping[str, str | Path] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
@@ -200,12 +202,14 @@ def build(
     folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
     "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
-    several legal ops is fastest. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most
-    tokens a row may have (None: what the config says). strict: fail unless every attention is fused. threads: of the
-    engine (None: one a physical core). dump: folder for the text of each graph after every pass. announce(bytes):
-    called once with the most memory that writing may take. The engine opens what was built when it is first used.
-    Raises LoweringError for what the target cannot do, ConfigError for a quantization that cannot be, WeightsError for
-    missing or damaged weights, MonographError for a folder that holds other files.
+    several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
+    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). adapters: folders of LoRA adapters
+    by name, to be chosen by row. max_positions: most tokens a row may have (None: what the config says). strict: fail
+    unless every attention is fused. threads: of the engine (None: one a physical core). dump: folder for the text of
+    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
+    opens what was built when it is first used. Raises LoweringError for what the target cannot do, ConfigError for a
+    quantization that cannot be, WeightsError for missing or damaged weights, MonographError for a folder that holds
+    other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
@@ -213,11 +217,13 @@ def build(
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, dtype, tune, adapters)
+    _check_asked(target, asked, dtype, adapters)
+    _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         aim, told = Target.of(target), {"announce": announce, "progress": progress}
         with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
+            tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
             report = backend.build(
                 served,
                 None,
@@ -225,6 +231,8 @@ def build(
                 aim,
                 max_positions=max_positions,
                 strict=strict,
+                choices=tuning.chosen if tuning is not None else None,
+                evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
                 fine=fine_of(model, aim, place) if done is None else done.fine,
                 dump=dump,
@@ -235,14 +243,43 @@ def build(
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
         raise
+    report.tuning = tuning
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _tuned(
+    model: Model,
+    target: Target,
+    tune: bool | str,
+    loads: Sequence[str],
+    positions: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Tuning:
+    """What is fastest for a model here. progress: as of `build`, in thousandths of the work."""
+    from .backends.onnxruntime.tune import tune as measure
+    from .backends.onnxruntime.tune_loads import Load
+
+    def show(share: float, what: str) -> None:
+        (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
+
+    settings = {"positions": positions, "threads": threads, "progress": show}
+    asked = [Load.parse(text) for text in loads]
+    return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+
+
+def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
+    """Raises MonographError for a value of `tune` that means nothing, and for loads that nothing measures."""
+    if isinstance(tune, str) and tune != "again":
+        raise MonographError(f"tune is {tune!r}, expected True, False or 'again'")
+    if loads and not tune:
+        raise MonographError(f"loads are {', '.join(loads)}, but nothing is measured", hint="tune=True")
 
 
 def _check_asked(
     target: str,
     quantize: Quantization | None,
     dtype: str | DType | None,
-    tune: bool,
     adapters: Mapping[str, str | Path] | None,
 ) -> None:
     """Raises LoweringError for what no pass does yet."""
@@ -250,7 +287,6 @@ def _check_asked(
     given = {
         "a cache in 8 bits": quantize is not None and bool(quantize.cache),
         "dtype": dtype is not None and str(dtype) != str(usual),
-        "tune": tune,
         "adapters": bool(adapters),
     }
     for name, asked in given.items():

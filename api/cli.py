@@ -16,6 +16,7 @@ from .commands.finetune import finetune, merge
 from .commands.options import WithSeed
 from .commands.quality import quality
 from .commands.run import run
+from .commands.serve import serve
 from .commands.show import explain, optimize_, show
 from .commands.train import train
 from .commands.verify import verify
@@ -50,6 +51,7 @@ app.command("optimize")(optimize_)
 app.command(cls=WithSeed)(build)
 app.command(cls=WithSeed)(verify)
 app.command(cls=WithSeed)(run)
+app.command()(serve)
 app.command(cls=WithSeed)(bench)
 app.command()(quality)
 app.command()(train)

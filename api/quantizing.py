@@ -81,13 +81,16 @@ def filled(asked: Quantization, target: Target | None) -> Quantization:
 
 
 def narrow_of(target: Target | None) -> Callable[[Encoding], bool]:
-    """Whether a target multiplies weights of an encoding by activations that it rounds to 8 bits."""
+    """Whether a target may multiply weights of an encoding by activations that it rounds to 8 bits."""
+    from .backends.onnxruntime.choices import choices_of
     from .backends.onnxruntime.quantized import NARROW
 
+    # Of 4 bits, too, where only tuning may choose to round: a layer that is told to be fine is so at every level.
+    choices = None if target is None else choices_of(target)
+    rounds = choices is not None and NARROW in (choices.int4_level, choices.int8_level)
+
     def narrow(e: Encoding) -> bool:
-        if not e.block:
-            return e.bits == 8
-        return target is not None and target.accuracy_level(e.bits) == NARROW
+        return rounds if e.block else e.bits == 8
 
     return narrow
 

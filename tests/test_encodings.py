@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from monograph.backends.onnx.lower import lower
+from monograph.backends.onnxruntime.choices import EXACT
 from monograph.backends.onnxruntime.quantized import quantized_layers
 from monograph.backends.target import Target, kernel_table
 from monograph.ir import Graph, building, parse, verify
@@ -220,10 +221,10 @@ def test_portable_onnx_keeps_the_codes(layout: str, opset: int) -> None:
         assert large == 64 * 64 // (1 if layout == "q8_0" else 2)
 
 
-def reference(layout: str, provider: str, ids: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+def reference(layout: str, target: str | Target, ids: np.ndarray[Any, Any]) -> tuple[Any, Any]:
     """(the ONNX model for ONNX Runtime, what the reference says about its graph)"""
     graph, w = layers(layout), weights(layout)
-    target = Target(provider)
+    target = Target.of(target)
     model = lower(graph, w, 23, pipeline=Pipeline("ort", [quantized_layers(target)]))
     quantized_layers(target).run(graph)
     assert verify(graph)
@@ -232,7 +233,7 @@ def reference(layout: str, provider: str, ids: np.ndarray[Any, Any]) -> tuple[An
 
 
 @pytest.mark.parametrize("layout", GGUF)
-def test_onnx_runtime_multiplies_blocks(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_multiplies_blocks(layout: str) -> None:
     want = expected(weights(layout), IDS)
     model, computed = reference(layout, "cpu", IDS)
     np.testing.assert_allclose(computed, want, atol=1e-5 * np.abs(want).max())
@@ -244,8 +245,7 @@ def test_onnx_runtime_multiplies_blocks(layout: str, monkeypatch: pytest.MonkeyP
     kernel_table("cpu").check(model)
     got = session(model).run(None, {"ids": IDS})[0]
     np.testing.assert_allclose(got, want, atol=0.03 * np.abs(want).max())
-    monkeypatch.setattr("monograph.backends.target.ACCURACY_LEVELS", {})
-    exact = session(reference(layout, "cpu", IDS)[0]).run(None, {"ids": IDS})[0]
+    exact = session(reference(layout, Target("cpu", choices=EXACT), IDS)[0]).run(None, {"ids": IDS})[0]
     np.testing.assert_allclose(exact, want, atol=1e-5 * np.abs(want).max())
 
 

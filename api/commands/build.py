@@ -61,6 +61,11 @@ def build(
         str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; none: the target's")
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="measure here which of several legal ops is fastest")] = False,
+    retune: Annotated[bool, typer.Option("--retune", help="the same, also where it was measured before")] = False,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
+    ] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
     ] = None,
@@ -109,11 +114,16 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            _check_portable(strict, dtype, tune, adapter)
+            _check_portable(strict, dtype, tune or retune, adapter)
             report |= _export(loaded, folder, opset, layout, asked, told)
         else:
             settings = {"target": target, "max_positions": max_positions, "strict": strict, "quantize": asked}
-            settings |= {"dtype": dtype, "tune": tune, "adapters": adapters_of(adapter)}
+            settings |= {
+                "dtype": dtype,
+                "tune": "again" if retune else tune,
+                "loads": load or (),
+                "adapters": adapters_of(adapter),
+            }
             report |= _build(loaded, folder, settings | told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
@@ -179,6 +189,8 @@ def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str,
         "slots": [str(s) for s in report.contract.slots],
         "state_bytes": report.state_bytes,
         **_said(report.quantization),
+        "choices": list(report.contract.why),
+        "tuning": report.tuning,
     }
 
 
@@ -206,6 +218,10 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         for name, counts in report["nodes"].items()
     ]
     console.print(table("graphs", rows))
+    if report.get("tuning") is not None:
+        console.print(report["tuning"].table().text(), markup=False)
+    elif "choices" in report:
+        console.print(f"choices: {report['choices'][0]}", markup=False)
     for line in _notes(report, explain):
         console.print(line, markup=False)
     for miss in report["misses"] if explain else ():

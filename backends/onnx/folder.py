@@ -29,10 +29,12 @@ from .lower import PRODUCER
 from .untyped import read_graph
 
 CONTRACT, CONFIG, TOKENIZER = "monograph.json", "config.json", "tokenizer_config.json"
+TUNING = "tuning.json"
+"""What was measured to choose, in a folder whose build was told to."""
 GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
-        CONTRACT, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
+        CONTRACT, TUNING, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
         QUANTIZATION, "tokenizer.json", TOKENIZER,
         *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }

@@ -9,7 +9,7 @@ zero points likewise, a byte each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..onnx.quantized import QuantizedLayers, Stored, integer_product, with_offs
 from ..onnx.untyped import read_graph
 from ..target import Target
 from .blocks import blocks_of
+from .choices import EXACT, Choices, choices_of
 
 _FINE = "monograph.fine"
 """Metadata of a product over both parts of its activations."""
@@ -222,20 +223,14 @@ gather_block_quantized, gather_packed = op(OrtGatherBlockQuantized), op(OrtGathe
 class RuntimeLayers:
     """MatMulNBits, and rows of the same bytes; products of integers for codes with one scale a row.
 
-    level: the accuracy level by bits of the codes. gather: by which op rows are taken. dynamic: whether the provider
+    choices: accuracy levels, and by which ops a head is multiplied and rows are taken. dynamic: whether the provider
     has the products of integers. fine: weights whose activations are multiplied in two parts, as if in 16 bits, where
     the kernel takes 8.
     """
 
-    def __init__(
-        self,
-        level: Callable[[int], int],
-        gather: Callable[..., Value] = gather_block_quantized,
-        *,
-        dynamic: bool = True,
-        fine: Collection[str] = (),
-    ) -> None:
-        self.level, self.gather, self.dynamic, self.fine = level, gather, dynamic, frozenset(fine)
+    def __init__(self, choices: Choices, *, dynamic: bool = True, fine: Collection[str] = ()) -> None:
+        self.choices, self.dynamic, self.fine = choices, dynamic, frozenset(fine)
+        self.gather = gather_block_quantized if choices.block_embedding else gather_packed
 
     def refuses(self, w: Stored) -> str:
         if not w.encoding.block and not w.by_rows and w.encoding.bits == 8 and not w.encoding.zeros:
@@ -248,9 +243,10 @@ class RuntimeLayers:
         if not w.encoding.block:
             return integer_product(x, w, b)
         bits, zeros = w.encoding.bits, w.zeros()
-        level = self.level(bits)
+        level = self.choices.level(bits, head=w.by_rows)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error.
-        fine = (w.by_rows or any(v.name in self.fine for v in w.weights)) and level == NARROW
+        head = w.by_rows and self.choices.fine_head
+        fine = (head or any(v.name in self.fine for v in w.weights)) and level == NARROW
         packed = None if zeros is None else pack_codes(zeros, bits=bits)
         return matmul_nbits(x, _packed(w), w.numbers("scales"), packed, b, bits=bits, accuracy_level=level, fine=fine)
 
@@ -290,7 +286,7 @@ def quantized_layers(target: Target, fine: Collection[str] = ()) -> QuantizedLay
 
     fine: weights whose activations lose too much in 8 bits.
     """
-    layers = RuntimeLayers(target.accuracy_level, dynamic=blocks_of(target.provider).dynamic, fine=fine)
+    layers = RuntimeLayers(choices_of(target), dynamic=blocks_of(target.provider).dynamic, fine=fine)
     return QuantizedLayers(layers, "ort_quantized_layers")
 
 
@@ -299,4 +295,4 @@ def exact_layers() -> QuantizedLayers:
 
     Over the standard ops ONNX Runtime makes products of its own, which round activations to 8 bits unless told not to.
     """
-    return QuantizedLayers(RuntimeLayers(lambda bits: 0, gather_packed), "ort_exact_layers")
+    return QuantizedLayers(RuntimeLayers(EXACT), "ort_exact_layers")

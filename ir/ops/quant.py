@@ -10,8 +10,9 @@ from ..backward_reads import nothing
 from ..encodings import Encoding
 from ..errors import check
 from ..flow import Link, Links
-from ..graph import Attributes, Value
+from ..graph import Attributes, Node, Value
 from ..op import Op, op, unmoved
+from ..ranges import Range
 from ..shard_rules import elementwise, needs_all
 from ..types import DType, TensorType, f32, i8
 from .elementwise import cast
@@ -102,6 +103,9 @@ class Dequantize(Op):
     def infer(self, w: Value) -> TensorType:
         encoding_of(w)
         return w.type.decoded
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        return tuple(r for r in given if r is not None)
 
     def body(self, w: Value) -> Value:
         e = encoding_of(w)
