@@ -27,7 +27,7 @@ from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
-from .quantizing import quantized
+from .quantizing import fine_of, quantized
 
 if TYPE_CHECKING:
     import torch.fx
@@ -241,6 +241,7 @@ def build(
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
                 cache=str(cache) if cache is not None else "",
+                fine=fine_of(model, aim, place) if done is None else done.fine,
                 dump=dump,
                 adapters=beside,
                 announce=announce if done is None else None,
