@@ -97,9 +97,11 @@ class KernelTable:
         found = [t for t in self.facts.traps if t.weight in weights and t.catches(node, names)]
         return [f"{node.domain or 'ai.onnx'}.{node.op_type} at {place_of(node)}: {t}" for t in found]
 
-    def problem(self, node: onnx_ir.Node, opsets: Mapping[str, int], *, wide: bool = False) -> list[str]:
+    def problem(
+        self, node: onnx_ir.Node, opsets: Mapping[str, int], *, wide: bool = False, whole: bool = False
+    ) -> list[str]:
         """Why a node cannot run: op, types, layer, and what there is; nothing if it can. wide: were its 16-bit floats
-        f32."""
+        f32. whole: by a kernel of its own, not by the function that stands for it."""
         schema = schema_of(node.op_type, opsets.get(node.domain, 1), node.domain)
         since = schema["since"] if schema else opsets.get(node.domain, 1)
         given = _types(node, schema)
@@ -107,10 +109,11 @@ class KernelTable:
             given = {k: "float" if v in ("float16", "bfloat16") else v for k, v in given.items()}
         found = self.kernels.get((node.domain, node.op_type), [])
         # On the CPU, ONNX Runtime puts casts around an op that has only an f32 kernel.
-        wider = {k: "float" if v == "float16" and self.provider == "cpu" else v for k, v in given.items()}
+        cast = self.provider == "cpu" and not whole
+        wider = {k: "float" if v == "float16" and cast else v for k, v in given.items()}
         if any(k.takes(since) and (_fits(k, given) or _fits(k, wider)) for k in found):
             return []
-        if schema and schema["function"]:
+        if schema and schema["function"] and not whole:
             return []
         shown = ", ".join(f"{k}={v}" for k, v in given.items())
         what = f"{node.domain or 'ai.onnx'}.{node.op_type} (version {since}) for {shown}"

@@ -204,6 +204,10 @@ class _Plan:
             return f32, ""
         return self.dtype, ""
 
+    def decides(self, v: Value) -> bool:
+        """Whether what reads a value exponentiates or orders it: then a rounding may change the choice."""
+        return any(v in (n[k] for k in n.op.rounding) and not n.op.keys for n in v.users)
+
     def inside(self, node: Node) -> float:
         """The largest number inside a composite whose steps are narrow as it is."""
         if node.op.body is None or node.op.wide:
@@ -227,6 +231,8 @@ class _Plan:
     def product(self, node: Node) -> tuple[DType, str]:
         """Products run narrow, of an operand that is made smaller where the result, or the operand, does not fit."""
         x, *others = (v for v in node.arguments if v.dtype.is_float)
+        if isinstance(node.op, Linear) and self.decides(node.output):
+            return f32, "its small differences decide between experts"
         if not all(map(self.fits, others)):
             worst = max(map(self.most, others))
             return f32, f"a weight or operand of {node.op.name} has numbers of up to {worst:.3g}"
