@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir
@@ -19,11 +19,10 @@ from ..ir.types import DType
 from . import ort
 from .traps import KINDS, Facts
 
+if TYPE_CHECKING:
+    from .onnxruntime.choices import Choices
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-ACCURACY_LEVELS = {"cpu": {4: 0, 8: 4}}
-"""`accuracy_level` of MatMulNBits by provider and bits; 4 rounds activations to 8 bits by block, 0 does not. Measured
-on AVX-512 VNNI with 1.31.1, blocks of 32, SmolLM2: for 8 bits level 0 is 13 to 58 times slower. For 4 bits level 0
-gives 457 tokens/s of a prompt and 49 of decoding, level 4 gives 303 and 63; they are off by 4e-7 and by 5e-3."""
 _FOLDER = Path(__file__).parent
 _ANY = 2**31 - 1
 _SHOWN = 10
@@ -232,11 +231,13 @@ def meant(target: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model is to run. provider: cpu or cuda. dtype: of weights and activations."""
+    """Where a model is to run. provider: cpu or cuda. dtype: of weights and activations. choices: which of several
+    legal ops a build takes (None: those shipped for the provider)."""
 
     provider: str = "cpu"
     dtype: DType = DType.f32
     runtime: str = ""
+    choices: Choices | None = None
 
     @staticmethod
     def of(target: str | Target) -> Target:
@@ -252,10 +253,6 @@ class Target:
     def execution_provider(self) -> str:
         """ONNX Runtime's name for the provider."""
         return PROVIDERS[self.provider]
-
-    def accuracy_level(self, bits: int) -> int:
-        """`accuracy_level` of MatMulNBits for codes of so many bits; 0: the type of the activations."""
-        return ACCURACY_LEVELS.get(self.provider, {}).get(bits, 0)
 
     @property
     def table(self) -> KernelTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -14,11 +14,13 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
+from .errors import GenerationError
+from .logprobs import Logprob, logprob
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
 
-Reason = Literal["stop", "length", "eos"]
+Reason = Literal["stop", "length", "eos", "cancelled"]
 
 
 class Session(Protocol):
@@ -48,6 +50,23 @@ class Shared(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A session that can keep its logits where they are, and tell what a choice needs of them."""
+
+    def step_greedy(self, tokens: Array) -> Array:
+        """`step`, but the likeliest next token of each row, i64 [B]; -1 where none can be chosen."""
+        ...
+
+    def step_best(self, tokens: Array, k: int) -> Array:
+        """`step`, but all logits that cannot be among the k largest may be -inf; k up to 64."""
+        ...
+
+
+MOST_BEST = 64
+"""The largest top_k for which not all logits are needed."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds and tokens of one call, all rows together. Decode counts what comes after the first token of each row."""
@@ -69,7 +88,9 @@ class Generation(Shown):
     """What came after one prompt.
 
     ids: the tokens chosen, without the end token. text: without the stop string and what came with it.
-    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached.
+    reason: "eos", the model ended; "stop", a stop string appeared; "length", max_new_tokens were reached; "cancelled".
+    logprobs: of each chosen token, the end token included, where they were asked for. prompt_logprobs: of each token
+    of the prompt, None for the first, which nothing comes before.
     """
 
     prompt: list[int]
@@ -77,6 +98,8 @@ class Generation(Shown):
     text: str
     reason: Reason
     timing: Timing
+    logprobs: list[Logprob] = field(default_factory=list[Logprob])
+    prompt_logprobs: list[Logprob | None] = field(default_factory=list["Logprob | None"])
 
     def table(self) -> Table:
         """The text, why it ended, and how fast it came (all rows of its call together)."""
@@ -98,18 +121,25 @@ class Settings(Sampling):
 
     max_new_tokens: most tokens to add. stop: texts at which a row ends, also across tokens. eos: ids that end a row,
     or tokens of the vocabulary by name, such as "</s>" (None: those of the tokenizer; empty: none). context: most
-    positions the model has, prompt included (None: any).
+    positions the model has, prompt included (None: any). logprobs, prompt_logprobs: tell log-probabilities of chosen
+    and of prompt tokens, with so many likeliest tokens beside each (None: tell nothing).
     """
 
     max_new_tokens: int = 128
     stop: str | Sequence[str] | None = ()
     eos: int | str | Sequence[int | str] | None = None
     context: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
             raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
+        for name in ("logprobs", "prompt_logprobs"):
+            top = getattr(self, name)
+            if top is not None and (not isinstance(top, Integral) or isinstance(top, bool) or top < 0):
+                raise RuntimeInputError(f"{name} is {top!r}, expected a number from 0, or None")
         kinds: Any
         for name, kinds, what in (("stop", (str,), "a text"), ("eos", (str, Integral), "an id or the name of a token")):
             for x in _several(getattr(self, name)):
@@ -143,6 +173,14 @@ class Settings(Sampling):
                     f"prompt {i} has {len(row)} tokens; with {self.max_new_tokens} new ones that is "
                     f"{len(row) + self.max_new_tokens}, but the model has {self.context} positions"
                 )
+
+
+def certain(tokens: Array) -> Array:
+    """Tokens [B], all of them chosen. Raises GenerationError where a session could not choose one."""
+    if (tokens < 0).any():
+        row = int((tokens < 0).argmax())
+        raise GenerationError(f"the largest logit of row {row} is not finite: no token can be chosen")
+    return tokens
 
 
 def _several(x: Any) -> tuple[Any, ...]:
@@ -204,6 +242,7 @@ class _Row:
     text: RowText
     seen: list[int]
     reason: Reason | None = None
+    logprobs: list[Logprob] = field(default_factory=list[Logprob])
 
     @property
     def ids(self) -> list[int]:
@@ -250,15 +289,31 @@ class Decoding:
                 raise RuntimeInputError("another generation has begun on this session: finish one, or open two")
             start = time.perf_counter()
             # Rows that have ended keep stepping with the others; what they would say is dropped.
-            tokens = self.choose(self.session.step(tokens))
+            tokens = self.next(tokens)
             self.decode_seconds += time.perf_counter() - start
             self.decode_tokens += active
 
     def _owner(self) -> object:
         return self.session.owner if isinstance(self.session, Shared) else None
 
+    def next(self, tokens: Array) -> Array:
+        """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
+        session, settings = self.session, self.settings
+        if isinstance(session, Choosing) and settings.repetition_penalty == 1 and settings.logprobs is None:
+            if settings.temperature == 0:
+                return certain(session.step_greedy(tokens))
+            if settings.top_k is not None and settings.top_k <= MOST_BEST:
+                return self.choose(session.step_best(tokens, settings.top_k))
+        return self.choose(session.step(tokens))
+
     def choose(self, logits: Array) -> Array:
-        return self.sampler(logits, [r.seen for r in self.rows])
+        processed = self.sampler.processed(logits, [r.seen for r in self.rows])
+        tokens = self.sampler.pick(processed)
+        if self.settings.logprobs is not None:
+            for i, row in enumerate(self.rows):
+                if row.reason is None:
+                    row.logprobs.append(logprob(int(tokens[i]), logits[i], processed[i], self.settings.logprobs))
+        return tokens
 
     def take(self, tokens: Array, last: bool) -> Iterator[tuple[int, str]]:
         """Give each running row its token; (row, text) for the text that is certain now."""
@@ -289,4 +344,4 @@ class Decoding:
             self.decode_seconds,
             self.decode_tokens,
         )
-        return [Generation(r.prompt, r.ids, r.text.text, r.reason or "length", timing) for r in self.rows]
+        return [Generation(r.prompt, r.ids, r.text.text, r.reason or "length", timing, r.logprobs) for r in self.rows]

@@ -11,6 +11,7 @@ import pytest
 from monograph.backends.onnx import export
 from monograph.backends.onnxruntime import build
 from monograph.backends.onnxruntime import open as open_session
+from monograph.backends.onnxruntime.choices import EXACT
 from monograph.backends.onnxruntime.quantized import narrow_products
 from monograph.frontends.dsl import Model
 from monograph.frontends.load import load
@@ -89,9 +90,7 @@ def test_the_graph_keeps_the_blocks_through_every_pipeline(files: dict[str, Path
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "mixed"])
-def test_built_for_onnx_runtime(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_built_for_onnx_runtime(files: dict[str, Path], tmp_path: Path, kind: str) -> None:
     model = load(files[kind])
     assert model.weights is not None
     rng = np.random.default_rng(0)
@@ -109,8 +108,7 @@ def test_built_for_onnx_runtime(
     # A head over the embedding's table goes in two parts, and is as good as float.
     assert narrow_products(report.folder) == (kind == "Q8_0")
     near = 0.05 if kind == "Q8_0" else 2e-4
-    monkeypatch.setattr("monograph.backends.target.ACCURACY_LEVELS", {})
-    exact = build(model, None, tmp_path / "exact")
+    exact = build(model, None, tmp_path / "exact", choices=EXACT)
     assert not narrow_products(exact.folder)
     for folder, tolerance in ((report.folder, near), (exact.folder, 1e-5)):
         session = open_session(folder)

@@ -151,9 +151,9 @@ def slot(folder: Path, **changes: Any) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
     "no contract": (lambda f: (f / "monograph.json").unlink(), ConfigError, "it is not a folder that `build` wrote"),
     "not json": (lambda f: (f / "monograph.json").write_text("{"), ConfigError, "is not JSON"),
-    "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 4"),
+    "not an object": (lambda f: (f / "monograph.json").write_text("[]"), ConfigError, "is of version list, expected 5"),
     "config": (lambda f: (f / "config.json").write_text("{"), WeightsError, r"config\.json: is 1 bytes long, but"),
-    "version": (lambda f: edit(f, version=1), ConfigError, "is of version 1, expected 4"),
+    "version": (lambda f: edit(f, version=1), ConfigError, "is of version 1, expected 5"),
     "unknown key": (lambda f: edit(f, colour="red"), ConfigError, "unknown key 'colour'"),
     "type": (lambda f: edit(f, positions="many"), ConfigError, "'positions' is 'many', expected int"),
     "slot": (lambda f: edit(f, slots=[{"input": "x"}]), ConfigError, "slot 0: key 'growth' is missing"),

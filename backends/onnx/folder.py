@@ -22,17 +22,21 @@ from ...ir.errors import MonographError
 from ...ir.files import Stage
 from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
+from ...passes.quantize.report import FILE as QUANTIZATION
 from .clients import DECODER, ENCODER, LAYOUTS, MERGED, Layout
 from .genai import FILE as GENAI
 from .lower import PRODUCER
 from .untyped import read_graph
 
 CONTRACT, CONFIG, TOKENIZER = "monograph.json", "config.json", "tokenizer_config.json"
+TUNING = "tuning.json"
+"""What was measured to choose, in a folder whose build was told to."""
 GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
-        CONTRACT, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
-        "tokenizer.json", TOKENIZER, *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
+        CONTRACT, TUNING, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
+        QUANTIZATION, "tokenizer.json", TOKENIZER,
+        *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }
 )  # fmt: skip
 """Every file that a build or an export writes."""

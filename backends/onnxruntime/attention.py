@@ -232,7 +232,7 @@ class GroupQuery:
 
     def affordable(self, f: Cached) -> Cached:
         """Without the rotation in the kernel where its table would cost more than what it saves."""
-        if f.rope is None or self.positions * f.width <= choices_of(self.target.provider).rotary_table:
+        if f.rope is None or self.positions * f.width <= choices_of(self.target).rotary_table:
             return f
         return self.turned(f)
 

@@ -9,12 +9,15 @@ import numpy as np
 
 from ...ir.errors import RuntimeInputError
 from ...ir.slots import Growth
+from .capture import NEVER, Captures
 from .contract import Contract
 from .feeds import counts_of
-from .held import KINDS, Appended, Held, Replaced, Windowed, places_of, refusal
+from .held import KINDS, Appended, Held, Replaced, Windowed, places_along, places_of, refusal
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
-from .runtime import Loaded
+from .reorder import Answers, copies, filled
+from .results import EVERYTHING, Results, Want
+from .runtime import UNCAPTURED, Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
 
@@ -25,15 +28,19 @@ class Compact:
     read. `used` says how many, by window (0: all tokens).
     """
 
-    def __init__(self, loaded: Loaded, contract: Contract, memory: Memory, capacity: int) -> None:
-        self.loaded, self.contract, self.memory = loaded, contract, memory
+    def __init__(
+        self, loaded: Loaded, contract: Contract, memory: Memory, capacity: int, captures: Captures = NEVER
+    ) -> None:
+        self.loaded, self.contract, self.memory, self.captures = loaded, contract, memory, captures
         self.size = min(capacity, contract.limit)
         self.lengths: Array = NOTHING
         self.batch = 0
         self.used: dict[int, Array] = {}
         self.held: list[Held] = []
         self.fixed: dict[str, Buffer] = {}
+        self.origins: Array = NOTHING
         self.steps: dict[tuple[int, ...], TokenCall] = {}
+        self.told: Results | None = None
 
     @property
     def capacity(self) -> int:
@@ -89,6 +96,7 @@ class Compact:
         if self.fixed or fixed:
             self.steps = {}
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+        self.origins = np.arange(batch)
 
     def room(self, needed: int) -> int:
         """The capacity that rows of `needed` tokens want, doubling up to the model's positions."""
@@ -97,25 +105,25 @@ class Compact:
             size = min(self.contract.limit, max(1, 2 * size))
         return size
 
-    def extend(self, along: Along, counts: Array) -> Array:
+    def extend(self, along: Along, counts: Array, *, every: bool = False, want: Want = EVERYTHING) -> Array:
         if int(counts.max()) == 1 == int(counts.min()):
-            return self.advance(along, counts)
+            found = self.advance(along, counts, want)
+            return found[:, None] if every else found
         check_room(int((self.lengths + counts).max()), self.contract)
         before, self.lengths = self.lengths, NOTHING  # Whoever stops in the middle leaves nothing to go on from.
-        lengths, logits = before, dict[int, Array]()
+        lengths, answers = before, Answers(self.batch, int(counts.max()), every=every)
         try:
             for part, now in self.pieces(along, counts):
-                found = self.read(part, now, lengths)
-                logits |= dict(zip(np.flatnonzero(now).tolist(), found, strict=True))
+                answers.take(np.flatnonzero(now), self.read(part, now, lengths, every=every))
                 lengths = lengths + now
         except RuntimeInputError as e:
             kept = lengths is before
             self.lengths = before if kept else NOTHING
             raise told(e, kept=kept) from e
         self.lengths = lengths
-        return np.stack([logits[row] for row in range(self.batch)])
+        return want.of(answers.found)
 
-    def advance(self, along: Along, counts: Array) -> Array:
+    def advance(self, along: Along, counts: Array, want: Want = EVERYTHING) -> Array:
         """One more token for every row: `extend` without what longer pieces need, for it is every step of a decode."""
         before = self.lengths
         after = before + counts
@@ -127,14 +135,14 @@ class Compact:
                 self.reserve(most, before)
             if self.contract.windows:
                 self.make_room(counts)
-            logits = self.step(along, before, counts)
+            found = self.step(along, before, counts, want)
         except RuntimeInputError as e:
             self.lengths = before
             raise told(e, kept=True) from e
         self.used = {n: used + counts for n, used in self.used.items()}
         self.commit()
         self.lengths = after
-        return logits
+        return found
 
     def pieces(self, along: Along, counts: Array) -> Iterator[tuple[dict[str, Array], Array]]:
         """(tokens, how many of each row) in pieces that the buffers of all windows have places for."""
@@ -146,17 +154,19 @@ class Compact:
             now = np.clip(counts - start, 0, size)
             yield {k: v[:, start : start + size] for k, v in along.items()}, now
 
-    def read(self, along: Along, now: Array, lengths: Array) -> Array:
-        """Add now[b] tokens to each row; outputs [N,V] of the rows that got any."""
+    def read(self, along: Along, now: Array, lengths: Array, *, every: bool = False) -> Array:
+        """Add now[b] tokens to each row; outputs [N,V] of the rows that got any, [N,S,V] of every token."""
         self.reserve(int((lengths + now).max()), lengths)
         self.make_room(now)
         rows = next(iter(along.values())).shape[1]
         if rows == 1 and now.all():
             logits = self.step(along, lengths, now)
+            logits = logits[:, None] if every else logits
         elif self.batch == 1:
-            logits = self.call(along, lengths, now)
+            logits = self.call(along, lengths, now, every=every)
         else:  # Kernels take several new tokens behind a past for one row only.
-            logits = np.concatenate([self.row(along, lengths, now, b) for b in range(self.batch) if now[b]])
+            answers = [self.row(along, lengths, now, b, every=every) for b in np.flatnonzero(now).tolist()]
+            logits = np.concatenate([filled(a, rows) for a in answers] if every else answers)
             for held in self.held:
                 for b in np.flatnonzero(now == 0).tolist():
                     held.skip(b)
@@ -201,64 +211,128 @@ class Compact:
         self.used = {n: used - (now - lengths) for n, used in self.used.items()}
         self.lengths = lengths.copy()
 
+    def reorder(self, parents: Array, common: Array) -> None:
+        new, old = self.held, self.held
+        moves = copies(parents) if len(parents) == self.batch else None
+        if moves is None:
+            self.batch, self.steps = len(parents), {}
+            new, moves = [h.spread(len(parents)) for h in old], list(enumerate(parents.tolist()))
+        for before, after in zip(old, new, strict=True):
+            used = self.used[before.slot.window]
+            starts = self.starts(used, parents, common) if new is old else np.zeros_like(parents)
+            for target, source in moves:
+                after.copy_row(before, source, target, int(starts[target]), int(used[source]))
+        origins = self.origins[parents]
+        if not np.array_equal(origins, self.origins):  # What stays for a batch moves with rows of other sources only.
+            self.fixed = {k: self.memory.upload(self.memory.download(b)[parents]) for k, b in self.fixed.items()}
+            self.steps = {}
+        self.held, self.origins = new, origins
+        self.used = {n: used[parents] for n, used in self.used.items()}
+        self.lengths = self.lengths[parents]
+
+    def starts(self, used: Array, parents: Array, common: Array) -> Array:
+        """The first place of each row at which it can differ from its parent, if they have `common` tokens alike."""
+        alike = (used[parents] == used) & (self.lengths[parents] == self.lengths)
+        return np.where(alike, np.maximum(common - (self.lengths - used), 0), 0)
+
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def step(self, along: Along, lengths: Array, now: Array) -> Array:
+    def step(self, along: Along, lengths: Array, now: Array, want: Want = EVERYTHING) -> Array:
         """One token a row, through bindings that are made once for as long as the buffers stay: one for each of the
         ways round that states take turns."""
         turn = tuple(h.turn for h in self.held if isinstance(h, Replaced))
         if turn not in self.steps:
-            self.steps[turn] = self.bound(self.batch, 1)
-        return self.steps[turn].run(along, lengths, now, self.used).copy()
+            self.steps[turn] = self.bound(self.batch, 1, graph=self.captures.new())
+        call = self.steps[turn]
+        found = call.run(along, lengths, now, self.used, want, self.told)
+        self.told = call.results
+        return found.copy() if want is EVERYTHING else found
 
-    def call(self, along: Along, lengths: Array, now: Array) -> Array:
+    def call(self, along: Along, lengths: Array, now: Array, *, every: bool = False) -> Array:
         rows = next(iter(along.values())).shape[1]
-        return self.bound(self.batch, rows).run(along, lengths, now, self.used)
+        return self.bound(self.batch, rows, every=every).run(along, lengths, now, self.used)
 
-    def bound(self, batch: int, rows: int) -> TokenCall:
+    def bound(self, batch: int, rows: int, *, every: bool = False, graph: int = UNCAPTURED) -> TokenCall:
         inputs = {h.slot.input: h.past for h in self.held} | self.fixed
-        return TokenCall(self, batch, rows, inputs, {h.slot.output: h.present for h in self.held})
+        outputs = {h.slot.output: h.present for h in self.held}
+        return TokenCall(self, batch, rows, inputs, outputs, every=every, graph=graph)
 
-    def row(self, along: Along, lengths: Array, now: Array, row: int) -> Array:
+    def row(self, along: Along, lengths: Array, now: Array, row: int, *, every: bool = False) -> Array:
         """The tokens of one row, without its padding, over its own part of every buffer."""
         view, one = self.memory.row, slice(row, row + 1)
         inputs = {h.slot.input: view(h.past, row) for h in self.held}
         inputs |= {k: view(b, row) for k, b in self.fixed.items()}
         outputs = {h.slot.output: view(h.present, row) for h in self.held}
         part = {k: v[one, : now[row]] for k, v in along.items()}
-        call = TokenCall(self, 1, int(now[row]), inputs, outputs)
+        call = TokenCall(self, 1, int(now[row]), inputs, outputs, every=every)
         return call.run(part, lengths[one], now[one], {n: used[one] for n, used in self.used.items()})
 
 
 class TokenCall:
-    """A binding for [B,S] tokens: what comes with every call is written into buffers of its own."""
+    """A binding for [B,S] tokens: what comes with every call is written into buffers of its own.
+
+    every: the output after every token is wanted, not only that after the last. graph: the captured graph that its
+    runs are, which sees nothing that is written on the host later.
+    """
 
     def __init__(
-        self, owner: Compact, batch: int, rows: int, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+        self,
+        owner: Compact,
+        batch: int,
+        rows: int,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        every: bool = False,
+        graph: int = UNCAPTURED,
     ) -> None:
-        loaded, self.memory = owner.loaded, owner.memory
-        stream, self.rows = stream_of(owner.contract), rows
+        loaded, memory = owner.loaded, owner.memory
+        self.memory, self.rows, self.every = memory, rows, every
+        stream, windows = stream_of(owner.contract), (0, *owner.contract.windows)
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in loaded.inputs.items():
             if name not in inputs:
                 shapes[name] = tuple(n if isinstance(n, int) else (batch, rows)[min(i, 1)] for i, n in enumerate(shape))
-        self.feeds = {k: self.memory.allocate(s, loaded.dtypes[k]) for k, s in shapes.items()}
-        self.positions = self.feeds.get(stream.positions)
-        pairs = ((n, *map(self.feeds.get, counts_of(n))) for n in (0, *owner.contract.windows))
+        if every and ROWS in shapes:
+            shapes[ROWS] = (batch * rows,)
+        hosted = {counts_of(n)[1] for n in windows}
+        self.feeds = {k: memory.allocate(s, loaded.dtypes[k], host=k in hosted) for k, s in shapes.items()}
+        self.ids, self.positions = stream.ids, self.feeds.get(stream.positions)
+        pairs = [(n, *map(self.feeds.get, counts_of(n))) for n in windows]
+        if graph != UNCAPTURED:
+            for window, _, most in pairs:
+                if most is not None:
+                    memory.write(most, np.asarray(places_along(owner.held, window, owner.contract.limit)))
+            pairs = [(n, by_row, None) for n, by_row, _ in pairs]
         self.counts = [(n, by_row, most) for n, by_row, most in pairs if by_row is not None or most is not None]
-        self.chosen, self.output = ROWS in self.feeds, owner.contract.output
-        vocab: Any = loaded.outputs[self.output][-1]
-        shape = (batch, vocab) if self.chosen else (batch, rows, vocab)
-        self.logits = self.memory.allocate(shape, loaded.dtypes[self.output])
+        self.chosen, output = ROWS in self.feeds, owner.contract.output
+        vocab: Any = loaded.outputs[output][-1]
+        shape = (*shapes[ROWS], vocab) if self.chosen else (batch, rows, vocab)
+        logits = memory.allocate(shape, loaded.dtypes[output])
+        self.results = Results(memory, loaded, output, logits, (batch, rows))
         self.columns, self.firsts = np.arange(rows), np.arange(batch) * rows
+        if self.chosen and (every or rows == 1):
+            memory.write(self.feeds[ROWS], np.arange(batch * rows))
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
-        self.call = self.memory.bind(loaded, given | self.feeds, {**outputs, self.output: self.logits})
+        written = {**outputs, **self.results.bound}
+        self.call = owner.captures.bind(memory, loaded, given | self.feeds, written, graph, logits)
 
-    def run(self, along: Along, before: Array, now: Array, used: Mapping[int, Array]) -> Array:
-        """Output [B,V] (float32) after the last new token of each row, in memory that the next run writes over."""
+    def run(
+        self,
+        along: Along,
+        before: Array,
+        now: Array,
+        used: Mapping[int, Array],
+        want: Want = EVERYTHING,
+        told: Results | None = None,
+    ) -> Array:
+        """What is wanted after the last new token of each row, or output [B,S,V] (float32) after every one, in memory
+        that the next run writes over. told: the results that the tokens were chosen from, if there are."""
         write, feeds = self.memory.write, self.feeds
         for name, array in along.items():
-            if name in feeds:
+            if name == self.ids and told is not None:
+                told.feed(feeds[name], array)
+            elif name in feeds:
                 write(feeds[name], array)
         if self.positions is not None:
             write(self.positions, before[:, None] + self.columns)
@@ -268,9 +342,11 @@ class TokenCall:
                 write(by_row, after)
             if most is not None:  # Kernels want room for every column of a prompt, even if no row fills it.
                 write(most, np.asarray(max(int(after.max()), self.rows)))
-        if self.chosen:
+        if self.chosen and not self.every and self.rows > 1:
             write(feeds[ROWS], self.firsts + now - 1)
+        self.results.chosen = None
         self.call.run()
-        found = self.memory.download(self.logits)
-        logits = found if self.chosen else found[np.arange(len(now)), now - 1]
-        return logits.astype(np.float32, copy=False)
+        if self.every:
+            found = self.memory.download(self.results.logits)
+            return found.reshape(len(now), self.rows, -1).astype(np.float32, copy=False)
+        return self.results.take(want, None if self.chosen else now - 1)

@@ -16,6 +16,7 @@ from ...ir.errors import ConfigError, MonographError, unreadable
 from ...ir.slots import Growth, Slot, Stream
 from ...ir.types import TensorType, parse_type
 from ..onnx.metadata import slot_json, stream_json
+from .choices import Choices
 
 FILE = "monograph.json"
 VERSION = 5
@@ -36,6 +37,8 @@ class Contract:
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
+    choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
 
     version: int
@@ -59,6 +62,9 @@ class Contract:
     unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
+    choices: Choices = field(default_factory=Choices)
+    why: tuple[str, ...] = ()
+    uncaptured: tuple[str, ...] = ()
 
     @property
     def limit(self) -> int:
@@ -76,6 +82,7 @@ class Contract:
         said["stream"] = None if self.stream is None else stream_json(self.stream)
         said["inputs"] = {file: {k: str(t) for k, t in types.items()} for file, types in self.inputs.items()}
         said["bounds"] = dict(self.bounds)
+        said["choices"] = self.choices.said()
         return json.dumps(said, indent=2) + "\n"
 
     @staticmethod
@@ -137,6 +144,7 @@ _JSON: dict[Any, tuple[type, ...]] = {
     Growth: (str,),
     TensorType: (str,),
     Stream: (dict,),
+    Choices: (dict,),
     tuple: (list,),
     Mapping: (dict,),
 }
@@ -167,12 +175,17 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
-        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers")}
+        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers", "why", "uncaptured")}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")
         whole = tuple(s for s in slots if s is not None)
         parts: dict[str, Any] = {"slots": whole, "stream": stream, "inputs": inputs, **names}
+        try:
+            parts["choices"] = Choices.of(given["choices"])
+        except ConfigError as e:
+            self.problems += e.details
+            return None
         return Contract(**{**given, **parts})
 
     def fits(self, given: Any, of: type, lead: str) -> bool:

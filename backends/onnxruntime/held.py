@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 import numpy as np
 
 from ...ir.slots import Growth, Slot
 from .memory import Array, Buffer, Memory
 
+_MOST = np.iinfo(np.int32).max
 SLACK, SHARE = 64, 8
 """Places of a window's buffer beyond those that count: at least SLACK, else one for each SHARE of the window. What is
 kept is moved down once in so many tokens; a kernel reads all places, so there are not more than that."""
@@ -53,6 +55,21 @@ class Held:
 
     def skip(self, row: int) -> None:
         """A call did not read anything for a row: its present is its past."""
+
+    def spread(self, batch: int) -> Self:
+        """An empty one of as many places for another number of rows."""
+        axis = self.slot.axis
+        places = 0 if axis is None else self.buffer.shape[axis]
+        return type(self)(self.slot, self.memory, batch, self.dtype, places)
+
+    def copy_row(self, source: Held, row: int, to: int, start: int, count: int) -> None:
+        """Make row `to` what a row of `source`, perhaps this one, is: of what has a length, places start to count."""
+        axis, view = self.slot.axis, self.memory.row
+        if axis is None:
+            self.memory.copy(view(source.past, row), view(self.past, to))
+        else:
+            into = view(self.past, to)
+            self.memory.shift(view(source.past, row), start, into, start, count - start, row=0, axis=axis)
 
     def shift(self, start: int, target: Buffer, to: int, length: int, row: int) -> None:
         axis = self.slot.axis
@@ -161,3 +178,11 @@ def bytes_of(slot: Slot, limit: int) -> int:
         return 0
     copies = 2 if slot.growth is Growth.replace else 1
     return copies * math.prod(shape_of(slot, 1, places_of(slot, limit, limit))) * slot.type.dtype.bits // 8
+
+
+def places_along(held: Iterable[Held], window: int, limit: int) -> int:
+    """Places along the buffers of a window (0: of what keeps all tokens), which no step goes beyond."""
+    for h in held:
+        if h.slot.axis is not None and h.slot.window == window:
+            return h.buffer.shape[h.slot.axis]
+    return min(limit, _MOST)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .runtime import Loaded
+from .runtime import UNCAPTURED, Loaded
 
 Array = np.ndarray[Any, Any]
 
@@ -31,10 +31,16 @@ class Call(Protocol):
 
 
 class Memory(Protocol):
-    """Where buffers lie, and everything that is done to them besides running graphs."""
+    """Where buffers lie, and everything that is done to them besides running graphs.
 
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
-        """Zeros; memory that nobody writes to need not be taken."""
+    apart: what leaves it or comes to it is copied. captures: calls may be captured and replayed.
+    """
+
+    apart: bool
+    captures: bool
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, host: bool = False) -> Buffer:
+        """Zeros; memory that nobody writes to need not be taken. host: for what a kernel reads before it starts."""
         ...
 
     def upload(self, array: Array) -> Buffer:
@@ -49,8 +55,12 @@ class Memory(Protocol):
         """Replace the whole content; the array is broadcast to the buffer's shape."""
         ...
 
-    def row(self, buffer: Buffer, index: int) -> Buffer:
-        """A view of one row, [1,...]."""
+    def row(self, buffer: Buffer, index: int, count: int = 1) -> Buffer:
+        """A view of `count` rows from `index` on, [count,...]."""
+        ...
+
+    def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
+        """The same memory in another shape."""
         ...
 
     def copy(self, source: Buffer, target: Buffer) -> None:
@@ -61,10 +71,17 @@ class Memory(Protocol):
         """Copy `length` places along an axis of one row, from `start` to `to`; within one buffer they may overlap."""
         ...
 
-    def bind(self, loaded: Loaded, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
-        """A call over these buffers, for as long as they live."""
+    def bind(
+        self, loaded: Loaded, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], graph: int = UNCAPTURED
+    ) -> Call:
+        """A call over these buffers, for as long as they live. graph: the captured graph that its runs are."""
         ...
 
     def run(self, loaded: Loaded, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Run once; every output by name, in buffers of its own. Raises RuntimeInputError."""
+        ...
+
+    def largest(self, buffer: Buffer, k: int) -> tuple[Array, Array] | None:
+        """(values, indices i64) [R,k] of the k largest of each row [R,V], largest first; None where the whole buffer
+        is as near as they are."""
         ...

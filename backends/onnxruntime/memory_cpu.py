@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir.errors import RuntimeInputError
 from .memory import Array, Buffer
-from .runtime import RUNTIME_ERRORS, Loaded, OrtValue, array_of, value_of
+from .runtime import RUNTIME_ERRORS, UNCAPTURED, Loaded, OrtValue, array_of, value_of
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -62,7 +62,9 @@ class CpuCall:
 class CpuMemory:
     """`Memory` on the CPU."""
 
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CpuBuffer:
+    apart = captures = False
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, host: bool = False) -> CpuBuffer:
         """Zeros whose first element lies on a cache line; pages are only taken when written."""
         size = int(np.prod(shape)) * dtype.itemsize
         raw = np.zeros(size + _LINE, np.uint8)
@@ -78,8 +80,11 @@ class CpuMemory:
     def write(self, buffer: Buffer, array: Array) -> None:
         _own(buffer).array[...] = array
 
-    def row(self, buffer: Buffer, index: int) -> CpuBuffer:
-        return CpuBuffer(array=_own(buffer).array[index : index + 1])
+    def row(self, buffer: Buffer, index: int, count: int = 1) -> CpuBuffer:
+        return CpuBuffer(array=_own(buffer).array[index : index + count])
+
+    def reshaped(self, buffer: Buffer, shape: tuple[int, ...]) -> CpuBuffer:
+        return CpuBuffer(array=_own(buffer).array.reshape(shape))
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         _own(target).array[...] = _own(source).array
@@ -89,7 +94,9 @@ class CpuMemory:
         found = _own(source).array[(*before, slice(start, start + length))]
         _own(target).array[(*before, slice(to, to + length))] = found
 
-    def bind(self, loaded: Loaded, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> CpuCall:
+    def bind(
+        self, loaded: Loaded, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], graph: int = UNCAPTURED
+    ) -> CpuCall:
         return CpuCall(loaded, inputs, outputs)
 
     def run(self, loaded: Loaded, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
@@ -98,6 +105,9 @@ class CpuMemory:
         except RUNTIME_ERRORS as e:
             raise RuntimeInputError(f"ONNX Runtime: {e}", place=loaded.file) from e
         return {k: CpuBuffer(value=v) for k, v in results.items()}
+
+    def largest(self, buffer: Buffer, k: int) -> None:
+        return None
 
 
 def _own(buffer: Buffer) -> CpuBuffer:

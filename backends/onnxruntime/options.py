@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 from ...ir.errors import RuntimeInputError, WeightsError
+from ...ir.types import f32
 from ..ort import MOST_THREADS
 from ..target import PROVIDERS
+from .capture import Captures
 from .contract import Contract
-from .runtime import RUNTIME_ERRORS, Loaded, available_providers
+from .runtime import CAPTURE, RUNTIME_ERRORS, Loaded, available_providers, preload
 
 FLASH_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """Read when a kernel is made. Without it prompts are computed in tiles, which on small CPUs is up to twice as slow in
@@ -39,12 +41,20 @@ def check_threads(threads: int | None) -> None:
 
 
 def load(
-    path: Path, contract: Contract, threads: int | None = None, *, flash: bool = True, packed: bool = True
+    path: Path,
+    contract: Contract,
+    threads: int | None = None,
+    *,
+    flash: bool | None = None,
+    packed: bool = True,
+    captures: Captures | None = None,
 ) -> Loaded:
     """A session for one file of a built folder.
 
-    threads: for the work inside an op (None: one a physical core). flash: tiled attention for prompts. packed: keep
-    copies of the weights in the order that kernels read them; without, they are read where the file is mapped.
+    threads: for the work inside an op (None: as the build chose, else one a physical core). flash: tiled attention for
+    prompts (None: as the build chose). packed: keep copies of the weights in the order that kernels read them, if the
+    build chose it; without, they are read where the file is mapped. captures: of the steps that the graph makes; where
+    the runtime refuses to capture it, that is noted there.
     Raises RuntimeInputError if the provider cannot be used, WeightsError for a damaged file.
     """
     check_threads(threads)
@@ -57,23 +67,58 @@ def load(
         os.fspath(path).encode()
     except UnicodeEncodeError:
         raise RuntimeInputError("ONNX Runtime opens files with names in UTF-8 only", place=str(path)) from None
-    settings = {} if packed else {"session.disable_prepacking": "1"}
-    with _environment(FLASH_OFF, None if flash else "1"):
+    chosen = contract.choices
+    said = {"session.disable_prepacking": not (packed and chosen.prepacked),
+            "session.intra_op.allow_spinning": chosen.spinning}  # fmt: skip
+    settings = {k: str(int(v)) for k, v in said.items()}
+    tiled = chosen.flash if flash is None else flash
+
+    def opened(provided: Mapping[str, str]) -> Loaded:
+        return Loaded(
+            path,
+            provider,
+            threads=threads or chosen.threads or physical_cores(),
+            settings=settings,
+            disabled_optimizers=contract.disabled_optimizers,
+            provided=provided,
+        )
+
+    provided = _provided(contract)
+    with _environment(FLASH_OFF, None if tiled else "1"):
         try:
-            loaded = Loaded(
-                path,
-                provider,
-                threads=physical_cores() if threads is None else threads,
-                settings=settings,
-                disabled_optimizers=contract.disabled_optimizers,
-            )
+            loaded = None
+            if captures is not None and not captures.reasons and contract.provider == "cuda":
+                loaded = _capturing(opened, provided, captures)
+            loaded = loaded or opened(provided)
         except RUNTIME_ERRORS as e:
             raise WeightsError(f"ONNX Runtime cannot open it: {e}", place=str(path)) from e
     # A provider that fails to start is left out in silence, and everything runs on the CPU.
     if loaded.providers[0] != provider:
         what = f"{provider} was asked for, but the session runs on {', '.join(loaded.providers)}"
-        raise RuntimeInputError(what, place=str(path))
+        raise RuntimeInputError(what, place=str(path), hint=_HINTS.get(contract.provider, ""))
     return loaded
+
+
+_HINTS = {"cuda": "`monograph doctor` says which library or device is missing"}
+
+
+def _provided(contract: Contract) -> dict[str, str]:
+    """Options of the provider: in f32 products are not rounded to TF32, whose numbers have 10 bits."""
+    if contract.provider != "cuda":
+        return {}
+    preload()
+    return {"use_tf32": "0"} if contract.dtype == str(f32) else {}
+
+
+def _capturing(
+    opened: Callable[[Mapping[str, str]], Loaded], provided: Mapping[str, str], captures: Captures
+) -> Loaded | None:
+    """A session whose runs can be captured; None, and why, where the runtime refuses the graph."""
+    try:
+        return opened({**provided, CAPTURE: "1"})
+    except RUNTIME_ERRORS as e:
+        captures.reasons.append(f"ONNX Runtime does not capture it: {e}")
+        return None
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from .contract import Contract
 from .held import refusal, shape_of
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
+from .next_token import NEXT
+from .reorder import filled
+from .results import EVERYTHING, TOKEN, Want
 from .runtime import Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
@@ -43,9 +46,44 @@ class Padded:
         buffers = [*self.pasts.values(), *(b for k, b in self.fixed.items() if k in kept)]
         return sum(int(np.prod(b.shape)) * b.dtype.itemsize for b in buffers)
 
+    def twin(self) -> Padded:
+        """Another state that has read the same; calls give new buffers, so that both may go on from these."""
+        twin = Padded(self.loaded, self.contract, self.memory)
+        twin.lengths, twin.pasts, twin.fixed = self.lengths, dict(self.pasts), self.fixed
+        return twin
+
+    def taken(self, row: int) -> Padded:
+        """A state of one row only, without its padding."""
+        one, length = self.twin(), int(self.lengths[row])
+        one.lengths = self.lengths[row : row + 1].copy()
+        one.pasts = {s.input: self.row(s, self.pasts[s.input], row, length) for s in self.slots}
+        one.fixed = {k: self.memory.row(b, row) for k, b in self.fixed.items()}
+        return one
+
+    @staticmethod
+    def together_of(rows: Sequence[Padded]) -> Padded:
+        """A state of rows side by side, each of which was alone."""
+        first = rows[0]
+        joined = first.twin()
+        joined.lengths = np.concatenate([r.lengths for r in rows])
+        joined.pasts = {s.input: first.joined(s, [r.pasts[s.input] for r in rows]) for s in first.slots}
+        joined.fixed = {}
+        for name, buffer in first.fixed.items():
+            target = first.memory.allocate((len(rows), *buffer.shape[1:]), buffer.dtype)
+            for i, r in enumerate(rows):
+                first.memory.copy(r.fixed[name], first.memory.row(target, i))
+            joined.fixed[name] = target
+        return joined
+
+    def resume(self, pasts: Sequence[Buffer], length: int, fixed: Mapping[str, Array]) -> None:
+        """Go on from what one row held of `length` tokens, one buffer a slot; they are read and not written to."""
+        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+        self.pasts = {s.input: b for s, b in zip(self.slots, pasts, strict=True)}
+        self.lengths = np.array([length])
+
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
+    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array], *, every: bool = False) -> Array:
         batch = len(lengths)
         self.lengths, self.pasts = NOTHING, {}
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
@@ -54,12 +92,22 @@ class Padded:
             first = fixed.get(slot.first) if slot.first else None
             zeros = self.memory.allocate(shape_of(slot, batch), self.loaded.dtypes[slot.input])
             pasts[slot.input] = zeros if first is None else self.memory.upload(first)
-        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False)
+        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False, every=every)
 
-    def extend(self, along: Along, counts: Array) -> Array:
-        return self.read(along, self.lengths, counts, self.pasts, kept=True)
+    def extend(self, along: Along, counts: Array, *, every: bool = False, want: Want = EVERYTHING) -> Array:
+        return self.read(along, self.lengths, counts, self.pasts, kept=True, every=every, want=want)
 
-    def read(self, along: Along, before: Array, counts: Array, pasts: Pasts, *, kept: bool) -> Array:
+    def read(
+        self,
+        along: Along,
+        before: Array,
+        counts: Array,
+        pasts: Pasts,
+        *,
+        kept: bool,
+        every: bool = False,
+        want: Want = EVERYTHING,
+    ) -> Array:
         """Add counts[b] tokens to each row of a state, which becomes that of this object when all is done."""
         check_room(int((before + counts).max()), self.contract)
         even = self.together or len(set(before.tolist())) == 1
@@ -67,14 +115,22 @@ class Padded:
         first = not before.any()
         run = self.call if even and (not ragged or (first and self.together)) else self.one_by_one
         try:
-            logits, pasts = run(along, before, counts, pasts, self.fixed)
+            logits, pasts = run(along, before, counts, pasts, self.fixed, every=every, want=want)
         except RuntimeInputError as e:
             raise told(e, kept=kept) from e
         self.pasts, self.lengths = pasts, before + counts
         return logits
 
     def one_by_one(
-        self, along: Along, before: Array, counts: Array, pasts: Pasts, fixed: Mapping[str, Buffer]
+        self,
+        along: Along,
+        before: Array,
+        counts: Array,
+        pasts: Pasts,
+        fixed: Mapping[str, Buffer],
+        *,
+        every: bool,
+        want: Want,
     ) -> tuple[Array, Pasts]:
         """Every row alone."""
         found: list[tuple[Array, Pasts]] = []
@@ -83,12 +139,21 @@ class Padded:
             own = {s.input: self.row(s, pasts[s.input], row, int(before[row])) for s in self.slots}
             part = {k: v[one, :count] for k, v in along.items()}
             still = {k: self.memory.row(b, row) for k, b in fixed.items()}
-            found.append(self.call(part, before[one], counts[one], own, still))
+            found.append(self.call(part, before[one], counts[one], own, still, every=every, want=want))
         joined = {s.input: self.joined(s, [p[s.input] for _, p in found]) for s in self.slots}
-        return np.concatenate([logits for logits, _ in found]), joined
+        most = int(counts.max())
+        return np.concatenate([filled(logits, most) if every else logits for logits, _ in found]), joined
 
     def call(
-        self, along: Along, before: Array, counts: Array, pasts: Pasts, fixed: Mapping[str, Buffer]
+        self,
+        along: Along,
+        before: Array,
+        counts: Array,
+        pasts: Pasts,
+        fixed: Mapping[str, Buffer],
+        *,
+        every: bool,
+        want: Want,
     ) -> tuple[Array, Pasts]:
         """All rows in one call: all get as many tokens, or they get their first ones."""
         batch, rows = len(counts), int(counts.max())
@@ -100,13 +165,20 @@ class Padded:
         feeds = new | {
             stream.mask: (columns >= pad).astype(np.int64),
             stream.positions: np.maximum(columns[total - rows :] - pad, 0),
-            ROWS: np.arange(batch) * rows + rows - 1,
+            ROWS: np.arange(batch * rows) if every else np.arange(batch) * rows + rows - 1,
         }
         given = {k: self.memory.upload(v) for k, v in feeds.items() if k in self.loaded.inputs}
         found = self.memory.run(self.loaded, given | pasts | dict(fixed))
         pasts = {s.input: self.newest(s, found[s.output]) for s in self.slots}
+        if want is TOKEN and NEXT in found and not every:
+            tokens = self.memory.download(found[NEXT])
+            return tokens if self.contract.rows else tokens[:, -1], pasts
         logits = self.memory.download(found[self.contract.output])
-        return (logits if self.contract.rows else logits[:, -1]).astype(np.float32), pasts
+        if every:
+            logits = logits.reshape(batch, rows, -1)
+        elif not self.contract.rows:
+            logits = logits[:, -1]
+        return want.of(logits.astype(np.float32)), pasts
 
     # -- columns -----------------------------------------------------------------------------------------------
 
@@ -160,6 +232,22 @@ class Padded:
                 starts, counts = past.shape[slot.axis] - held, held - (now - lengths)
                 pasts[slot.input] = self.moved(slot, past, starts.tolist(), counts.tolist())
         self.pasts, self.lengths = pasts, lengths.copy()
+
+    def reorder(self, parents: Array, common: Array) -> None:
+        if not np.array_equal(parents, np.arange(len(self.lengths))):
+            row, now = self.row, self.lengths
+            for slot in self.slots:
+                past = self.pasts[slot.input]
+                self.pasts[slot.input] = self.joined(slot, [row(slot, past, p, int(now[p])) for p in parents.tolist()])
+            self.fixed = {k: self.chosen(b, parents) for k, b in self.fixed.items()}
+            self.lengths = self.lengths[parents]
+
+    def chosen(self, source: Buffer, rows: Array) -> Buffer:
+        """A buffer of chosen rows of another one."""
+        target = self.memory.allocate((len(rows), *source.shape[1:]), source.dtype)
+        for to, row in enumerate(rows.tolist()):
+            self.memory.copy(self.memory.row(source, row), self.memory.row(target, to))
+        return target
 
     def held(self, slot: Slot) -> Array:
         """How many columns of a slot are those of each row, i64 [B]."""

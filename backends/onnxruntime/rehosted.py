@@ -1,7 +1,7 @@
-"""A folder that was built for another provider, made to run on the CPU: how its graphs are checked without the device.
+"""A folder built for another provider, made to run on the CPU: its graphs are checked without the device.
 
-Every node stays. Where the CPU has the kernel in the same type, that runs; where it has it in f32 only, the operands are
-widened and the result is rounded back, which is what a kernel does that adds up in f32.
+Every node stays. Where the CPU has the kernel in the same type, that runs; where it has it in f32 only, the operands
+are widened and the result is rounded back, which is what a kernel does that adds up in f32.
 """
 
 from __future__ import annotations
@@ -66,5 +66,3 @@ def _on_cpu(contract: Contract) -> Contract:
 
 def _wide(type: TensorType) -> TensorType:
     return type.with_dtype(f32) if type.dtype == bf16 else type
-
-

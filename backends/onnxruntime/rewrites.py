@@ -10,6 +10,7 @@ from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import inline_body
 from ...passes.manager import FunctionPass, Pass, Pipeline, RewritePass
+from ...passes.pack import pack_linears
 from ...passes.pattern import Rewrite
 from ..onnx.recurrent import RecurrentToOnnx
 from ..onnx.rewrites import AttentionToOnnx, RotaryToOnnx
@@ -17,6 +18,7 @@ from ..target import Target
 from .attention import GroupQuery, MultiHead, PackProjections
 from .choices import choices_of
 from .logits import select_rows
+from .next_token import CHOOSE
 from .ops import quick_gelu, skip_layer_norm, skip_rms_norm, tied_linear
 
 
@@ -83,6 +85,20 @@ def _transposing(node: Node, w: Value) -> bool:
     return isinstance(node.op, Linear) and node["w"] is w and not node.attributes["transposed"]
 
 
+def pack_gates(graph: Graph) -> int:
+    """Both projections of a gated feed-forward that read one input become one product and its halves. Gives how many.
+
+    The blocks become linear layers and activations.
+    """
+    packed = 0
+    for node in [n for n in graph if isinstance(n.op, GatedFeedForward)]:
+        x = node.value("x")
+        inline_body(graph, node)
+        gates = [n for n in x.users if isinstance(n.op, Linear) and n["x"] is x]
+        packed += len(gates) == 2 and pack_linears(graph, gates)
+    return packed
+
+
 def open_blocks(graph: Graph) -> int:
     """Feed-forward blocks become linear layers and activations, which have kernels. Gives how many."""
     blocks = [n for n in graph if isinstance(n.op, (FeedForward, GatedFeedForward))]
@@ -97,16 +113,28 @@ _ROTARY = RewritePass("onnx_rotary", [RotaryToOnnx()])
 
 def layers(target: Target) -> RewritePass:
     """Layers as the provider's own ops, where those are faster than their parts."""
-    choices = choices_of(target.provider)
-    chosen = {SkipRMSNorm: choices.skip_rms_norm, SkipLayerNorm: choices.skip_layer_norm, QuickGelu: choices.quick_gelu}
-    return RewritePass("ort_layers", [*(rewrite() for rewrite, wanted in chosen.items() if wanted), TiedLinear()])
+    choices = choices_of(target)
+    chosen: dict[type[Rewrite], bool] = {
+        SkipRMSNorm: choices.skip_rms_norm,
+        SkipLayerNorm: choices.skip_layer_norm,
+        QuickGelu: choices.quick_gelu,
+        TiedLinear: choices.tied_head == "stored",
+    }
+    return RewritePass("ort_layers", [rewrite() for rewrite, wanted in chosen.items() if wanted])
 
 
 def common(target: Target) -> Pipeline:
     """What every variant begins with: packed weights are the same in all of them, and are stored once."""
-    packing: list[Pass] = [PackProjections(target)] if choices_of(target.provider).pack_projections else []
-    rest: list[Pass] = [FunctionPass("open_blocks", open_blocks), FunctionPass("select_rows", select_rows)]
-    return Pipeline("ort_common", [*packing, *rest, layers(target)])
+    choices = choices_of(target)
+    passes: dict[Pass, bool] = {
+        PackProjections(target): choices.pack_projections,
+        FunctionPass("pack_gates", pack_gates): choices.pack_gates,
+        FunctionPass("open_blocks", open_blocks): True,
+        FunctionPass("select_rows", select_rows): True,
+        CHOOSE: choices.next_token,
+        layers(target): True,
+    }
+    return Pipeline("ort_common", [step for step, wanted in passes.items() if wanted])
 
 
 def lengths_variant(target: Target, positions: int) -> Pipeline:
@@ -120,4 +148,9 @@ def mask_variant(target: Target) -> Pipeline:
 
 
 def _rest(target: Target) -> list[Pass]:
-    return [MultiHead(target), AttentionToOnnx(), _ROTARY, RecurrentToOnnx(), _CSE, _DCE]
+    attention = choices_of(target).attention
+    passes: dict[Pass, bool] = {
+        MultiHead(target): attention == "multi_head",
+        AttentionToOnnx(): attention != "parts",
+    }
+    return [*(step for step, wanted in passes.items() if wanted), _ROTARY, RecurrentToOnnx(), _CSE, _DCE]

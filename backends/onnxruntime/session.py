@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,14 +16,18 @@ from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
 from ...ir.manifest import check
 from ...ir.slots import Growth
+from .capture import Captured, Captures, refused
 from .compact import Compact
 from .contract import Contract, Types
 from .feeds import along, check_loaded, others
 from .guard import Array, by_name, check_names, checked, token_ids
 from .memory import Memory
 from .memory_cpu import CpuMemory
+from .memory_cuda import CudaMemory
 from .options import load
 from .padded import Padded
+from .pool import Pool
+from .results import EVERYTHING, MOST_BEST, TOKEN, Want
 from .runtime import Loaded
 from .state import NOTHING, State, check_room
 from .stateless import beside, completed, execute, forward
@@ -29,7 +35,7 @@ from .stateless import beside, completed, execute, forward
 CAPACITY = 512
 """Tokens a row has room for before buffers grow the first time."""
 
-MEMORIES: dict[str, Callable[[], Memory]] = {"cpu": CpuMemory}
+MEMORIES: dict[str, Callable[[], Memory]] = {"cpu": CpuMemory, "cuda": CudaMemory}
 """Where the buffers of slots lie, by provider."""
 
 _TUNE_TOKENS, _TUNE_ROUNDS = 256, 3
@@ -40,7 +46,8 @@ class Session:
 
     config: contents of config.json. `run` is stateless. `prefill`, `append` and `step` remember what they read, for
     one batch at a time. owner: a token that is another one whenever a new batch begins; whoever holds an old one
-    knows that the session reads something else now. Not to be used from several threads at once.
+    knows that the session reads something else now. `run` may be called from several threads at once; what remembers
+    is for one thread, and `another` is for the next one.
     """
 
     def __init__(
@@ -50,15 +57,18 @@ class Session:
         *,
         threads: int | None,
         capacity: int = CAPACITY,
-        flash: bool = True,
+        flash: bool | None = None,
         exact: bool = False,
+        capture: bool | Literal["check"] = True,
     ) -> None:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
+        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), check=capture == "check")
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
+        self._opening = threading.Lock()
         self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
@@ -68,16 +78,33 @@ class Session:
 
     def graph(self, file: str) -> Loaded:
         """One of the graphs of the folder, opened when first needed; all of them read the same data file."""
+        if file in self._loaded:
+            return self._loaded[file]
+        with self._opening:
+            return self._opened(file)
+
+    def _opened(self, file: str) -> Loaded:
         if file not in self._loaded:
             # A second graph over the same weights must not cost their memory again: it reads them from the file's
             # pages, and is a fifth slower for it.
             second = bool(self.contract.lengths) and file == self.contract.masked
             loaded = load(
-                self.folder / file, self.contract, self.threads, flash=self.flash, packed=not second and not self.exact
+                self.folder / file,
+                self.contract,
+                self.threads,
+                flash=self.flash,
+                packed=not second and not self.exact,
+                captures=self._captures if file == self.contract.lengths else None,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))
             self._loaded[file] = loaded
         return self._loaded[file]
+
+    def another(self) -> Session:
+        """A session over the same opened graphs with a state of its own, which another thread may use meanwhile."""
+        session = copy.copy(self)
+        session._cache, session._source, session.owner = None, {}, object()
+        return session
 
     # -- stateless ---------------------------------------------------------------------------------------------
 
@@ -145,37 +172,63 @@ class Session:
         if self.contract.encoder and (source is None or len(source) != len(tokens)):
             raise RuntimeInputError(f"{0 if source is None else len(source)} sources are read for {len(tokens)} rows")
         given, fixed = self._split(tokens, {} if inputs is None else inputs)
-        fixed |= self._source | {s.input: self._source[s.first] for s in self.contract.slots
-                                 if s.growth is Growth.once and s.first}  # fmt: skip
+        fixed |= self._carried(self._source)
         check_room(int(lengths.max()), self.contract)
         if self._cache is None:
-            self._cache = self._new_state()
+            self._cache = self.new_state()
         self.owner = object()
         rows = int(lengths.max())
         return self._cache.start({k: v[:, :rows] for k, v in given.items()}, lengths, fixed)
 
-    def append(self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None) -> Array:
+    def append(
+        self, tokens: Any, lengths: Any = None, inputs: Mapping[str, Any] | None = None, *, every: bool = False
+    ) -> Array:
         """Add tokens i64 [B,S] to every row, or the first lengths[b] of them; logits f32 [B,V] after the last.
 
-        inputs: what comes along with tokens [B,S,...], by name. Raises RuntimeInputError past the positions, and
-        where the runtime fails; the error says what has become of the state.
+        inputs: what comes along with tokens [B,S,...], by name. every: logits [B,S,V] after every token, of which a
+        row has its first lengths[b]. Raises RuntimeInputError past the positions, and where the runtime fails; the
+        error says what has become of the state.
         """
         tokens = self._tokens(tokens)
         state = self._running(len(tokens))
         batch, rows = tokens.shape
         counts = np.full(batch, rows) if lengths is None else self._counts("lengths", lengths, batch, rows)
-        given, fixed = self._split(tokens, {} if inputs is None else inputs, begun=True)
-        if fixed:
-            raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
+        given = self._along(tokens, inputs)
         longest = int(counts.max())
-        return state.extend({k: v[:, :longest] for k, v in given.items()}, counts)
+        return state.extend({k: v[:, :longest] for k, v in given.items()}, counts, every=every)
 
     def step(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
         """Add one token a row, i64 [B]; logits f32 [B,V] after it. inputs: as for `append`, [B,1,...]."""
+        return self._step(tokens, inputs, EVERYTHING)
+
+    def step_greedy(self, tokens: Any, inputs: Mapping[str, Any] | None = None) -> Array:
+        """`step`, of which only the likeliest next token of each row leaves the device, i64 [B].
+
+        Of equal ones it is the first, and -1 where the largest logit is not finite.
+        """
+        return self._step(tokens, inputs, TOKEN)
+
+    def step_best(self, tokens: Any, k: int, inputs: Mapping[str, Any] | None = None) -> Array:
+        """`step`, of which only some logits leave the device; f32 [B,V], the others -inf.
+
+        Those are the k largest of each row, k from 1 to 64, all that equal the least of them, and perhaps more.
+        """
+        if not 1 <= k <= MOST_BEST:
+            raise RuntimeInputError(f"k is {k}, expected 1 to {MOST_BEST}")
+        return self._step(tokens, inputs, Want("best", k))
+
+    def _step(self, tokens: Any, inputs: Mapping[str, Any] | None, want: Want) -> Array:
         ids = token_ids("tokens", tokens, 1, self.contract.bounds.get(self._ids))[:, None]
-        if inputs is not None or self._beside:
-            return self.append(ids, None, inputs)
-        return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64))
+        if inputs is None and not self._beside:
+            return self._running(len(ids)).extend({self._ids: ids}, np.ones(len(ids), np.int64), want=want)
+        state = self._running(len(ids))
+        given = self._along(ids, inputs)
+        return state.extend(given, np.ones(len(ids), np.int64), want=want)
+
+    @property
+    def captured(self) -> Captured:
+        """Whether steps are captured as CUDA graphs and replayed, and if not, why not."""
+        return self._captures.state
 
     def truncate(self, lengths: Any) -> None:
         """Forget all but the first lengths[b] tokens of each row, i64 [B], at least 1 of each.
@@ -188,6 +241,30 @@ class Session:
         if lengths.shape != now.shape or (lengths > now).any() or (lengths < 1).any():
             raise RuntimeInputError(f"rows of {now.tolist()} tokens cannot be cut to {lengths.tolist()}")
         self._running(len(lengths)).truncate(lengths)
+
+    def reorder(self, parents: Any, common: Any = None) -> None:
+        """Row b becomes what row parents[b] has read, i64 [N]; another number of rows than before is allowed.
+
+        In buffers that are written in place only rows that change are copied. common: i64 [N], how many first tokens
+        row b has read in common with parents[b], which are not copied. Raises RuntimeInputError for a row that is not
+        there.
+        """
+        rows = len(self.lengths)
+        parents = token_ids("parents", parents, 1, rows or None)
+        alike = np.zeros_like(parents) if common is None else checked("common", common, np.int64, 1)
+        if alike.shape != parents.shape:
+            raise RuntimeInputError(f"common is {list(alike.shape)}, expected one number for each of {len(parents)}")
+        self._running(rows).reorder(parents, alike)
+
+    @property
+    def uncut(self) -> str:
+        """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
+        for slot in self.contract.slots:
+            if slot.growth is Growth.replace:
+                return f"{slot.input} is one state and no past"
+            if slot.growth is Growth.window and not self.contract.lengths:
+                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
+        return ""
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
@@ -218,6 +295,13 @@ class Session:
         given = {k: v for k, v in found.items() if along(self.contract, types[k])}
         return {self._ids: tokens, **given}, {k: v for k, v in found.items() if k not in given}
 
+    def _along(self, tokens: Array, inputs: Mapping[str, Any] | None) -> dict[str, Array]:
+        """Tokens [B,S] of a batch that has begun, with what comes along with them."""
+        given, fixed = self._split(tokens, {} if inputs is None else inputs, begun=True)
+        if fixed:
+            raise RuntimeInputError(f"{next(iter(fixed))} stays for a batch: give it to `prefill`")
+        return given
+
     def _check_decoder(self) -> None:
         if self.contract.kind != "decoder":
             raise RuntimeInputError(f"{self.contract.family} has no cache: call `run`")
@@ -230,11 +314,53 @@ class Session:
             raise RuntimeInputError(f"{rows} rows were given, but `prefill` began {len(self._cache.lengths)}")
         return self._cache
 
-    def _new_state(self) -> State:
-        loaded = self.graph(self._file)
+    # -- parts for rows that come and go -------------------------------------------------------------------------
+
+    def fixed(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """What stays for a row, [1,...] by name: inputs beside its tokens, and what the encoder makes of a source."""
+        self._check_decoder()
+        inputs = by_name(inputs)
+        first = self.contract.inputs.get(self.contract.encoder, {})
+        own = {k: t for k, t in self._beside.items() if not along(self.contract, t)}
+        check_names(inputs, {*own, *first})
+        found = beside(self.contract, own, {k: v for k, v in inputs.items() if k in own}, (1, 1))
+        if not self.contract.encoder:
+            return found
+        return found | self._carried(self._encoded({k: v for k, v in inputs.items() if k in first}))
+
+    def read_with(self, tokens: Array, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Tokens i64 [B,S] with what comes along with each of them, by name."""
+        tokens = self._tokens(tokens)
+        types = {k: t for k, t in self._beside.items() if along(self.contract, t)}
+        check_names(inputs, {*types})
+        return {self._ids: tokens, **beside(self.contract, types, inputs, tokens.shape)}
+
+    def _carried(self, source: dict[str, Array]) -> dict[str, Array]:
+        """A source with its results under the names of the slots that they begin."""
+        once = (s for s in self.contract.slots if s.growth is Growth.once and s.first)
+        return source | {s.input: source[s.first] for s in once if s.first in source}
+
+    def reload(self) -> None:
+        """Open the graphs of the folder again, after a failure that may have left them unusable. Resets."""
+        self.reset()
+        self._cache = None
+        self._loaded.clear()
+        self.graph(self._file)
+
+    def new_state(self) -> State:
+        """A state over the graph that generates, without any tokens."""
         if self.contract.lengths:
-            return Compact(loaded, self.contract, self.memory, self._first_capacity)
-        return Padded(loaded, self.contract, self.memory)
+            return Compact(self.graph(self._file), self.contract, self.memory, self._first_capacity, self._captures)
+        return self.new_padded()
+
+    def new_padded(self) -> Padded:
+        """A state over the graph that takes masks, without any tokens."""
+        return Padded(self.graph(self._file), self.contract, self.memory)
+
+    def new_pool(self, most: int, fixed: Mapping[str, Array]) -> Pool:
+        """Places for `most` rows over the graph that takes lengths. fixed: what stays for a row, of such shapes."""
+        loaded, room = self.graph(self._file), self._first_capacity
+        return Pool(loaded, self.contract, self.memory, most, room, fixed, self._captures)
 
 
 def open(
@@ -245,13 +371,15 @@ def open(
     tune: bool = False,
     exact: bool = False,
     every_byte: bool = False,
+    capture: bool | Literal["check"] = True,
 ) -> Session:
     """A session for a folder that `build` wrote.
 
     threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
     two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
-    which is slower. every_byte: compare all files with their digests, also those that were found whole before. Raises
+    which is slower. every_byte: compare all files with their digests, also those that were found whole before. capture:
+    replay steps as CUDA graphs where every node allows it ("check": and hold the first against ordinary ones). Raises
     ConfigError, WeightsError or RuntimeInputError for a folder that is damaged, contradicts itself, or needs a provider
     that is not there.
     """
@@ -264,7 +392,7 @@ def open(
         raise RuntimeInputError(what, place=str(folder))
     if capacity < 1:
         raise RuntimeInputError(f"capacity is {capacity}, expected at least 1")
-    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact)
+    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact, capture=capture)
     if not tune or not contract.lengths or contract.encoder or others(contract, contract.lengths):
         return tiled
     plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False, exact=exact)

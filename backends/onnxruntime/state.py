@@ -11,6 +11,7 @@ from ...ir.errors import RuntimeInputError
 from ...ir.slots import Slot, Stream
 from .contract import Contract
 from .memory import Array
+from .results import EVERYTHING, Want
 
 NOTHING: Array = np.zeros(0, np.int64)
 """The lengths of a batch without rows."""
@@ -39,11 +40,16 @@ class State(Protocol):
         batch, by input or by output of the encoder."""
         ...
 
-    def extend(self, along: Along, counts: Array) -> Array:
-        """Read counts[b] more tokens a row, 1 to S; output [B,V] after the last of each."""
+    def extend(self, along: Along, counts: Array, *, every: bool = False, want: Want = EVERYTHING) -> Array:
+        """Read counts[b] more tokens a row, 1 to S; what is wanted of the output [B,V] after the last of each, or all
+        of it after every one, [B,S,V]."""
         ...
 
     def truncate(self, lengths: Array) -> None: ...
+
+    def reorder(self, parents: Array, common: Array) -> None:
+        """Row b becomes what row parents[b] is; they have their first common[b] tokens alike."""
+        ...
 
 
 def stream_of(contract: Contract) -> Stream:

@@ -17,6 +17,7 @@ from .feeds import along, counts_of, others, own_inputs
 from .guard import Array, check_bound, check_names, checked, default_positions, lengths_allowed, token_ids, typed
 from .held import shape_of
 from .logits import ROWS
+from .next_token import NEXT
 from .runtime import RUNTIME_ERRORS, Loaded
 from .state import check_room, stream_of
 
@@ -118,6 +119,7 @@ def forward(
     declared = {k: t for k, t in contract.inputs[loaded.file].items() if k in feeds}
     bind_dims(declared, {k: feeds[k].shape for k in declared})
     outputs = execute(loaded, feeds)
+    outputs.pop(NEXT, None)
     if contract.rows:
         outputs[contract.output] = outputs[contract.output].reshape(batch, rows, -1)
     return outputs

@@ -17,6 +17,7 @@ from ...passes.precision import Precision, is_f32, narrowed
 from ...passes.token_flow import stream_of
 from ..target import Target
 from .attention import GroupQuery, cached_attentions
+from .choices import choices_of
 from .quantized import quantized_layers
 from .rewrites import common, lengths_variant, mask_variant
 
@@ -72,7 +73,7 @@ def variants_of(
         variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
     variants.run("common", common(target), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
-    if cached_attentions(graph):
+    if choices_of(target).shared_cache and cached_attentions(graph):
         shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
         if variants.reports[LENGTHS].counts.get(GroupQuery.name):
             variants.graphs[LENGTHS] = shared
