@@ -12,7 +12,7 @@ from pathlib import Path
 from .backends.onnx.save import bound_of
 from .backends.onnxruntime.blocks import PORTABLE, blocks_of
 from .backends.target import Target
-from .frontends.dsl import Model
+from .frontends.dsl import Model, plain_graph
 from .ir.errors import LoweringError, WeightsError
 from .ir.types import DType
 from .ir.weights import NO_WEIGHTS, Weights
@@ -49,7 +49,7 @@ def quantized(
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
     settings = filled(asked, target)
-    planned = choose(model.graph(dtype), model.weights, settings, method_of(settings), dtype)
+    planned = choose(plain_graph(model, dtype), model.weights, settings, method_of(settings), dtype)
     if announce is not None:
         announce(bound_of(model.weights[k] for k in model.weights))
     place = _scratch(folder)

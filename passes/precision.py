@@ -25,6 +25,8 @@ from ..ir.types import DType, bf16, f16, f32
 from .decompose import inline_body
 from .observe import Observed, observe
 
+DEFAULT_POSITIONS = 4096
+"""Most tokens of a row where a model does not say how many."""
 MARGIN = 8.0
 """How many times larger than in a run a value may be elsewhere."""
 STREAM_ERROR = 0.01
@@ -44,6 +46,10 @@ class Precision:
     seen: int = 0
     wide: int = 0
     decisions: list[str] = field(default_factory=list[str])
+
+    def lines(self) -> list[str]:
+        """What was decided, for people: the numbers, then each group of values that stays wide."""
+        return [str(self), *self.decisions]
 
     def __str__(self) -> str:
         return (

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import onnx_ir
 
+from ...ir.types import DType, bf16, f16, f32
+from ..onnx.untyped import read_graph
 from ..target import KernelTable, schema_of
 
 _NARROW = (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+
+
+def float_of(folder: str | Path) -> DType:
+    """The narrowest float type of the weights in the ONNX files of a folder."""
+    files = (read_graph(f) for f in sorted(Path(folder).glob("*.onnx")))
+    kinds = {tensor.data_type for f in files for tensor in f.graph.initializer}
+    found = [dtype for dtype, kind in _KINDS.items() if kind in kinds]
+    return found[0] if found else f32
+
+
+_KINDS = {bf16: onnx_ir.DataType.BFLOAT16.value, f16: onnx_ir.DataType.FLOAT16.value}
 
 
 def widen(model: onnx_ir.Model, table: KernelTable) -> list[str]:
