@@ -6,11 +6,12 @@ from ..ir.graph import Graph, Value
 from ..ir.ops.attention import Attention
 from ..ir.ops.feed_forward import FeedForward, GatedFeedForward
 from ..ir.ops.linear import Linear
+from ..ir.ops.state_space import CausalConv, StateSpace
 from ..ir.types import DType
 
 SPREAD = 1.5
 """Rounding errors a product, in units of the type: its operands, its result, and what happens between two products."""
-_PRODUCTS = {Attention: 2, FeedForward: 2, GatedFeedForward: 2, Linear: 1}
+_PRODUCTS = {Attention: 2, FeedForward: 2, GatedFeedForward: 2, Linear: 1, CausalConv: 1, StateSpace: 2}
 
 
 def products_in_a_row(graph: Graph) -> int:
