@@ -14,8 +14,8 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
-from .logprobs import Logprob
 from .errors import GenerationError
+from .logprobs import Logprob
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText

@@ -75,9 +75,7 @@ def _run(graph: Graph, weights: Mapping[str, Tensor], inputs: Mapping[str, Array
     return found
 
 
-def _opened(
-    node: Node, operands: list[Array | None], attributes: dict[str, Any]
-) -> tuple[tuple[Array, ...], float]:
+def _opened(node: Node, operands: list[Array | None], attributes: dict[str, Any]) -> tuple[tuple[Array, ...], float]:
     """Results of a composite, and the largest number on the way to them."""
     types = [
         None if v is None or a is None else v.type if v.type.encoding is not None else TensorType(v.dtype, a.shape)

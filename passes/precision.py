@@ -46,7 +46,9 @@ class Precision:
     decisions: list[str] = field(default_factory=list[str])
 
     def __str__(self) -> str:
-        return f"{self.dtype}: {self.proved} values fit by their bounds, {self.seen} as seen in a run, {self.wide} in f32"
+        return (
+            f"{self.dtype}: {self.proved} values fit by their bounds, {self.seen} as seen in a run, {self.wide} in f32"
+        )
 
 
 def param_ranges(graph: Graph, weights: Mapping[str, Tensor], dtype: DType) -> dict[str, Range]:
@@ -286,9 +288,7 @@ class _Narrowing:
         """Put a node into the new graph."""
         dtype = self.plan.run.get(node, f32)
         with self.new.at(None, node.location):
-            operands = [
-                None if v is None else self.operand(node, i, v, dtype) for i, v in enumerate(node.operands)
-            ]
+            operands = [None if v is None else self.operand(node, i, v, dtype) for i, v in enumerate(node.operands)]
             steps = self.plan.halved.get(node)
             if steps is not None:
                 self.made[node.output] = self.smaller(node, operands, steps)
@@ -333,4 +333,3 @@ class _Narrowing:
     @staticmethod
     def rest(node: Node, operands: list[Value | None]) -> list[tuple[Value | None, Value | None]]:
         return list(zip(node.operands[1:], operands[1:], strict=True))
-

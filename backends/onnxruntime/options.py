@@ -13,7 +13,7 @@ from ..ort import MOST_THREADS
 from ..target import PROVIDERS
 from .capture import Captures
 from .contract import Contract
-from .runtime import CAPTURE, RUNTIME_ERRORS, Loaded, available_providers, preload
+from .runtime import CAPTURE, RUNTIME_ERRORS, Loaded, available_providers, missing_libraries
 
 FLASH_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """Read when a kernel is made. Without it prompts are computed in tiles, which on small CPUs is up to twice as slow in
@@ -83,6 +83,7 @@ def load(
             provided=provided,
         )
 
+    _check_device(contract.provider, str(path))
     provided = _provided(contract)
     with _environment(FLASH_OFF, None if tiled else "1"):
         try:
@@ -94,20 +95,25 @@ def load(
             raise WeightsError(f"ONNX Runtime cannot open it: {e}", place=str(path)) from e
     # A provider that fails to start is left out in silence, and everything runs on the CPU.
     if loaded.providers[0] != provider:
-        what = f"{provider} was asked for, but the session runs on {', '.join(loaded.providers)}"
-        raise RuntimeInputError(what, place=str(path), hint=_HINTS.get(contract.provider, ""))
+        raise _no_session(contract.provider, str(path), f"it would run on {', '.join(loaded.providers)}")
     return loaded
 
 
-_HINTS = {"cuda": "`monograph doctor` says which library or device is missing"}
+def _check_device(provider: str, place: str) -> None:
+    """Raises RuntimeInputError where a library that the provider is made of is not there."""
+    if provider == "cuda" and (lost := missing_libraries()):
+        raise _no_session(provider, place, f"{', '.join(lost)} cannot be loaded")
+
+
+def _no_session(provider: str, place: str, why: str) -> RuntimeInputError:
+    hint = 'pip install "monograph[cuda]" and a driver; `monograph doctor` says what is missing'
+    what = f"no session opens on {provider}: {why}"
+    return RuntimeInputError(what, place=place, hint=hint if provider == "cuda" else "")
 
 
 def _provided(contract: Contract) -> dict[str, str]:
     """Options of the provider: in f32 products are not rounded to TF32, whose numbers have 10 bits."""
-    if contract.provider != "cuda":
-        return {}
-    preload()
-    return {"use_tf32": "0"} if contract.dtype == str(f32) else {}
+    return {"use_tf32": "0"} if contract.provider == "cuda" and contract.dtype == str(f32) else {}
 
 
 def _capturing(
