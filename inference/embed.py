@@ -52,17 +52,43 @@ def embed(
         raise RuntimeInputError("there are no texts to embed")
     if not isinstance(batch, Integral) or batch < 1:
         raise RuntimeInputError(f"batch is {batch!r}, expected at least 1 text at a time")
+    rows, before = read(tokenizer, texts, pooling, positions=positions, prompt=prompt, prompt_name=prompt_name)
+    return embed_rows(session, rows, pooling, batch=batch, before=before, fill=tokenizer.pad_id or 0)
+
+
+def read(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pooling: Pooling,
+    *,
+    positions: int | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+) -> tuple[list[list[int]], int]:
+    """(the ids of each text, how many of a row's first tokens are not pooled). Arguments and errors as for `embed`."""
     prompt = _prompt(pooling, prompt, prompt_name)
     rows = [tokens_of(tokenizer, _read(pooling, prompt, t, i), pooling.max_length) for i, t in enumerate(texts)]
     for i, row in enumerate(rows):
         if positions is not None and len(row) > positions:
             raise RuntimeInputError(f"text {i} has {len(row)} tokens, but the model has {positions} positions")
-    before = _length(tokenizer, pooling, prompt)
+    return rows, _length(tokenizer, pooling, prompt)
+
+
+def embed_rows(
+    session: Encoder,
+    rows: Sequence[Sequence[int]],
+    pooling: Pooling,
+    *,
+    batch: int = 32,
+    before: int = 0,
+    fill: int = 0,
+) -> Array:
+    """One vector a row of ids, f32 [len(rows), C]. before: tokens of a prompt that are not pooled. fill: padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[int, Array] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        tokens, lengths = pad([rows[i] for i in chosen], tokenizer.pad_id or 0)
+        tokens, lengths = pad([rows[i] for i in chosen], fill)
         mask = mask_of(lengths, tokens.shape[1])
         outputs = session.run({TOKENS.ids: tokens, TOKENS.mask: mask})
         if HIDDEN not in outputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir.errors import MonographError
+from ..ir.errors import MonographError, RuntimeInputError
 
 
 class GenerationError(MonographError):
@@ -23,3 +23,7 @@ class ClosedError(MonographError):
 
 class SessionError(MonographError):
     """The session failed under the requests that were running; those that waited are served by what follows."""
+
+
+class GrammarError(RuntimeInputError):
+    """A schema, regex or grammar that is none, is too large, or that a text cannot follow. place: where in it."""

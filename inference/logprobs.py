@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,16 @@ def logprob(id: int, raw: Array, processed: Array, top: int) -> Logprob:
     """What to tell of a token chosen from logits [V], with the `top` likeliest beside it."""
     before, after = log_softmax(raw), log_softmax(processed)
     return Logprob(id, float(before[id]), float(after[id]), likeliest(before, top), likeliest(after, top))
+
+
+def logprobs_of(logits: Array, tokens: Sequence[int], top: int) -> list[Logprob | None]:
+    """What to tell of prompt tokens, each after logits [S,V], which nothing was done to."""
+    found: list[Logprob | None] = []
+    for row, token in zip(logits, tokens, strict=True):
+        raw = log_softmax(row)
+        said = likeliest(raw, top)
+        found.append(Logprob(token, float(raw[token]), float(raw[token]), said, said))
+    return found
 
 
 def log_softmax(logits: Array) -> Array:

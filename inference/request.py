@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for. logprobs: how many likeliest tokens are told beside each chosen one (None: nothing).
+    """What was asked for.
 
     deadline: on the clock of `time.monotonic`. inputs: arrays [1,...] that stay for the row, by name.
     """
@@ -42,8 +42,6 @@ class Asked:
     settings: Settings
     adapter: str | None = None
     constraint: Any = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
     deadline: float | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -51,11 +49,12 @@ class Asked:
 class Request:
     """A prompt on its way. Iterating gives its pieces as they come, once; every thread may call every method.
 
-    id: another one for each request of a scheduler.
+    id: another one for each request of a scheduler. submitted, first_token, ended: on the clock of `time.monotonic`.
+    cached: tokens of the prompt that were not read again. prompt_logprobs: of the prompt tokens, where asked for.
     """
 
-    def __init__(self, id: int, asked: Asked) -> None:
-        self.id, self.asked = id, asked
+    def __init__(self, id: int, asked: Asked, notice: Callable[[], None]) -> None:
+        self.id, self.asked, self._notice = id, asked, notice
         self.cancelled = False
         self.submitted = time.monotonic()
         self.first_token: float | None = None
@@ -70,6 +69,14 @@ class Request:
     def cancel(self) -> None:
         """End it before the next step; what came so far stays. Doing it again, or too late, changes nothing."""
         self.cancelled = True
+        self._notice()
+
+    @property
+    def why(self) -> str:
+        """The reason that it ended for, or the name of the error; "" before."""
+        if self._error is not None:
+            return type(self._error).__name__
+        return (self._all[-1].reason or "") if self._all else ""
 
     @property
     def done(self) -> bool:

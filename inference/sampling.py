@@ -136,7 +136,14 @@ class Sampler:
 
         Every call takes one number from every stream. Raises GenerationError for NaN, +inf or nothing but -inf.
         """
-        x = process(logits, seen, self.settings)
+        return self.pick(self.processed(logits, seen))
+
+    def processed(self, logits: Array, seen: Sequence[Sequence[int]]) -> Array:
+        """What tokens are chosen from, [B,V]; the logits themselves where nothing is done to them."""
+        return process(logits, seen, self.settings)
+
+    def pick(self, x: Array) -> Array:
+        """Next tokens from what `processed` gave."""
         best = x.argmax(axis=-1)
         top = x[np.arange(len(x)), best]
         if not np.isfinite(top).all():

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..backends.onnxruntime import Session
-from ..backends.onnxruntime.rows import Rows, rows_of
-from ..frontends.tokenizer import Tokenizer
+from ..frontends.tokenizer import Tokenizer, said_ends
 from ..ir.errors import MonographError, RuntimeInputError
-from .errors import ClosedError, DeadlineError, QueueFullError
+from .batch import FAILURES, Batch, Running, failed
+from .errors import ClosedError, DeadlineError, QueueFullError, SessionError
 from .generate import Settings
-from .logprobs import Logprob, logprob
 from .request import Asked, Piece, Request, ids_of
-from .sampling import Array, Sampler
-from .text import RowText
 
 __all__ = ["Gauges", "Piece", "Request", "Scheduler"]
 
@@ -30,8 +27,9 @@ PREFIX_BYTES = 256 << 20
 class Gauges:
     """How busy a scheduler is. cache_used: share of the places for tokens in rows that are taken, 0 to 1.
 
-    prefix_hits, prefix_tokens: prompts that began with a known prefix, and the tokens that were not read again.
-    tokens_in, tokens_out: prompt tokens and chosen tokens so far. ended: requests that have ended, by reason or error.
+    prefix_hits, prefix_misses: prompts that began with a known prefix, and those that did not; prefix_tokens: tokens
+    that were not read again. tokens_in, tokens_out: prompt tokens and chosen tokens so far. ended: requests that have
+    ended, by reason or by the name of their error. alone: why rows are computed one at a time ("": together).
     """
 
     queued: int
@@ -45,27 +43,15 @@ class Gauges:
     tokens_in: int
     tokens_out: int
     ended: Mapping[str, int] = field(default_factory=dict[str, int])
-
-
-@dataclass
-class _Running:
-    """A request that has a row. read: how many tokens of its prompt the row has."""
-
-    request: Request
-    row: int
-    text: RowText
-    sampler: Sampler
-    ends: frozenset[int]
-    seen: list[int]
-    read: int = 0
-    chosen: int = 0
+    alone: str = ""
 
 
 class Scheduler:
     """One thread that owns a session and serves requests of any thread; a context manager.
 
-    rows: most requests at once. queue: most that wait. chunk: most tokens of a prompt that are read between two steps
-    of the others. prefix_bytes: memory for the states of prompts that others may begin with (0: none).
+    Requests get rows in the order in which they came. One that fails, ends or is cancelled frees its row before the
+    next step, and the others go on; where the session itself fails, all that run fail with SessionError, and those
+    that wait are served by new rows.
     """
 
     def __init__(
@@ -78,25 +64,25 @@ class Scheduler:
         prefix_bytes: int = PREFIX_BYTES,
         chunk: int = CHUNK,
     ) -> None:
-        for name, value, least in (
-            ("rows", rows, 1),
-            ("queue", queue, 1),
-            ("chunk", chunk, 1),
-            ("prefix_bytes", prefix_bytes, 0),
-        ):
+        """rows: most requests at once. queue: most that wait. prefix_bytes: memory for what was read of prompts that
+        others may begin with (0: none). chunk: most tokens of prompts that are read between two steps."""
+        limits = {"rows": (rows, 1), "queue": (queue, 1), "chunk": (chunk, 1), "prefix_bytes": (prefix_bytes, 0)}
+        for name, (value, least) in limits.items():
             if value < least:
                 raise RuntimeInputError(f"{name} is {value}, expected at least {least}")
-        self.session, self.tokenizer, self.chunk, self.limit = session, tokenizer, chunk, queue
-        self.rows: Rows = rows_of(session, rows)
+        self.session, self.tokenizer, self.limit = session, tokenizer, queue
+        self._made = (rows, chunk, prefix_bytes)
         self._changed = threading.Condition()
-        self._queue, self._running = deque[Request](), list[_Running]()
-        self._next, self._tokens_in, self._tokens_out = 0, 0, 0
-        self._ended = dict[str, int]()
-        self._closing = self._stop = False
+        self._queue = deque[Request]()
+        self._counts, self._ended, self._next = Counter[str](), Counter[str](), 0
+        self._closing = self._stop = self._look = False
+        self._batch = self._new_batch()
+        self._eos = tuple(dict.fromkeys([*(tokenizer.eos_ids if tokenizer is not None else ()),
+                                         *said_ends(session.folder, session.config)]))  # fmt: skip
         self._thread = threading.Thread(target=self._serve, name="monograph-scheduler", daemon=True)
         self._thread.start()
 
-    # -- for any thread -----------------------------------------------------------------------------------------
+    # -- for any thread --------------------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -112,39 +98,53 @@ class Scheduler:
     ) -> Request:
         """Queue a prompt; its request at once.
 
-        logprobs, prompt_logprobs: tell log-probabilities of chosen and of prompt tokens, with so many likeliest
-        tokens beside each. timeout: seconds until it fails with DeadlineError. inputs: arrays [1,...] that stay for
-        the row, by name. Raises QueueFullError, ClosedError, and RuntimeInputError for what can never be served.
+        logprobs, prompt_logprobs: tell log-probabilities of chosen and of prompt tokens, with so many likeliest tokens
+        beside each. timeout: seconds until it fails with DeadlineError. inputs: arrays [1,...] that stay for the row,
+        by name. Raises QueueFullError, ClosedError, and RuntimeInputError for what can never be served.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        asked = Asked(
-            ids_of(prompt), settings, adapter, constraint, logprobs, prompt_logprobs, deadline, dict(inputs or {})
-        )
+        limits = [n for n in (settings.context, self.session.contract.positions or None) if n is not None]
+        told = {k: v for k, v in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)) if v is not None}
+        settings = replace(settings, context=min(limits, default=None), **told)
+        asked = Asked(ids_of(prompt), settings, adapter, constraint, deadline, dict(inputs or {}))
         self._check(asked)
         with self._changed:
             if self._closing:
                 raise ClosedError("the scheduler takes no more requests: it drains or is closed")
             if len(self._queue) >= self.limit:
                 raise QueueFullError(f"{self.limit} requests wait already")
-            request = Request(self._next, asked)
+            request = Request(self._next, asked, self._notice)
             self._next += 1
             self._queue.append(request)
+            self._look |= deadline is not None
             self._changed.notify_all()
         return request
 
     def gauges(self) -> Gauges:
         """Counts of this moment."""
         with self._changed:
+            batch, counts = self._batch, self._counts
+            known = batch.prefixes
             return Gauges(
-                len(self._queue), len(self._running), self.rows.most, 0.0, 0, 0, 0, 0,
-                self._tokens_in, self._tokens_out, dict(self._ended),
-            )  # fmt: skip
+                queued=len(self._queue),
+                running=len(batch.running),
+                rows=batch.rows.most,
+                cache_used=batch.used,
+                prefix_hits=known.hits,
+                prefix_misses=known.misses,
+                prefix_tokens=known.tokens,
+                prefix_bytes=known.bytes,
+                tokens_in=counts["in"] + batch.tokens_in,
+                tokens_out=counts["out"] + batch.tokens_out,
+                ended=dict(self._ended),
+                alone=batch.rows.alone,
+            )
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests, and wait for those there are; whether all have ended in time."""
         with self._changed:
             self._closing = True
-            return self._changed.wait_for(lambda: not self._queue and not self._running, timeout)
+            return self._changed.wait_for(lambda: not self._queue and not self._batch.running, timeout)
 
     def close(self) -> None:
         """End what runs and waits with ClosedError, and stop. Doing it again changes nothing."""
@@ -161,126 +161,113 @@ class Scheduler:
         self.close()
 
     def _check(self, asked: Asked) -> None:
+        settings, stream = asked.settings, self.session.contract.stream
         if not asked.prompt:
             raise RuntimeInputError("the prompt has no tokens; a model needs at least one to go on from")
-        asked.settings.check([asked.prompt])
-        if asked.settings.stops and self.tokenizer is None:
-            raise RuntimeInputError(f"stop strings {list(asked.settings.stops)} need a tokenizer")
+        bound = self.session.contract.bounds.get(stream.ids) if stream is not None else None
+        strange = next((i for i in asked.prompt if i < 0 or (bound is not None and i >= bound)), None)
+        if strange is not None:
+            raise RuntimeInputError(f"the prompt has the id {strange}, expected 0 to {(bound or 0) - 1}")
+        settings.check([asked.prompt])
+        settings.ends(self.tokenizer)
+        if settings.stops and self.tokenizer is None:
+            raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
 
-    # -- the thread ---------------------------------------------------------------------------------------------
+    def _notice(self) -> None:
+        """A request was cancelled: look for it before the next step."""
+        self._look = True
+
+    # -- the thread ------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._running or self._stop)
-                if self._stop:
-                    break
-            self._clean()
-            self._admit()
-            self._turn()
-        for request in [*self._queue, *(r.request for r in self._running)]:
-            request.fail(ClosedError("the scheduler was closed before the request had ended"))
+        error: MonographError = ClosedError("the scheduler was closed before the request had ended")
+        try:
+            while self._wait():
+                self._clean()
+                self._admit()
+                if not self._batch.turn():
+                    self._recover(SessionError("the session failed, and was opened again"))
+        except FAILURES as e:
+            error = failed(e)
+        finally:
+            self._finish(error)
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False once the scheduler is closed."""
         with self._changed:
-            self._queue.clear()
-            self._running.clear()
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._queue or self._batch.running or self._stop)
+            return not self._stop
 
     def _clean(self) -> None:
         """Let go of requests that were cancelled or are too late."""
-        now = time.monotonic()
+        if not self._look:
+            return
+        self._look, now = False, time.monotonic()
         with self._changed:
-            waiting = list(self._queue)
-        for request in waiting:
-            if self._over(request, now):
-                with self._changed:
-                    self._queue.remove(request)
-        for running in list(self._running):
+            over = [r for r in self._queue if self._over(r, now)]
+            for request in over:
+                self._queue.remove(request)
+                self._count(request)
+        for running in [*self._batch.running]:
             if self._over(running.request, now):
-                self._leave(running)
+                self._batch.leave(running)
 
     def _over(self, request: Request, now: float) -> bool:
         deadline = request.asked.deadline
+        self._look |= deadline is not None
         if request.cancelled:
             request.give(Piece(reason="cancelled"))
         elif deadline is not None and now >= deadline:
-            late = now - request.submitted
-            request.fail(DeadlineError(f"request {request.id} has not ended within its {late:.2f} s"))
+            request.fail(
+                DeadlineError(f"request {request.id} has not ended {now - request.submitted:.2f} s after it came")
+            )
         return request.done
 
     def _admit(self) -> None:
-        while len(self._running) < self.rows.most:
+        while not self._batch.full:
             with self._changed:
                 if not self._queue:
                     return
                 request = self._queue.popleft()
-                running = self._begin(request)
-                if running is not None:
-                    self._running.append(running)
+                settings = request.asked.settings
+                ends = frozenset(self._eos) if settings.eos is None else settings.ends(self.tokenizer)
+                self._batch.admit(request, ends)
+                if request.done:
+                    self._count(request)
 
-    def _begin(self, request: Request) -> _Running | None:
-        asked = request.asked
-        try:
-            row = self.rows.join(asked.inputs)
-            text = RowText(self.tokenizer, asked.settings.stops, asked.prompt)
-            ends = asked.settings.ends(self.tokenizer)
-            return _Running(request, row, text, Sampler(asked.settings, 1), ends, list(asked.prompt))
-        except MonographError as e:
-            request.fail(e)
-            return None
-
-    def _leave(self, running: _Running) -> None:
-        self.rows.leave(running.row)
+    def _leave(self, running: Running) -> None:
         with self._changed:
-            self._running.remove(running)
+            self._count(running.request)
             self._changed.notify_all()
 
-    def _turn(self) -> None:
-        """Read one chunk of the oldest prompt that is not read yet, then one step of all rows that are."""
-        reading = next((r for r in self._running if r.chosen == 0), None)
-        if reading is not None:
-            self._read(reading)
-        for running in [r for r in self._running if r.chosen]:
-            try:
-                logits = self.rows.step([running.row], [running.seen[-1]])[0]
-                self._choose(running, logits)
-            except MonographError as e:
-                running.request.fail(e)
-                self._leave(running)
+    def _count(self, request: Request) -> None:
+        self._ended[request.why] += 1
 
-    def _read(self, running: _Running) -> None:
-        prompt = running.request.asked.prompt
-        part = prompt[running.read : running.read + self.chunk]
-        try:
-            logits = self.rows.read(running.row, part)
-            running.read += len(part)
-            if running.read == len(prompt):
-                self._tokens_in += len(prompt)
-                self._choose(running, logits)
-        except MonographError as e:
-            running.request.fail(e)
-            self._leave(running)
+    def _new_batch(self) -> Batch:
+        rows, chunk, prefix_bytes = self._made
+        return Batch(self.session, self.tokenizer, rows, chunk, prefix_bytes, self._leave)
 
-    def _choose(self, running: _Running, logits: Array) -> None:
-        asked = running.request.asked
-        token = int(running.sampler(logits[None], [running.seen])[0])
-        told: list[Logprob] = []
-        if asked.logprobs is not None:
-            told = [logprob(token, logits, logits, asked.logprobs)]
-        running.chosen += 1
-        self._tokens_out += 1
-        reason, text, ids = None, "", []
-        if token in running.ends:
-            reason = "eos"
-        else:
-            running.seen.append(token)
-            ids, text = [token], running.text.push(token)
-            if running.text.stopped:
-                reason = "stop"
-            elif running.chosen == asked.settings.max_new_tokens:
-                reason = "length"
-        if reason in ("eos", "length"):
-            text += running.text.end()
-            reason = "stop" if running.text.stopped else reason
-        running.request.give(Piece(ids, text, told, reason))
-        if reason is not None:
-            self._leave(running)
+    def _recover(self, error: MonographError) -> None:
+        """Fail what runs, open the session again and go on with what waits."""
+        old = self._batch
+        for running in [*old.running]:
+            old.fail(running, error)
+        self.session.reload()
+        batch = self._new_batch()
+        with self._changed:
+            self._counts["in"] += old.tokens_in
+            self._counts["out"] += old.tokens_out
+            self._batch = batch
+
+    def _finish(self, error: MonographError) -> None:
+        """Nobody waits for a thread that has ended."""
+        with self._changed:
+            self._closing = self._stop = True
+            for request in self._queue:
+                request.fail(error)
+                self._count(request)
+            self._queue.clear()
+        for running in [*self._batch.running]:
+            self._batch.fail(running, error)
+        with self._changed:
+            self._changed.notify_all()

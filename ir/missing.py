@@ -16,6 +16,11 @@ EXTRAS = {
     "pyarrow": "data",
     "datasketch": "data",
     "matplotlib": "plot",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "pydantic": "serve",
+    "prometheus_client": "serve",
+    "ray": "cluster",
 }
 """The extra that brings each package."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -52,9 +52,38 @@ class Padded:
         twin.lengths, twin.pasts, twin.fixed = self.lengths, dict(self.pasts), self.fixed
         return twin
 
+    def taken(self, row: int) -> Padded:
+        """A state of one row only, without its padding."""
+        one, length = self.twin(), int(self.lengths[row])
+        one.lengths = self.lengths[row : row + 1].copy()
+        one.pasts = {s.input: self.row(s, self.pasts[s.input], row, length) for s in self.slots}
+        one.fixed = {k: self.memory.row(b, row) for k, b in self.fixed.items()}
+        return one
+
+    @staticmethod
+    def together_of(rows: Sequence[Padded]) -> Padded:
+        """A state of rows side by side, each of which was alone."""
+        first = rows[0]
+        joined = first.twin()
+        joined.lengths = np.concatenate([r.lengths for r in rows])
+        joined.pasts = {s.input: first.joined(s, [r.pasts[s.input] for r in rows]) for s in first.slots}
+        joined.fixed = {}
+        for name, buffer in first.fixed.items():
+            target = first.memory.allocate((len(rows), *buffer.shape[1:]), buffer.dtype)
+            for i, r in enumerate(rows):
+                first.memory.copy(r.fixed[name], first.memory.row(target, i))
+            joined.fixed[name] = target
+        return joined
+
+    def resume(self, pasts: Sequence[Buffer], length: int, fixed: Mapping[str, Array]) -> None:
+        """Go on from what one row held of `length` tokens, one buffer a slot; they are read and not written to."""
+        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
+        self.pasts = {s.input: b for s, b in zip(self.slots, pasts, strict=True)}
+        self.lengths = np.array([length])
+
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array]) -> Array:
+    def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array], *, every: bool = False) -> Array:
         batch = len(lengths)
         self.lengths, self.pasts = NOTHING, {}
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
@@ -63,7 +92,7 @@ class Padded:
             first = fixed.get(slot.first) if slot.first else None
             zeros = self.memory.allocate(shape_of(slot, batch), self.loaded.dtypes[slot.input])
             pasts[slot.input] = zeros if first is None else self.memory.upload(first)
-        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False)
+        return self.read(along, np.zeros(batch, np.int64), lengths, pasts, kept=False, every=every)
 
     def extend(self, along: Along, counts: Array, *, every: bool = False, want: Want = EVERYTHING) -> Array:
         return self.read(along, self.lengths, counts, self.pasts, kept=True, every=every, want=want)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,18 @@ from .state import check_cut, check_room
 
 Row = int
 """The number of a row, which it keeps wherever it lies."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of what rows have read, in buffers of its own, one for each slot that it holds something of."""
+
+    buffers: list[Buffer]
+    length: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(math.prod(b.shape) * b.dtype.itemsize for b in self.buffers)
 
 
 class Pool:
@@ -131,6 +145,58 @@ class Pool:
             if self.rows[place] is not None:
                 self.move(place, self.free(count))
             self.move(outside.pop(), place)
+
+    # -- what others may go on from ------------------------------------------------------------------------------
+
+    def part(self, row: Row, start: int, stop: int) -> Part:
+        """A copy of the keys and values of some tokens, of slots that keep all."""
+        place = self.places[row]
+        return Part([self.taken(h, place, start, stop) for h in self.held if isinstance(h, Appended)], stop - start)
+
+    def state(self, row: Row) -> Part:
+        """A copy of what slots hold that do not keep all tokens."""
+        place, memory = self.places[row], self.memory
+        buffers: list[Buffer] = []
+        for held in self.held:
+            if isinstance(held, Windowed):
+                used = int(self.used[held.slot.window][place])
+                buffers.append(self.taken(held, place, used - min(used, held.kept), used))
+            elif isinstance(held, Replaced):
+                now = memory.row(held.both[int(self.turns[place])], place)
+                memory.copy(now, kept := memory.allocate(now.shape, held.dtype))
+                buffers.append(kept)
+        return Part(buffers, int(self.lengths[place]))
+
+    def taken(self, held: Held, place: int, start: int, stop: int) -> Buffer:
+        row, axis = self.memory.row(held.buffer, place), held.slot.axis
+        shape = tuple(stop - start if i == axis else n for i, n in enumerate(row.shape))
+        target = self.memory.allocate(shape, held.dtype)
+        self.memory.shift(row, start, target, 0, stop - start, row=0, axis=axis or 0)
+        return target
+
+    def resume(self, row: Row, parts: Sequence[Part], state: Part | None, length: int) -> None:
+        """Lay what was kept of `length` tokens into a row that has read nothing."""
+        check_room(length, self.contract)
+        if length > self.size:
+            self.reserve(length)
+        place, memory = self.places[row], self.memory
+        appended = [h for h in self.held if isinstance(h, Appended)]
+        start = 0
+        for part in parts:
+            for held, buffer in zip(appended, part.buffers, strict=True):
+                axis, target = held.slot.axis or 0, memory.row(held.buffer, place)
+                memory.shift(buffer, 0, target, start, buffer.shape[axis], row=0, axis=axis)
+            start += part.length
+        others = [h for h in self.held if not isinstance(h, Appended)]
+        for held, buffer in zip(others, state.buffers if state is not None else (), strict=True):
+            if isinstance(held, Replaced):
+                memory.copy(buffer, memory.row(held.both[int(self.turns[place])], place))
+            else:
+                axis, target = held.slot.axis or 0, memory.row(held.buffer, place)
+                memory.shift(buffer, 0, target, 0, buffer.shape[axis], row=0, axis=axis)
+        for window, used in self.used.items():
+            used[place] = min(length, window - 1) if window else length
+        self.lengths[place] = length
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,25 @@ def widen(model: onnx_ir.Model, table: KernelTable) -> list[str]:
     return [node.op_type for node in found]
 
 
+def widen_ends(model: onnx_ir.Model) -> None:
+    """Inputs and outputs in bf16, which NumPy does not have, become f32 and are cast inside."""
+    graph = model.graph
+    for v in graph.inputs:
+        if v.dtype == onnx_ir.DataType.BFLOAT16:
+            readers = list(v.uses())
+            v.dtype = onnx_ir.DataType.FLOAT
+            first = next(iter(graph), None)
+            (narrow,) = _cast(graph, v, onnx_ir.DataType.BFLOAT16, f"{v.name}.narrow", before=first)
+            for reader, i in readers:
+                reader.replace_input_with(i, narrow)
+    for i, v in enumerate(list(graph.outputs)):
+        node = v.producer()
+        if v.dtype == onnx_ir.DataType.BFLOAT16 and node is not None:
+            name = v.name or ""
+            v.name = f"{name}.narrow"
+            (graph.outputs[i],) = _cast(graph, v, onnx_ir.DataType.FLOAT, name, after=node)
+
+
 def _narrowed(graph: onnx_ir.Graph, node: onnx_ir.Node, outputs: Iterable[onnx_ir.Value]) -> None:
     """What a node now gives in f32, in the type that its readers expect and under the name they know."""
     for v in outputs:

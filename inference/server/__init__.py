@@ -1,0 +1,1 @@
+"""A model behind HTTP: the endpoints of OpenAI's API, limits, metrics, and the same on many machines."""

@@ -22,7 +22,6 @@ from ..types import Dim, DimLike, DType, Shape, TensorType, bool_, broadcast, ca
 from . import checks
 from .reduce import AlongAxis
 
-
 min_, max_ = builtins.min, builtins.max
 
 

@@ -1,0 +1,112 @@
+"""Replicas on a local Ray cluster: answers equal offline, and one replica killed under its streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from monograph.inference.engine import Engine
+from monograph.inference.server.client import stream_text
+from monograph.inference.server.ray_serve import app, deployment
+from monograph.ir.errors import RuntimeInputError
+from openai import OpenAI
+from ray import serve
+from served import PROMPTS, tiny_decoder
+
+pytestmark = pytest.mark.slow
+URL = "http://127.0.0.1:8765"
+LONG: dict[str, Any] = {
+    "model": "tiny", "prompt": "the cat", "max_tokens": 1500, "temperature": 0, "extra_body": {"ignore_eos": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_decoder(tmp_path_factory.mktemp("ray") / "tiny", positions=2048)
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[OpenAI]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": 8765})
+    serve.run(deployment(str(folder), replicas=2, threads=1, rows=4), route_prefix="/")
+    yield OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=60)
+    serve.shutdown()
+    ray.shutdown()
+
+
+def replicas() -> list[str]:
+    """Names of the actors of replicas."""
+    names = [str(x["name"]) for x in ray.util.list_named_actors(all_namespaces=True)]
+    return [n for n in names if n.startswith("SERVE_REPLICA")]
+
+
+def test_answers_equal_offline(cluster: OpenAI, folder: Path) -> None:
+    offline = Engine.open(folder, threads=1).generate(list(PROMPTS), max_new_tokens=12, eos=())
+    more = {"return_token_ids": True, "ignore_eos": True}
+
+    def ask(prompt: str) -> Any:
+        return cluster.completions.create(model="tiny", prompt=prompt, max_tokens=12, temperature=0, extra_body=more)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(ask, PROMPTS * 3)]
+    assert [a.choices[0].token_ids for a in answers] == [x.ids for x in offline] * 3
+    assert [httpx.get(f"{URL}{path}").status_code for path in ("/health", "/ready", "/metrics")] == [200] * 3
+    assert (
+        httpx.post(f"{URL}/v1/completions", json={"model": "x", "prompt": "a"}).json()["error"]["code"]
+        == "model_not_found"
+    )
+
+
+def test_one_of_two_replicas_is_killed_under_its_streams(cluster: OpenAI, folder: Path) -> None:
+    expected = Engine.open(folder, threads=1).generate("the cat", max_new_tokens=1500, eos=()).text
+    before = replicas()
+    assert len(before) == 2
+
+    def plain(_: int) -> str:
+        text = ""
+        try:
+            for chunk in cluster.completions.create(**LONG, stream=True):
+                text += chunk.choices[0].text
+                if chunk.choices[0].finish_reason:
+                    return text
+        except Exception as e:  # whatever a client sees of a dead server
+            return f"broken: {type(e).__name__}"
+        return "broken: it ended"
+
+    with ThreadPoolExecutor(16) as pool:
+        watched = [pool.submit(plain, i) for i in range(6)]
+        again = [pool.submit(lambda: "".join(stream_text(cluster, **LONG))) for _ in range(6)]
+        time.sleep(0.5)
+        ray.kill(ray.get_actor(before[0], namespace="serve"))
+        found = [w.result() for w in watched]
+        restarted = [a.result() for a in again]
+    broken = [f for f in found if f.startswith("broken")]
+    assert [f for f in found if f not in broken] == [expected] * (len(found) - len(broken))
+    assert 0 < len(broken) < len(found)
+    assert restarted == [expected] * 6
+    assert "".join(stream_text(cluster, **LONG)) == expected
+    end = time.monotonic() + 60
+    while len(now := set(replicas()) - {before[0]}) < 2:
+        assert time.monotonic() < end, now
+        time.sleep(0.2)
+
+
+def test_what_a_restarted_stream_cannot_be() -> None:
+    client = OpenAI(base_url=f"{URL}/v1", api_key="none")
+    with pytest.raises(RuntimeInputError, match="needs temperature=0 or a seed"):
+        next(stream_text(client, model="tiny", prompt="a"))
+    with pytest.raises(RuntimeInputError, match="has one choice"):
+        next(stream_text(client, model="tiny", prompt="a", seed=1, n=2))
+
+
+def test_arguments_of_the_command(folder: Path) -> None:
+    assert app({"folder": str(folder), "replicas": "2", "rows": "4"}) is not None
+    with pytest.raises(RuntimeInputError, match="folder=DIR"):
+        app({})
