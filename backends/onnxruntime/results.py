@@ -75,9 +75,8 @@ class Results:
 
     def feed(self, ids: Buffer, tokens: Array) -> None:
         """Make these tokens [B,1] the next ones that are read; those that were just chosen are there already."""
-        mine = self.memory.apart and self.tokens is not None and self.chosen is not None
-        if mine and ids.shape == self.shape and np.array_equal(tokens[:, 0], self.chosen):
-            assert self.tokens is not None
+        known = self.chosen if self.memory.apart and ids.shape == self.shape else None
+        if known is not None and self.tokens is not None and np.array_equal(tokens[:, 0], known):
             self.memory.copy(self.tokens, ids)
         else:
             self.memory.write(ids, tokens)
