@@ -22,20 +22,20 @@ from served import PROMPTS, tiny_decoder
 pytestmark = pytest.mark.slow
 URL = "http://127.0.0.1:8765"
 LONG: dict[str, Any] = {
-    "model": "tiny", "prompt": "the cat", "max_tokens": 1500, "temperature": 0, "extra_body": {"ignore_eos": True},
+    "model": "tiny", "prompt": "the cat", "max_tokens": 2500, "temperature": 0, "extra_body": {"ignore_eos": True},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_decoder(tmp_path_factory.mktemp("ray") / "tiny", positions=2048)
+    return tiny_decoder(tmp_path_factory.mktemp("ray") / "tiny", positions=4096)
 
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[OpenAI]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": 8765})
-    serve.run(deployment(str(folder), replicas=2, threads=1, rows=4), route_prefix="/")
+    serve.run(deployment(str(folder), replicas=2, threads=1, rows=16), route_prefix="/")
     yield OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=60)
     serve.shutdown()
     ray.shutdown()
@@ -65,15 +65,18 @@ def test_answers_equal_offline(cluster: OpenAI, folder: Path) -> None:
 
 
 def test_one_of_two_replicas_is_killed_under_its_streams(cluster: OpenAI, folder: Path) -> None:
-    expected = Engine.open(folder, threads=1).generate("the cat", max_new_tokens=1500, eos=()).text
+    expected = Engine.open(folder, threads=1).generate("the cat", max_new_tokens=2500, eos=()).text
     before = replicas()
     assert len(before) == 2
 
-    def plain(_: int) -> str:
+    begun: list[int] = []
+
+    def plain(index: int) -> str:
         text = ""
         try:
             for chunk in cluster.completions.create(**LONG, stream=True):
                 text += chunk.choices[0].text
+                begun.append(index)
                 if chunk.choices[0].finish_reason:
                     return text
         except Exception as e:  # whatever a client sees of a dead server
@@ -81,16 +84,17 @@ def test_one_of_two_replicas_is_killed_under_its_streams(cluster: OpenAI, folder
         return "broken: it ended"
 
     with ThreadPoolExecutor(16) as pool:
-        watched = [pool.submit(plain, i) for i in range(6)]
-        again = [pool.submit(lambda: "".join(stream_text(cluster, **LONG))) for _ in range(6)]
-        time.sleep(0.5)
+        watched = [pool.submit(plain, i) for i in range(8)]
+        again = [pool.submit(lambda: "".join(stream_text(cluster, **LONG))) for _ in range(4)]
+        while len({*begun}) < 8:
+            time.sleep(0.01)
         ray.kill(ray.get_actor(before[0], namespace="serve"))
         found = [w.result() for w in watched]
         restarted = [a.result() for a in again]
     broken = [f for f in found if f.startswith("broken")]
     assert [f for f in found if f not in broken] == [expected] * (len(found) - len(broken))
     assert 0 < len(broken) < len(found)
-    assert restarted == [expected] * 6
+    assert restarted == [expected] * 4
     assert "".join(stream_text(cluster, **LONG)) == expected
     end = time.monotonic() + 60
     while len(now := set(replicas()) - {before[0]}) < 2:
