@@ -30,12 +30,15 @@ from .ir.missing import needed as _needed
 from .ir.slots import Slot as Slot
 from .ir.slots import Stream as Stream
 from .ir.weights import Weights as Weights
+from .passes.quantize.settings import Quantization as Quantization
 
 if TYPE_CHECKING:
     from .building import build as build
     from .building import export as export
     from .building import open as open
     from .building import to_torch as to_torch
+    from .fidelity import Quality as Quality
+    from .fidelity import quality as quality
     from .frontends.given import init as init
     from .inference.engine import Engine as Engine
     from .inference.server.run import serve as serve
@@ -70,6 +73,8 @@ _LATER = {
     "serve": "inference.server.run",
     "verify": "parity",
     "bench": "performance",
+    "Quality": "fidelity",
+    "quality": "fidelity",
     "train": "training.loop",
     "finetune": "training.finetune",
     "dpo": "training.finetune",
@@ -90,8 +95,9 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo", "export", "finetune",
-    "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "serve", "to_torch", "train", "verify",
+    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill", "dpo",
+    "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics", "quality", "serve",
+    "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

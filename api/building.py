@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .backends.target import meant
+from .backends.target import Target, meant
 from .frontends.dsl import Model, Program
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import WeightsError
+from .ir.errors import LoweringError, WeightsError
 from .ir.files import check_writable
 from .ir.missing import needed
 from .ir.silent import silent
@@ -25,10 +25,14 @@ from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
+from .passes.quantize.report import QuantizationReport
+from .passes.quantize.settings import Quantization
+from .quantizing import quantized
 
 if TYPE_CHECKING:
     import torch.fx
 
+    from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
 
 Progress = Callable[[int, int, str], None]
@@ -74,12 +78,14 @@ class ExportReport(Shown):
     """What an export did.
 
     nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
-    on its way. bound: most bytes of resident memory it may take.
+    on its way. quantization: what was done to each weight, if that was asked. bound: most bytes of resident memory it
+    may take.
     """
 
     folder: Path
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
+    quantization: QuantizationReport | None = None
     bound: int = 0
 
     def table(self) -> Table:
@@ -87,6 +93,7 @@ class ExportReport(Shown):
         made = {name: f"{sum(counts.values()):,} nodes" for name, counts in self.nodes.items()}
         plain = f"{len(self.through_float):,} weights" if self.through_float else "none"
         rows = [("folder", str(self.folder)), *made.items(), ("through float", plain)]
+        rows += [("quantization", self.quantization.summary())] if self.quantization is not None else []
         return Table("export", [*rows, ("memory", f"at most {size(self.bound)}")])
 
 
@@ -98,6 +105,7 @@ def export(
     dtype: DType = f32,
     opset: int | None = None,
     layout: str | None = None,
+    quantize: str | Quantization | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -106,17 +114,17 @@ def export(
 
     target: only "onnx", standard ops for any runtime (`build` uses those of ONNX Runtime, too). opset: None: that of
     the layout, or 23. layout: "optimum", "genai" or "web" (transformers.js) for the files and names that this client
-    expects (None: those of `docs/folder.md`). Weights are written tensor by tensor, never all in memory. dump: folder
-    for the text of each graph after every pass. announce(bytes): called once with the most memory that writing may
-    take. The folder appears whole or not at all, in the place of an older one. Raises MonographError subclasses for a
-    folder that holds other files, an unknown target, missing weights, an op that the target cannot express, or a model
-    that the client of the layout has no class for.
+    expects (None: those of `docs/folder.md`). quantize: as of `build`. Weights are written tensor by tensor, never all
+    in memory. dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
+    memory that writing may take. The folder appears whole or not at all, in the place of an older one. Raises
+    MonographError subclasses for a folder that holds other files, an unknown target, missing weights, an op that the
+    target cannot express, or a model that the client of the layout has no class for.
     """
     if target != "onnx":
         hint = "known: onnx; mg.build(model, folder, target=...) builds for ONNX Runtime on cpu or cuda"
         raise MonographError(f"no export target is called {target!r}{meant(target, ['onnx'])}", hint=hint)
-    report = write_export(model, folder, dtype, opset, layout=layout, dump=dump, announce=announce, progress=progress)
-    return report.folder
+    told: dict[str, Any] = {"dump": dump, "announce": announce, "progress": progress}
+    return write_export(model, folder, dtype, opset, layout=layout, quantize=quantize, **told).folder
 
 
 def write_export(
@@ -126,6 +134,7 @@ def write_export(
     opset: int | None = None,
     *,
     layout: str | None = None,
+    quantize: str | Quantization | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -142,12 +151,16 @@ def write_export(
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
-    weights, report = weights_of(model_of(model, "export")), ExportReport(Path(folder))
-    graphs = serving_graphs(model, dtype, dump)
-    exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
-    report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
-    (announce or silent)(report.bound)
-    write(exported, folder, progress)
+    weights_of(model_of(model, "export"))
+    settings = {"dtype": dtype, "announce": announce, "progress": progress}
+    with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
+        weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
+        exported = Exported.of(model, serving_graphs(model, dtype, dump), weights, opset, client, dump, pipeline)
+        exported.quantization = done
+        report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
+        if done is None:
+            (announce or silent)(report.bound)
+        write(exported, folder, progress)
     return report
 
 
@@ -172,6 +185,11 @@ def build(
     folder: str | Path | None = None,
     *,
     target: str = "cpu",
+    quantize: str | Quantization | None = None,
+    dtype: str | DType | None = None,
+    tune: bool | str = False,
+    loads: Sequence[str] = (),
+    adapters: Mapping[str, str | Path] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
     threads: int | None = None,
@@ -182,35 +200,97 @@ def build(
     """Build a model for ONNX Runtime; gives an engine that generates, embeds or runs, with a report of the build.
 
     folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
-    "cuda". max_positions: most tokens a row may have (None: what the config says). strict: fail unless every attention
-    is fused. threads: of the engine (None: one a physical core). dump: folder for the text of each graph after every
-    pass. announce(bytes): called once with the most memory that writing may take. The engine opens what was built when
-    it is first used. Raises LoweringError for what the target cannot do, WeightsError for missing or damaged weights,
-    MonographError for a folder that holds other files.
+    "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
+    activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
+    several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
+    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). adapters: folders of LoRA adapters
+    by name, to be chosen by row. max_positions: most tokens a row may have (None: what the config says). strict: fail
+    unless every attention is fused. threads: of the engine (None: one a physical core). dump: folder for the text of
+    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
+    opens what was built when it is first used. Raises LoweringError for what the target cannot do, ConfigError for a
+    quantization that cannot be, WeightsError for missing or damaged weights, MonographError for a folder that holds
+    other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
+    asked = Quantization.of(quantize)
+    _check_asked(target, asked, dtype, adapters)
+    _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        report = backend.build(
-            model,
-            None,
-            place,
-            target,
-            max_positions=max_positions,
-            strict=strict,
-            dump=dump,
-            announce=announce,
-            progress=progress,
-        )
+        aim, told = Target.of(target), {"announce": announce, "progress": progress}
+        with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
+            tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
+            report = backend.build(
+                served,
+                None,
+                place,
+                aim,
+                max_positions=max_positions,
+                strict=strict,
+                choices=tuning.chosen if tuning is not None else None,
+                evidence=tuning.to_json() if tuning is not None else "",
+                quantization=done,
+                dump=dump,
+                announce=announce if done is None else None,
+                progress=progress,
+            )
     except BaseException:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
         raise
+    report.tuning = tuning
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _tuned(
+    model: Model,
+    target: Target,
+    tune: bool | str,
+    loads: Sequence[str],
+    positions: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Tuning:
+    """What is fastest for a model here. progress: as of `build`, in thousandths of the work."""
+    from .backends.onnxruntime.tune import tune as measure
+    from .backends.onnxruntime.tune_loads import Load
+
+    def show(share: float, what: str) -> None:
+        (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
+
+    settings = {"positions": positions, "threads": threads, "progress": show}
+    asked = [Load.parse(text) for text in loads]
+    return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+
+
+def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
+    """Raises MonographError for a value of `tune` that means nothing, and for loads that nothing measures."""
+    if isinstance(tune, str) and tune != "again":
+        raise MonographError(f"tune is {tune!r}, expected True, False or 'again'")
+    if loads and not tune:
+        raise MonographError(f"loads are {', '.join(loads)}, but nothing is measured", hint="tune=True")
+
+
+def _check_asked(
+    target: str,
+    quantize: Quantization | None,
+    dtype: str | DType | None,
+    adapters: Mapping[str, str | Path] | None,
+) -> None:
+    """Raises LoweringError for what no pass does yet."""
+    usual = DType.f32 if target == "cpu" else DType.f16
+    given = {
+        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
+        "dtype": dtype is not None and str(dtype) != str(usual),
+        "adapters": bool(adapters),
+    }
+    for name, asked in given.items():
+        if asked:
+            raise LoweringError(f"a build for {target} does not take {name} yet")
 
 
 def open(folder: str | Path, *, threads: int | None = None, every_byte: bool = False) -> Engine:

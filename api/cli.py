@@ -14,6 +14,7 @@ from .commands.data import data
 from .commands.doctor import doctor
 from .commands.finetune import finetune, merge
 from .commands.options import WithSeed
+from .commands.quality import quality
 from .commands.run import run
 from .commands.serve import serve
 from .commands.show import explain, optimize_, show
@@ -52,6 +53,7 @@ app.command(cls=WithSeed)(verify)
 app.command(cls=WithSeed)(run)
 app.command()(serve)
 app.command(cls=WithSeed)(bench)
+app.command()(quality)
 app.command()(train)
 app.command()(finetune)
 app.command()(merge)

@@ -20,6 +20,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "alpha": (0, LARGEST),
     "batch": (1, MOST),
     "beta": (0, LARGEST),
+    "block": (16, 256),
     "chunk": (1, MOST),
     "connections": (1, 65_536),
     "drain": (0.1, 86_400),

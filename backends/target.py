@@ -17,6 +17,7 @@ import onnx_ir
 from ..ir.errors import LoweringError, MonographError, did_you_mean
 from ..ir.types import DType
 from . import ort
+from .traps import KINDS, Facts
 
 if TYPE_CHECKING:
     from .onnxruntime.choices import Choices
@@ -61,10 +62,10 @@ class Kernel:
 
 
 class KernelTable:
-    """The kernels of one provider. `source` says where they were read from."""
+    """The kernels of one provider. `source` says where they were read from, `facts` what else is known of them."""
 
-    def __init__(self, provider: str, kernels: Iterable[Kernel], source: str) -> None:
-        self.provider, self.source = provider, source
+    def __init__(self, provider: str, kernels: Iterable[Kernel], source: str, facts: Facts | None = None) -> None:
+        self.provider, self.source, self.facts = provider, source, facts or Facts()
         self.kernels: dict[tuple[str, str], list[Kernel]] = {}
         for k in kernels:
             self.kernels.setdefault((k.domain, k.op), []).append(k)
@@ -74,20 +75,35 @@ class KernelTable:
 
     def check(self, model: onnx_ir.Model) -> None:
         """Raises one LoweringError that lists every node without a kernel: op, types, layer, and what there is."""
-        problems = dict.fromkeys(p for node in model.graph for p in self._problem(node, model.opset_imports))
-        if problems:
-            lines = list(problems)
+        self._raise("have no kernel", model, (self.problem(node, model.opset_imports) for node in model.graph))
+        traps = ([trap] for node in model.graph for trap in self.trapped(node, model.opset_imports, "refuse"))
+        self._raise("are known to go wrong", model, traps)
+
+    def _raise(self, what: str, model: onnx_ir.Model, problems: Iterable[list[str]]) -> None:
+        lines = list(dict.fromkeys(line for found in problems for line in found))
+        if lines:
             more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             raise LoweringError(
-                f"{len(lines)} nodes have no kernel on {self.provider} ({self.source})",
+                f"{len(lines)} nodes {what} on {self.provider} ({self.source})",
                 place=model.graph.name or "",
                 details=[*lines[:_SHOWN], *more],
             )
 
-    def _problem(self, node: onnx_ir.Node, opsets: Mapping[str, int]) -> list[str]:
+    def trapped(self, node: onnx_ir.Node, opsets: Mapping[str, int], *weights: str) -> list[str]:
+        """What is known to go wrong with a node, of those weights: op, layer, what, thread."""
+        schema = schema_of(node.op_type, opsets.get(node.domain, 1), node.domain)
+        names = [labels[-1] for labels in schema["inputs"]] if schema else []
+        found = [t for t in self.facts.traps if t.weight in weights and t.catches(node, names)]
+        return [f"{node.domain or 'ai.onnx'}.{node.op_type} at {place_of(node)}: {t}" for t in found]
+
+    def problem(self, node: onnx_ir.Node, opsets: Mapping[str, int], *, wide: bool = False) -> list[str]:
+        """Why a node cannot run: op, types, layer, and what there is; nothing if it can. wide: were its 16-bit floats
+        f32."""
         schema = schema_of(node.op_type, opsets.get(node.domain, 1), node.domain)
         since = schema["since"] if schema else opsets.get(node.domain, 1)
         given = _types(node, schema)
+        if wide:
+            given = {k: "float" if v in ("float16", "bfloat16") else v for k, v in given.items()}
         found = self.kernels.get((node.domain, node.op_type), [])
         # On the CPU, ONNX Runtime puts casts around an op that has only an f32 kernel.
         wider = {k: "float" if v == "float16" and self.provider == "cpu" else v for k, v in given.items()}
@@ -95,17 +111,21 @@ class KernelTable:
             return []
         if schema and schema["function"]:
             return []
-        where = node.metadata_props.get("scope") or node.name or ""
-        source = node.metadata_props.get("source", "")
         shown = ", ".join(f"{k}={v}" for k, v in given.items())
         what = f"{node.domain or 'ai.onnx'}.{node.op_type} (version {since}) for {shown}"
-        return [f"{what} at {' '.join(filter(None, (source, where)))}: {self._alternatives(node, found)}"]
+        return [f"{what} at {place_of(node)}: {self._alternatives(node, found)}"]
 
     def _alternatives(self, node: onnx_ir.Node, found: list[Kernel]) -> str:
         if not found:
             known = {op for domain, op in self.kernels if domain == node.domain}
             return f"the provider has no kernel of that name{did_you_mean(node.op_type, known)}"
         return "there is " + "; ".join(k.line.split(" ", 2)[2] for k in found)
+
+
+def place_of(node: onnx_ir.Node) -> str:
+    """Where a node comes from: the user's line and the layer, or its own name."""
+    where = node.metadata_props.get("scope") or node.name or ""
+    return " ".join(filter(None, (node.metadata_props.get("source", ""), where)))
 
 
 def _fits(kernel: Kernel, given: Mapping[str, str]) -> bool:
@@ -167,7 +187,8 @@ def kernel_table(provider: str) -> KernelTable:
     asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
     if asked.returncode == 0:
         kernels = map(Kernel.parse, json.loads(asked.stdout.splitlines()[-1]))
-        return KernelTable(provider, kernels, f"asked of ONNX Runtime {runtime_version()}")
+        facts = read_table(_FOLDER / "kernels_cpu.txt", provider).facts
+        return KernelTable(provider, kernels, f"asked of ONNX Runtime {runtime_version()}", facts)
     return read_table(_FOLDER / "kernels_cpu.txt", provider)
 
 
@@ -188,10 +209,11 @@ print(json.dumps(lines))
 
 
 def read_table(path: Path, provider: str) -> KernelTable:
-    """A table file: `# source: ...` on a line of its own, then one kernel a line."""
+    """A table file: `# source: ...` on a line of its own, then one kernel, trap or other fact a line."""
     lines = path.read_text().splitlines()
     source = next(line.removeprefix("# source: ") for line in lines if line.startswith("# source: "))
-    return KernelTable(provider, [Kernel.parse(x) for x in lines if x and not x.startswith("#")], source)
+    kernels = [Kernel.parse(x) for x in lines if x and not x.startswith(("#", *KINDS))]
+    return KernelTable(provider, kernels, source, Facts.parse([x for x in lines if x.startswith(KINDS)]))
 
 
 _MEANT = {"gpu": "cuda", "nvidia": "cuda", "x86": "cpu", "x64": "cpu", "arm": "cpu"}

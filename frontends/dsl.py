@@ -209,11 +209,19 @@ class Program:
         """See Source. Raises MonographError for another dtype than the graph has."""
         if not isinstance(self.make, Graph):
             return self.make(dtype)
-        floats = {v.dtype for v in (*self.make.params.values(), *self.make.inputs.values()) if v.dtype.is_float}
-        if floats - {dtype}:
-            has = ", ".join(sorted(map(str, floats)))
+        if not self.in_type(dtype):
+            has = ", ".join(sorted(map(str, _floats(self.make))))
             raise MonographError(f"{self.name} is a graph in {has}, which cannot be made in {dtype}")
         return self.make.copy()
+
+    def in_type(self, dtype: DType) -> bool:
+        """Whether it is a graph whose floats are all of this type."""
+        return isinstance(self.make, Graph) and not _floats(self.make) - {dtype}
+
+
+def _floats(graph: Graph) -> set[DType]:
+    """The float types of what a graph takes."""
+    return {v.dtype for v in (*graph.params.values(), *graph.inputs.values()) if v.dtype.is_float}
 
 
 @overload
@@ -340,6 +348,17 @@ class Model(Shown):
             graph = graph.copy()
             keep_encodings(graph, self.weights)
         return graph
+
+
+def plain_graph(model: Model, dtype: DType) -> Graph:
+    """The graph from which one in `dtype` is made: f32 for what is narrower, unless the model is a graph already.
+
+    Which values are narrow is decided later, by what is known of the weights. Raises as `Model.graph`.
+    """
+    source = model.source
+    if dtype.bits >= f32.bits or (isinstance(source, Program) and source.in_type(dtype)):
+        return model.graph(dtype)
+    return model.graph(f32)
 
 
 def families_of(family: Family) -> list[Family]:

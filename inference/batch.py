@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..backends.onnxruntime import Session
 from ..backends.onnxruntime.prefix import Key, Prefixes, key_of
 from ..backends.onnxruntime.rows import rows_of
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import MonographError
 from .constraint import restrict
-from .errors import SessionError
+from .errors import GenerationError, SessionError
 from .generate import Reason
 from .logprobs import Logprob, logprob, logprobs_of
 from .request import Piece, Request
@@ -57,7 +55,7 @@ class Running:
         asked = self.request.asked
         settings = asked.settings
         greedy = settings.temperature == 0 and settings.repetition_penalty == 1.0
-        return greedy and asked.logprobs is None and asked.constraint is None
+        return greedy and asked.settings.logprobs is None and asked.constraint is None
 
 
 class Batch:
@@ -134,7 +132,7 @@ class Batch:
     def read(self, running: Running, most: int) -> int:
         """Read up to `most` tokens of a prompt; how many."""
         asked, prompt = running.request.asked, running.prompt
-        every = asked.prompt_logprobs is not None
+        every = asked.settings.prompt_logprobs is not None
         try:
             if not running.started:
                 self.begin(running)
@@ -161,12 +159,12 @@ class Batch:
         """Lay what is known of a prompt into its row; log-probabilities need every token to be read."""
         running.started = True
         running.parting = self.prefixes.parting(running.key, running.prompt)
-        if running.request.asked.prompt_logprobs is None:
+        if running.request.asked.settings.prompt_logprobs is None:
             running.read = running.request.cached = self.prefixes.restore(running.row, running.key, running.prompt)
 
     def tell(self, running: Running, logits: Array) -> None:
         """Note log-probabilities of the prompt tokens that come after each of those just read."""
-        top, start = running.request.asked.prompt_logprobs or 0, running.read
+        top, start = running.request.asked.settings.prompt_logprobs or 0, running.read
         targets = running.prompt[start + 1 : start + 1 + len(logits)]
         running.told = running.told or [None]
         running.told += logprobs_of(logits[: len(targets)], targets, top)
@@ -177,22 +175,23 @@ class Batch:
     def step(self, ready: Sequence[Running]) -> None:
         """One token for each row."""
         by_row = {r.row: r for r in ready}
+        plain = all(r.plain for r in ready)
         try:
             order = [by_row[row] for row in self.rows.ordered([*by_row])]
-            logits = self.rows.step([r.row for r in order], [r.known[-1] for r in order])
+            take = self.rows.step_greedy if plain else self.rows.step
+            found = take([r.row for r in order], [r.known[-1] for r in order])
         except FAILURES:
             self.apart(ready)
             return
-        if all(r.plain for r in order):
-            best = logits.argmax(axis=-1)
-            for running, token, top in zip(order, best.tolist(), logits[np.arange(len(order)), best], strict=True):
-                if np.isfinite(top):
-                    self.take(running, token, [])
-                else:
-                    self.choose(running, logits[order.index(running)])
-        else:
-            for running, row in zip(order, logits, strict=True):
-                self.choose(running, row)
+        if not plain:
+            for running, logits in zip(order, found, strict=True):
+                self.choose(running, logits)
+            return
+        for running, token in zip(order, found.tolist(), strict=True):
+            if token < 0:
+                self.fail(running, GenerationError("the largest logit is not finite: no token can be chosen"))
+            else:
+                self.take(running, token, [])
 
     def apart(self, ready: Sequence[Running]) -> None:
         """Step one by one, so that what one row fails of does not hurt the others; if all do, it is the session."""
@@ -218,7 +217,9 @@ class Batch:
         except MonographError as e:
             self.fail(running, e)
             return
-        told = [] if asked.logprobs is None else [logprob(token, logits, processed[0], asked.logprobs)]
+        told = (
+            [] if asked.settings.logprobs is None else [logprob(token, logits, processed[0], asked.settings.logprobs)]
+        )
         self.take(running, token, told)
 
     def take(self, running: Running, token: int, told: list[Logprob]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
+from ..backends.onnxruntime.rows import rows_of as lines_of
 from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
@@ -24,18 +27,25 @@ from ..ir.slots import TOKENS
 from .embed import embed
 from .extract import Answer, answer, tag
 from .generate import Decoding, Generation, Settings
+from .logprobs import Logprob, logprobs_of
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 from .scheduler import Scheduler
 from .speech import transcribe
 
+_CHUNK = 128
+"""Tokens of a prompt whose logits are looked at together."""
+_SPARE = 4
+"""Sessions that are kept for generations at the same time, beside the engine's own."""
+
 
 class Engine(Shown):
     """Generation, embeddings, labels, masked tokens and plain runs over one session.
 
     report: what the build did, if this is the engine of one. owned: a folder that goes when the engine is closed or
-    nobody holds it any more. An engine is a context manager. Not to be used from several threads at once.
+    nobody holds it any more. An engine is a context manager. Several threads may use it at once: what generates
+    meanwhile has a state of its own over the same weights. `scheduler` serves many of them together.
     """
 
     def __init__(
@@ -51,6 +61,7 @@ class Engine(Shown):
         self.tokenizer, self.pooling, self.report = tokenizer, pooling or Pooling(), report
         self._session = session if isinstance(session, Session) else None
         self._opener = None if isinstance(session, Session) else session
+        self._lock, self._spare, self._taken = threading.Lock(), list[Session](), False
         self._folder = folder
         self._removal = None if owned is None else weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
 
@@ -72,15 +83,35 @@ class Engine(Shown):
     @property
     def session(self) -> Session:
         """Raises what opening the folder raises, and RuntimeInputError once the engine is closed."""
-        if self._session is None:
-            if self._opener is None:
-                raise RuntimeInputError("the engine is closed")
-            self._session, self._opener = self._opener(), None
-        return self._session
+        with self._lock:
+            if self._session is None:
+                if self._opener is None:
+                    raise RuntimeInputError("the engine is closed")
+                self._session, self._opener = self._opener(), None
+            return self._session
+
+    def _take(self) -> Session:
+        """A session that nobody generates with: the engine's own if that is free, else another over its graphs."""
+        session = self.session
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return session
+            return self._spare.pop() if self._spare else session.another()
+
+    def _give(self, session: Session) -> None:
+        """Let others generate with a session; a few are kept with their buffers."""
+        with self._lock:
+            if session is self._session:
+                self._taken = False
+            elif self._session is not None and len(self._spare) < _SPARE:
+                self._spare.append(session)
 
     def close(self) -> None:
         """Let go of the session, and remove the folder if the engine owns it. Doing it again changes nothing."""
-        self._session = self._opener = None
+        with self._lock:
+            self._session = self._opener = None
+            self._spare.clear()
         if self._removal is not None:
             self._removal()
 
@@ -165,10 +196,18 @@ class Engine(Shown):
         else:
             rows = rows_of(prompts, self.tokenizer, attention_mask=attention_mask, chat=chat)
             several = attention_mask is not None or is_batch(prompts, chat=chat)
-        decoding = self._decoding(rows, settings, inputs)
-        for row, text in decoding:
-            (on_text or silent)(row, text)
+        session = self._take()
+        try:
+            decoding = self._decoding(session, rows, settings, inputs)
+            for row, text in decoding:
+                (on_text or silent)(row, text)
+        finally:
+            self._give(session)
         results = decoding.results()
+        if (top := decoding.settings.prompt_logprobs) is not None:
+            results = [
+                replace(r, prompt_logprobs=told) for r, told in zip(results, self._said(rows, inputs, top), strict=True)
+            ]
         return results if several else results[0]
 
     def stream(self, prompt: Any, *, chat: bool = False, **settings: Any) -> Iterator[str]:
@@ -178,8 +217,17 @@ class Engine(Shown):
         rows = rows_of(prompt, self.tokenizer, chat=chat)
         if len(rows) != 1:
             raise RuntimeInputError(f"stream takes one prompt, not {len(rows)}")
-        decoding = self._decoding(rows, settings)
-        return (text for _, text in decoding)
+        self._decoding(self.session, rows, settings)  # Raises for settings that cannot be, before anybody iterates.
+
+        def pieces() -> Iterator[str]:
+            session = self._take()
+            try:
+                for _, text in self._decoding(session, rows, settings):
+                    yield text
+            finally:
+                self._give(session)
+
+        return pieces()
 
     def scheduler(self, **settings: Any) -> Scheduler:
         """One that serves many requests at once over the engine's session. settings: see `Scheduler`."""
@@ -261,17 +309,21 @@ class Engine(Shown):
         pieces = cast("list[Any]", speech) if several else [speech]
         hear, said = LogMel.read(self.folder), read_json(self.folder / GENERATION)
         given = {"context": positions, "eos": self.ends, **settings}
-        found = transcribe(
-            self.session,
-            tokenizer,
-            hear,
-            [_samples(piece, hear) for piece in pieces],
-            language=language,
-            kind=kind,
-            suppress=said.get("suppress_tokens") or (),
-            suppress_first=said.get("begin_suppress_tokens") or (),
-            **given,
-        )
+        session = self._take()
+        try:
+            found = transcribe(
+                session,
+                tokenizer,
+                hear,
+                [_samples(piece, hear) for piece in pieces],
+                language=language,
+                kind=kind,
+                suppress=said.get("suppress_tokens") or (),
+                suppress_first=said.get("begin_suppress_tokens") or (),
+                **given,
+            )
+        finally:
+            self._give(session)
         return found if several else found[0]
 
     def _for_task(self, task: str) -> tuple[Tokenizer, int | None]:
@@ -283,9 +335,13 @@ class Engine(Shown):
         return self.tokenizer, self.session.contract.positions or None
 
     def _decoding(
-        self, rows: list[list[int]], given: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+        self,
+        session: Session,
+        rows: list[list[int]],
+        given: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
     ) -> Decoding:
-        contract, session = self.session.contract, self.session
+        contract = session.contract
         if contract.kind != "decoder":
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
         known = {"context": contract.positions or None, "eos": self.ends}
@@ -302,6 +358,23 @@ class Engine(Shown):
             return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 
         return Decoding(session, self.tokenizer, rows, settings, read)
+
+    def _said(
+        self, rows: list[list[int]], inputs: Mapping[str, Any] | None, top: int
+    ) -> Iterator[list[Logprob | None]]:
+        """Log-probabilities of the tokens of each prompt, read in chunks."""
+        beside = dict(inputs or {})
+        if self.session.contract.encoder and inputs is None:
+            raise RuntimeInputError("prompt_logprobs of what an encoder reads: they are no tokens that a model gives")
+        session = self.session.another()
+        for i, prompt in enumerate(rows):
+            reader = lines_of(session, 1)
+            row, told = reader.join({k: np.asarray(v)[i : i + 1] for k, v in beside.items()}), [None]
+            for start in range(0, len(prompt), _CHUNK):
+                logits = reader.read(row, prompt[start : start + _CHUNK], every=True)
+                after = prompt[start + 1 : start + 1 + len(logits)]
+                told += logprobs_of(logits[: len(after)], after, top)
+            yield told
 
     def _source(self, rows: list[list[int]]) -> dict[str, Array]:
         """The texts that an encoder reads, padded on the right."""

@@ -14,8 +14,8 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
-from .logprobs import Logprob
 from .errors import GenerationError
+from .logprobs import Logprob, logprob
 from .prompts import pad, rows_of
 from .sampling import Array, Sampler, Sampling
 from .text import RowText
@@ -121,18 +121,25 @@ class Settings(Sampling):
 
     max_new_tokens: most tokens to add. stop: texts at which a row ends, also across tokens. eos: ids that end a row,
     or tokens of the vocabulary by name, such as "</s>" (None: those of the tokenizer; empty: none). context: most
-    positions the model has, prompt included (None: any).
+    positions the model has, prompt included (None: any). logprobs, prompt_logprobs: tell log-probabilities of chosen
+    and of prompt tokens, with so many likeliest tokens beside each (None: tell nothing).
     """
 
     max_new_tokens: int = 128
     stop: str | Sequence[str] | None = ()
     eos: int | str | Sequence[int | str] | None = None
     context: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
             raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
+        for name in ("logprobs", "prompt_logprobs"):
+            top = getattr(self, name)
+            if top is not None and (not isinstance(top, Integral) or isinstance(top, bool) or top < 0):
+                raise RuntimeInputError(f"{name} is {top!r}, expected a number from 0, or None")
         kinds: Any
         for name, kinds, what in (("stop", (str,), "a text"), ("eos", (str, Integral), "an id or the name of a token")):
             for x in _several(getattr(self, name)):
@@ -235,6 +242,7 @@ class _Row:
     text: RowText
     seen: list[int]
     reason: Reason | None = None
+    logprobs: list[Logprob] = field(default_factory=list[Logprob])
 
     @property
     def ids(self) -> list[int]:
@@ -291,7 +299,7 @@ class Decoding:
     def next(self, tokens: Array) -> Array:
         """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
         session, settings = self.session, self.settings
-        if isinstance(session, Choosing) and settings.repetition_penalty == 1:
+        if isinstance(session, Choosing) and settings.repetition_penalty == 1 and settings.logprobs is None:
             if settings.temperature == 0:
                 return certain(session.step_greedy(tokens))
             if settings.top_k is not None and settings.top_k <= MOST_BEST:
@@ -299,7 +307,13 @@ class Decoding:
         return self.choose(session.step(tokens))
 
     def choose(self, logits: Array) -> Array:
-        return self.sampler(logits, [r.seen for r in self.rows])
+        processed = self.sampler.processed(logits, [r.seen for r in self.rows])
+        tokens = self.sampler.pick(processed)
+        if self.settings.logprobs is not None:
+            for i, row in enumerate(self.rows):
+                if row.reason is None:
+                    row.logprobs.append(logprob(int(tokens[i]), logits[i], processed[i], self.settings.logprobs))
+        return tokens
 
     def take(self, tokens: Array, last: bool) -> Iterator[tuple[int, str]]:
         """Give each running row its token; (row, text) for the text that is certain now."""
@@ -330,4 +344,4 @@ class Decoding:
             self.decode_seconds,
             self.decode_tokens,
         )
-        return [Generation(r.prompt, r.ids, r.text.text, r.reason or "length", timing) for r in self.rows]
+        return [Generation(r.prompt, r.ids, r.text.text, r.reason or "length", timing, r.logprobs) for r in self.rows]

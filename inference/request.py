@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for. logprobs: how many likeliest tokens are told beside each chosen one (None: nothing).
+    """What was asked for.
 
     deadline: on the clock of `time.monotonic`. inputs: arrays [1,...] that stay for the row, by name.
     """
@@ -42,8 +42,6 @@ class Asked:
     settings: Settings
     adapter: str | None = None
     constraint: Any = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
     deadline: float | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 

@@ -104,10 +104,9 @@ class Scheduler:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         limits = [n for n in (settings.context, self.session.contract.positions or None) if n is not None]
-        settings = replace(settings, context=min(limits, default=None))
-        asked = Asked(
-            ids_of(prompt), settings, adapter, constraint, logprobs, prompt_logprobs, deadline, dict(inputs or {})
-        )
+        told = {k: v for k, v in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)) if v is not None}
+        settings = replace(settings, context=min(limits, default=None), **told)
+        asked = Asked(ids_of(prompt), settings, adapter, constraint, deadline, dict(inputs or {}))
         self._check(asked)
         with self._changed:
             if self._closing:
@@ -173,10 +172,6 @@ class Scheduler:
         settings.ends(self.tokenizer)
         if settings.stops and self.tokenizer is None:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
-        for name in ("logprobs", "prompt_logprobs"):
-            top = getattr(asked, name)
-            if top is not None and top < 0:
-                raise RuntimeInputError(f"{name} is {top}, expected a number from 0")
 
     def _notice(self) -> None:
         """A request was cancelled: look for it before the next step."""

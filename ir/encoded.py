@@ -81,7 +81,8 @@ def _cut_lines(e: Encoding, lines: Array, pieces: Sequence[tuple[int, int]]) -> 
         blocks = _taken(e.blocks(lines), lines.ndim - 1, [(a // e.block, n // e.block) for a, n in pieces])
         return blocks.reshape(*lines.shape[:-1], -1)
     codes = _taken(e.codes(lines), lines.ndim, pieces)
-    return e.joined(codes, e.scales(lines), e.minimums(lines) if e.minimum else None)
+    zeros = e.zero_points(lines) if e.zeros else None
+    return e.joined(codes, e.scales(lines), e.minimums(lines) if e.minimum else None, zeros)
 
 
 def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,9 +17,10 @@ from .canonical import Form
 from .errors import MonographError, OpError
 from .flow import Links, aligned, links_of_body
 from .graph import Attributes, Graph, Location, Node, Operand, Value, building, current_graph
+from .ranges import Range, of_body, unknown
 from .shard_rules import Cut, Cuts, elementwise, needs_all
 from .signature import Signature
-from .types import DimLike, TensorType
+from .types import DimLike, TensorType, f32
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -67,6 +68,21 @@ class Op:
 
     heavy: ClassVar[bool] = False
     """A primitive that multiplies matrices: too much work to be done twice without need."""
+
+    wide: ClassVar[bool] = False
+    """Of 16-bit floats, the body is computed in f32 and its result rounded: what kernels do inside."""
+
+    sensitive: ClassVar[bool] = False
+    """16-bit floats spoil it: exponentials, roots, angles, long sums. It runs in f32."""
+
+    total: ClassVar[int | None] = None
+    """The output that is the sum of the first two operands: a step of a residual stream."""
+
+    adds_up: ClassVar[bool] = False
+    """It is the sum of its operand along an axis."""
+
+    rounding: ClassVar[Mapping[str, float]] = {}
+    """Operands that may be off by no more than this, in absolute terms: what is exponentiated afterwards."""
 
     choices: ClassVar[Attributes] = {}
     """Values that a fusion pattern tries for an attribute on which `body` branches; `...` captures any value."""
@@ -156,6 +172,14 @@ class Op:
         for t in (*given, *outputs):
             moved = moved + t.bytes
         return self.flops(*operands, **attributes), moved
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """Bounds of the outputs of one use, from those of the operands; a composite's follow from its body."""
+        if self.body is None or not any(v.dtype.is_float for v in node.outputs):
+            return unknown(node)
+        types = [None if v is None else v.type for v in node.operands]
+        names = self.signature.operand_names(len(node.operands))
+        return of_body(body_of(self, types, node.attributes), given, names)
 
     # -- facts of one use ------------------------------------------------------------------------------------
 
@@ -329,10 +353,14 @@ def expand(op: Op, types: tuple[TensorType | None, ...], attributes: tuple[tuple
     names = op.signature.operand_names(len(types))
     operands = [None if t is None else graph.input(n, t) for n, t in zip(names, types, strict=True)]
     assert op.body is not None
+    narrow = {v.dtype for v in operands if v is not None and v.dtype.is_float and v.dtype.bits < 32}
+    widened = op.wide and len(narrow) == 1
     with building(graph):
+        if widened:
+            operands = [v.cast(f32) if v is not None and v.dtype in narrow else v for v in operands]
         made: Value | tuple[Value, ...] = op.body(*operands, **dict(attributes))
-    for i, v in enumerate(made if isinstance(made, tuple) else (made,)):
-        if not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise OpError(f"{op.name}: body gives {v!r}, expected a value of the graph")
-        graph.output(f"output{i}", v)
+        for i, v in enumerate(made if isinstance(made, tuple) else (made,)):
+            if not isinstance(v, Value):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise OpError(f"{op.name}: body gives {v!r}, expected a value of the graph")
+            graph.output(f"output{i}", v.cast(*narrow) if widened and v.dtype == f32 else v)
     return graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gguf
@@ -52,8 +53,20 @@ def test_numbers_are_those_of_gguf(layout: str) -> None:
     assert np.array_equal(e.joined(*parts), w.stored())
 
 
+GENERAL = (
+    "int4",
+    "int2(axis=0)",
+    "int8(block=16,zeros)",
+    "int4(block=16)",
+    "int4(block=32,scale=f16,zeros)",
+    "int2(block=32,zeros)",
+    "int4(axis=0,block=16,zeros)",
+)
+"""Encodings whose block length and zero points are chosen."""
+
+
 @pytest.mark.parametrize(
-    "text", ["q4_0", "q4_1", "q8_0", "int8", "int8(axis=0)", "int8(axis=0,scale=bf16)", "q8_0(scale=f32)"]
+    "text", ["q4_0", "q4_1", "q8_0", "int8", "int8(axis=0)", "int8(axis=0,scale=bf16)", "q8_0(scale=f32)", *GENERAL]
 )
 def test_text_of_a_type_comes_back(text: str) -> None:
     t = parse_type(f"f32[64,96]<{text}>")
@@ -73,10 +86,17 @@ def test_text_of_a_type_comes_back(text: str) -> None:
         ("f32[4,32]<q8_1>", "did you mean"),
         ("f32[4,32]<q8_0(scale=f23)>", "did you mean"),
         ("f32[4,32]<q8-0>", "is not an encoding"),
+        ("f32[4,32]<q4_0(block=16)>", "expected axis or scale, once each"),
+        ("f32[4,32]<int4(block=16,block=32)>", "once each"),
+        ("f32[4,32]<int4(block=0)>", "block=0, expected a whole number"),
+        ("f32[4,32]<int4(zeros=3)>", "takes none"),
+        ("f32[4,48]<int4(block=32)>", "is 48, not a multiple"),
+        ("f32[4,33]<int4>", "33 codes of 4 bits are no whole bytes"),
+        ("f32[4,6]<int2(block=2)>", "2 codes of 2 bits are no whole bytes"),
     ],
 )
 def test_types_that_cannot_be_are_refused(text: str, message: str) -> None:
-    with pytest.raises(EncodingError, match=message.replace("[", r"\[")):
+    with pytest.raises(EncodingError, match=re.escape(message)):
         parse_type(text)
 
 
@@ -241,7 +261,7 @@ def test_a_tied_table_is_stored_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [f32, f64])
-@pytest.mark.parametrize("text", ["q4_0", "q4_1", "q8_0", "int8", "int8(axis=0)"])
+@pytest.mark.parametrize("text", ["q4_0", "q4_1", "q8_0", "int8", "int8(axis=0)", *GENERAL])
 def test_every_part_on_torch(text: str, dtype: Any) -> None:
     from monograph.backends.torch import to_inputs, to_torch
 
@@ -251,13 +271,15 @@ def test_every_part_on_torch(text: str, dtype: Any) -> None:
     graph = Graph("parts")
     w = graph.param("w", t)
     x = graph.input("x", parse_type(f"{dtype}[B,64]"))
-    for part in PARTS if e.minimum else PARTS[:2]:
+    stored = [p for p in PARTS if (p != "minimums" or e.minimum) and (p != "zeros" or e.zeros)]
+    for part in stored:
         graph.output(part, encoded_part(w, part=part))
     graph.output("numbers", dequantize(w))
     graph.output("product", linear(x, dequantize(w), transposed=True))
     lines = np.random.default_rng(0).integers(0, 100, t.stored.shape).astype(np.uint8)  # No scale is infinite.
-    if text.startswith("int8"):
-        lines = e.joined(e.codes(lines), np.abs(numbers(*lines.shape[:-1], 1, 1)))
+    if text.startswith("int"):
+        scales = np.abs(numbers(*e.scales(lines).shape))
+        lines = e.joined(e.codes(lines), scales, zeros=e.zero_points(lines) if e.zeros else None)
     given = {"x": numbers(3, 64).astype(dtype.numpy)}
     want = interpret(graph, given, {"w": lines})
     module = to_torch(graph, {"w": Encoded(ArrayTensor(lines), t)})

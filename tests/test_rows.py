@@ -120,9 +120,14 @@ def test_a_row_says_what_it_says_alone(parts: str, lengths: bool, tmp_path: Path
         Schedule(made, seed).run(80)
 
 
-def test_rows_without_a_graph_for_lengths_say_that_they_are_computed_one_at_a_time(tmp_path: Path) -> None:
-    assert "one at a time" in rows_of(Made("append", tmp_path / "a", lengths=False).open(), 2).alone
-    rows = rows_of(Made("append", tmp_path / "b", lengths=True).open(), 2)
+def test_rows_that_cannot_step_together_say_why(tmp_path: Path) -> None:
+    nets = {"append": True, "replace": True, "nomask replace": True, "nomask append": False}
+    for i, (parts, together) in enumerate(nets.items()):
+        rows = rows_of(Made(parts, tmp_path / f"{i}", lengths=False).open(), 2)
+        assert (rows.alone == "") == together, parts
+    rows = rows_of(Made("append", tmp_path / "alone", lengths=False, alone="they mix").open(), 2)
+    assert rows.alone == "they mix"
+    rows = rows_of(Made("append", tmp_path / "lengths", lengths=True).open(), 2)
     assert isinstance(rows, Pooled) and rows.alone == ""
 
 

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..backends.target import meant
+from ..backends.target import Target, meant
 from ..building import TARGETS, write_export
 from ..building import build as build_model
 from ..console import Json, command, out, print_json, progress, table
 from ..frontends.dsl import Model
 from ..ir import MonographError
 from ..ir.display import size
+from ..ir.types import f32
 from ..machine import peak_memory
+from ..passes.quantize.report import QuantizationReport
+from ..passes.quantize.settings import Quantization
+from ..quantizing import quantized
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, targets
+from .quantize_options import (
+    AgainOption,
+    BlockOption,
+    CacheOption,
+    CalibrateOption,
+    MethodOption,
+    QualityOption,
+    SizeOption,
+    SymmetricOption,
+    WeightsOption,
+    adapters_of,
+    quantization,
+)
 
 
 @command
@@ -29,6 +48,27 @@ def build(
         str,
         typer.Option(help=f"one of {', '.join(TARGETS)}: fused for ONNX Runtime, or portable", autocompletion=targets),
     ] = "cpu",
+    weights: WeightsOption = None,
+    method: MethodOption = None,
+    block: BlockOption = None,
+    symmetric: SymmetricOption = None,
+    calibrate: CalibrateOption = None,
+    quality: QualityOption = None,
+    size_: SizeOption = None,
+    cache: CacheOption = None,
+    again: AgainOption = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; none: the target's")
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="measure here which of several legal ops is fastest")] = False,
+    retune: Annotated[bool, typer.Option("--retune", help="the same, also where it was measured before")] = False,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
+    ] = None,
     max_positions: Annotated[
         int | None, typer.Option(help="most tokens a row may have (cpu); none: the config's")
     ] = None,
@@ -53,6 +93,7 @@ def build(
         )
     if layout is not None:
         target = _portable(layout, target)
+    asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, again)
     loaded = resolve(model, family, random)
     if layout is not None and check and loaded.task.separated:
         what = f"--check gives masks to a decoder, but one for {layout} makes its own"
@@ -73,12 +114,20 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            report |= _export(loaded, folder, opset, layout, strict, told)
+            _check_portable(strict, dtype, tune or retune, adapter)
+            report |= _export(loaded, folder, opset, layout, asked, told)
         else:
-            report |= _build(loaded, folder, target, max_positions, strict, told)
+            settings = {"target": target, "max_positions": max_positions, "strict": strict, "quantize": asked}
+            settings |= {
+                "dtype": dtype,
+                "tune": "again" if retune else tune,
+                "loads": load or (),
+                "adapters": adapters_of(adapter),
+            }
+            report |= _build(loaded, folder, settings | told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
-        report["check"] = _check(loaded, folder, json_output)
+        report["check"] = _check(loaded, folder, asked, target, json_output)
     if json_output:
         print_json(report)
     else:
@@ -94,20 +143,38 @@ def _portable(layout: str, target: str) -> str:
     return "onnx"
 
 
-def _export(
-    model: Model, folder: Path, opset: int | None, layout: str | None, strict: bool, told: Mapping[str, Any]
-) -> dict[str, Any]:
+def _check_portable(strict: bool, dtype: str | None, tune: bool, adapter: list[str] | None) -> None:
+    """Raises MonographError for an option that only a build for ONNX Runtime has."""
     if strict:
         raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-    report = write_export(model, folder, opset=opset, layout=layout, **told)
-    return {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    for option, given in {"--dtype": dtype, "--tune": tune, "--adapter": adapter}.items():
+        if given:
+            raise MonographError(f"a portable export does not take {option}", hint=f"drop {option}")
 
 
-def _build(
-    model: Model, folder: Path, target: str, positions: int | None, strict: bool, told: Mapping[str, Any]
+def _export(
+    model: Model,
+    folder: Path,
+    opset: int | None,
+    layout: str | None,
+    asked: Quantization | None,
+    told: Mapping[str, Any],
 ) -> dict[str, Any]:
+    report = write_export(model, folder, opset=opset, layout=layout, quantize=asked, **told)
+    said = {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    return said | _said(report.quantization)
+
+
+def _said(report: QuantizationReport | None) -> dict[str, Any]:
+    """What a quantization did, where one was asked for."""
+    if report is None:
+        return {}
+    return {"quantization": json.loads(report.to_json()), "quantization_summary": report.summary()}
+
+
+def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Build, and say what came out: attentions fused, nodes by file, near misses, what is remembered."""
-    with build_model(model, folder, target=target, max_positions=positions, strict=strict, **told) as engine:
+    with build_model(model, folder, **settings) as engine:
         report = engine.report
     assert report is not None
     return {
@@ -121,16 +188,22 @@ def _build(
         "positions": report.contract.positions,
         "slots": [str(s) for s in report.contract.slots],
         "state_bytes": report.state_bytes,
+        **_said(report.quantization),
+        "choices": list(report.contract.why),
+        "tuning": report.tuning,
     }
 
 
-def _check(model: Model, folder: Path, quiet: bool) -> dict[str, Any]:
+def _check(model: Model, folder: Path, asked: Quantization | None, target: str, quiet: bool) -> dict[str, Any]:
+    """Parity with the model as it was built: where weights were rounded, with the numbers they stand for."""
     from ..parity import verify
 
-    with progress(quiet) as bars:
+    aim = None if target == "onnx" else Target.of(target)
+    dtype = f32 if aim is None else aim.dtype
+    with progress(quiet) as bars, quantized(model, asked, aim, folder, dtype=dtype) as (served, _):
         task = bars.add_task("checking", total=None)
         parity = verify(
-            model, folder, torch=False, observe=lambda what: bars.update(task, description=f"checking: {what}")
+            served, folder, torch=False, observe=lambda what: bars.update(task, description=f"checking: {what}")
         )
     return {"passed": parity.passed, "tolerance": parity.tolerance, "rows": parity.rows}
 
@@ -145,6 +218,10 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         for name, counts in report["nodes"].items()
     ]
     console.print(table("graphs", rows))
+    if report.get("tuning") is not None:
+        console.print(report["tuning"].table().text(), markup=False)
+    elif "choices" in report:
+        console.print(f"choices: {report['choices'][0]}", markup=False)
     for line in _notes(report, explain):
         console.print(line, markup=False)
     for miss in report["misses"] if explain else ():
@@ -175,9 +252,21 @@ def _notes(report: Mapping[str, Any], explain: bool) -> list[str]:
         lines.append(f"remembers {len(report['slots'])} slots, {kept} a row{most}")
     if report.get("alone"):
         lines.append(f"with a mask, rows of different lengths run one by one: {report['alone']}")
+    if "quantization" in report:
+        lines.append(report["quantization_summary"])
+        lines += _departures(report["quantization"]["weights"], explain)
     if lost := report["through_float"]:
         lines.append(
             f"{len(lost)} weights went through float instead of their blocks ({', '.join(sorted({*lost.values()}))})"
         )
         lines += [f"  {name}: {kind}" for name, kind in lost.items()] if explain else []
     return lines
+
+
+def _departures(weights: Sequence[Mapping[str, Any]], explain: bool) -> list[str]:
+    """Weights for which a plan departs from what was asked: by reason, or each by name."""
+    noted = [w for w in weights if w["why"] and (w["encoding"] or explain or not w["why"].endswith("no matrix"))]
+    if explain:
+        return [f"  {w['name']}: {w['encoding'] or 'wide'}, {w['why']}" for w in noted]
+    kinds = Counter((w["encoding"] or "wide", w["why"]) for w in noted)
+    return [f"  {n} {kind}: {why}" for (kind, why), n in kinds.items()]

@@ -18,9 +18,11 @@ from ...ir.manifest import seal
 from ...ir.weights import Tensor, Weights
 from ...passes.encode import through_float
 from ...passes.manager import Pipeline
+from ...passes.quantize.report import FILE as QUANTIZATION
+from ...passes.quantize.report import QuantizationReport
 from .client_graphs import client_graphs, with_columns
 from .clients import CROSS, MERGED, Layout, check_class
-from .folder import foreign, write_companions, write_json
+from .folder import foreign, write_companions, write_json, write_text
 from .genai import FILE as GENAI
 from .genai import genai_config
 from .lower import lower, prepared
@@ -39,8 +41,9 @@ class Exported:
     """What an export will write.
 
     models: the ONNX models by their place in the folder. inputs: names that they take in. settings: the content of
-    genai_config.json, if there is one. nodes: ONNX nodes by op type, by file. through_float: block format by name of
-    each weight that becomes plain numbers on its way. bound: most bytes of resident memory that writing may take.
+    genai_config.json, if there is one. quantization: what was done to the weights, if that was asked. nodes: ONNX nodes
+    by op type, by file. through_float: block format by name of each weight that becomes plain numbers on its way.
+    bound: most bytes of resident memory that writing may take.
     """
 
     model: Model
@@ -48,6 +51,7 @@ class Exported:
     models: dict[str, onnx_ir.Model] = field(repr=False)
     inputs: frozenset[str] = frozenset()
     settings: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    quantization: QuantizationReport | None = None
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
     bound: int = 0
@@ -106,6 +110,8 @@ def write(exported: Exported, folder: str | Path, progress: Callable[[int, int, 
             checked(save(made, stage.work / name, progress, data=".data" if layout is None else layout.data))
         if exported.settings:
             write_json(stage, GENAI, exported.settings)
+        if exported.quantization is not None:
+            write_text(stage, QUANTIZATION, exported.quantization.to_json())
         write_companions(stage, exported.model, exported.inputs, layout)
         seal(stage.work)
 

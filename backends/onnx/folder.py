@@ -22,6 +22,7 @@ from ...ir.errors import MonographError
 from ...ir.files import Stage
 from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
+from ...passes.quantize.report import FILE as QUANTIZATION
 from .clients import DECODER, ENCODER, LAYOUTS, MERGED, Layout
 from .genai import FILE as GENAI
 from .lower import PRODUCER
@@ -34,7 +35,8 @@ GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
         CONTRACT, TUNING, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
-        "tokenizer.json", TOKENIZER, *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
+        QUANTIZATION, "tokenizer.json", TOKENIZER,
+        *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }
 )  # fmt: skip
 """Every file that a build or an export writes."""

@@ -19,40 +19,47 @@ from ...ir.ops import sum as sum_
 from ...ir.ops.linear import Embedding, Linear
 from ...ir.ops.quant import Dequantize
 from ...ir.ops.shape import Concat
-from ...ir.types import DimLike, DType, TensorType, f16, f32, i8
+from ...ir.types import DimLike, DType, TensorType, bf16, f16, f32, i8
+from ...ir.value import type_of
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import inline_body
 from ...passes.encode import open_encodings, plain_again
 from ...passes.pattern import NearMiss, Report
+from .integers import integer_linear, row_codes, row_scales
 
-CENTRE = 8
-"""The 4-bit code that stands for 0 where a kernel takes no other."""
+CENTRES = {2: 2, 4: 8, 8: 0}
+"""By bits, the code that stands for 0 where a kernel takes no other."""
 
 SINCE = 21
 """The opset in which DequantizeLinear takes blocks, and 4-bit integers exist."""
 
 
 class OnnxDequantizeLinear(Op):
-    """scale * code by blocks along an axis: codes [N,K], scales [N,K/block] (axis 1), or both transposed."""
+    """scale * (code - zero) by blocks along an axis: codes [N,K], scales, zeros [N,K/block] (axis 1), or transposed."""
 
     folds: ClassVar[bool] = False
 
-    def infer(self, codes: Value, scales: Value, *, axis: int, block: int) -> TensorType:
+    def infer(self, codes: Value, scales: Value, zeros: Value | None = None, *, axis: int, block: int) -> TensorType:
         check(codes.rank == 2 and axis in (0, 1), f"codes is {codes.type} with blocks along axis {axis}")
         blocks = tuple(d // block if i == axis and isinstance(d, int) else d for i, d in enumerate(codes.shape))
         check(scales.shape == blocks, f"codes is {codes.type} but scales is {scales.type}, expected {list(blocks)}")
+        fits = zeros is None or zeros.type == TensorType(codes.dtype, blocks)
+        check(fits, f"zeros is {type_of(zeros)}, expected {TensorType(codes.dtype, blocks)}")
         return TensorType(scales.dtype, codes.shape)
 
-    def body(self, codes: Value, scales: Value, *, axis: int, block: int) -> Value:
+    def body(self, codes: Value, scales: Value, zeros: Value | None = None, *, axis: int, block: int) -> Value:
         rows, columns = codes.shape
         split = (rows // block, block, columns) if axis == 0 else (rows, columns // block, block)
         kept = (rows // block, 1, columns) if axis == 0 else (rows, columns // block, 1)
-        y = cast(reshape(codes, shape=split), dtype=scales.dtype) * reshape(scales, shape=kept)
-        return reshape(y, shape=codes.shape)
+        y = cast(reshape(codes, shape=split), dtype=scales.dtype)
+        if zeros is not None:
+            y = y - cast(reshape(zeros, shape=kept), dtype=scales.dtype)
+        return reshape(y * reshape(scales, shape=kept), shape=codes.shape)
 
-    def onnx(self, op: Any, codes: Any, scales: Any, *, axis: int, block: int) -> Any:
-        return op.DequantizeLinear(codes, scales, axis=axis, block_size=block)
+    def onnx(self, op: Any, codes: Any, scales: Any, zeros: Any = None, *, axis: int, block: int) -> Any:
+        given = [codes, scales] if zeros is None else [codes, scales, zeros]
+        return op.DequantizeLinear(*given, axis=axis, block_size=block)
 
 
 onnx_dequantize_linear = op(OnnxDequantizeLinear)
@@ -60,9 +67,10 @@ onnx_dequantize_linear = op(OnnxDequantizeLinear)
 
 @dataclass(frozen=True)
 class Stored:
-    """An encoded weight [rows, columns] with blocks along its rows, or several of one encoding, one below the other.
+    """An encoded weight as rows over which a layer sums, or several of one encoding, one below the other.
 
-    by_rows: an embedding reads it, so whatever else reads it takes the codes in the same order.
+    A weight that is stored [in, out] with its blocks along the first axis has the same rows. by_rows: an embedding
+    reads it, so whatever else reads it takes the codes in the same order.
     """
 
     weights: tuple[Value, ...]
@@ -72,7 +80,7 @@ class Stored:
 
     @property
     def columns(self) -> DimLike:
-        return self.weights[0].shape[1]
+        return self.weights[0].shape[self.encoding.axis]
 
     @property
     def block(self) -> int:
@@ -87,21 +95,28 @@ class Stored:
 
     def numbers(self, name: str) -> Value:
         """Scales or minimums [rows, blocks] in the type of the weight."""
-        x = self.part(name)
-        x = reshape(x, shape=x.shape[:-1])
+        x = _by_block(self.part(name))
         return x if x.dtype == self.dtype else cast(x, dtype=self.dtype)
 
     def centred(self) -> Value:
         """Codes [rows, blocks, block] i8; those of 4 bits are 8 less than stored, so from -8 to 7."""
-        codes = self.part("codes")
-        return codes if codes.dtype == i8 else cast(codes, dtype=i8) - CENTRE
+        return self._around_zero(self.part("codes"))
+
+    def zeros(self) -> Value | None:
+        """Zero points [rows, blocks] i8, moved as the codes are; None where blocks store none."""
+        return self._around_zero(_by_block(self.part("zeros"))) if self.encoding.zeros else None
+
+    def _around_zero(self, codes: Value) -> Value:
+        return codes if codes.dtype == i8 else cast(codes, dtype=i8) - CENTRES[self.encoding.bits]
 
     def offsets(self) -> Value | None:
-        """What a centred code 0 stands for, f32 [rows, blocks]; None where that is 0.
+        """What a centred code 0 stands for, f32 [rows, blocks]; None where that is 0, or where `zeros` says.
 
         A scale and a minimum of f16 add up in f32 without rounding unless one is 2**13 times the other.
         """
-        moved = (CENTRE if self.encoding.bits == 4 else 0) - self.encoding.zero
+        if self.encoding.zeros:
+            return None
+        moved = CENTRES[self.encoding.bits] - self.encoding.zero
         wide = replace(self, dtype=f32)
         zero = wide.numbers("scales") * float(moved) if moved else None
         if not self.encoding.minimum:
@@ -110,12 +125,17 @@ class Stored:
         return least if zero is None else least + zero
 
 
-def parts_of(w: Value | None) -> list[Value]:
-    """The matrices that one consists of from top to bottom: itself, or what is concatenated."""
+def _by_block(x: Value) -> Value:
+    """Numbers [rows, blocks, 1] as [rows, blocks]."""
+    return reshape(x, shape=x.shape[:-1])
+
+
+def parts_of(w: Value | None, axis: int = 0) -> list[Value]:
+    """The matrices that one consists of along the axis of its rows: itself, or what is concatenated."""
     if w is None:
         return []
     node = w.producer
-    below = node is not None and isinstance(node.op, Concat) and node.attributes["axis"] in (0, -w.rank)
+    below = node is not None and isinstance(node.op, Concat) and node.attributes["axis"] in (axis, axis - w.rank)
     return node.arguments if node is not None and below else [w]
 
 
@@ -125,18 +145,22 @@ def encoded_param(w: Value) -> Value | None:
     return w.producer["w"] if w.producer is not None and dequantized else None
 
 
-def stored(w: Value) -> Stored | str:
-    """The encoded weight that a matrix is dequantized from, or why it is none that targets take."""
-    found = [encoded_param(p) for p in parts_of(w)]
+def stored(w: Value, transposed: bool = False) -> Stored | str:
+    """The encoded weight that a matrix is dequantized from, or why it is none that targets take.
+
+    transposed: it is [in, out].
+    """
+    found = [encoded_param(p) for p in parts_of(w, int(transposed))]
     weights = tuple(v for v in found if v is not None and v.is_param)
     encodings = {v.type.encoding for v in weights}
     encoding = next(iter(encodings), None)
     if encoding is None or len(weights) != len(found) or len(encodings) != 1:
         shown = ", ".join(str(v.type if v is not None else w.type.decoded) for v in found)
         return f"weights that are stored differently stand in one matrix: {shown}"
-    if w.rank != 2 or encoding.axis != -1:
-        return f"the weight is {weights[0].type}, expected a matrix with blocks along its rows"
-    if w.dtype not in (f32, f16) or (w.dtype == f16 and encoding.scale != f16):
+    if w.rank != 2 or encoding.axis != (0 if transposed else -1):
+        return f"the weight is {weights[0].type}, and its blocks do not lie along the axis that is summed over"
+    by_line = not encoding.block and encoding.scale == f32
+    if w.dtype not in (f32, f16, bf16) or (w.dtype not in (f32, encoding.scale) and not by_line):
         return f"scales of {encoding.scale} would be rounded to {w.dtype}"
     return Stored(weights, encoding, w.dtype)
 
@@ -145,6 +169,18 @@ def block_sums(x: Value, block: int) -> Value:
     """x [..., K] summed over blocks: [..., K/block]."""
     width = x.shape[-1]
     return sum_(reshape(x, shape=(*x.shape[:-1], width // block, block)), axis=-1, keepdims=False)
+
+
+def integer_product(x: Value, w: Stored, b: Value | None) -> Value:
+    """x @ w.T + b for 8-bit codes with one scale a row: x is rounded to 8 bits, each of its rows by its largest."""
+    wide = x if x.dtype == f32 else cast(x, dtype=f32)
+    scales = row_scales(wide)
+    codes = transpose(flat(w.centred()), permutation=(1, 0))
+    each = replace(w, dtype=f32).numbers("scales")
+    each = reshape(each, shape=(each.shape[0],))
+    y = integer_linear(row_codes(wide, scales), scales, codes, each)
+    y = y if x.dtype == f32 else cast(y, dtype=x.dtype)
+    return y if b is None else y + b
 
 
 class Layers(Protocol):
@@ -185,7 +221,7 @@ class QuantizedLayers:
         """Rewrite one layer; gives the reason if it stays."""
         looks_up = isinstance(node.op, Embedding)
         x, matrix = (node.value("ids"), node.value("table")) if looks_up else (node.value("x"), node.value("w"))
-        w = stored(matrix)
+        w = stored(matrix, not looks_up and bool(node.attributes["transposed"]))
         if isinstance(w, str):
             return w
         w = replace(w, by_rows=any(v in tables for v in w.weights))
@@ -195,8 +231,6 @@ class QuantizedLayers:
         if looks_up:
             with graph.at(node):
                 y = self.layers.rows(x, w)
-        elif node.attributes["transposed"]:
-            return f"the weight is {w.weights[0].type} and multiplied as it is, across its blocks"
         else:
             with graph.at(node):
                 y = self.product(x, w, node["b"])
@@ -232,17 +266,19 @@ def _is_block(node: Node) -> bool:
 
 def _encoded(node: Node) -> list[Value]:
     """The encoded parameters in the weight of a layer."""
-    weight = node["table" if isinstance(node.op, Embedding) else "w"]
-    return [v for p in parts_of(weight) if (v := encoded_param(p)) is not None]
+    looks_up = isinstance(node.op, Embedding)
+    parts = parts_of(node["table"]) if looks_up else parts_of(node["w"], int(node.attributes["transposed"]))
+    return [v for p in parts if (v := encoded_param(p)) is not None]
 
 
 def gathered(ids: Value, w: Stored, codes: Value) -> Value:
     """Rows of an encoded weight by ids [...], dequantized: [..., columns]. codes: centred, [rows, columns]."""
     taken = gather(codes, ids, axis=-2)
-    shape = (*ids.shape, w.columns // w.block, w.block)
-    return with_offsets(
-        cast(reshape(taken, shape=shape), dtype=f32) * _each(replace(w, dtype=f32).numbers("scales"), ids), ids, w
-    )
+    numbers = cast(reshape(taken, shape=(*ids.shape, w.columns // w.block, w.block)), dtype=f32)
+    zeros = w.zeros()
+    if zeros is not None:
+        numbers = numbers - cast(_each(zeros, ids), dtype=f32)
+    return with_offsets(numbers * _each(replace(w, dtype=f32).numbers("scales"), ids), ids, w)
 
 
 def with_offsets(y: Value, ids: Value, w: Stored) -> Value:
@@ -261,25 +297,38 @@ def _each(numbers: Value, ids: Value) -> Value:
 
 
 class StandardLayers:
-    """DequantizeLinear by blocks, and Gather. A weight of layers alone is stored [in, out], as MatMul reads it."""
+    """DequantizeLinear by blocks, and Gather. A weight of layers alone is stored [in, out], as MatMul reads it.
+
+    One scale a row, and no embedding that reads it: a product of integers, over activations rounded as they come.
+    """
 
     def refuses(self, w: Stored) -> str:
+        if w.encoding.bits not in (4, 8):
+            return f"the standard ops have no integers of {w.encoding.bits} bits"
         return ""
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
-        scales = w.numbers("scales")
+        if not w.encoding.block and not w.by_rows and w.encoding.bits == 8 and not w.encoding.zeros:
+            return integer_product(x, w, b)
+        scales, zeros = w.numbers("scales"), w.zeros()
         if w.by_rows:
-            codes = flat(w.centred())
-            y = matmul(x, transpose(onnx_dequantize_linear(codes, scales, axis=1, block=w.block), permutation=(1, 0)))
+            y = onnx_dequantize_linear(flat(w.centred()), scales, zeros, axis=1, block=w.block)
+            y = matmul(x, transpose(y, permutation=(1, 0)))
         else:
-            codes = transpose(flat(w.centred()), permutation=(1, 0))
-            codes = codes if w.encoding.bits == 8 else cast(codes, dtype=DType.i4)
+            codes = _as_read(flat(w.centred()), w)
             turned = transpose(scales, permutation=(1, 0))
-            y = matmul(x, onnx_dequantize_linear(codes, turned, axis=0, block=w.block))
+            less = None if zeros is None else _as_read(zeros, w)
+            y = matmul(x, onnx_dequantize_linear(codes, turned, less, axis=0, block=w.block))
         return y if b is None else y + b
 
     def rows(self, ids: Value, w: Stored) -> Value:
         return gathered(ids, w, flat(w.centred()))
+
+
+def _as_read(codes: Value, w: Stored) -> Value:
+    """Codes or zero points i8 [rows, n] as [n, rows], in the type of their bits."""
+    turned = transpose(codes, permutation=(1, 0))
+    return turned if w.encoding.bits == 8 else cast(turned, dtype=DType.i4)
 
 
 def flat(codes: Value) -> Value:

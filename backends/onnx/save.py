@@ -51,9 +51,13 @@ def memory_bound(models: Iterable[onnx_ir.Model], read: Iterable[Tensor]) -> int
     read: the tensors that they are made of. A tensor counts in the widest form it takes on its way: four bytes a
     number, or as it is stored.
     """
-    stored = (placed.tensor.nbytes for model in models for placed in layout(model))
-    sizes = (max(t.bytes, t.bytes * 32 // t.dtype.bits) for t in read)
-    return _BASE + _FACTOR * max((0, *stored, *sizes))
+    stored = max((placed.tensor.nbytes for model in models for placed in layout(model)), default=0)
+    return max(bound_of(read), _BASE + _FACTOR * stored)
+
+
+def bound_of(read: Iterable[Tensor]) -> int:
+    """Most bytes of resident memory for reading tensors one at a time and making others of them."""
+    return _BASE + _FACTOR * max((max(t.bytes, t.bytes * 32 // t.dtype.bits) for t in read), default=0)
 
 
 def aligned(end: int, size: int) -> int:

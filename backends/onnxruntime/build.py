@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir
 
-from ...frontends.dsl import Model
+from ...frontends.dsl import Model, plain_graph
 from ...frontends.task import TOKEN_TYPES
 from ...ir.bounds import bounds_of
 from ...ir.display import Shown, Table, size
@@ -25,6 +25,9 @@ from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
+from ...passes.precision import Precision
+from ...passes.quantize.report import FILE as QUANTIZATION
+from ...passes.quantize.report import QuantizationReport
 from ..onnx.folder import TUNING, check_outside, foreign, write_companions, write_text
 from ..onnx.lower import lower
 from ..onnx.metadata import TASK, task_json
@@ -32,13 +35,16 @@ from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
+from .capturable import capture_refusals
 from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
 from .feeds import check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
+from .tune_result import Tuning
 from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
+from .widened import widen
 
 OPSET = 23
 DEFAULT_POSITIONS = 4096
@@ -49,11 +55,13 @@ FUSED = (GroupQuery.name, MultiHead.name)
 class BuildReport(Shown):
     """What a build did.
 
-    attentions: how many there are (`total`) and how many became which op in the graph that serves first.
-    nodes: ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their
-    seconds. through_float: block format by name of each weight that became plain numbers on its way. bytes: of the
+    attentions: how many there are (`total`) and how many became which op in the graph that serves first. nodes:
+    ONNX nodes by op type, by file. misses: what was not fused, where and why. steps: passes with their seconds.
+    through_float: block format by name of each weight that became plain numbers on its way. quantization: what was
+    done to each weight, if that was asked. tuning: what was measured to choose, if that was asked. bytes: of the
     data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
-    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it.
+    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it. precision:
+    which values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
     """
 
     folder: Path
@@ -63,11 +71,15 @@ class BuildReport(Shown):
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
     steps: list[Step] = field(default_factory=list[Step])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
+    quantization: QuantizationReport | None = None
     kernels: str = ""
+    tuning: Tuning | None = None
     bytes: int = 0
     state_bytes: int = 0
     bound: int = 0
     seconds: float = 0.0
+    precision: Precision | None = None
+    widened: list[str] = field(default_factory=list[str])
 
     @property
     def fused(self) -> int:
@@ -85,8 +97,10 @@ class BuildReport(Shown):
             ("choices", self.contract.why[0] if self.contract.why else ""),
             *made.items(),
             ("weights", size(self.bytes)),
+            *([("quantization", self.quantization.summary())] if self.quantization is not None else []),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
+            ("precision", str(self.precision) if self.precision is not None else "f32"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
             ("memory", f"at most {size(self.bound)}"),
             ("took", f"{self.seconds:.1f} s"),
@@ -112,6 +126,7 @@ def build(
     strict: bool = False,
     choices: Choices | None = None,
     evidence: str = "",
+    quantization: QuantizationReport | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
@@ -122,22 +137,25 @@ def build(
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are taken
     (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the folder.
-    dump: folder for the text of each graph after every pass.
-    announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
-    Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
-    MonographError for a folder that holds other files, LoweringError for a node that the target
-    has no kernel for, WeightsError for missing or damaged tensors.
+    quantization: what was done to the weights, for the report and the folder. dump: folder for the text of each graph
+    after every pass. announce(bytes): called once with the most memory that writing may take. progress(bytes done,
+    bytes in all, tensor). Nothing is visible in the folder before everything is written; an older build in it is
+    replaced as a whole. Raises MonographError for a folder that holds other files, LoweringError for a node that the
+    target has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     target = chosen(Target.of(target), choices)
-    report, models = _planned(model, weights, Path(folder), target, max_positions, strict, dump)
+    report, models = planned(model, weights, Path(folder), target, max_positions, strict=strict, dump=dump)
+    report.quantization = quantization
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())
         if evidence:
             write_text(stage, TUNING, evidence)
+        if quantization is not None:
+            write_text(stage, QUANTIZATION, quantization.to_json())
         if isinstance(model, Model):
             write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
         seal(stage.work)
@@ -147,23 +165,24 @@ def build(
 
 def memory_bound_of(model: Model, target: str | Target = "cpu", max_positions: int | None = None) -> int:
     """Most bytes of resident memory that `build` may take for a model. Nothing is written. Errors as for `build`."""
-    return _planned(model, None, Path(), Target.of(target), max_positions, False, None)[0].bound
+    return planned(model, None, Path(), Target.of(target), max_positions)[0].bound
 
 
-def _planned(
+def planned(
     model: Model | Graph,
     weights: Mapping[str, Tensor] | None,
     folder: Path,
     target: Target,
-    max_positions: int | None,
-    strict: bool,
-    dump: Path | None,
+    max_positions: int | None = None,
+    *,
+    strict: bool = False,
+    dump: Path | None = None,
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
     if given is not None and (not isinstance(given, int) or given < 1):
         raise LoweringError(f"max_positions is {max_positions!r}, expected a whole number of at least 1")
-    graph = model.graph(target.dtype) if isinstance(model, Model) else model
+    graph = plain_graph(model, target.dtype) if isinstance(model, Model) else model
     found = weights if weights is not None else model.weights if isinstance(model, Model) else None
     if found is None:
         raise WeightsError(f"model {graph.name} has no weights", hint=NO_WEIGHTS)
@@ -173,13 +192,16 @@ def _planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, target, positions, dump)
+    variants = variants_of(graph, target, positions, dump, found)
     contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
     report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)
     models = _lowered(variants, found, target, report)
+    if target.provider == "cuda" and LENGTHS in models:
+        refusals = capture_refusals(models[LENGTHS], target)
+        report.contract = replace(report.contract, uncaptured=tuple(refusals))
     if isinstance(model, Model):
         for made in models.values():
             made.metadata_props[TASK] = json.dumps(task_json(model.task))
@@ -240,6 +262,7 @@ def _check_positions(contract: Contract, asked: int | None) -> Contract:
 
 def _report(variants: Variants, folder: Path, contract: Contract) -> BuildReport:
     report = BuildReport(folder, contract, state_bytes=sum(bytes_of(s, contract.limit) for s in contract.slots))
+    report.precision = variants.precision
     counts = variants.graphs[LENGTHS].counts()
     names = (*FUSED, "onnx_attention", "onnx_cached_attention", "attention")
     report.attentions = {"total": variants.attentions} | {k: counts[k] for k in names if k in counts}
@@ -269,6 +292,7 @@ def _lowered(
     report.kernels = table.source
     for name, graph in variants.graphs.items():
         models[name] = lower(graph, weights, OPSET, pipeline=AS_IT_IS)
+        report.widened += widen(models[name], table) if target.provider == "cuda" else []
         table.check(models[name])
         report.nodes[name] = count(models[name])
     report.bound = memory_bound(models.values(), (weights[k] for g in variants.graphs.values() for k in g.params))

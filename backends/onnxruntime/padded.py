@@ -52,6 +52,29 @@ class Padded:
         twin.lengths, twin.pasts, twin.fixed = self.lengths, dict(self.pasts), self.fixed
         return twin
 
+    def taken(self, row: int) -> Padded:
+        """A state of one row only, without its padding."""
+        one, length = self.twin(), int(self.lengths[row])
+        one.lengths = self.lengths[row : row + 1].copy()
+        one.pasts = {s.input: self.row(s, self.pasts[s.input], row, length) for s in self.slots}
+        one.fixed = {k: self.memory.row(b, row) for k, b in self.fixed.items()}
+        return one
+
+    @staticmethod
+    def together_of(rows: Sequence[Padded]) -> Padded:
+        """A state of rows side by side, each of which was alone."""
+        first = rows[0]
+        joined = first.twin()
+        joined.lengths = np.concatenate([r.lengths for r in rows])
+        joined.pasts = {s.input: first.joined(s, [r.pasts[s.input] for r in rows]) for s in first.slots}
+        joined.fixed = {}
+        for name, buffer in first.fixed.items():
+            target = first.memory.allocate((len(rows), *buffer.shape[1:]), buffer.dtype)
+            for i, r in enumerate(rows):
+                first.memory.copy(r.fixed[name], first.memory.row(target, i))
+            joined.fixed[name] = target
+        return joined
+
     def resume(self, pasts: Sequence[Buffer], length: int, fixed: Mapping[str, Array]) -> None:
         """Go on from what one row held of `length` tokens, one buffer a slot; they are read and not written to."""
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}

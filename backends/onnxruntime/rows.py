@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...ir.errors import RuntimeInputError
 from ...ir.slots import Growth
 from .memory import Array
-from .padded import Padded
+from .numbered import Numbered, check_length, known
 from .pool import Part, Pool, signature
+from .results import EVERYTHING, TOKEN, Want
+from .rows_masked import Masked
 from .session import Session
-from .state import Along
 
 
 class Rows(Protocol):
@@ -46,6 +47,13 @@ class Rows(Protocol):
         self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
     ) -> Array:
         """Add one token to each of some rows; logits f32 [n,V], in memory that the next call may write over."""
+        ...
+
+    def step_greedy(
+        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
+    ) -> Array:
+        """`step`, of which only the likeliest next token of each row leaves the device, i64 [n]; of equal ones the
+        first, and -1 where the largest logit is not finite."""
         ...
 
     def ordered(self, rows: Sequence[int]) -> list[int]:
@@ -85,38 +93,7 @@ def rows_of(session: Session, most: int) -> Rows:
     """Rows over a session, with buffers of their own. Raises RuntimeInputError for a model without a cache."""
     if most < 1:
         raise RuntimeInputError(f"rows are {most}, expected at least 1")
-    return Pooled(session, most) if session.contract.lengths else Singles(session, most)
-
-
-class Numbered:
-    """What all kinds of rows have in common: numbers that are never given twice, and checks."""
-
-    def __init__(self, session: Session, most: int) -> None:
-        self.session, self.most = session, most
-        self.next = 0
-
-    def new(self, known: Mapping[int, object]) -> int:
-        if len(known) >= self.most:
-            raise RuntimeInputError(f"{self.most} rows are there, and there is place for no more")
-        row, self.next = self.next, self.next + 1
-        return row
-
-    def tokens(self, tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None, *, step: bool) -> Along:
-        """Tokens [1,S] of a row, or [n,1] of rows that step, with what comes along, by name."""
-        ids = np.asarray(tokens, np.int64)
-        if ids.ndim != 1 or ids.size == 0:
-            raise RuntimeInputError(f"tokens have shape {list(ids.shape)}, expected at least one in a list")
-        return self.session.read_with(ids[:, None] if step else ids[None], inputs or {})
-
-
-T = TypeVar("T")
-
-
-def known(rows: Mapping[int, T], row: int) -> T:
-    """Raises RuntimeInputError for a row that has left, or never was."""
-    if row not in rows:
-        raise RuntimeInputError(f"there is no row {row}: it has left, or never joined")
-    return rows[row]
+    return Pooled(session, most) if session.contract.lengths else Masked(session, most)
 
 
 class Pooled(Numbered):
@@ -146,23 +123,31 @@ class Pooled(Numbered):
     def read(
         self, row: int, tokens: Sequence[int] | Array, *, every: bool = False, inputs: Mapping[str, Any] | None = None
     ) -> Array:
-        found = known(self.of, row).read(row, self.tokens(tokens, inputs, step=False), len(tokens), every=every)
+        found = known(self.of, row).read(row, self.one(tokens, inputs), len(tokens), every=every)
         return found if every else found[0]
 
     def step(
         self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
     ) -> Array:
-        along = self.tokens(tokens, inputs, step=True)
+        return self._step(rows, tokens, inputs, EVERYTHING)
+
+    def step_greedy(
+        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
+    ) -> Array:
+        return self._step(rows, tokens, inputs, TOKEN)
+
+    def _step(
+        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None, want: Want
+    ) -> Array:
+        along = self.several(rows, tokens, inputs)
         pools = [known(self.of, row) for row in rows]
-        if len(rows) != len(tokens) or len({*rows}) < len(rows):
-            raise RuntimeInputError(f"{len(tokens)} tokens were given for the rows {list(rows)}")
         if all(p is pools[0] for p in pools):
-            return pools[0].step(rows, along)
+            return pools[0].step(rows, along, want)
         found: dict[int, Array] = {}
         for pool in dict.fromkeys(pools):
             chosen = [i for i, p in enumerate(pools) if p is pool]
-            logits = pool.step([rows[i] for i in chosen], {k: v[chosen] for k, v in along.items()})
-            found |= dict(zip(chosen, logits.copy(), strict=True))
+            told = pool.step([rows[i] for i in chosen], {k: v[chosen] for k, v in along.items()}, want)
+            found |= dict(zip(chosen, told.copy(), strict=True))
         return np.stack([found[i] for i in range(len(rows))])
 
     def ordered(self, rows: Sequence[int]) -> list[int]:
@@ -199,78 +184,3 @@ class Pooled(Numbered):
 
     def length(self, row: int) -> int:
         return int(known(self.of, row).lengths[self.of[row].places[row]])
-
-
-class Singles(Numbered):
-    """Rows over the graph that takes masks, each over a state of its own."""
-
-    def __init__(self, session: Session, most: int) -> None:
-        super().__init__(session, most)
-        self.alone = session.contract.alone or "the folder has no graph for lengths, so rows are computed one at a time"
-        self.whole = "each row has a state of its own"
-        self.states: dict[int, Padded] = {}
-        self.fixed: dict[int, dict[str, Array]] = {}
-
-    def join(self, inputs: Mapping[str, Any] | None = None) -> int:
-        fixed = self.session.fixed(inputs or {})
-        row = self.new(self.states)
-        self.fixed[row], self.states[row] = fixed, self.session.new_padded()
-        return row
-
-    def read(
-        self, row: int, tokens: Sequence[int] | Array, *, every: bool = False, inputs: Mapping[str, Any] | None = None
-    ) -> Array:
-        along, state = self.tokens(tokens, inputs, step=False), known(self.states, row)
-        return self.more(state, row, along, len(tokens), every=every)[0]
-
-    def more(self, state: Padded, row: int, along: Along, count: int, *, every: bool = False) -> Array:
-        counts = np.array([count])
-        if len(state.lengths):
-            return state.extend(along, counts, every=every)
-        return state.start(along, counts, self.fixed[row], every=every)
-
-    def step(
-        self, rows: Sequence[int], tokens: Sequence[int] | Array, inputs: Mapping[str, Any] | None = None
-    ) -> Array:
-        along = self.tokens(tokens, inputs, step=True)
-        states = [known(self.states, row) for row in rows]
-        parts = ({k: v[i : i + 1] for k, v in along.items()} for i in range(len(rows)))
-        found = [self.more(s, row, part, 1) for s, row, part in zip(states, rows, parts, strict=True)]
-        return np.concatenate(found)
-
-    def ordered(self, rows: Sequence[int]) -> list[int]:
-        return list(rows)
-
-    def truncate(self, row: int, length: int) -> None:
-        check_length(length, self.length(row))
-        self.states[row].truncate(np.array([length]))
-
-    def fork(self, row: int) -> int:
-        state, new = known(self.states, row), self.new(self.states)
-        # A call gives new buffers and leaves the old ones, so both rows may hold the same.
-        self.states[new], self.fixed[new] = state.twin(), self.fixed[row]
-        return new
-
-    def leave(self, row: int) -> None:
-        known(self.states, row)
-        del self.states[row], self.fixed[row]
-
-    def part(self, row: int, start: int, stop: int) -> Part:
-        return Part([], stop - start)
-
-    def state(self, row: int) -> Part:
-        state = known(self.states, row)
-        return Part([state.pasts[s.input] for s in state.slots], int(state.lengths[0]))
-
-    def resume(self, row: int, parts: Sequence[Part], state: Part | None, length: int) -> None:
-        assert state is not None, "rows of their own states go on from whole ones"
-        known(self.states, row).resume(state.buffers, length, self.fixed[row])
-
-    def length(self, row: int) -> int:
-        return int(known(self.states, row).lengths.sum())
-
-
-def check_length(length: int, now: int) -> None:
-    """Raises RuntimeInputError for a length that a row of `now` tokens cannot be cut to."""
-    if not 1 <= length <= now:
-        raise RuntimeInputError(f"a row of {now} tokens cannot be cut to {length}")

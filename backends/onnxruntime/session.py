@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,7 +46,8 @@ class Session:
 
     config: contents of config.json. `run` is stateless. `prefill`, `append` and `step` remember what they read, for
     one batch at a time. owner: a token that is another one whenever a new batch begins; whoever holds an old one
-    knows that the session reads something else now. Not to be used from several threads at once.
+    knows that the session reads something else now. `run` may be called from several threads at once; what remembers
+    is for one thread, and `another` is for the next one.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Session:
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
+        self._opening = threading.Lock()
         self._cache: State | None = None
         self._source: dict[str, Array] = {}
         self._file = contract.lengths or contract.masked
@@ -74,6 +78,12 @@ class Session:
 
     def graph(self, file: str) -> Loaded:
         """One of the graphs of the folder, opened when first needed; all of them read the same data file."""
+        if file in self._loaded:
+            return self._loaded[file]
+        with self._opening:
+            return self._opened(file)
+
+    def _opened(self, file: str) -> Loaded:
         if file not in self._loaded:
             # A second graph over the same weights must not cost their memory again: it reads them from the file's
             # pages, and is a fifth slower for it.
@@ -89,6 +99,12 @@ class Session:
             check_loaded(self.contract, loaded, str(self.folder / file))
             self._loaded[file] = loaded
         return self._loaded[file]
+
+    def another(self) -> Session:
+        """A session over the same opened graphs with a state of its own, which another thread may use meanwhile."""
+        session = copy.copy(self)
+        session._cache, session._source, session.owner = None, {}, object()
+        return session
 
     # -- stateless ---------------------------------------------------------------------------------------------
 
@@ -327,7 +343,8 @@ class Session:
     def reload(self) -> None:
         """Open the graphs of the folder again, after a failure that may have left them unusable. Resets."""
         self.reset()
-        self._cache, self._loaded = None, {}
+        self._cache = None
+        self._loaded.clear()
         self.graph(self._file)
 
     def new_state(self) -> State:

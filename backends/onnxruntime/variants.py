@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...ir.graph import Graph
+from ...ir.tensors import Tensor
+from ...ir.types import bf16, f16
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
 from ...passes.pipelines import PIPELINES
+from ...passes.precision import Precision, is_f32, narrowed
 from ...passes.token_flow import stream_of
 from ..target import Target
 from .attention import GroupQuery, cached_attentions
@@ -25,7 +29,7 @@ class Variants:
     """The graphs of a build by file name, and what was noted on the way.
 
     attentions: how many the main graph has. masked: file of the graph for any mask. alone: why its rows of different
-    lengths cannot run together. dump: folder for the text of the graph after every pass.
+    lengths cannot run together. dump: folder for the text of the graph after every pass. precision: what is narrow.
     """
 
     graphs: dict[str, Graph] = field(default_factory=dict[str, Graph])
@@ -34,6 +38,7 @@ class Variants:
     masked: str = MASKED
     alone: str = ""
     dump: Path | None = None
+    precision: Precision | None = None
 
     def run(self, name: str, pipeline: Pipeline, graph: Graph) -> Graph:
         """Run a pipeline and keep its report under `name`."""
@@ -42,13 +47,24 @@ class Variants:
         return graph
 
 
-def variants_of(graph: Graph, target: Target, positions: int, dump: Path | None = None) -> Variants:
-    """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots."""
+def variants_of(
+    graph: Graph,
+    target: Target,
+    positions: int,
+    dump: Path | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Variants:
+    """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
+
+    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is.
+    """
     variants = Variants(dump=dump)
     serves = bool(graph.slots) or stream_of(graph) is not None
     graph = graph.copy()
     if not graph.slots:
         variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
+    if weights is not None and target.dtype in (f16, bf16) and is_f32(graph):
+        graph, variants.precision = narrowed(graph, target.dtype, weights, positions)
     if serves:
         variants.alone = why_alone(graph)
     if serves and is_separable(graph):

@@ -98,16 +98,25 @@ def dequantized(stored: torch.Tensor, encoding: Encoding, dtype: torch.dtype) ->
     """
     width = encoding.header + encoding.block * encoding.bits // 8
     blocks = stored.view(*stored.shape[:-1], -1, width) if encoding.block else stored.unsqueeze(-2)
-    size, wide = encoding.scale.bits // 8, torch.float32 if encoding.block and dtype != torch.float64 else dtype
+    narrow = encoding.block or encoding.zero or encoding.zeros
+    size, wide = encoding.scale.bits // 8, torch.float32 if narrow and dtype != torch.float64 else dtype
     scales = blocks[..., :size].contiguous().view(torch_dtype(encoding.scale)).to(wide)
-    packed = blocks[..., encoding.header :]
-    halves = encoding.bits == 4
-    codes = torch.cat([packed & 15, packed >> 4], -1) if halves else packed.contiguous().view(torch.int8)
-    y = codes.to(wide)
+    y = _integers(blocks[..., encoding.header :], encoding).to(wide)
+    if encoding.zeros:
+        zeros = blocks[..., encoding.header - 1 : encoding.header].contiguous()
+        y = y - (zeros.view(torch.int8) if encoding.bits == 8 else zeros).to(wide)
     y = (y - encoding.zero if encoding.zero else y) * scales
     if encoding.minimum:
         y = y + blocks[..., size : 2 * size].contiguous().view(torch_dtype(encoding.scale)).to(wide)
     return y.flatten(-2).to(dtype).movedim(-1, encoding.axis)
+
+
+def _integers(packed: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    """The codes [..., blocks, block] of packed bytes."""
+    if encoding.bits == 8:
+        return packed.contiguous().view(torch.int8)
+    mask = (1 << encoding.bits) - 1
+    return torch.cat([packed >> shift & mask for shift in range(0, 8, encoding.bits)], -1)
 
 
 def frozen_linear(x: torch.Tensor, w: torch.Tensor, encoding: str, transposed: bool) -> torch.Tensor:

@@ -32,7 +32,7 @@ class Replica:
         self.tokens = list(tokens)
         self.service.load()
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 - the name is Ray's
+    def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.service, self.tokens)
 
     def check_health(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import check
 from ..flow import Link, Links
 from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range
 from ..shard_rules import Cut, Cuts, Indivisible, Stop, first_cut, whole
 from ..types import Shape, TensorType, bool_, broadcast, exact_div, i32, i64
 from ..value import type_of
@@ -42,8 +44,16 @@ class Attention(Op):
     softcap: c * tanh(scores / c) before masking (Gemma 2).
     """
 
+    wide = True
+    rounding: ClassVar[Mapping[str, float]] = {"bias": 0.05}
     choices = {"scale": (...,)}
     canonical = (positive_scale,)
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """A mean of values, or zeros."""
+        v = given[2]
+        assert v is not None
+        return (Range(min(v.low, 0.0), max(v.high, 0.0), v.rows),)
 
     def complete(self, *operands: Value | None, scale: float | None, **attributes: Any) -> dict[str, Any]:
         q = operands[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,12 +17,15 @@ from ..errors import OpError, check
 from ..flow import Links, aligned
 from ..graph import Node, Value
 from ..op import Op, binary, op, unmoved
+from ..ranges import Range, of_array, sized, spread
+from ..ranges import product as ends
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import floating, number, same_dtype
 
 if TYPE_CHECKING:
     from ..layout import Layout
 
+min_, max_, abs_ = builtins.min, builtins.max, builtins.abs
 _python: Any = operator
 _where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
@@ -60,6 +64,12 @@ class Unary(Elementwise):
     def numpy(self, x: Any) -> Any:
         return getattr(np, self.torch_name)(x)
 
+    kept: ClassVar[tuple[float, float] | None] = None
+    """Two numbers between which every result is."""
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        return (sized(node.output.type, *(self.kept or (-math.inf, math.inf))),)
+
 
 class Binary(Elementwise):
     def infer(self, x: Value, y: Value) -> TensorType:
@@ -81,6 +91,17 @@ class Binary(Elementwise):
         return getattr(np, self.torch_name)(x, y)
 
 
+def known(given: Sequence[Range | None]) -> list[Range]:
+    """The bounds of the operands that are there."""
+    return [r for r in given if r is not None]
+
+
+def both(node: Node, given: Sequence[Range | None]) -> list[Range]:
+    """The bounds of two operands, broadcast to the output."""
+    pairs = zip(known(given), node.arguments, strict=True)
+    return [spread(r, v.shape, node.output.shape) for r, v in pairs]
+
+
 def shown(v: Value) -> str:
     """The shape of a value, for messages."""
     return f"[{','.join(map(str, v.shape))}]"
@@ -89,11 +110,16 @@ def shown(v: Value) -> str:
 class Add(Binary):
     """x + y, broadcast."""
 
+    total = 0
     commutative = True
     torch_name, onnx_name = "add", "Add"
     backward_reads = reads.nothing
     canonical = (constant_right, neutral(0))
     operator = _python.add
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = both(node, given)
+        return (Range(x.low + y.low, x.high + y.high, x.rows + y.rows, x.columns + y.columns),)
 
 
 class Sub(Binary):
@@ -103,6 +129,10 @@ class Sub(Binary):
     backward_reads = reads.nothing
     canonical = (neutral(0),)
     operator = _python.sub
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = both(node, given)
+        return (Range(x.low - y.high, x.high - y.low, x.rows + y.rows, x.columns + y.columns),)
 
 
 def _onto_operand(node: Node) -> Value | None:
@@ -121,6 +151,14 @@ class Mul(Binary):
     backward_reads = reads.each_other
     canonical = (constant_right, neutral(1), _onto_operand)
     operator = _python.mul
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = both(node, given)
+        if node.value("x") is node.value("y"):
+            return (Range(0.0, x.most**2),)
+        low, high = ends(x, y)
+        rows, columns = (min_(x.most * b, a * y.most) for a, b in ((x.rows, y.rows), (x.columns, y.columns)))
+        return (Range(low, high, rows, columns),)
 
 
 def _over_root(node: Node) -> Value | None:
@@ -155,9 +193,23 @@ class Div(Binary):
         check(x.dtype.is_float, f"x is {x.dtype}: integer division rounds differently on every backend")
         return self.broadcast(x, y)
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = both(node, given)
+        a, b = node.arguments
+        if b.producer is not None and b.producer.op.adds_up and b.producer.arguments[0] is a and x.low >= 0:
+            return (Range(0.0, 1.0),)
+        if y.low <= 0 <= y.high:
+            return (Range(),)
+        least = min_(abs_(y.low), abs_(y.high))
+        return (Range(-x.most / least, x.most / least, x.rows / least, x.columns / least),)
+
 
 class Maximum(Binary):
     """max(x, y), broadcast."""
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = both(node, given)
+        return (Range(max_(x.low, y.low), max_(x.high, y.high), x.rows + y.rows, x.columns + y.columns),)
 
     commutative = True
     torch_name, onnx_name = "maximum", "Max"
@@ -178,6 +230,10 @@ def _named_power(node: Node) -> Value | None:
 class Minimum(Binary):
     """min(x, y), broadcast."""
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = both(node, given)
+        return (Range(min_(x.low, y.low), min_(x.high, y.high), x.rows + y.rows, x.columns + y.columns),)
+
     commutative = True
     torch_name, onnx_name = "minimum", "Min"
     backward_reads = reads.operands
@@ -185,6 +241,8 @@ class Minimum(Binary):
 
 class Pow(Binary):
     """x ** y, broadcast; floating point only."""
+
+    sensitive = True
 
     torch_name, onnx_name = "pow", "Pow"
     backward_reads = reads.operands
@@ -214,6 +272,10 @@ def _negated(node: Node) -> Value | None:
 class Neg(Signed):
     """-x."""
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (x.scaled(-1.0),)
+
     torch_name, onnx_name = "negative", "Neg"
     backward_reads = reads.nothing
     canonical = (_negated,)
@@ -222,12 +284,22 @@ class Neg(Signed):
 class Abs(Signed):
     """|x|, of x [...]."""
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (Range(0.0, x.most, x.rows, x.columns),)
+
     torch_name, onnx_name = "abs", "Abs"
     backward_reads = reads.first
 
 
 class Exp(Unary):
     """e ** x."""
+
+    sensitive = True
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (Range(0.0, math.exp(x.high) if x.high < 88 else math.inf),)
 
     torch_name, onnx_name = "exp", "Exp"
     backward_reads = reads.output
@@ -236,12 +308,20 @@ class Exp(Unary):
 class Log(Unary):
     """Natural logarithm of x [...]."""
 
+    sensitive = True
+
     torch_name, onnx_name = "log", "Log"
     backward_reads = reads.first
 
 
 class Sqrt(Unary):
     """Square root of x [...]."""
+
+    sensitive = True
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (Range(0.0, math.sqrt(max_(x.high, 0.0))),)
 
     torch_name, onnx_name = "sqrt", "Sqrt"
     backward_reads = reads.output
@@ -250,12 +330,17 @@ class Sqrt(Unary):
 class Tanh(Unary):
     """Hyperbolic tangent of x [...]."""
 
+    kept = (-1.0, 1.0)
+
     torch_name, onnx_name = "tanh", "Tanh"
     backward_reads = reads.output
 
 
 class Sin(Unary):
     """Sine, x in radians."""
+
+    sensitive = True
+    kept = (-1.0, 1.0)
 
     torch_name, onnx_name = "sin", "Sin"
     backward_reads = reads.first
@@ -264,6 +349,9 @@ class Sin(Unary):
 class Cos(Unary):
     """Cosine, x in radians."""
 
+    sensitive = True
+    kept = (-1.0, 1.0)
+
     torch_name, onnx_name = "cos", "Cos"
     backward_reads = reads.first
 
@@ -271,12 +359,22 @@ class Cos(Unary):
 class Floor(Unary):
     """The largest integer that is at most x."""
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (Range(x.low - 1.0, x.high),)
+
     torch_name, onnx_name = "floor", "Floor"
     backward_reads = reads.nothing
 
 
 class Rsqrt(Unary):
     """1 / sqrt(x)."""
+
+    sensitive = True
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (Range(0.0, 1.0 / math.sqrt(x.low) if x.low > 0 else math.inf),)
 
     torch_name, onnx_name = "rsqrt", "Sqrt"
     backward_reads = reads.output
@@ -291,6 +389,8 @@ class Rsqrt(Unary):
 class Erf(Unary):
     """Gauss error function of x [...]."""
 
+    kept = (-1.0, 1.0)
+
     torch_name, onnx_name = "erf", "Erf"
     backward_reads = reads.first
 
@@ -300,6 +400,8 @@ class Erf(Unary):
 
 class Sigmoid(Unary):
     """1 / (1 + e ** -x)."""
+
+    kept = (0.0, 1.0)
 
     torch_name, onnx_name = "sigmoid", "Sigmoid"
     backward_reads = reads.output
@@ -324,6 +426,10 @@ class Cast(Op):
 
     def infer(self, x: Value, *, dtype: DType) -> TensorType:
         return x.type.with_dtype(dtype)
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = known(given)
+        return (Range(0.0, 1.0) if node.output.dtype == bool_ else x,)
 
     def links(self, x: Value, *, dtype: DType) -> Links:
         return elementwise_links(x)
@@ -364,6 +470,9 @@ class Constant(Op):
 
     def links(self, *, value: Any, dtype: DType) -> Links:
         return ()
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        return (of_array(np.asarray(node.attributes["value"], np.float64)),)
 
     def numpy(self, *, value: Any, dtype: DType) -> Any:
         return np.asarray(value, dtype=dtype.numpy)

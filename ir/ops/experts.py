@@ -12,6 +12,7 @@ from ..errors import check
 from ..flow import Link, Links, along
 from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range
 from ..types import DimLike, TensorType, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
 from .elementwise import constant
@@ -39,6 +40,10 @@ class Topk(Op):
         return values, values.with_dtype(i64)
 
     shard = shard_rules.needs_all
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        assert given[0] is not None
+        return (Range(given[0].low, given[0].high), Range())
 
     def backward_reads(self, node: Node, layout: Layout) -> reads.Saved:
         """The places of the best; a sort keeps those of all elements."""

@@ -13,6 +13,7 @@ from ..errors import check, did_you_mean
 from ..flow import Links
 from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range
 from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import DimLike, TensorType
 from .checks import floating, not_scalar, rank, same_dtype, typed
@@ -21,6 +22,12 @@ from .linear import linear
 
 if TYPE_CHECKING:
     from ..layout import Layout
+
+
+def shrunk(op: Op, node: Node, *given: Range | None) -> tuple[Range, ...]:
+    """Bounds of x times a share of 1 that goes to 0 for negative x: never below -1 for gelu and silu."""
+    (x,) = (r for r in given if r is not None)
+    return (Range(max(x.low, -1.0), max(x.high, 0.0), x.rows, x.columns),)
 
 
 class Activation(Op):
@@ -32,6 +39,8 @@ class Activation(Op):
         floating(x=x)
         return x.type
 
+    ranges = shrunk
+
 
 class Gelu(Op):
     """x * Phi(x), Phi the normal distribution function. (Hendrycks & Gimpel 2016)
@@ -40,6 +49,8 @@ class Gelu(Op):
     """
 
     elementwise = True
+    wide = True
+    ranges = shrunk
     backward_reads = reads.first
 
     def infer(self, x: Value, *, tanh: bool = False) -> TensorType:
@@ -91,7 +102,12 @@ class Relu(Activation):
 class Softplus(Activation):
     """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|), which never overflows. (Dugas et al. 2000)"""
 
+    sensitive = True
     backward_reads = reads.first
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = (r for r in given if r is not None)
+        return (Range(0.0, max(x.high, 0.0) + 1.0),)
 
     def body(self, x: Value) -> Value:
         return maximum(x, constant(value=0.0, dtype=x.dtype)) + log(exp(neg(abs(x))) + 1.0)

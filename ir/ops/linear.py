@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import check
 from ..flow import Link, Links, aligned
 from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range
 from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import DimLike, TensorType, broadcast
 from .checks import indices, not_scalar, rank, same_dtype, typed
@@ -37,6 +39,13 @@ class Matmul(Op):
         batch = broadcast(x.shape[:-2], y.shape[:-2])
         check(batch is not None, f"batch axes of {x.type} and {y.type} do not broadcast")
         return TensorType(x.dtype, (*(batch or ()), x.shape[-2], y.shape[-1]))
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        x, y = (r for r in given if r is not None)
+        inner = node.value("x").shape[-1]
+        straight = inner * x.most * y.most if isinstance(inner, int) and x.most and y.most else math.inf
+        most = min(straight, x.rows * y.columns if x.rows and y.columns else 0.0)
+        return (Range(-most, most),)
 
     def links(self, x: Value, y: Value) -> Links:
         rank = max(x.rank, y.rank)
@@ -138,6 +147,10 @@ class Embedding(Op):
     """Rows of table [V,C] for integer ids [...]: [...,C]. (Bengio et al. 2003)"""
 
     backward_reads = reads.first
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        assert given[1] is not None
+        return (Range(given[1].low, given[1].high, given[1].rows),)
 
     def infer(self, ids: Value, table: Value) -> TensorType:
         indices(ids=ids)

@@ -27,6 +27,7 @@ class CrossEntropy(Op):
     class (Szegedy et al. 2016). With no valid label the loss is 0.
     """
 
+    sensitive = True
     shard = shard_rules.needs_all
 
     def infer(

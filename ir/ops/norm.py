@@ -9,6 +9,7 @@ from .. import shard_rules
 from ..errors import check
 from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range, length_of
 from ..types import TensorType
 from .checks import floating, not_scalar, typed
 from .elementwise import rsqrt
@@ -25,13 +26,25 @@ def _check_norm(x: Value, eps: float, **weights: Value | None) -> None:
     typed(TensorType(x.dtype, x.shape[-1:]), ", the last axis of x", **weights)
 
 
+def normed(x: Value, w: Range | None, b: Range | None = None) -> Range:
+    """Bounds of rows of length sqrt(C) at most, times w, and b."""
+    most = length_of(x.shape, -1, 1.0)
+    size = 1.0 if w is None else w.most
+    shift = Range(0.0, 0.0, 0.0) if b is None else b
+    return Range(shift.low - most * size, shift.high + most * size, most * size + shift.rows)
+
+
 class RMSNorm(Op):
     """y = x / sqrt(mean(x**2) + eps) * w, over the last axis. (Zhang & Sennrich 2019)
 
     x [...,C], w [C] -> [...,C].
     """
 
+    wide = True
     shard = shard_rules.norm
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        return (normed(node.value("x"), given[1]),)
 
     def infer(self, x: Value, w: Value, *, eps: float = 1e-6) -> TensorType:
         _check_norm(x, eps, w=w)
@@ -64,7 +77,11 @@ class LayerNorm(Op):
     x [...,C], w [C], b [C] -> [...,C].
     """
 
+    wide = True
     shard = shard_rules.norm
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        return (normed(node.value("x"), given[1], given[2]),)
 
     def infer(self, x: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5) -> TensorType:
         _check_norm(x, eps, w=w, b=b)
@@ -95,6 +112,8 @@ class AddRMSNorm(Op):
     (Zhang & Sennrich 2019) x [...,C], r [...,C], w [C] -> [...,C] twice. eps: added to the mean of squares.
     """
 
+    total = 1
+
     def infer(self, x: Value, r: Value, w: Value, *, eps: float = 1e-6) -> tuple[TensorType, TensorType]:
         check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
         _check_norm(x, eps, w=w)
@@ -110,6 +129,8 @@ class AddLayerNorm(Op):
 
     x [...,C], r [...,C], w [C], b [C] -> [...,C] twice. eps: added to the variance.
     """
+
+    total = 1
 
     def infer(
         self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5

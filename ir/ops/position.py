@@ -12,6 +12,7 @@ from .. import shard_rules
 from ..errors import ConfigError, check, did_you_mean
 from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range
 from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..tables import Table, sized, table
 from ..types import Dim, DimLike, DType, TensorType, f32
@@ -30,6 +31,14 @@ class Rope(Op):
     """
 
     choices = {"scale": (1.0, ...)}
+    own_dtype = frozenset({"frequencies"})
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """A turn keeps the length of a pair."""
+        x, scale = given[0], max(abs(node.attributes["scale"]), 1.0)
+        assert x is not None
+        most = min(math.sqrt(2.0) * x.most, x.rows) * scale
+        return (Range(-most, most, x.rows * scale),)
 
     def infer(
         self,

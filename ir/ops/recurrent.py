@@ -33,6 +33,7 @@ class Recurrent(Op):
     y is 0 there. Outputs: y [B,S,H], then the last states [B,H].
     """
 
+    sensitive = True
     heavy = True
     backward_reads = reads.everything
     shard = shard_rules.needs_all

@@ -5,6 +5,8 @@ A reduced axis stays, with size 1, unless `keepdims` is false: what comes out br
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +15,9 @@ from .. import backward_reads as reads
 from .. import shard_rules
 from ..errors import OpError, check
 from ..flow import Link, Links, along
-from ..graph import Value
+from ..graph import Node, Value
 from ..op import Op, op
+from ..ranges import Range
 from ..types import DimLike, DType, TensorType, bool_, i64
 from .checks import floating, number
 
@@ -48,6 +51,12 @@ def reduced_links(x: Value, axis: int, keepdims: bool) -> Links:
     return (Link(0, at, None), *others)
 
 
+def elements(op: Op, node: Node, *given: Range | None) -> tuple[Range, ...]:
+    """Bounds of what is one of the elements, or lies between them."""
+    (x,) = (r for r in given if r is not None)
+    return (Range(x.low, x.high),)
+
+
 class Reduce(AlongAxis):
     shard = shard_rules.needs_all
     torch_name: ClassVar[str]
@@ -79,7 +88,14 @@ class Sum(Reduce):
     axis: which one. keepdims: it stays, with length 1.
     """
 
+    adds_up = True
     torch_name, onnx_name = "sum", "ReduceSum"
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = (r for r in given if r is not None)
+        size = node.arguments[0].shape[node.attributes["axis"]]
+        return (Range(size * x.low, size * x.high) if isinstance(size, int) else Range(),)
+
     backward_reads = reads.nothing
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
@@ -91,6 +107,7 @@ class Mean(Reduce):
     """Arithmetic mean of x [...] over one axis. axis: which one. keepdims: it stays, with length 1."""
 
     torch_name, onnx_name = "mean", "ReduceMean"
+    ranges = elements
     backward_reads = reads.nothing
 
 
@@ -98,6 +115,7 @@ class Max(Reduce):
     """Largest element of x [...] over one axis. axis: which one. keepdims: it stays, with length 1."""
 
     torch_name, onnx_name = "amax", "ReduceMax"
+    ranges = elements
     backward_reads = reads.both_ends
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
@@ -109,6 +127,7 @@ class Min(Reduce):
     """Smallest element of x [...] over one axis. axis: which one. keepdims: it stays, with length 1."""
 
     torch_name, onnx_name = "amin", "ReduceMin"
+    ranges = elements
     backward_reads = reads.both_ends
 
     def infer(self, x: Value, *, axis: int = -1, keepdims: bool = True) -> TensorType:
@@ -168,7 +187,14 @@ class Argmax(AlongAxis):
 class Softmax(AlongAxis):
     """e**x / sum(e**x) over one axis of x [...], computed after subtracting the largest element."""
 
+    rounding: ClassVar[Mapping[str, float]] = {"x": 0.05}
     keeps_layout = True
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """Shares of one: no row is longer than 1 along the axis."""
+        rows = 1.0 if node.attributes["axis"] == -1 else math.inf
+        return (Range(0.0, 1.0, rows),)
+
     backward_reads = reads.output
     shard = shard_rules.along_axis
 
@@ -197,6 +223,8 @@ class Softmax(AlongAxis):
 
 class Cumsum(AlongAxis):
     """y[i] = x[0] + ... + x[i] along an axis of x [...], of floats or i64."""
+
+    sensitive = True
 
     backward_reads = reads.nothing
     shard = shard_rules.along_axis

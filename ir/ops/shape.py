@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +16,13 @@ from ..errors import check
 from ..flow import Link, Links, aligned, along, regrouped
 from ..graph import Attributes, Node, Value
 from ..op import Op, op, unmoved
+from ..ranges import Range, kept_along, spread
 from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import Dim, DimLike, DType, Shape, TensorType, bool_, broadcast, cancelled, exact_div, i64, product
 from . import checks
 from .reduce import AlongAxis
+
+min_, max_ = builtins.min, builtins.max
 
 
 def _merged_reshapes(node: Node) -> Value | None:
@@ -46,6 +51,14 @@ class Reshape(Op):
 
     def links(self, x: Value, *, shape: Shape) -> Links:
         return regrouped(x.shape, shape)
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """A row that is cut into pieces bounds each of them, and so do pieces the row that they make."""
+        (x,) = (r for r in given if r is not None)
+        before, after = node.value("x").shape, node.output.shape
+        rows = kept_along(x.rows, before[-1] if before else 1, after[-1] if after else 1)
+        columns = x.columns if before[-2:] == after[-2:] else math.inf
+        return (replace(x, rows=rows, columns=columns),)
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.reshape(x, shape)
@@ -149,6 +162,13 @@ class Transpose(Op):
             return {y: replace(known[x], axis=order.index(known[x].axis % x.rank) - x.rank)}
         return {x: replace(known[y], axis=order[known[y].axis] - x.rank)}
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = (r for r in given if r is not None)
+        order = node.attributes["permutation"]
+        lengths = {len(order) - 1: x.rows, len(order) - 2: x.columns}
+        rows, columns = (lengths.get(order[i], math.inf) if len(order) >= -i else math.inf for i in (-1, -2))
+        return (replace(x, rows=rows, columns=columns),)
+
 
 class Expand(Op):
     """x [...] broadcast to `shape`."""
@@ -164,6 +184,10 @@ class Expand(Op):
 
     def links(self, x: Value, *, shape: Shape) -> Links:
         return aligned([x.shape], len(shape))
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = (r for r in given if r is not None)
+        return (spread(x, node.value("x").shape, node.output.shape),)
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.broadcast_to(x, shape)
@@ -190,6 +214,18 @@ class Concat(AlongAxis):
     """The operands xs [...] joined along an axis."""
 
     canonical = (_one_operand,)
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """Rows of one operand or another; joined end to end they are as long as the hypotenuse of their lengths."""
+        parts = [r for r in given if r is not None]
+        axis = node.attributes["axis"]
+        rows, columns = (
+            math.hypot(*lengths) if axis == at else max_(lengths)
+            for at, lengths in ((-1, [r.rows for r in parts]), (-2, [r.columns for r in parts]))
+        )
+        low, high = min_(r.low for r in parts), max_(r.high for r in parts)
+        return (Range(low, high, rows, columns),)
+
     backward_reads = reads.nothing
     flops = unmoved
 
@@ -230,6 +266,9 @@ class Concat(AlongAxis):
 
 class Slice(AlongAxis):
     """x[start : start + length] along one axis."""
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        return tuple(r for r in given if r is not None)
 
     canonical = (same_type,)
     backward_reads = reads.nothing
@@ -298,6 +337,12 @@ class Gather(AlongAxis):
     shard = shard_rules.needs_all
     flops = unmoved
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        """Along an axis that is not the last, rows are taken whole."""
+        x = given[0]
+        assert x is not None
+        return (replace(x, rows=x.rows if node.attributes["axis"] != -1 else math.inf, columns=math.inf),)
+
     def infer(self, x: Value, indices: Value, *, axis: int = 0) -> TensorType:
         checks.indices(indices=indices)
         at = axis % x.rank
@@ -326,6 +371,10 @@ class TakeAlongAxis(AlongAxis):
     backward_reads = reads.second
     shard = shard_rules.needs_all
     flops = unmoved
+
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        assert given[0] is not None
+        return (replace(given[0], rows=math.inf, columns=math.inf),)
 
     def infer(self, x: Value, indices: Value, *, axis: int = -1) -> TensorType:
         check(indices.dtype == i64, f"indices are {indices.dtype}, expected i64")

@@ -44,6 +44,7 @@ class CausalConv(Op):
     """
 
     shard = shard_rules.needs_all
+    sensitive = True
     states = {"tail": 1}
     state_names = {"tail": "conv"}
 
@@ -119,6 +120,7 @@ class StateSpace(Op):
     """
 
     shard = shard_rules.needs_all
+    sensitive = True
     states = {"state": 1}
     state_names = {"state": "ssm"}
 

@@ -6,20 +6,26 @@ and whoever wants codes and scales apart does not round twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from ...ir.encoded import Encoded
 from ...ir.encodings import Encoding
 from ...ir.silent import silent
-from ...ir.tensors import Array, Span, StoredTensor, Tensor, stamp_of
+from ...ir.tensors import Array, ArrayTensor, Span, StoredTensor, Tensor, stamp_of
 from ...ir.types import TensorType, f32, u8
 from ...ir.weights import Weights
 
 Progress = Callable[[int, int, str], None]
 """(tensors rounded, tensors in all, the one just rounded)."""
+
+
+_SLAB = 1 << 20
+"""Numbers compared with what they are stored as at a time."""
 
 
 class Method(Protocol):
@@ -51,21 +57,51 @@ Plan = Mapping[str, Choice]
 """By name of the weight; weights that it does not name stay as they are."""
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A weight that keeps its blocks. error: length of the difference over that of the weight."""
+
+    name: str
+    tensor: Encoded
+    error: float
+
+
 def apply(weights: Mapping[str, Tensor], plan: Plan, scratch: Path, progress: Progress | None = None) -> Weights:
     """The weights, with those of the plan rounded and stored in `scratch`, a folder that outlives what is given.
 
     Raises WeightsError for a tensor that cannot be read or rounded, EncodingError where an encoding does not fit.
     """
-    found = dict(weights)
+    return Weights({**weights, **{r.name: r.tensor for r in rounded(weights, plan, scratch, progress)}})
+
+
+def rounded(
+    weights: Mapping[str, Tensor], plan: Plan, scratch: Path, progress: Progress | None = None
+) -> Iterator[Rounded]:
+    """`apply`, weight by weight, with how far each is off."""
     for done, (name, choice) in enumerate(plan.items(), 1):
-        type = weights[name].type.decoded.with_dtype(f32).encoded(choice.encoding)
-        lines = choice.method.lines(name, weights[name].cast(f32).numpy(), choice.encoding)
-        found[name] = Encoded(_written(scratch / f"{done}.lines", name, lines), type)
+        encoding = choice.encoding
+        type = weights[name].type.decoded.with_dtype(f32).encoded(encoding)
+        values = weights[name].cast(f32).numpy()
+        along_rows = np.ascontiguousarray(np.moveaxis(values, encoding.axis, -1))
+        lines = choice.method.lines(name, along_rows, encoding.along(-1, 2))
+        kept = written(scratch / f"{done}.lines", name, lines)
+        yield Rounded(name, Encoded(kept, type), _error(along_rows, lines, encoding.along(-1, 2)))
         (progress or silent)(done, len(plan), name)
-    return Weights(found)
 
 
-def _written(file: Path, name: str, lines: Array) -> StoredTensor:
+def _error(weight: Array, lines: Array, encoding: Encoding) -> float:
+    """Relative error of stored lines, a slab of rows at a time."""
+    off = whole = 0.0
+    step = max(1, _SLAB // max(weight.shape[-1], 1))
+    for start in range(0, len(weight), step):
+        x, piece = weight[start : start + step], lines[start : start + step]
+        y = Encoded(ArrayTensor(piece), TensorType(f32, x.shape, encoding)).numpy()
+        off += float(np.vdot(y - x, y - x))
+        whole += float(np.vdot(x, x))
+    return (off / whole) ** 0.5 if whole else 0.0
+
+
+def written(file: Path, name: str, lines: Array) -> StoredTensor:
     """An array on disk, memory-mapped when read."""
     with file.open("wb") as f:
         f.write(lines.data)

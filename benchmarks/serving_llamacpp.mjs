@@ -1,0 +1,66 @@
+// llama.cpp for serving.py, by the protocol of serving_worker.py: node serving_llamacpp.mjs NODE_MODULES MODEL.gguf THREADS.
+import path from "path";
+import readline from "readline";
+import {pathToFileURL} from "url";
+
+const [, , modules, file, threads] = process.argv;
+const {getLlama} = await import(pathToFileURL(path.join(modules, "node-llama-cpp", "dist", "index.js")).href);
+const llama = await getLlama({build: "never", gpu: false, logLevel: "error", maxThreads: Number(threads)});
+const model = await llama.loadModel({modelPath: file});
+const contexts = new Map();
+
+// A context for so many rows, kept: making one is not part of what is measured.
+async function sequences(rows) {
+    if (!contexts.has(rows)) {
+        const settings = {contextSize: rows > 1 ? 512 : 2304, sequences: rows, threads: Number(threads), batchSize: 512};
+        const context = await model.createContext({...settings, swaFullCache: true});
+        contexts.set(rows, Array.from({length: rows}, () => context.getSequence()));
+    }
+    return contexts.get(rows);
+}
+
+const now = () => Number(process.hrtime.bigint()) / 1e9;
+
+// When each of the next tokens of one row came.
+async function times(sequence, ids, count) {
+    const found = [];
+    for await (const token of sequence.evaluate(ids, {temperature: 0, yieldEogToken: true})) {
+        found.push(now());
+        if (found.length === count) break;
+    }
+    return found;
+}
+
+async function surprise(sequence, ids) {
+    let total = 0;
+    const input = ids.map((token, i) => (i + 1 < ids.length ? [token, {generateNext: {logits: true}}] : token));
+    const seen = (i, {next: {logits}}) => {
+        const most = logits.values().next().value; // They come in order, the largest first.
+        let sum = 0;
+        for (const x of logits.values()) sum += Math.exp(x - most);
+        total += Math.log(sum) + most - logits.get(ids[i + 1]);
+        logits.clear();
+    };
+    await sequence.controlledEvaluate(input, {onTokenResult: seen});
+    return total;
+}
+
+async function answer(asked) {
+    if (asked.do === "memory") return {bytes: process.resourceUsage().maxRSS * 1024};
+    const rows = await sequences(asked.rows ?? 1);
+    for (const sequence of rows) await sequence.clearHistory();
+    if (asked.do === "surprise") return {nats: await surprise(rows[0], asked.tokens)};
+    const start = now();
+    if (asked.do === "prefill") return {seconds: (await times(rows[0], asked.tokens, 1))[0] - start};
+    const found = await Promise.all(rows.map((sequence) => times(sequence, asked.tokens, asked.new + 2)));
+    // From when every row has its second token, to when all have their last.
+    const first = Math.max(...found.map((each) => each[1]));
+    const last = Math.max(...found.map((each) => each[asked.new + 1]));
+    return {seconds: (last - first) / asked.new};
+}
+
+console.log(JSON.stringify({ready: "llama.cpp"}));
+for await (const line of readline.createInterface({input: process.stdin})) {
+    console.log(JSON.stringify(await answer(JSON.parse(line))));
+}
+await llama.dispose();

@@ -1,0 +1,76 @@
+"""The plan of a quantization: for each weight its encoding and who rounds it, or why it stays wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ...ir.encodings import LAYOUTS, Encoding
+from ...ir.errors import ConfigError
+from ...ir.graph import Graph
+from ...ir.tensors import Tensor
+from ...ir.types import DType, f32
+from .plan import Choice, Method
+from .settings import BLOCKS, Quantization
+from .uses import Use, uses_of
+
+LEAST = 1024
+"""Numbers of a weight below which its scales and its node cost more than its codes save."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What becomes of the weights. choices: those that are rounded. wide: why each of the others stays as it is."""
+
+    choices: dict[str, Choice]
+    wide: dict[str, str]
+
+
+def choose(
+    graph: Graph, weights: Mapping[str, Tensor], asked: Quantization, method: Method, dtype: DType = f32
+) -> Planned:
+    """The plan of a `filled` quantization for the weights of a plain graph. Nothing is read.
+
+    dtype: of activations, and so of scales. Raises ConfigError where no weight at all can be rounded.
+    """
+    planned = Planned({}, {})
+    for name, use in uses_of(graph).items():
+        tensor = weights.get(name)
+        found = "has no values" if tensor is None else _encoding(tensor, use, asked, dtype)
+        if isinstance(found, str):
+            planned.wide[name] = found
+        else:
+            planned.choices[name] = Choice(found[0], method, found[1])
+    kept = any(t.type.encoding is not None for t in weights.values())
+    if not planned.choices and not kept:
+        details = [f"{name} {why}" for name, why in planned.wide.items()]
+        raise ConfigError(f"{graph.name} has no weight that can be stored as {asked.weights}", details=details)
+    return planned
+
+
+def _encoding(tensor: Tensor, use: Use | str, asked: Quantization, dtype: DType) -> tuple[Encoding, str] | str:
+    """The encoding of a weight and what is to be said about it, or why it stays as it is."""
+    if isinstance(use, str):
+        return use
+    if tensor.type.encoding is not None and not asked.again:
+        return f"is stored as {tensor.type.encoding} already: rounding it again loses more than its size is worth"
+    if math.prod(tensor.shape) < LEAST:
+        return f"is {tensor.type.decoded}, fewer than {LEAST} numbers"
+    columns, rows = tensor.shape[use.axis], math.prod(tensor.shape) // max(tensor.shape[use.axis], 1)
+    why = f"was stored as {tensor.source_format}, and is rounded again" if tensor.source_format else ""
+    if asked.dynamic and not use.looks_up:
+        scale = dtype if dtype == DType.f64 else f32
+        return replace(LAYOUTS["int8"], scale=scale).along(use.axis, 2), why
+    layout = "int8" if asked.dynamic else asked.weights
+    if layout != "int8" and (use.decides or use.looks_up):
+        layout, why = "int8", "decides on the output: 8 bits" if use.decides else "is looked up: 8 bits"
+    wanted = asked.block or 32
+    block = next((b for b in reversed(BLOCKS) if b <= wanted and columns % b == 0), None)
+    if block is None:
+        return f"has {rows} rows of {columns} numbers, no multiple of {' or '.join(map(str, BLOCKS[:2]))}"
+    if asked.block and block != asked.block:
+        why = f"blocks of {block}: rows of {columns} numbers are no multiple of {asked.block}"
+    zeros = not asked.symmetric and layout == asked.weights
+    encoding = LAYOUTS[layout].by_block(block, zeros=zeros, scale=dtype)
+    return encoding.along(use.axis, 2), why
