@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import ray
+import ray.data
 from monograph.inference.engine import Engine
 from monograph.inference.server.client import stream_text
+from monograph.inference.server.ray_data import Embedder, Generator
 from monograph.inference.server.ray_serve import app, deployment
 from monograph.ir.errors import RuntimeInputError
 from openai import OpenAI
 from ray import serve
-from served import PROMPTS, tiny_decoder
+from served import PROMPTS, tiny_decoder, tiny_encoder
 
 pytestmark = pytest.mark.slow
 URL = "http://127.0.0.1:8765"
@@ -114,3 +118,51 @@ def test_arguments_of_the_command(folder: Path) -> None:
     assert app({"folder": str(folder), "replicas": "2", "rows": "4"}) is not None
     with pytest.raises(RuntimeInputError, match="folder=DIR"):
         app({})
+
+
+# -- ray.data ---------------------------------------------------------------------------------------------------------
+
+
+def test_generation_over_a_data_set(cluster: OpenAI, folder: Path) -> None:
+    texts = [f"{p} {'the log ' * (i % 3)}" for i, p in enumerate(PROMPTS * 5)]
+    made = ray.data.from_items([{"id": i, "text": t, "seed": i} for i, t in enumerate(texts)])
+    settings: dict[str, Any] = {"max_new_tokens": 7, "temperature": 1.1, "eos": ()}
+    found = made.map_batches(
+        Generator,
+        fn_constructor_args=(str(folder),),
+        fn_constructor_kwargs={"ids": True, "threads": 1, "seed_column": "seed", **settings},
+        batch_size=8,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    ).take_all()
+    offline = Engine.open(folder, threads=1)
+    for row in found:
+        expected = offline.generate(texts[row["id"]], seed=row["seed"], **settings)
+        assert (list(row["generated_ids"]), row["generated"]) == (expected.ids, expected.text)
+
+
+def test_embeddings_over_a_data_set(cluster: OpenAI, tmp_path: Path) -> None:
+    encoder = tiny_encoder(tmp_path / "vectors")
+    made = ray.data.from_items([{"text": t} for t in PROMPTS * 3])
+    found = made.map_batches(
+        Embedder, fn_constructor_args=(str(encoder),), fn_constructor_kwargs={"threads": 1},
+        batch_size=4, compute=ray.data.ActorPoolStrategy(size=1),
+    ).take_all()  # fmt: skip
+    expected = Engine.open(encoder, threads=1).embed(list(PROMPTS))
+    by_text = {row["text"]: row["embedding"] for row in found}
+    np.testing.assert_allclose(np.stack([by_text[p] for p in PROMPTS]), expected, atol=1e-5)
+
+
+def test_callables_travel_and_say_what_is_wrong(folder: Path) -> None:
+    made = Generator(folder, max_new_tokens=3, eos=(), threads=1)
+    batch = {"text": np.array(["the cat", "a"], object)}
+    first = made(batch)
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy(batch)["generated"].tolist() == first["generated"].tolist()
+    with pytest.raises(RuntimeInputError, match="no column 'text', did you mean 'texts'"):
+        made({"texts": ["a"]})
+    with pytest.raises(RuntimeInputError, match="row 0 is float"):
+        made({"text": [0.5]})
+    with pytest.raises(RuntimeInputError, match="no setting called 'max_tokens'"):
+        Generator(folder, max_tokens=3)
+    made.close()
+    copy.close()
