@@ -197,6 +197,11 @@ def test_a_model_that_gives_vectors(tmp_path: Path, utilities: None) -> None:
     batch = np.array([[b"the cat"], [b"a"]], np.object_)
     (answer,) = served.execute([Request(text_input=batch)])
     np.testing.assert_allclose(answer.output_tensors[0].values, offline.embed(["the cat", "a"]), atol=1e-6)
+    wrong, long = Request(text_input=text("the log " * 200)), Request(text_input=text("a"))
+    answers = served.execute([wrong, long, Request(text_input=batch)])
+    assert "64 positions" in answers[0].error
+    np.testing.assert_allclose(answers[1].output_tensors[0].values, offline.embed(["a"]), atol=1e-6)
+    np.testing.assert_allclose(answers[2].output_tensors[0].values, offline.embed(["the cat", "a"]), atol=1e-6)
     served.finalize()
 
 

@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 
 from ...backends.onnxruntime.contract import Contract
+from ...frontends.json_file import read_json
+from ...frontends.pooling import Pooling
 from ...ir.errors import ConfigError
 from ...ir.files import whole
 
@@ -81,13 +83,12 @@ def _replaces(folder: Path) -> str:
 
 
 def width_of(folder: Path) -> int:
-    """The width of the vectors of an encoder, after its pooling; 0 where its configuration does not say."""
-    try:
-        said = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return 0
-    found = said.get("hidden_size") if isinstance(said, dict) else None
-    return found if isinstance(found, int) else 0
+    """The width of the vectors of an encoder, after its pooling; -1 (any) where its configuration does not say."""
+    pooling = Pooling.read(folder) or Pooling()
+    if pooling.dense:
+        return int(pooling.dense[-1].weight.shape[0])
+    width = read_json(folder / "config.json").get("hidden_size")
+    return len(pooling.modes) * width if isinstance(width, int) else -1
 
 
 def configuration(contract: Contract, width: int, name: str, rows: int, threads: int | None) -> str:
@@ -98,7 +99,7 @@ def configuration(contract: Contract, width: int, name: str, rows: int, threads:
             f"a {contract.task} model is not served by Triton: one that generates, or gives embeddings is"
         )
     inputs = GENERATE if generates else TEXT
-    outputs = GENERATED if generates else [("embedding", "TYPE_FP32", [width or -1], False)]
+    outputs = GENERATED if generates else [("embedding", "TYPE_FP32", [width], False)]
     lines = [f"name: {json.dumps(name)}", 'backend: "python"', f"max_batch_size: {0 if generates else rows}"]
     if generates:
         # One request may have many responses, and ends when its last one says so.

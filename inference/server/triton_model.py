@@ -37,7 +37,7 @@ class Model:
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answers of an encoder; None for a model that generates, whose answers go through their senders."""
         if self.scheduler is None:
-            return [self._embed(r) for r in requests]
+            return self._embed(requests)
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -77,13 +77,18 @@ class Model:
 
     # -- embeddings -------------------------------------------------------------------------------------------------
 
-    def _embed(self, request: Any) -> Any:
+    def _embed(self, requests: Sequence[Any]) -> list[Any]:
+        """One run for all; where a text is wrong, one for each request, so that only its own fails."""
+        texts = [self.pb.get_input_tensor_by_name(r, "text_input").as_numpy().reshape(-1).tolist() for r in requests]
+        plain = [[t.decode("utf-8", "replace") for t in given] for given in texts]
         try:
-            texts = self.pb.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)
-            vectors = self.engine.embed([t.decode("utf-8", "replace") for t in texts.tolist()])
+            vectors = self.engine.embed([t for given in plain for t in given])
         except MonographError as e:
-            return self.pb.InferenceResponse(output_tensors=[], error=self.pb.TritonError(e.what))
-        return self.pb.InferenceResponse(output_tensors=[self.pb.Tensor("embedding", np.asarray(vectors, np.float32))])
+            if len(requests) == 1:
+                return [self.pb.InferenceResponse(output_tensors=[], error=self.pb.TritonError(e.what))]
+            return [answer for r in requests for answer in self._embed([r])]
+        parts = np.split(np.asarray(vectors, np.float32), np.cumsum([len(given) for given in plain])[:-1])
+        return [self.pb.InferenceResponse(output_tensors=[self.pb.Tensor("embedding", part)]) for part in parts]
 
 
 class _Sending:
