@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import threading
 import time
@@ -26,6 +27,7 @@ from .memory_cpu import CpuMemory
 from .memory_cuda import CudaMemory
 from .options import load
 from .padded import Padded
+from .paired import Paired
 from .pool import Pool
 from .results import EVERYTHING, MOST_BEST, TOKEN, Want
 from .runtime import Loaded
@@ -97,6 +99,8 @@ class Session:
                 captures=self._captures if file == self.contract.lengths else None,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))
+            if file == self.contract.lengths and self.contract.prompts and not self.exact:
+                loaded = Paired(loaded, functools.partial(self.graph, self.contract.prompts), self._ids)
             self._loaded[file] = loaded
         return self._loaded[file]
 
