@@ -271,6 +271,9 @@ class Decoding:
         if settings.stops and tokenizer is None:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
         self.session, self.settings, self.read = session, settings, read or session.prefill
+        # Asked once: looking for the methods of a protocol takes longer than the rest of a step.
+        self.shared = session if isinstance(session, Shared) else None
+        self.choosing = session if isinstance(session, Choosing) else None
         self.ends = settings.ends(tokenizer)
         self.rows = [Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
         for row, constraint in zip(self.rows, constraints, strict=False):
@@ -299,18 +302,18 @@ class Decoding:
             self.decode_tokens += active
 
     def _owner(self) -> object:
-        return self.session.owner if isinstance(self.session, Shared) else None
+        return None if self.shared is None else self.shared.owner
 
     def next(self, tokens: Array) -> Array:
         """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
-        session, settings = self.session, self.settings
+        session, settings = self.choosing, self.settings
         free = settings.repetition_penalty == 1 and all(r.constraint is None for r in self.rows)
-        if isinstance(session, Choosing) and free and settings.logprobs is None:
+        if session is not None and free and settings.logprobs is None:
             if settings.temperature == 0:
                 return certain(session.step_greedy(tokens))
             if settings.top_k is not None and settings.top_k <= MOST_BEST:
                 return self.choose(session.step_best(tokens, settings.top_k))
-        return self.choose(session.step(tokens))
+        return self.choose(self.session.step(tokens))
 
     def choose(self, logits: Array) -> Array:
         allowed = restrict(logits, [r.constraint if r.reason is None else None for r in self.rows])

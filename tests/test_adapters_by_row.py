@@ -52,9 +52,7 @@ def gpt2() -> Any:
 class Adapted:
     """A base and its adapters, as PEFT writes and runs them."""
 
-    def __init__(
-        self, folder: Path, base: Any, settings: dict[str, dict[str, Any]], task: str = "CAUSAL_LM"
-    ) -> None:
+    def __init__(self, folder: Path, base: Any, settings: dict[str, dict[str, Any]], task: str = "CAUSAL_LM") -> None:
         torch.manual_seed(0)
         self.folder, self.names = folder, list(settings)
         self.base = base.eval()

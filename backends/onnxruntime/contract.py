@@ -39,6 +39,7 @@ class Contract:
     bounds: for an integer input that is an index, how many rows its table has.
     adapters: names of those that the input `adapter` chooses from, the first of which is number 1.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    cache: what is known about keys and values in 8 bits ("": they are numbers).
     uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
 
@@ -66,6 +67,7 @@ class Contract:
     adapters: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
     why: tuple[str, ...] = ()
+    cache: str = ""
     uncaptured: tuple[str, ...] = ()
 
     @property
