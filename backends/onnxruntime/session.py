@@ -258,12 +258,7 @@ class Session:
     @property
     def uncut(self) -> str:
         """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
-        for slot in self.contract.slots:
-            if slot.growth is Growth.replace:
-                return f"{slot.input} is one state and no past"
-            if slot.growth is Growth.window and not self.contract.lengths:
-                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
-        return ""
+        return self.contract.uncut
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
