@@ -35,11 +35,13 @@ class Layer:
 
 @dataclass(repr=False)
 class QuantizationReport(Shown):
-    """What was asked, and what became of each weight. quality: what was measured on text, if it was."""
+    """What was asked, and what became of each weight. quality: what was measured on text, if it was. fine: those
+    that are multiplied by activations in full, since 8 bits would change their outputs too much."""
 
     asked: Quantization
     layers: list[Layer] = field(default_factory=list[Layer])
     quality: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    fine: frozenset[str] = frozenset()
 
     @staticmethod
     def of(
@@ -110,6 +112,7 @@ class QuantizationReport(Shown):
             ("mean error", f"{self.error:.2%}"),
             ("largest", "\n".join(f"{x.name} {x.error:.2%}" for x in worst) or "none"),
             ("kept wide", "\n".join(f"{n} {why}" for why, n in reasons.items()) or "none"),
+            ("activations in full", f"{len(self.fine)} layers" if self.fine else "none"),
             *((k, str(v)) for k, v in self.quality.items()),
         ]
         return Table("quantization", rows)
@@ -123,6 +126,7 @@ class QuantizationReport(Shown):
             "bytes_after": self.after,
             "mean_relative_error": self.error,
             "quality": dict(self.quality),
+            "activations_in_full": sorted(self.fine),
             "weights": [asdict(layer) for layer in self.layers],
         }
         return json.dumps(said, indent=1) + "\n"
