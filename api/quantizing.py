@@ -13,7 +13,7 @@ from .backends.onnx.save import bound_of
 from .backends.onnxruntime.blocks import PORTABLE, blocks_of
 from .backends.target import Target
 from .calibrating import base_of, calibration_bytes, prepared, trapped_in
-from .frontends.dsl import Model
+from .frontends.dsl import Model, plain_graph
 from .ir.encodings import Encoding
 from .ir.errors import LoweringError, WeightsError
 from .ir.types import DType
@@ -51,7 +51,7 @@ def quantized(
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
     settings = filled(asked, target)
-    planned = choose(model.graph(dtype), model.weights, settings, base_of(settings), dtype)
+    planned = choose(plain_graph(model, dtype), model.weights, settings, base_of(settings), dtype)
     if announce is not None:
         announce(bound_of(model.weights[k] for k in model.weights) + calibration_bytes(model, settings))
     place = _scratch(folder)

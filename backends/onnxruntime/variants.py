@@ -9,9 +9,11 @@ from pathlib import Path
 from ...ir.graph import Graph
 from ...ir.tensors import Tensor
 from ...ir.types import bf16, f16
+from ...passes.adapters import AddAdapters
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
+from ...passes.narrow_cache import narrow_cache
 from ...passes.pipelines import PIPELINES
 from ...passes.precision import Precision, is_f32, narrowed
 from ...passes.token_flow import stream_of
@@ -59,27 +61,30 @@ def variants_of(
     positions: int,
     dump: Path | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    adapters: AddAdapters | None = None,
     fine: Collection[str] = (),
 ) -> Variants:
     """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
 
-    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is.
-    fine: see `quantized_layers`.
+    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. adapters: put
+    beside the layers that they change, once projections are packed. fine: see `quantized_layers`.
     """
     variants = Variants(dump=dump, fine=fine)
     serves = bool(graph.slots) or stream_of(graph) is not None
     graph = graph.copy()
     if not graph.slots:
         variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
+    if weights is not None:
+        narrow_cache(graph, weights)
     if weights is not None and target.dtype in (f16, bf16) and is_f32(graph):
         graph, variants.precision = narrowed(graph, target.dtype, weights, positions)
     if serves:
         variants.alone = why_alone(graph)
     if serves and is_separable(graph):
         encoder, graph = separate(graph)
-        variants.run("encoder common", common(target), encoder)
+        variants.run("encoder common", common(target, adapters), encoder)
         variants.graphs[ENCODER] = variants.run(ENCODER, variants.lowered(mask_variant(target), target), encoder)
-    variants.run("common", common(target), graph)
+    variants.run("common", common(target, adapters), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
     if choices_of(target).shared_cache and cached_attentions(graph):
         shared = variants.run(LENGTHS, variants.lowered(lengths_variant(target, positions), target), graph.copy())

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...ir.display import Shown, Table, size
+from ...ir.encoded import Encoded
 from ...ir.tensors import Tensor
 from .choose import Planned
 from .plan import Rounded
@@ -56,11 +57,11 @@ class QuantizationReport(Shown):
             )
         for name, why in planned.wide.items():
             if name in weights:
-                stored = weights[name].type
-                bytes_ = _wide(weights[name], bits)
-                kept = str(stored.encoding) if stored.encoding is not None else ""
-                after = stored.stored.bytes if stored.encoding is not None else bytes_
-                report.layers.append(Layer(name, kept, "", why, bytes_, int(after), None))
+                before, tensor = _wide(weights[name], bits), weights[name]
+                kept = isinstance(tensor, Encoded)
+                stored = str(tensor.encoding) if kept else ""
+                after = tensor.lines.bytes if kept else before
+                report.layers.append(Layer(name, stored, "", why, before, after, None))
         return report
 
     @property
@@ -85,6 +86,11 @@ class QuantizationReport(Shown):
         return sum(errors) / len(errors) if errors else 0.0
 
     @property
+    def methods(self) -> list[str]:
+        """Who rounded."""
+        return list(dict.fromkeys(layer.method for layer in self.layers if layer.method))
+
+    @property
     def encodings(self) -> dict[str, int]:
         """How many weights are stored in each encoding."""
         return dict(Counter(layer.encoding for layer in self.layers if layer.encoding))
@@ -92,8 +98,8 @@ class QuantizationReport(Shown):
     def summary(self) -> str:
         """One line for people."""
         kinds = ", ".join(f"{n} {name}" for name, n in self.encodings.items()) or "none"
-        method = self.asked.chosen_method if self.asked.weights else "none"
-        return f"{kinds} by {method}, {size(self.before)} to {size(self.after)}, mean relative error {self.error:.2%}"
+        by = f" by {' and '.join(self.methods)}" if self.methods else ", kept as they were"
+        return f"{kinds}{by}, {size(self.before)} to {size(self.after)}, mean relative error {self.error:.2%}"
 
     def table(self) -> Table:
         """For `repr` and notebooks."""
@@ -101,7 +107,7 @@ class QuantizationReport(Shown):
         reasons = Counter(layer.why for layer in self.wide)
         rows = [
             ("weights", ", ".join(f"{n} {name}" for name, n in self.encodings.items()) or "none"),
-            ("method", self.asked.chosen_method if self.asked.weights else "none"),
+            ("method", ", ".join(self.methods) or "none"),
             ("size", f"{size(self.before)} to {size(self.after)}"),
             ("mean error", f"{self.error:.2%}"),
             ("largest", "\n".join(f"{x.name} {x.error:.2%}" for x in worst) or "none"),
