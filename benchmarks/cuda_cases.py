@@ -37,7 +37,14 @@ def run(name: str, kind: str) -> dict[str, Any]:
         try:
             found = checked(name, kind, Path(place))
         except MonographError as e:
-            return {"model": name, "kind": kind, "cases": 0, "failed": 1, "worst": 0.0, "capture": str(e).splitlines()[0]}
+            return {
+                "model": name,
+                "kind": kind,
+                "cases": 0,
+                "failed": 1,
+                "worst": 0.0,
+                "capture": str(e).splitlines()[0],
+            }
         rows = found.parity.rows
         refusals = capture_refusals(onnx_ir.load(str(found.folder / "model.onnx")), Target.of("cuda"))
     return {

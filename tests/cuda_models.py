@@ -16,8 +16,8 @@ from monograph.ir.types import DType
 from monograph.ir.weights import Weights
 from monograph.parity import Parity
 from monograph.passes.differential import Case, random_params
-from monograph.quantizing import quantized
 from monograph.passes.quantize.settings import Quantization
+from monograph.quantizing import quantized
 from ort_models import MODELS, RECURRENT
 from small_models import FAMILIES, OWN, SMALL
 
