@@ -16,7 +16,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import LoweringError, WeightsError
+from .ir.errors import WeightsError
 from .ir.files import check_writable
 from .ir.missing import needed
 from .ir.silent import silent
@@ -28,7 +28,7 @@ from .passes.encoder_decoder import separate
 from .passes.precision import DEFAULT_POSITIONS, Precision, is_f32, narrowed
 from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
-from .quantizing import quantized
+from .quantizing import fine_of, quantized
 
 if TYPE_CHECKING:
     import torch.fx
@@ -155,7 +155,7 @@ def write_export(
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
-    settings = {"dtype": dtype, "announce": announce, "progress": progress}
+    settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
         graphs = serving_graphs(model, dtype, dump, report.precision)
@@ -201,6 +201,7 @@ def build(
     dtype: str | DType | None = None,
     tune: bool | str = False,
     loads: Sequence[str] = (),
+    tune_seconds: float = 60.0,
     adapters: Mapping[str, str | Path] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
@@ -215,27 +216,31 @@ def build(
     "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
-    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). adapters: folders of LoRA adapters
-    by name, to be chosen by row. max_positions: most tokens a row may have (None: what the config says). strict: fail
-    unless every attention is fused. threads: of the engine (None: one a physical core). dump: folder for the text of
-    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
-    opens what was built when it is first used. Raises LoweringError for what the target cannot do, ConfigError for a
-    quantization that cannot be, WeightsError for missing or damaged weights, MonographError for a folder that holds
-    other files.
+    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
+    takes. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most tokens a row may have
+    (None: what the config says). strict: fail unless every attention is fused. threads: of the engine (None: one a
+    physical core). dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
+    memory that writing may take. The engine opens what was built when it is first used. Raises LoweringError for what
+    the target cannot do, ConfigError for a quantization that cannot be, WeightsError for missing or damaged weights,
+    MonographError for a folder that holds other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
+    from .narrowing import narrowed as with_narrow_cache
+    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, adapters)
+    beside = None if not adapters else adapters_by_row(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        aim, told = Target.of(target, dtype), {"announce": announce, "progress": progress}
-        with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
-            tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
+        aim = Target.of(target, dtype)
+        rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
+        with rounding as (served, done):
+            served, cache = with_narrow_cache(served, asked, aim, place, max_positions)
+            tuning = _tuned(served, aim, tune, loads, tune_seconds, max_positions, threads, progress) if tune else None
             report = backend.build(
                 served,
                 None,
@@ -246,7 +251,10 @@ def build(
                 choices=tuning.chosen if tuning is not None else None,
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
+                cache=str(cache) if cache is not None else "",
+                fine=fine_of(model, aim, place) if done is None else done.fine,
                 dump=dump,
+                adapters=beside,
                 announce=announce if done is None else None,
                 progress=progress,
             )
@@ -263,6 +271,7 @@ def _tuned(
     target: Target,
     tune: bool | str,
     loads: Sequence[str],
+    budget: float,
     positions: int | None,
     threads: int | None,
     progress: Progress | None,
@@ -274,7 +283,7 @@ def _tuned(
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings = {"positions": positions, "threads": threads, "progress": show}
+    settings = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
     asked = [Load.parse(text) for text in loads]
     return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
 
@@ -285,21 +294,6 @@ def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
         raise MonographError(f"tune is {tune!r}, expected True, False or 'again'")
     if loads and not tune:
         raise MonographError(f"loads are {', '.join(loads)}, but nothing is measured", hint="tune=True")
-
-
-def _check_asked(
-    target: str,
-    quantize: Quantization | None,
-    adapters: Mapping[str, str | Path] | None,
-) -> None:
-    """Raises LoweringError for what no pass does yet."""
-    given = {
-        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
-        "adapters": bool(adapters),
-    }
-    for name, asked in given.items():
-        if asked:
-            raise LoweringError(f"a build for {target} does not take {name} yet")
 
 
 def open(folder: str | Path, *, threads: int | None = None, every_byte: bool = False) -> Engine:

@@ -14,17 +14,17 @@ import numpy as np
 from .building import build, export, once, weights_of
 from .frontends.dsl import Model
 from .frontends.given import model_of
-from .frontends.task import Task, columns, positions
+from .frontends.task import columns
 from .ir import DType, Graph, MonographError, interpret
 from .ir.display import Shown, Table
 from .ir.manifest import check as check_folder
 from .ir.silent import silent
-from .ir.slots import Stream
 from .ir.tensors import Array
 from .machine import has_torch
 from .passes.depth import rounding
-from .passes.differential import CASES, MASKS, Case, attention_mask, sample_inputs
+from .passes.differential import CASES, MASKS, Case
 from .runners import Call, Outputs, Runner, Spans, Tokens, onnx_runner, run_runner, session_runner, torch_runner
+from .samples import inputs_of, mask_of, reads_mask, streams_of
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
@@ -183,35 +183,6 @@ class _Subject:
             if stream.mask in inputs and len(shape) > 1 and str(shape[1]) == stream.length:
                 return inputs[stream.mask]
         return np.ones(case.batch, np.int64)
-
-
-def streams_of(task: Task, graph: Graph) -> tuple[Stream, ...]:
-    """All tokens that a graph reads, those that it makes or continues first."""
-    both = (graph.stream, *task.streams)
-    return tuple(dict.fromkeys(s for s in both if s is not None and s.ids in graph.inputs))
-
-
-def reads_mask(graph: Graph, stream: Stream) -> bool:
-    """Whether a graph can be told which tokens of a stream count."""
-    mask = graph.inputs.get(stream.mask)
-    return mask is not None and bool(mask.users)
-
-
-def mask_of(case: Case) -> Array:
-    return attention_mask(case.mask, case.batch, case.length)
-
-
-def inputs_of(task: Task, graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
-    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow, in the
-    way of the task."""
-    found = sample_inputs(graph, case, seed)
-    for stream in streams_of(task, graph):
-        told = reads_mask(graph, stream)
-        mask = mask_of(case) if told else np.ones((case.batch, case.length), np.int64)
-        counted = told and not task.by_column
-        given = {stream.mask: mask, stream.positions: positions(mask) if counted else columns(*mask.shape)}
-        found |= {k: np.ascontiguousarray(v) for k, v in given.items() if k in graph.inputs}
-    return found
 
 
 def rows_alone(

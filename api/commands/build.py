@@ -66,6 +66,7 @@ def build(
         list[str] | None,
         typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
     ] = None,
+    tune_seconds: Annotated[float, typer.Option(help="about how long tuning takes")] = 60.0,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
     ] = None,
@@ -235,6 +236,8 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         console.print("nothing that looked like a layer was left unfused")
     peak, bound = report["peak_bytes"], report["bound_bytes"]
     within = "within" if peak <= bound else "ABOVE"
+    if report.get("tuning") is not None and peak > bound:
+        within = "with the runs of tuning, which are not in"
     console.print(
         f"wrote {report['folder']} for {report['target']} in {report['dtype']}, {report['seconds']:.1f} s, "
         f"peak memory {size(peak)}, {within} the bound"

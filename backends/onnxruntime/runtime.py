@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ def available_providers() -> list[str]:
     return list(_ort.get_available_providers())
 
 
-def preload() -> str:
-    """Load the libraries of CUDA that are installed as packages, and tell what the runtime says of those it misses."""
+@cache
+def missing_libraries() -> tuple[str, ...]:
+    """Load the libraries of CUDA, those of installed packages first; the names of those that are nowhere."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         _ort.preload_dlls()
-    return said.getvalue()
+    return tuple(dict.fromkeys(re.findall(r"Failed to load (\S+?):", said.getvalue())))
 
 
 def value_of(array: Array) -> OrtValue:
