@@ -64,7 +64,7 @@ class Session:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
-        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), check=capture == "check")
+        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), strict=capture == "check")
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
@@ -379,7 +379,8 @@ def open(
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
     two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
     which is slower. every_byte: compare all files with their digests, also those that were found whole before. capture:
-    replay steps as CUDA graphs where every node allows it ("check": and hold the first against ordinary ones). Raises
+    replay steps as CUDA graphs where every node allows it, and the first of them give what ordinary ones do ("check":
+    else raise RuntimeInputError). Raises
     ConfigError, WeightsError or RuntimeInputError for a folder that is damaged, contradicts itself, or needs a provider
     that is not there.
     """
