@@ -19,6 +19,7 @@ from .commands.run import run
 from .commands.serve import serve
 from .commands.show import explain, optimize_, show
 from .commands.train import train
+from .commands.triton import triton
 from .commands.verify import verify
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app.command(cls=WithSeed)(build)
 app.command(cls=WithSeed)(verify)
 app.command(cls=WithSeed)(run)
 app.command()(serve)
+app.command()(triton)
 app.command(cls=WithSeed)(bench)
 app.command()(quality)
 app.command()(train)

@@ -18,6 +18,7 @@ NAMES = (
     "distributed",
     "decode_vs_genai",
     "clients",
+    "server",
     "parity_smollm2",
     "families",
     "own_models",

@@ -24,15 +24,19 @@ from ..ir.display import Shown, Table, size
 from ..ir.errors import RuntimeInputError
 from ..ir.silent import silent
 from ..ir.slots import TOKENS
+from ..passes.adapters import ADAPTER
+from .beams import BeamSearch
 from .embed import embed
 from .extract import Answer, answer, tag
 from .generate import Decoding, Generation, Settings
+from .grammar import Grammars
 from .logprobs import Logprob, logprobs_of
 from .predict import classify, fill
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 from .scheduler import Scheduler
 from .speech import transcribe
+from .strategies import Strategy
 
 _CHUNK = 128
 """Tokens of a prompt whose logits are looked at together."""
@@ -188,8 +192,9 @@ class Engine(Shown):
         (sounds, pictures, ids), whose prompts then are what its decoder begins with (None: its start token), and what
         a model takes beside tokens. on_text: called with (row, text) as text becomes certain.
         settings: the fields of `Settings`: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-        stop, seed, eos, context. Gives a Generation, or a list of them for several prompts. Raises RuntimeInputError
-        for prompts, settings or lengths that cannot be.
+        stop, seed, eos, context; and those of `Strategy`: draft, lookup, num_beams, schema, regex, adapter and others.
+        Gives a Generation, or a list of them for several prompts. Raises RuntimeInputError for prompts, settings or
+        lengths that cannot be.
         """
         if prompts is None:
             rows, several = self._starts(inputs or {}), True
@@ -340,15 +345,31 @@ class Engine(Shown):
         rows: list[list[int]],
         given: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
-    ) -> Decoding:
+    ) -> Decoding | BeamSearch:
         contract = session.contract
         if contract.kind != "decoder":
             raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
         known = {"context": contract.positions or None, "eos": self.ends}
-        settings = Settings.of({**known, **{k: v for k, v in given.items() if v is not None}})
+        strategy, rest = Strategy.of(given)
+        settings = Settings.of({**known, **{k: v for k, v in rest.items() if v is not None}})
         source = dict(inputs or {})
         if contract.encoder and inputs is None:
             source, rows = self._source(rows), [[self._start()] for _ in rows]
+        chosen = strategy.adapters(contract.adapters, len(rows))
+        beside = {} if chosen is None else {ADAPTER: chosen}
+        return strategy.decoding(
+            session, self.tokenizer, rows, settings, self.reader({**source, **beside}, session),
+            grammars=lambda: self.grammars, source=source,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Schemas, regular expressions and grammars over the vocabulary of this model."""
+        return Grammars(self.tokenizer)
+
+    def reader(self, source: Mapping[str, Any], session: Session) -> Callable[[Array, Array], Array]:
+        """What reads prompts as `Session.prefill` does, with a source and inputs beside the tokens."""
+        contract = session.contract
 
         def read(tokens: Array, lengths: Array) -> Array:
             first = {*contract.inputs.get(contract.encoder, {})}
@@ -357,7 +378,7 @@ class Engine(Shown):
                 session.encode({k: v for k, v in source.items() if k in first})
             return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 
-        return Decoding(session, self.tokenizer, rows, settings, read)
+        return read
 
     def _said(
         self, rows: list[list[int]], inputs: Mapping[str, Any] | None, top: int

@@ -37,7 +37,9 @@ class Contract:
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
+    adapters: names of those that the input `adapter` chooses from, the first of which is number 1.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    cache: what is known about keys and values in 8 bits ("": they are numbers).
     uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
 
@@ -62,8 +64,10 @@ class Contract:
     unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
     why: tuple[str, ...] = ()
+    cache: str = ""
     uncaptured: tuple[str, ...] = ()
 
     @property
@@ -175,7 +179,8 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
-        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers", "why", "uncaptured")}
+        names = ("zeros", "unread", "disabled_optimizers", "why", "uncaptured", "adapters")
+        names = {k: tuple(given[k]) for k in names}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")

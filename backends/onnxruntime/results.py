@@ -37,9 +37,10 @@ EVERYTHING, TOKEN = Want(), Want("token")
 
 def likeliest(logits: Array) -> Array:
     """What `next_token` gives, from logits [...,V] on the host."""
-    found = logits.argmax(axis=-1)
-    largest = np.take_along_axis(logits, found[..., None], axis=-1)[..., 0]
-    return np.where(np.isfinite(largest), found, NONE)
+    flat = logits.reshape(-1, logits.shape[-1])
+    found = flat.argmax(axis=-1)
+    finite = np.isfinite(flat[np.arange(len(flat)), found])
+    return (found if finite.all() else np.where(finite, found, NONE)).reshape(logits.shape[:-1])
 
 
 class Results:

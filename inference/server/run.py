@@ -101,7 +101,7 @@ def server_of(
         http=limited(limits),
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # a client cannot fill a log with what is no HTTP
         access_log=False,
         server_header=False,
         timeout_keep_alive=max(1, round(limits.idle)),

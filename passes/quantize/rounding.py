@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -20,7 +19,7 @@ class Nearest:
     """The nearest code, with the scale that makes the squared error of a block least among ranges clipped more and
     more. (Banner et al. 2019)"""
 
-    name: ClassVar[str] = "rtn"
+    name: str = "rtn"
 
     def lines(self, name: str, weight: Array, encoding: Encoding) -> Array:
         """See Method."""
@@ -34,7 +33,7 @@ class Fitted:
     From each of several ranges: round, fit, round again; the best is kept. (k-quants of llama.cpp)
     """
 
-    name: ClassVar[str] = "kquant"
+    name: str = "kquant"
 
     def lines(self, name: str, weight: Array, encoding: Encoding) -> Array:
         """See Method."""
@@ -85,7 +84,7 @@ def start(x: Array, levels: Levels) -> tuple[Array, Array]:
     below, above = levels.zero - levels.low, levels.high - levels.zero
     if below == above:
         return np.maximum(high, -low) / np.float32(above), zeros
-    largest = np.where(high > -low, high, low)
+    largest: Array = np.where(high > -low, high, low)
     return largest / np.float32(-below), zeros
 
 
