@@ -61,7 +61,7 @@ class Session:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
-        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), check=capture == "check")
+        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), strict=capture == "check")
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
