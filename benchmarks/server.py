@@ -225,7 +225,7 @@ def lost_replica(threads: int) -> dict[str, Any]:
         return "whole" if "".join(stream_text(client, **asked)) == expected else "other text"
 
     def replicas() -> set[str]:
-        names = {str(x["name"]) for x in ray.util.list_named_actors(all_namespaces=True)}
+        names = {str(dict(x)["name"]) for x in ray.util.list_named_actors(all_namespaces=True)}
         return {n for n in names if n.startswith("SERVE_REPLICA")}
 
     before = replicas()
