@@ -122,6 +122,9 @@ CHOICES = {
     "cpu": Choices(
         skip_layer_norm=False,
         bias_gelu=False,
+        int4_level=4,
+        int4_head=4,
+        prompts="float",
         int8_level=4,
         int8_head=4,
         evidence=(
