@@ -31,11 +31,12 @@ class Quantization:
 
     weights: one of FORMS ("": none, where only the cache is asked for). method: one of METHODS (None: `default_method`
     of the form). block: codes that share a scale (None: what is fastest on the target). symmetric: no zero points
-    (None: what is fastest, then best, on the target). calibrate: text for methods that look at activations, or a file
-    with it. quality: most that perplexity may rise, 0.005 for half a percent; chooses encodings and methods. size:
-    most bytes of the data, chosen likewise. cache: "int8" for keys and values in 8 bits. prompts: one of PROMPTS ("": what the
-    target does): "int8" reads prompts twice as fast by rows of 8 bits beside the blocks, less exactly. again: also round weights
-    that are stored in blocks already. Raises ConfigError naming the field, its value, and what it may be.
+    (None: what is fastest, then best, on the target). calibrate: text for methods that look at activations, or a
+    file with it. quality: most that perplexity may rise, 0.005 for half a percent; chooses encodings and methods.
+    size: most bytes of the data, chosen likewise. cache: "int8" for keys and values in 8 bits. prompts: one of
+    PROMPTS ("": what the target does): "int8" reads prompts twice as fast by rows of 8 bits beside the blocks, less
+    exactly. again: also round weights that are stored in blocks already. Raises ConfigError naming the field, its
+    value, and what it may be.
     """
 
     weights: str = "int4"
