@@ -160,7 +160,7 @@ def test_the_command_says_what_was_done(tmp_path: Path) -> None:
         (["--weights", "int4", "--size", "100 miles"], "expected bytes"),
         (["--weights", "int2", "--target", "onnx"], "no 2-bit form"),
         (["--adapter", "x"], "expected NAME=DIR"),
-        (["--target", "onnx", "--dtype", "f16"], "does not take --dtype"),
+        (["--target", "onnx", "--tune"], "does not take --tune"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(options: list[str], message: str, tmp_path: Path) -> None:
