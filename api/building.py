@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .backends.onnxruntime.build import BuildReport
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
+    from .training.adapters import Adapter
 
 Progress = Callable[[int, int, str], None]
 """(bytes written, bytes in all, tensor just written)."""
@@ -204,7 +205,7 @@ def build(
     tune: bool | str = False,
     loads: Sequence[str] = (),
     tune_seconds: float = 60.0,
-    adapters: Mapping[str, str | Path] | None = None,
+    adapters: Mapping[str, str | Path | Adapter] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
     threads: int | None = None,
@@ -219,7 +220,7 @@ def build(
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
     tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
-    takes. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most tokens a row may have
+    takes. adapters: LoRA adapters or their folders by name, chosen by row. max_positions: most tokens a row may have
     (None: what the config says). strict: fail unless every attention is fused. threads: of the engine (None: one a
     physical core). dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
     memory that writing may take. The engine opens what was built when it is first used. Raises LoweringError for what
