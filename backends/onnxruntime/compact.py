@@ -225,7 +225,8 @@ class Compact:
         moves: list[tuple[int, int]] | None = copies(parents) if len(parents) == self.batch else None
         if moves is None:
             self.batch, self.steps = len(parents), {}
-            new, moves = [h.spread(len(parents)) for h in old], [(i, int(p)) for i, p in enumerate(parents)]
+            new = [h.spread(len(parents)) for h in old]
+            moves = [(row, int(parent)) for row, parent in enumerate(parents)]
         for before, after in zip(old, new, strict=True):
             used = self.used[before.slot.window]
             starts = self.starts(used, parents, common) if new is old else np.zeros_like(parents)

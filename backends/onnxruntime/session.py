@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from .memory_cpu import CpuMemory
 from .memory_cuda import CudaMemory
 from .options import load
 from .padded import Padded
+from .paired import Paired
 from .pool import Pool
 from .results import EVERYTHING, MOST_BEST, TOKEN, Want
 from .runtime import Loaded
@@ -80,18 +82,17 @@ class Session:
 
     def _opened(self, file: str) -> Loaded:
         if file not in self._loaded:
-            # A second graph over the same weights must not cost their memory again: it reads them from the file's
-            # pages, and is a fifth slower for it.
-            second = bool(self.contract.lengths) and file == self.contract.masked
             loaded = load(
                 self.folder / file,
                 self.contract,
                 self.threads,
                 flash=self.flash,
-                packed=not second and not self.exact,
+                packed=file not in self.contract.mapped and not self.exact,
                 captures=self._captures if file == self.contract.lengths else None,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))
+            if file == self.contract.lengths and self.contract.prompts and not self.exact:
+                loaded = Paired(loaded, functools.partial(self.graph, self.contract.prompts), self._ids)
             self._loaded[file] = loaded
         return self._loaded[file]
 
@@ -254,12 +255,7 @@ class Session:
     @property
     def uncut(self) -> str:
         """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
-        for slot in self.contract.slots:
-            if slot.growth is Growth.replace:
-                return f"{slot.input} is one state and no past"
-            if slot.growth is Growth.window and not self.contract.lengths:
-                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
-        return ""
+        return self.contract.uncut
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
