@@ -34,9 +34,9 @@ def open(
     buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
     two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
     which is slower. every_byte: compare all files with their digests, also those that were found whole before. capture:
-    replay steps as CUDA graphs where every node allows it ("check": and hold the first against ordinary ones). Raises
-    ConfigError, WeightsError or RuntimeInputError for a folder that is damaged, contradicts itself, or needs a provider
-    that is not there.
+    replay steps as CUDA graphs where every node allows it and the first of them give what ordinary ones do ("check":
+    where they do not, it is an error). Raises ConfigError, WeightsError or RuntimeInputError for a folder that is
+    damaged, contradicts itself, or needs a provider that is not there.
     """
     folder = Path(folder)
     contract = Contract.read(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from .memory_cpu import CpuMemory
 from .memory_cuda import CudaMemory
 from .options import load
 from .padded import Padded
+from .paired import Paired
 from .pool import Pool
 from .results import EVERYTHING, MOST_BEST, TOKEN, Want
 from .runtime import Loaded
@@ -59,7 +61,7 @@ class Session:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
-        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), check=capture == "check")
+        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), strict=capture == "check")
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
@@ -92,6 +94,8 @@ class Session:
                 captures=self._captures if file == self.contract.lengths else None,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))
+            if file == self.contract.lengths and self.contract.prompts and not self.exact:
+                loaded = Paired(loaded, functools.partial(self.graph, self.contract.prompts), self._ids)
             self._loaded[file] = loaded
         return self._loaded[file]
 
@@ -254,12 +258,7 @@ class Session:
     @property
     def uncut(self) -> str:
         """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
-        for slot in self.contract.slots:
-            if slot.growth is Growth.replace:
-                return f"{slot.input} is one state and no past"
-            if slot.growth is Growth.window and not self.contract.lengths:
-                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
-        return ""
+        return self.contract.uncut
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
