@@ -34,6 +34,7 @@ class Gauges:
     prefix_hits, prefix_misses: prompts that began with a known prefix, and those that did not; prefix_tokens: tokens
     that were not read again. tokens_in, tokens_out: prompt tokens and chosen tokens so far. ended: requests that have
     ended, by reason or by the name of their error. alone: why rows are computed one at a time ("": together).
+    cache_bytes: of the buffers of rows; memory that nobody has written to yet is not taken.
     """
 
     queued: int
@@ -48,6 +49,7 @@ class Gauges:
     tokens_out: int
     ended: Mapping[str, int] = field(default_factory=dict[str, int])
     alone: str = ""
+    cache_bytes: int = 0
 
 
 class Scheduler:
@@ -147,6 +149,7 @@ class Scheduler:
                 tokens_out=counts["out"] + batch.tokens_out,
                 ended=dict(self._ended),
                 alone=batch.rows.alone,
+                cache_bytes=batch.rows.bytes,
             )
 
     def drain(self, timeout: float | None = None) -> bool:
