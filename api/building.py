@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
+    from .passes.adapters import Adapters
     from .training.adapters import Adapter
 
 Progress = Callable[[int, int, str], None]
@@ -228,12 +229,11 @@ def build(
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
     from .narrowing import narrowed as with_narrow_cache
-    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    beside = None if not adapters else adapters_by_row(model, adapters)
+    beside = _beside(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
@@ -287,6 +287,15 @@ def _tuned(
     settings = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
     asked = [Load.parse(text) for text in loads]
     return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+
+
+def _beside(model: Model, adapters: Mapping[str, str | Path | Adapter] | None) -> Adapters | None:
+    """Adapters as a build stores them beside the base."""
+    if not adapters:
+        return None
+    from .training.adapters_by_row import adapters_by_row
+
+    return adapters_by_row(model, adapters)
 
 
 def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
