@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
 from .ir.errors import WeightsError
-from .ir.files import check_writable
+from .ir.files import check_writable, staged
+from .ir.manifest import seal
 from .ir.missing import needed
 from .ir.silent import silent
 from .ir.types import f32
@@ -33,6 +34,7 @@ from .quantizing import fine_of, quantized
 if TYPE_CHECKING:
     import torch.fx
 
+    from .backends.onnxruntime.build import BuildReport
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
     from .passes.adapters import Adapters
@@ -264,7 +266,24 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     report.tuning = tuning
+    if asked is not None and asked.weights and asked.calibrate is not None and aim.provider == "cpu":
+        _measure(report, model, asked)
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
+    """Measure what was built on the text that was given, and note it in the folder and in the report."""
+    from .fidelity import FILE, quality
+    from .inference.engine import Engine
+
+    assert asked.calibrate is not None
+    with Engine.built(report) as engine:
+        found = quality(engine, asked.calibrate, against=model)
+    with staged(report.folder) as stage, stage.open(FILE) as f:
+        f.write(found.to_json().encode())
+    seal(report.folder)
+    if report.quantization is not None:
+        report.quantization.quality = {k: v for k, v in asdict(found).items() if v is not None} | {"rise": found.rise}
 
 
 def _tuned(

@@ -1,4 +1,4 @@
-"""Keys and values in 8 bits: the pass, the kernel against the reference in codes, every mask, rows, scales and bounds."""
+"""Keys and values in 8 bits: the pass, the kernel against the reference in codes, every mask, scales and bounds."""
 
 from __future__ import annotations
 
@@ -129,8 +129,9 @@ def test_a_build_calibrates_measures_and_says_so(family: str, tmp_path: Path, mo
         assert Contract.read(tmp_path / "m").cache == contract.cache
         assert any(s.type.dtype is i8 for s in contract.slots)
         ids = np.random.default_rng(0).integers(0, 50, (1, 24))
-        full = interpret(model.graph(), {"input_ids": ids, "attention_mask": np.ones_like(ids),
-                                         "position_ids": np.arange(24)[None]}, random_params(model.graph()))  # fmt: skip
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(24)[None]}
+        graph = model.graph()
+        full = interpret(graph, {k: v for k, v in given.items() if k in graph.inputs}, random_params(graph))
         off = np.abs(engine.session.run({"input_ids": ids})["logits"] - full["logits"]).max()
         assert 0 < off < 0.1 * np.abs(full["logits"]).max()
 
@@ -144,12 +145,11 @@ def test_a_cost_beyond_the_bound_is_refused_with_numbers(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("family", "message"), [("bert", "has no keys and values"), ("mamba2", "has no keys and values"),
-                                                 ("t5", "has no keys and values"), ("gru_lm", "has no keys")])  # fmt: skip
-def test_models_without_such_a_cache_are_refused(family: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["bert", "mamba2", "t5", "gru_lm"])
+def test_models_without_such_a_cache_are_refused(family: str, tmp_path: Path) -> None:
     model = small(family)
     model = replace(model, weights=Weights.of(random_params(model.graph())))
-    with pytest.raises(LoweringError, match=message):
+    with pytest.raises(LoweringError, match="has no keys and values"):
         mg.build(model, tmp_path / "m", quantize=mg.Quantization(weights="", cache="int8"))
     with pytest.raises(LoweringError, match="built for cpu in f32, not for cuda f16"):
         mg.build(model, tmp_path / "m", target="cuda", quantize=mg.Quantization(weights="", cache="int8"))

@@ -44,7 +44,7 @@ from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
 from .tune_result import Tuning
-from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
+from .variants import ENCODER, LENGTHS, MASKED, PROMPTS, Variants, variants_of
 from .widened import widen
 
 OPSET = 23
@@ -250,6 +250,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
+        prompts=PROMPTS if PROMPTS in variants.graphs else "",
         slots=last.slots,
         stream=stream,
         alone=variants.alone,

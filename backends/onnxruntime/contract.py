@@ -39,6 +39,7 @@ class Contract:
     bounds: for an integer input that is an index, how many rows its table has.
     adapters: names of those that the input `adapter` chooses from, the first of which is number 1.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    prompts: file of the graph for several tokens at once, in place of `lengths` ("": the same one).
     cache: what is known about keys and values in 8 bits ("": they are numbers).
     uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
@@ -68,6 +69,7 @@ class Contract:
     choices: Choices = field(default_factory=Choices)
     why: tuple[str, ...] = ()
     cache: str = ""
+    prompts: str = ""
     uncaptured: tuple[str, ...] = ()
 
     @property
@@ -119,7 +121,7 @@ class Contract:
         contract = reader.contract(given)
         if contract is None or reader.problems:
             raise ConfigError("is not a contract", place=str(path), details=reader.problems)
-        for name in (contract.masked, *filter(None, (contract.lengths, contract.encoder))):
+        for name in (contract.masked, *filter(None, (contract.lengths, contract.encoder, contract.prompts))):
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"names {name!r}, which is not a file beside it", place=str(path))
             if name not in contract.inputs:

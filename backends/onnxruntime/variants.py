@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,11 @@ from ...passes.token_flow import stream_of
 from ..target import Target
 from .attention import GroupQuery, cached_attentions
 from .choices import choices_of
-from .quantized import quantized_layers
+from .quantized import prompt_layers, quantized_layers
 from .rewrites import common, lengths_variant, mask_variant
 
 MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
+PROMPTS = "model.prompts.onnx"
 
 
 @dataclass
@@ -53,6 +55,21 @@ class Variants:
     def lowered(self, pipeline: Pipeline, target: Target) -> Pipeline:
         """A pipeline and, after it, encoded weights as the target's kernels take them."""
         return Pipeline(pipeline.name, [*pipeline.passes, quantized_layers(target, self.fine)])
+
+
+def _add_prompts(variants: Variants, graph: Graph, target: Target, positions: int) -> None:
+    """A graph for many tokens at once, where it is wanted and is not the one for single tokens."""
+    choices = choices_of(target)
+    if choices.prompts == "same":
+        return
+    aim, layers = target, prompt_layers(target, variants.fine)
+    if choices.prompts == "float":
+        aim = dataclasses.replace(target, choices=dataclasses.replace(choices, int4_level=0, int8_level=0))
+        layers = quantized_layers(aim, variants.fine)
+    shared = lengths_variant(aim, positions)
+    found = variants.run(PROMPTS, Pipeline(shared.name, [*shared.passes, layers]), graph.copy())
+    if str(found) != str(variants.graphs[LENGTHS]):
+        variants.graphs[PROMPTS] = found
 
 
 def variants_of(
@@ -90,6 +107,7 @@ def variants_of(
         shared = variants.run(LENGTHS, variants.lowered(lengths_variant(target, positions), target), graph.copy())
         if variants.reports[LENGTHS].counts.get(GroupQuery.name):
             variants.graphs[LENGTHS] = shared
+            _add_prompts(variants, graph, target, positions)
     # A model with one graph for everything has it under the name that everybody looks for.
     variants.masked = MASKED if LENGTHS in variants.graphs else LENGTHS
     variants.graphs[variants.masked] = variants.run(MASKED, variants.lowered(mask_variant(target), target), graph)
