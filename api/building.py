@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .backends.onnxruntime.choices import Choices
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
+    from .passes.adapters import Adapters
     from .training.adapters import Adapter
 
 Progress = Callable[[int, int, str], None]
@@ -231,12 +232,11 @@ def build(
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
     from .narrowing import narrowed as with_narrow_cache
-    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    beside = None if not adapters else adapters_by_row(model, adapters)
+    beside = _beside(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
@@ -317,6 +317,15 @@ def _choices(target: Target, asked: Quantization | None, tuning: Tuning | None) 
     if asked is None or not asked.prompts:
         return found
     return dataclasses.replace(found or choices_of(target), prompts=cast("Any", asked.prompts))
+
+
+def _beside(model: Model, adapters: Mapping[str, str | Path | Adapter] | None) -> Adapters | None:
+    """Adapters as a build stores them beside the base."""
+    if not adapters:
+        return None
+    from .training.adapters_by_row import adapters_by_row
+
+    return adapters_by_row(model, adapters)
 
 
 def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:

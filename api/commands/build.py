@@ -125,6 +125,7 @@ def build(
                 "dtype": dtype,
                 "tune": "again" if retune else tune,
                 "loads": load or (),
+                "tune_seconds": tune_seconds,
                 "adapters": adapters_of(adapter),
             }
             report |= _build(loaded, folder, settings | told)
