@@ -6,18 +6,19 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backends.target import Target, meant
-from .frontends.dsl import Model, Program
+from .backends.target import Target, float_type, meant
+from .frontends.dsl import Model, Program, plain_graph
 from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import LoweringError, WeightsError
-from .ir.files import check_writable
+from .ir.errors import WeightsError
+from .ir.files import check_writable, staged
+from .ir.manifest import seal
 from .ir.missing import needed
 from .ir.silent import silent
 from .ir.types import f32
@@ -25,15 +26,18 @@ from .ir.weights import NO_WEIGHTS, Weights
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
+from .passes.precision import DEFAULT_POSITIONS, Precision, is_f32, narrowed
 from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
-from .quantizing import quantized
+from .quantizing import fine_of, quantized
 
 if TYPE_CHECKING:
     import torch.fx
 
+    from .backends.onnxruntime.build import BuildReport
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
+    from .training.adapters import Adapter
 
 Progress = Callable[[int, int, str], None]
 """(bytes written, bytes in all, tensor just written)."""
@@ -79,7 +83,7 @@ class ExportReport(Shown):
 
     nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
     on its way. quantization: what was done to each weight, if that was asked. bound: most bytes of resident memory it
-    may take.
+    may take. precision: what was decided about 16-bit floats, if those were asked for.
     """
 
     folder: Path
@@ -87,6 +91,7 @@ class ExportReport(Shown):
     through_float: dict[str, str] = field(default_factory=dict[str, str])
     quantization: QuantizationReport | None = None
     bound: int = 0
+    precision: list[Precision] = field(default_factory=list[Precision])
 
     def table(self) -> Table:
         """What was exported, for `repr` and notebooks."""
@@ -102,7 +107,7 @@ def export(
     folder: str | Path,
     *,
     target: str = "onnx",
-    dtype: DType = f32,
+    dtype: str | DType = f32,
     opset: int | None = None,
     layout: str | None = None,
     quantize: str | Quantization | None = None,
@@ -130,7 +135,7 @@ def export(
 def write_export(
     model: Model,
     folder: str | Path,
-    dtype: DType = f32,
+    dtype: str | DType = f32,
     opset: int | None = None,
     *,
     layout: str | None = None,
@@ -147,15 +152,17 @@ def write_export(
     from .backends.onnxruntime.quantized import exact_layers
 
     check_not_reading("mg.export is called")
+    dtype = float_type(dtype)
     check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
-    settings = {"dtype": dtype, "announce": announce, "progress": progress}
+    settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
-        exported = Exported.of(model, serving_graphs(model, dtype, dump), weights, opset, client, dump, pipeline)
+        graphs = serving_graphs(model, dtype, dump, report.precision)
+        exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
         exported.quantization = done
         report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
         if done is None:
@@ -164,16 +171,24 @@ def write_export(
     return report
 
 
-def serving_graphs(model: Model, dtype: DType = f32, dump: Path | None = None) -> dict[str, Graph]:
+def serving_graphs(
+    model: Model, dtype: DType = f32, dump: Path | None = None, precision: list[Precision] | None = None
+) -> dict[str, Graph]:
     """The graphs a served model consists of, by file name without its ending: one, or encoder and decoder.
 
-    Weights that are stored in blocks stay in them. dump: folder for the text after every pass.
+    Weights that are stored in blocks stay in them. dump: folder for the text after every pass. precision: gets what was
+    decided about 16-bit floats.
     """
-    graph = model.graph(dtype)
+    graph = plain_graph(model, dtype)
     if model.weights is not None:
         keep_encodings(graph, model.weights)
     place = None if dump is None else dump / "0-graph"
     pipelines.PIPELINES["decode" if model.task.generates else "encode"].run(graph, dump=place)
+    if dtype.bits < f32.bits and is_f32(graph):
+        places = getattr(model.config, "max_positions", None) or DEFAULT_POSITIONS
+        graph, decided = narrowed(graph, dtype, weights_of(model), places)
+        if precision is not None:
+            precision.append(decided)
     if not (model.task.generates and model.task.separated):
         return {"model": graph}
     encoder, decoder = separate(graph)
@@ -189,7 +204,8 @@ def build(
     dtype: str | DType | None = None,
     tune: bool | str = False,
     loads: Sequence[str] = (),
-    adapters: Mapping[str, str | Path] | None = None,
+    tune_seconds: float = 60.0,
+    adapters: Mapping[str, str | Path | Adapter] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
     threads: int | None = None,
@@ -203,27 +219,31 @@ def build(
     "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
-    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). adapters: folders of LoRA adapters
-    by name, to be chosen by row. max_positions: most tokens a row may have (None: what the config says). strict: fail
-    unless every attention is fused. threads: of the engine (None: one a physical core). dump: folder for the text of
-    each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
-    opens what was built when it is first used. Raises LoweringError for what the target cannot do, ConfigError for a
-    quantization that cannot be, WeightsError for missing or damaged weights, MonographError for a folder that holds
-    other files.
+    tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
+    takes. adapters: LoRA adapters or their folders by name, chosen by row. max_positions: most tokens a row may have
+    (None: what the config says). strict: fail unless every attention is fused. threads: of the engine (None: one a
+    physical core). dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
+    memory that writing may take. The engine opens what was built when it is first used. Raises LoweringError for what
+    the target cannot do, ConfigError for a quantization that cannot be, WeightsError for missing or damaged weights,
+    MonographError for a folder that holds other files.
     """
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
+    from .narrowing import narrowed as with_narrow_cache
+    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    _check_asked(target, asked, dtype, adapters)
+    beside = None if not adapters else adapters_by_row(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        aim, told = Target.of(target), {"announce": announce, "progress": progress}
-        with quantized(model, asked, aim, place, dtype=aim.dtype, **told) as (served, done):
-            tuning = _tuned(served, aim, tune, loads, max_positions, threads, progress) if tune else None
+        aim = Target.of(target, dtype)
+        rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
+        with rounding as (served, done):
+            served, cache = with_narrow_cache(served, asked, aim, place, max_positions)
+            tuning = _tuned(served, aim, tune, loads, tune_seconds, max_positions, threads, progress) if tune else None
             report = backend.build(
                 served,
                 None,
@@ -234,7 +254,10 @@ def build(
                 choices=tuning.chosen if tuning is not None else None,
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
+                cache=str(cache) if cache is not None else "",
+                fine=fine_of(model, aim, place) if done is None else done.fine,
                 dump=dump,
+                adapters=beside,
                 announce=announce if done is None else None,
                 progress=progress,
             )
@@ -243,7 +266,24 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     report.tuning = tuning
+    if asked is not None and asked.weights and asked.calibrate is not None and aim.provider == "cpu":
+        _measure(report, model, asked)
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
+    """Measure what was built on the text that was given, and note it in the folder and in the report."""
+    from .fidelity import FILE, quality
+    from .inference.engine import Engine
+
+    assert asked.calibrate is not None
+    with Engine.built(report) as engine:
+        found = quality(engine, asked.calibrate, against=model)
+    with staged(report.folder) as stage, stage.open(FILE) as f:
+        f.write(found.to_json().encode())
+    seal(report.folder)
+    if report.quantization is not None:
+        report.quantization.quality = {k: v for k, v in asdict(found).items() if v is not None} | {"rise": found.rise}
 
 
 def _tuned(
@@ -251,6 +291,7 @@ def _tuned(
     target: Target,
     tune: bool | str,
     loads: Sequence[str],
+    budget: float,
     positions: int | None,
     threads: int | None,
     progress: Progress | None,
@@ -262,7 +303,7 @@ def _tuned(
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings = {"positions": positions, "threads": threads, "progress": show}
+    settings = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
     asked = [Load.parse(text) for text in loads]
     return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
 
@@ -273,24 +314,6 @@ def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:
         raise MonographError(f"tune is {tune!r}, expected True, False or 'again'")
     if loads and not tune:
         raise MonographError(f"loads are {', '.join(loads)}, but nothing is measured", hint="tune=True")
-
-
-def _check_asked(
-    target: str,
-    quantize: Quantization | None,
-    dtype: str | DType | None,
-    adapters: Mapping[str, str | Path] | None,
-) -> None:
-    """Raises LoweringError for what no pass does yet."""
-    usual = DType.f32 if target == "cpu" else DType.f16
-    given = {
-        "a cache in 8 bits": quantize is not None and bool(quantize.cache),
-        "dtype": dtype is not None and str(dtype) != str(usual),
-        "adapters": bool(adapters),
-    }
-    for name, asked in given.items():
-        if asked:
-            raise LoweringError(f"a build for {target} does not take {name} yet")
 
 
 def open(folder: str | Path, *, threads: int | None = None, every_byte: bool = False) -> Engine:

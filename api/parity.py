@@ -14,16 +14,17 @@ import numpy as np
 from .building import build, export, once, weights_of
 from .frontends.dsl import Model
 from .frontends.given import model_of
-from .frontends.task import Task, columns, positions
-from .ir import Graph, MonographError, interpret
+from .frontends.task import columns
+from .ir import DType, Graph, MonographError, interpret
 from .ir.display import Shown, Table
 from .ir.manifest import check as check_folder
 from .ir.silent import silent
-from .ir.slots import Stream
 from .ir.tensors import Array
 from .machine import has_torch
-from .passes.differential import CASES, MASKS, Case, attention_mask, sample_inputs
+from .passes.depth import rounding
+from .passes.differential import CASES, MASKS, Case
 from .runners import Call, Outputs, Runner, Spans, Tokens, onnx_runner, run_runner, session_runner, torch_runner
+from .samples import inputs_of, mask_of, reads_mask, streams_of
 
 TOLERANCE = 2e-4
 """Largest difference that float32 lowerings may show, relative to the largest expected value if that is above 1."""
@@ -109,8 +110,8 @@ def verify(
     chunks` several tokens at a time after a prompt; both are compared with each row alone. Cases with a past run as a
     prompt and the tokens after it. Masks are those that the inputs of the model can express. All outputs are compared.
     If products round activations to 8 bits, `ort 8-bit` runs them so, with the tolerance ROUNDED, and the other rows
-    run in float; products of integers are always off by so much. observe: called with what runs. Raises WeightsError
-    for a model without weights.
+    run in float; products of integers are always off by so much. What is built in 16-bit floats may be off by
+    `rounding`. observe: called with what runs. Raises WeightsError for a model without weights.
     """
     model, observe = once(model_of(model, "verify")), observe or silent
     cases = [*CASES, *CHUNKS] if cases is None else cases
@@ -184,35 +185,6 @@ class _Subject:
         return np.ones(case.batch, np.int64)
 
 
-def streams_of(task: Task, graph: Graph) -> tuple[Stream, ...]:
-    """All tokens that a graph reads, those that it makes or continues first."""
-    both = (graph.stream, *task.streams)
-    return tuple(dict.fromkeys(s for s in both if s is not None and s.ids in graph.inputs))
-
-
-def reads_mask(graph: Graph, stream: Stream) -> bool:
-    """Whether a graph can be told which tokens of a stream count."""
-    mask = graph.inputs.get(stream.mask)
-    return mask is not None and bool(mask.users)
-
-
-def mask_of(case: Case) -> Array:
-    return attention_mask(case.mask, case.batch, case.length)
-
-
-def inputs_of(task: Task, graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
-    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow, in the
-    way of the task."""
-    found = sample_inputs(graph, case, seed)
-    for stream in streams_of(task, graph):
-        told = reads_mask(graph, stream)
-        mask = mask_of(case) if told else np.ones((case.batch, case.length), np.int64)
-        counted = told and not task.by_column
-        given = {stream.mask: mask, stream.positions: positions(mask) if counted else columns(*mask.shape)}
-        found |= {k: np.ascontiguousarray(v) for k, v in given.items() if k in graph.inputs}
-    return found
-
-
 def rows_alone(
     graph: Graph, inputs: Mapping[str, Array], mask: Array, params: Mapping[str, Array], output: str
 ) -> Array:
@@ -257,6 +229,7 @@ def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterato
     """Ways to run what is built, made one after the other, so that only one set of weights is open at a time."""
     from .backends.onnxruntime import open as open_session
     from .backends.onnxruntime.quantized import integer_products, narrow_products
+    from .backends.onnxruntime.widened import float_of
 
     if built is None:
         yield Way("onnx", onnx_runner(export(model, folder / "onnx"), graph))
@@ -265,7 +238,8 @@ def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterato
         session = built.session
     elif _is_export(built):
         check_folder(Path(built), required=False)
-        yield Way("onnx", onnx_runner(Path(built), graph), tolerance=ROUNDED if integer_products(built) else 0.0)
+        off = max(rounding(graph, float_of(built)), ROUNDED if integer_products(built) else 0.0)
+        yield Way("onnx", onnx_runner(Path(built), graph), tolerance=off)
         return
     else:
         session = open_session(built)
@@ -273,6 +247,7 @@ def _built_ways(model: Model, graph: Graph, built: Any, folder: Path) -> Iterato
         yield Way("ort 8-bit", run_runner(session, graph), tolerance=ROUNDED)
         session = open_session(session.folder, exact=True)
     off = ROUNDED if integer_products(session.folder) else 0.0
+    off = max(off, rounding(graph, DType(session.contract.dtype)))
     yield Way("ort", run_runner(session, graph), tolerance=off)
     if session.contract.kind == "decoder" and model.task.generates:
         yield Way("ort session", session_runner(session, graph), alone=True, tolerance=off)

@@ -26,11 +26,12 @@ from .ir.slots import TOKENS
 from .ir.tensors import Array
 from .ir.types import f32
 from .machine import Ceilings, cores, interleaved, measure, median, seconds
-from .parity import inputs_of, mask_of, spans, streams_of
+from .parity import spans
 from .passes import pipelines
 from .passes.differential import Case, rows_indexed
 from .portable import first_state, next_state, slots_of, stream_of
 from .runners import Call, Runner, onnx_runner, run_runner
+from .samples import inputs_of, mask_of, streams_of
 
 
 class Decoder(Protocol):

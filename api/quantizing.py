@@ -12,15 +12,17 @@ from pathlib import Path
 from .backends.onnx.save import bound_of
 from .backends.onnxruntime.blocks import PORTABLE, blocks_of
 from .backends.target import Target
-from .frontends.dsl import Model
+from .calibrating import base_of, calibration_bytes, prepared, trapped_in
+from .frontends.dsl import Model, plain_graph
+from .ir.encodings import Encoding
 from .ir.errors import LoweringError, WeightsError
 from .ir.types import DType
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes.quantize.choose import choose
-from .passes.quantize.methods import plain_method
-from .passes.quantize.plan import Method, rounded
+from .passes.quantize.plan import rounded
 from .passes.quantize.report import QuantizationReport
-from .passes.quantize.settings import CALIBRATED, Quantization
+from .passes.quantize.settings import Quantization
+from .samples import random_samples
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,14 +51,16 @@ def quantized(
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
     settings = filled(asked, target)
-    planned = choose(model.graph(dtype), model.weights, settings, method_of(settings), dtype)
+    planned = choose(plain_graph(model, dtype), model.weights, settings, base_of(settings), dtype)
     if announce is not None:
-        announce(bound_of(model.weights[k] for k in model.weights))
+        announce(bound_of(model.weights[k] for k in model.weights) + calibration_bytes(model, settings))
     place = _scratch(folder)
     try:
-        done = list(rounded(model.weights, planned.choices, place, progress))
-        weights = Weights({**model.weights, **{r.name: r.tensor for r in done}}, model.weights.place)
-        report = QuantizationReport.of(settings, model.weights, planned, done, dtype.bits)
+        ready = prepared(model, settings, planned, place, narrow_of(target), dtype, _named(progress))
+        done = list(rounded(ready.weights, ready.planned.choices, place, progress))
+        weights = Weights({**ready.weights, **{r.name: r.tensor for r in done}}, model.weights.place)
+        report = QuantizationReport.of(settings, model.weights, ready.planned, done, dtype.bits)
+        report.fine = ready.fine
         yield dataclasses.replace(model, weights=weights), report
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -76,11 +80,34 @@ def filled(asked: Quantization, target: Target | None) -> Quantization:
     return asked.filled(blocks.length(asked.weights), blocks.symmetric)
 
 
-def method_of(asked: Quantization) -> Method:
-    """Who rounds. Raises LoweringError for a method that needs text, which is read elsewhere."""
-    if asked.chosen_method in CALIBRATED or asked.quality is not None or asked.size is not None:
-        raise LoweringError("a build does not look at text yet: methods rtn, kquant and hqq do without it")
-    return plain_method(asked.chosen_method)
+def narrow_of(target: Target | None) -> Callable[[Encoding], bool]:
+    """Whether a target may multiply weights of an encoding by activations that it rounds to 8 bits."""
+    from .backends.onnxruntime.choices import choices_of
+    from .backends.onnxruntime.quantized import NARROW
+
+    # Of 4 bits, too, where only tuning may choose to round: a layer that is told to be fine is so at every level.
+    choices = None if target is None else choices_of(target)
+    rounds = choices is not None and NARROW in (choices.int4_level, choices.int8_level)
+
+    def narrow(e: Encoding) -> bool:
+        return rounds if e.block else e.bits == 8
+
+    return narrow
+
+
+def fine_of(model: Model, target: Target, folder: Path) -> frozenset[str]:
+    """Of a model whose weights are in blocks already, those whose activations 8 bits change too much."""
+    if model.weights is None or all(t.type.encoding is None for t in model.weights.values()):
+        return frozenset()
+    place = _scratch(folder)
+    try:
+        return frozenset(trapped_in(model, model.weights, {}, random_samples(model), place, narrow_of(target)))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _named(progress: Progress | None) -> Callable[[str], None] | None:
+    return None if progress is None else lambda name: progress(0, 0, name)
 
 
 def _scratch(folder: Path) -> Path:

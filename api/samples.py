@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends.onnxruntime.build import positions_of
 from .frontends.dsl import Model
+from .frontends.task import Task, columns, positions
 from .frontends.tokenizer import Tokenizer
 from .ir.errors import ConfigError
+from .ir.graph import Graph
+from .ir.slots import Stream
 from .ir.tensors import Array
-from .parity import inputs_of, streams_of
-from .passes.differential import Case
+from .passes.differential import Case, attention_mask, sample_inputs
 from .training.corpus import read_text
 
 Sample = Mapping[str, Array]
@@ -70,7 +71,7 @@ class Reader:
         if not streams_of(model.task, model.graph()):
             raise ConfigError(f"{model.name} is a {model.task} model, which reads no text")
         generates, source = model.task.generates, model.task.separated
-        return Reader.of(model.name, model.tokenizer, positions_of(model), generates=generates, source=source)
+        return Reader.of(model.name, model.tokenizer, _positions(model), generates=generates, source=source)
 
     def first(self, text: Text, tokens: int, window: int = WINDOW) -> list[list[int]]:
         """The first tokens of a text, window by window."""
@@ -105,8 +106,14 @@ class Reader:
         return [self.tokenizer.encode(self.tokenizer.decode(p), max_length=len(p) + special) for p in pieces]
 
 
+def _positions(model: Model) -> int:
+    """Most tokens that the config of a model allows."""
+    found = getattr(model.config, "max_positions", None)
+    return found if isinstance(found, int) and found > 0 else 2**31
+
+
 def samples_of(model: Model, rows: Sequence[Sequence[int]]) -> list[Sample]:
-    """One sample a row of ids. Other inputs are as the task fills them in; features, which no text gives, are random."""
+    """One sample a row of ids. Other inputs are as the task has them; features, which no text gives, are random."""
     graph = model.graph()
     found: list[Sample] = []
     for seed, row in enumerate(rows):
@@ -118,5 +125,34 @@ def samples_of(model: Model, rows: Sequence[Sequence[int]]) -> list[Sample]:
 def random_samples(model: Model, count: int = 2, length: int = 64) -> list[Sample]:
     """Random inputs of a model for which there is no text."""
     graph = model.graph()
-    length = min(length, positions_of(model))
+    length = min(length, _positions(model))
     return [inputs_of(model.task, graph, Case("all-ones", 1, length=length), seed) for seed in range(count)]
+
+
+def streams_of(task: Task, graph: Graph) -> tuple[Stream, ...]:
+    """All tokens that a graph reads, those that it makes or continues first."""
+    both = (graph.stream, *task.streams)
+    return tuple(dict.fromkeys(s for s in both if s is not None and s.ids in graph.inputs))
+
+
+def reads_mask(graph: Graph, stream: Stream) -> bool:
+    """Whether a graph can be told which tokens of a stream count."""
+    mask = graph.inputs.get(stream.mask)
+    return mask is not None and bool(mask.users)
+
+
+def mask_of(case: Case) -> Array:
+    return attention_mask(case.mask, case.batch, case.length)
+
+
+def inputs_of(task: Task, graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
+    """Inputs of a plain graph for one case: masks of its kind where they are read, and positions that follow, in the
+    way of the task."""
+    found = sample_inputs(graph, case, seed)
+    for stream in streams_of(task, graph):
+        told = reads_mask(graph, stream)
+        mask = mask_of(case) if told else np.ones((case.batch, case.length), np.int64)
+        counted = told and not task.by_column
+        given = {stream.mask: mask, stream.positions: positions(mask) if counted else columns(*mask.shape)}
+        found |= {k: np.ascontiguousarray(v) for k, v in given.items() if k in graph.inputs}
+    return found

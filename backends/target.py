@@ -96,9 +96,11 @@ class KernelTable:
         found = [t for t in self.facts.traps if t.weight in weights and t.catches(node, names)]
         return [f"{node.domain or 'ai.onnx'}.{node.op_type} at {place_of(node)}: {t}" for t in found]
 
-    def problem(self, node: onnx_ir.Node, opsets: Mapping[str, int], *, wide: bool = False) -> list[str]:
+    def problem(
+        self, node: onnx_ir.Node, opsets: Mapping[str, int], *, wide: bool = False, whole: bool = False
+    ) -> list[str]:
         """Why a node cannot run: op, types, layer, and what there is; nothing if it can. wide: were its 16-bit floats
-        f32."""
+        f32. whole: by a kernel of its own, not by the function that stands for it."""
         schema = schema_of(node.op_type, opsets.get(node.domain, 1), node.domain)
         since = schema["since"] if schema else opsets.get(node.domain, 1)
         given = _types(node, schema)
@@ -106,10 +108,11 @@ class KernelTable:
             given = {k: "float" if v in ("float16", "bfloat16") else v for k, v in given.items()}
         found = self.kernels.get((node.domain, node.op_type), [])
         # On the CPU, ONNX Runtime puts casts around an op that has only an f32 kernel.
-        wider = {k: "float" if v == "float16" and self.provider == "cpu" else v for k, v in given.items()}
+        cast = self.provider == "cpu" and not whole
+        wider = {k: "float" if v == "float16" and cast else v for k, v in given.items()}
         if any(k.takes(since) and (_fits(k, given) or _fits(k, wider)) for k in found):
             return []
-        if schema and schema["function"]:
+        if schema and schema["function"] and not whole:
             return []
         shown = ", ".join(f"{k}={v}" for k, v in given.items())
         what = f"{node.domain or 'ai.onnx'}.{node.op_type} (version {since}) for {shown}"
@@ -216,6 +219,19 @@ def read_table(path: Path, provider: str) -> KernelTable:
     return KernelTable(provider, kernels, source, Facts.parse([x for x in lines if x.startswith(KINDS)]))
 
 
+TYPES = {"cpu": ("double", "float", "float16"), "cuda": ("double", "float", "float16", "bfloat16")}
+"""Float types in which a provider multiplies matrices; on the CPU f16 by way of f32, and bf16 not at all."""
+
+
+def float_type(dtype: str | DType) -> DType:
+    """A float type by its name. Raises MonographError for another."""
+    known = [str(d) for d in ELEMENT_NAMES]
+    if str(dtype) not in known:
+        what = f"dtype is {str(dtype)!r}, expected one of {', '.join(known)}"
+        raise MonographError(f"{what}{did_you_mean(str(dtype), known)}")
+    return DType(str(dtype))
+
+
 _MEANT = {"gpu": "cuda", "nvidia": "cuda", "x86": "cpu", "x64": "cpu", "arm": "cpu"}
 """What people call a provider that is called otherwise here."""
 
@@ -237,14 +253,20 @@ class Target:
     choices: Choices | None = None
 
     @staticmethod
-    def of(target: str | Target) -> Target:
-        """`cpu`, `cuda`, or a Target as it is. Raises MonographError for another name."""
+    def of(target: str | Target, dtype: str | DType | None = None) -> Target:
+        """`cpu`, `cuda`, or a Target as it is. dtype: None for f32 on cpu, f16 on cuda. Raises MonographError for
+        another name, LoweringError for a dtype that the provider cannot multiply in."""
         if isinstance(target, Target):
             return target
         if target not in PROVIDERS:
             hint = f"known: {', '.join(PROVIDERS)}; mg.export(model, folder) writes portable ONNX"
             raise MonographError(f"no target is called {target!r}{meant(target, PROVIDERS)}", hint=hint)
-        return Target(target, DType.f32 if target == "cpu" else DType.f16, runtime_version())
+        asked = float_type(dtype) if dtype is not None else DType.f32 if target == "cpu" else DType.f16
+        if ELEMENT_NAMES[asked] not in TYPES[target]:
+            what = f"{target} has no kernel that multiplies matrices in {asked}"
+            others = [str(d) for d, name in ELEMENT_NAMES.items() if name in TYPES[target]]
+            raise LoweringError(what, hint=f"{', '.join(others)} are there, and weights in fewer bits by quantize")
+        return Target(target, asked, runtime_version())
 
     @property
     def execution_provider(self) -> str:

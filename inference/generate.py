@@ -14,6 +14,7 @@ from ..frontends.tokenizer import Tokenizer
 from ..ir.display import Shown, Table
 from ..ir.errors import RuntimeInputError, did_you_mean
 from ..ir.silent import silent
+from .constraint import Constraint, restrict
 from .errors import GenerationError
 from .logprobs import Logprob, logprob
 from .prompts import pad, rows_of
@@ -137,8 +138,8 @@ class Settings(Sampling):
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
             raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
         for name in ("logprobs", "prompt_logprobs"):
-            top = getattr(self, name)
-            if top is not None and (not isinstance(top, Integral) or isinstance(top, bool) or top < 0):
+            top: Any = getattr(self, name)
+            if top is not None and (isinstance(top, bool) or not isinstance(top, Integral) or int(top) < 0):
                 raise RuntimeInputError(f"{name} is {top!r}, expected a number from 0, or None")
         kinds: Any
         for name, kinds, what in (("stop", (str,), "a text"), ("eos", (str, Integral), "an id or the name of a token")):
@@ -235,13 +236,14 @@ def stream(
 
 
 @dataclass
-class _Row:
+class Row:
     """One prompt and what has come after it."""
 
     prompt: list[int]
     text: RowText
     seen: list[int]
     reason: Reason | None = None
+    constraint: Constraint | None = None
     logprobs: list[Logprob] = field(default_factory=list[Logprob])
 
     @property
@@ -252,8 +254,8 @@ class _Row:
 class Decoding:
     """One batch on its way. Iterating runs it, and gives (row, text) whenever more text of a row is certain.
 
-    read: reads prompts as `Session.prefill` does (None: that). Raises RuntimeInputError when a session that is `Shared`
-    has begun to read something else before this decoding ended.
+    read: reads prompts as `Session.prefill` does (None: that). constraints: one a row, or none at all. Raises
+    RuntimeInputError when a session that is `Shared` has begun to read something else before this decoding ended.
     """
 
     def __init__(
@@ -263,13 +265,19 @@ class Decoding:
         rows: Sequence[list[int]],
         settings: Settings,
         read: Callable[[Array, Array], Array] | None = None,
+        constraints: Sequence[Constraint | None] = (),
     ) -> None:
         settings.check(rows)
         if settings.stops and tokenizer is None:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} need a tokenizer")
         self.session, self.settings, self.read = session, settings, read or session.prefill
+        # Asked once: looking for the methods of a protocol takes longer than the rest of a step.
+        self.shared = session if isinstance(session, Shared) else None
+        self.choosing = session if isinstance(session, Choosing) else None
         self.ends = settings.ends(tokenizer)
-        self.rows = [_Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
+        self.rows = [Row(row, RowText(tokenizer, settings.stops, row), list(row)) for row in rows]
+        for row, constraint in zip(self.rows, constraints, strict=False):
+            row.constraint = constraint
         self.sampler = Sampler(settings, len(rows))
         self.prefill_seconds = self.decode_seconds = 0.0
         self.decode_tokens = 0
@@ -294,20 +302,22 @@ class Decoding:
             self.decode_tokens += active
 
     def _owner(self) -> object:
-        return self.session.owner if isinstance(self.session, Shared) else None
+        return None if self.shared is None else self.shared.owner
 
     def next(self, tokens: Array) -> Array:
         """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
-        session, settings = self.session, self.settings
-        if isinstance(session, Choosing) and settings.repetition_penalty == 1 and settings.logprobs is None:
+        session, settings = self.choosing, self.settings
+        free = settings.repetition_penalty == 1 and all(r.constraint is None for r in self.rows)
+        if session is not None and free and settings.logprobs is None:
             if settings.temperature == 0:
                 return certain(session.step_greedy(tokens))
             if settings.top_k is not None and settings.top_k <= MOST_BEST:
                 return self.choose(session.step_best(tokens, settings.top_k))
-        return self.choose(session.step(tokens))
+        return self.choose(self.session.step(tokens))
 
     def choose(self, logits: Array) -> Array:
-        processed = self.sampler.processed(logits, [r.seen for r in self.rows])
+        allowed = restrict(logits, [r.constraint if r.reason is None else None for r in self.rows])
+        processed = self.sampler.processed(allowed, [r.seen for r in self.rows])
         tokens = self.sampler.pick(processed)
         if self.settings.logprobs is not None:
             for i, row in enumerate(self.rows):
@@ -318,22 +328,29 @@ class Decoding:
     def take(self, tokens: Array, last: bool) -> Iterator[tuple[int, str]]:
         """Give each running row its token; (row, text) for the text that is certain now."""
         for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
-            if row.reason is not None:
-                continue
-            if token in self.ends:
-                row.reason, text = "eos", ""
-            else:
-                row.seen.append(token)
-                text = row.text.push(token)
-                if row.text.stopped:
-                    row.reason = "stop"
-                elif last:
-                    row.reason = "length"
-            if row.reason in ("eos", "length"):
-                text += row.text.end()
-                row.reason = "stop" if row.text.stopped else row.reason
-            if text:
+            if row.reason is None and (text := self.give(row, token, last)):
                 yield i, text
+
+    def give(self, row: Row, token: int, last: bool) -> str:
+        """Give one running row its token; the text that is certain now."""
+        text = ""
+        if token in self.ends:
+            row.reason = "eos"
+        else:
+            row.seen.append(token)
+            text = row.text.push(token)
+            if row.constraint is not None:
+                row.constraint.accept(token)
+            if row.text.stopped:
+                row.reason = "stop"
+            elif row.constraint is not None and row.constraint.done:
+                row.reason = "eos"
+            elif last:
+                row.reason = "length"
+        if row.reason in ("eos", "length"):
+            text += row.text.end()
+            row.reason = "stop" if row.text.stopped else row.reason
+        return text
 
     def results(self) -> list[Generation]:
         """What every row came to."""

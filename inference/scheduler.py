@@ -9,13 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
+
 from ..backends.onnxruntime import Session
 from ..frontends.tokenizer import Tokenizer, said_ends
 from ..ir.errors import MonographError, RuntimeInputError
+from ..passes.adapters import ADAPTER
 from .batch import FAILURES, Batch, Running, failed
 from .errors import ClosedError, DeadlineError, QueueFullError, SessionError
 from .generate import Settings
 from .request import Asked, Piece, Request, ids_of
+from .strategies import adapter_number
 
 __all__ = ["Gauges", "Piece", "Request", "Scheduler"]
 
@@ -100,13 +104,17 @@ class Scheduler:
 
         logprobs, prompt_logprobs: tell log-probabilities of chosen and of prompt tokens, with so many likeliest tokens
         beside each. timeout: seconds until it fails with DeadlineError. inputs: arrays [1,...] that stay for the row,
-        by name. Raises QueueFullError, ClosedError, and RuntimeInputError for what can never be served.
+        by name. adapter: one that the folder was built with (None: the base). constraint: see `Grammars`. Raises
+        QueueFullError, ClosedError, and RuntimeInputError for what can never be served.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         limits = [n for n in (settings.context, self.session.contract.positions or None) if n is not None]
         told = {k: v for k, v in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)) if v is not None}
         settings = replace(settings, context=min(limits, default=None), **told)
-        asked = Asked(ids_of(prompt), settings, adapter, constraint, deadline, dict(inputs or {}))
+        beside = dict(inputs or {})
+        if adapter is not None:
+            beside[ADAPTER] = np.array([adapter_number(self.session.contract.adapters, adapter)])
+        asked = Asked(ids_of(prompt), settings, adapter, constraint, deadline, beside)
         self._check(asked)
         with self._changed:
             if self._closing:

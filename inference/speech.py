@@ -12,14 +12,17 @@ from ..frontends.task import FEATURES
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import RuntimeInputError, did_you_mean
 from . import generate
-from .generate import Decoding, Generation, Settings
+from .generate import Generation, Settings
+from .grammar import Grammars
+from .guesses import Cuttable
 from .sampling import Array
+from .strategies import Strategy
 
 START, NO_TIMES = "<|startoftranscript|>", "<|notimestamps|>"
 KINDS = ("transcribe", "translate")
 
 
-class Session(generate.Session, generate.Shared, Protocol):
+class Session(Cuttable, generate.Shared, Protocol):
     """A decoder behind an encoder."""
 
     def encode(self, inputs: Mapping[str, Any]) -> None:
@@ -47,6 +50,20 @@ class Listening:
     def prefill(self, tokens: Array, lengths: Array) -> Array:
         self.session.encode({FEATURES: self.features})
         return without(self.session.prefill(tokens, lengths), [*self.always, *self.first])
+
+    @property
+    def uncut(self) -> str:
+        return self.session.uncut
+
+    def append(self, tokens: Any, lengths: Any = None, *, every: bool = False) -> Array:
+        found = self.session.append(tokens, lengths, every=every)
+        return without(found.reshape(-1, found.shape[-1]), self.always).reshape(found.shape)
+
+    def truncate(self, lengths: Any) -> None:
+        self.session.truncate(lengths)
+
+    def reorder(self, parents: Any, common: Any = None) -> None:
+        self.session.reorder(parents, common)
 
     def step(self, tokens: Array) -> Array:
         return without(self.session.step(tokens), self.always)
@@ -81,8 +98,15 @@ def transcribe(
         raise RuntimeInputError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     prompt = [_special(tokenizer, name) for name in (START, f"<|{language}|>", f"<|{kind}|>", NO_TIMES)]
     features = np.stack([hear(samples) for samples in speech])
-    listening = Listening(session, features, suppress, suppress_first)
-    decoding = Decoding(listening, tokenizer, [list(prompt) for _ in speech], Settings.of(settings))
+    strategy, rest = Strategy.of(settings)
+    rows = [list(prompt) for _ in speech]
+    # Beams have their own way to leave tokens out, after the logarithm.
+    left_out = ((), ()) if strategy.beams is not None else (suppress, suppress_first)
+    listening = Listening(session, features, *left_out)
+    decoding = strategy.decoding(
+        listening, tokenizer, rows, Settings.of(rest), None, grammars=lambda: Grammars(tokenizer), source={},
+        suppress=suppress, suppress_first=suppress_first,
+    )  # fmt: skip
     for _ in decoding:
         pass
     return decoding.results()

@@ -16,6 +16,7 @@ EXTRAS = {
     "pyarrow": "data",
     "datasketch": "data",
     "matplotlib": "plot",
+    "llguidance": "grammar",
     "fastapi": "serve",
     "uvicorn": "serve",
     "pydantic": "serve",

@@ -25,6 +25,8 @@ from ..ir.types import DType, bf16, f16, f32
 from .decompose import inline_body
 from .observe import Observed, observe
 
+DEFAULT_POSITIONS = 4096
+"""Most tokens of a row where a model does not say how many."""
 MARGIN = 8.0
 """How many times larger than in a run a value may be elsewhere."""
 STREAM_ERROR = 0.01
@@ -44,6 +46,10 @@ class Precision:
     seen: int = 0
     wide: int = 0
     decisions: list[str] = field(default_factory=list[str])
+
+    def lines(self) -> list[str]:
+        """What was decided, for people: the numbers, then each group of values that stays wide."""
+        return [str(self), *self.decisions]
 
     def __str__(self) -> str:
         return (
@@ -206,6 +212,10 @@ class _Plan:
             return f32, ""
         return self.dtype, ""
 
+    def decides(self, v: Value) -> bool:
+        """Whether what reads a value exponentiates or orders it: then a rounding may change the choice."""
+        return any(v in (n[k] for k in n.op.rounding) and not n.op.keys for n in v.users)
+
     def inside(self, node: Node) -> float:
         """The largest number inside a composite whose steps are narrow as it is."""
         if node.op.body is None or node.op.wide:
@@ -228,18 +238,22 @@ class _Plan:
 
     def product(self, node: Node) -> tuple[DType, str]:
         """Products run narrow, of an operand that is made smaller where the result, or the operand, does not fit."""
-        x, *others = (v for v in node.arguments if v.dtype.is_float)
+        x, *others = (v for v in node.arguments if v.dtype.is_float and v is not bias_of(node))
+        if isinstance(node.op, Linear) and self.decides(node.output):
+            return f32, "its small differences decide between experts"
         if not all(map(self.fits, others)):
             worst = max(map(self.most, others))
             return f32, f"a weight or operand of {node.op.name} has numbers of up to {worst:.3g}"
-        if self.fits(x) and self.fits(node.output):
+        bias = bias_of(node)
+        if self.fits(x) and self.fits(node.output) and (bias is None or self.fits(bias)):
             return self.dtype, ""
         most = max(self.most(x), self.most(node.output))
-        steps = math.ceil(math.log2(most / self.limit)) if math.isfinite(most) else MOST_STEPS + 1
+        steps = max(0, math.ceil(math.log2(most / self.limit))) if math.isfinite(most) else MOST_STEPS + 1
         if steps > MOST_STEPS:
             return f32, f"{node.op.name} may reach {most:.3g}"
         self.halved[node] = steps
-        return self.dtype, f"{node.op.name} may reach {most:.3g}: computed of 1/{2**steps} of its operand"
+        how = f"computed of 1/{2**steps} of its operand and made larger" if steps else "its bias is added"
+        return self.dtype, f"{node.op.name} may reach {most:.3g}: {how} in f32"
 
     # -- words ---------------------------------------------------------------------------------------------------
 
@@ -250,7 +264,12 @@ class _Plan:
         for why, places in self.places.items():
             first = next(iter(dict.fromkeys(places)))
             more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-            self.report.decisions.append(f"{first}{more}: f32, {why}")
+            self.report.decisions.append(f"{first}{more}: {why}")
+
+
+def bias_of(node: Node) -> Value | None:
+    """What is added to a product last."""
+    return node["b"] if isinstance(node.op, Linear) else None
 
 
 class _Narrowing:
@@ -278,18 +297,23 @@ class _Narrowing:
         return new
 
     def param(self, v: Value) -> DType:
-        """Narrow if it fits and anybody reads it so."""
+        """Narrow if it fits and anybody reads it so; a bias that is added in f32 is read so."""
         if not v.dtype.is_float or not self.plan.fits(v):
             return v.dtype
-        read = {self.plan.run.get(node, f32) for node in v.users}
+        added = {node for node in v.users if node in self.plan.halved and v is bias_of(node)}
+        read = {self.plan.run.get(node, f32) for node in v.users if node not in added}
         return self.dtype if self.dtype in read else v.dtype
 
     def node(self, node: Node) -> None:
         """Put a node into the new graph."""
         dtype = self.plan.run.get(node, f32)
+        steps = self.plan.halved.get(node)
+        apart = bias_of(node) if steps is not None else None
         with self.new.at(None, node.location):
-            operands = [None if v is None else self.operand(node, i, v, dtype) for i, v in enumerate(node.operands)]
-            steps = self.plan.halved.get(node)
+            operands = [
+                None if v is None or v is apart else self.operand(node, i, v, dtype)
+                for i, v in enumerate(node.operands)
+            ]
             if steps is not None:
                 self.made[node.output] = self.smaller(node, operands, steps)
                 return
@@ -321,15 +345,14 @@ class _Narrowing:
 
     def smaller(self, node: Node, operands: list[Value | None], steps: int) -> Value:
         """The product of a smaller operand, made larger in f32, and then its bias."""
-        x, bias = node.arguments[0], node["b"] if isinstance(node.op, Linear) else None
+        x, bias = node.arguments[0], bias_of(node)
         factor = 2.0**-steps
         made = self.made[x]
-        part = (made * factor) if made.dtype == self.dtype else (made * factor).cast(self.dtype)
-        given = [part, *(None if v is bias and bias is not None else o for v, o in self.rest(node, operands))]
+        part = made * factor if steps else made
+        part = part if part.dtype == self.dtype else part.cast(self.dtype)
+        rest = zip(node.operands[1:], operands[1:], strict=True)
+        given = [part, *(None if v is bias else new for v, new in rest)]
         (y,) = self.new.add(node.op, given, dict(node.attributes), node.location)
-        y = y.cast(f32) * (1.0 / factor)
+        y = y.cast(f32)
+        y = y * (1.0 / factor) if steps else y
         return y if bias is None else y + self.read(bias, f32)
-
-    @staticmethod
-    def rest(node: Node, operands: list[Value | None]) -> list[tuple[Value | None, Value | None]]:
-        return list(zip(node.operands[1:], operands[1:], strict=True))

@@ -45,7 +45,7 @@ class Device(CudaMemory):
         super().__init__("cpu", "CPUExecutionProvider")
         self.uploads, self.downloads = list[str](), list[str]()
         self.made = self.bound = self.replays = 0
-        self.graphs = set[tuple[int, int]]()
+        self.captured = set[tuple[int, int]]()
         self.late = late
 
     def forget(self) -> None:
@@ -84,8 +84,8 @@ class Device(CudaMemory):
         call = super().bind(loaded, inputs, outputs, graph)
         if graph == UNCAPTURED:
             return call
-        assert (id(loaded), graph) not in self.graphs, "a graph is replayed over the buffers it was captured with"
-        self.graphs.add((id(loaded), graph))
+        assert (id(loaded), graph) not in self.captured, "a graph is replayed over the buffers it was captured with"
+        self.captured.add((id(loaded), graph))
         hosted = [b for b in inputs.values() if isinstance(b, CpuBuffer)]
         return Replayed(self, call, hosted)
 

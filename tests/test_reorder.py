@@ -36,6 +36,7 @@ def wide(kind: str) -> Model:
     family = load_family(kind)
     fields = {f.name for f in dataclasses.fields(family.config_class)}
     given = {**SMALL, **OWN.get(kind, {}), "dim": 32, "head_dim": 8}
+    given |= {"layer_types": ["conv", "full_attention"]} if kind == "lfm2" else {}
     return family(**{k: v for k, v in given.items() if k in fields})
 
 

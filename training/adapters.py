@@ -90,7 +90,7 @@ class Adapter(Shown):
             what = "is more than A and B of one rank and alpha, so it cannot stand beside the weights"
             raise ConfigError(what, place=self.weights.place, details=strange, hint="merge it into the model")
         base = base_weights(model)
-        merged(model, self.weights, self._settings)
+        merged(model, self.weights, self.settings)
         graph = model.graph()
         targets = tuple(dict.fromkeys(k.rpartition(".lora_")[0] for k in self.weights))
         replace(self.lora, targets=targets).insert(graph)
@@ -101,10 +101,11 @@ class Adapter(Shown):
 
         Raises WeightsError listing every tensor that does not fit.
         """
-        return merged(model, self.weights, self._settings)
+        return merged(model, self.weights, self.settings)
 
     @property
-    def _settings(self) -> PeftConfig:
+    def settings(self) -> PeftConfig:
+        """Rank, alpha and what else adapter_config.json says, or would say."""
         lora = self.lora
         return self.config or PeftConfig(
             lora.rank, lora.alpha, lora.targets, lora.dropout, lora.rank_stabilized, self.base

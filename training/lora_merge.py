@@ -96,10 +96,10 @@ def merged(model: Model, weights: Weights, config: PeftConfig) -> Model:
     changes = changes_of(weights)
     model, drawn = _for_task(model, changes, config)
     base = _weights_of(model)
-    graph, names = model.graph(), _paths(model, changes)
+    graph, names = model.graph(), paths_of(model, changes)
     if any(_parts_ways(model, graph, names[m], c) for m, c in changes.items()):
         model, graph, base = _untied(model, base)
-        names = _paths(model, changes)
+        names = paths_of(model, changes)
     linear = modules(graph)
     changed: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -161,7 +161,7 @@ def _rows(tokens: Mapping[str, tuple[int, ...]], module: str) -> tuple[int, ...]
     return next((ids for name, ids in tokens.items() if module == name or module.endswith(f".{name}")), ())
 
 
-def _paths(model: Model, changes: Mapping[str, Change]) -> dict[str, str]:
+def paths_of(model: Model, changes: Mapping[str, Change]) -> dict[str, str]:
     """Where each module of the file is in the model: a model with a head has a prefix before the one inside it."""
     graph = model.graph()
     prefix = model.family.checkpoint.prefix if model.family is not None else ""

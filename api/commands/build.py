@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..backends.target import Target, meant
+from ..backends.target import Target, float_type, meant
 from ..building import TARGETS, write_export
 from ..building import build as build_model
 from ..console import Json, command, out, print_json, progress, table
@@ -66,6 +66,7 @@ def build(
         list[str] | None,
         typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
     ] = None,
+    tune_seconds: Annotated[float, typer.Option(help="about how long tuning takes")] = 60.0,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
     ] = None,
@@ -114,8 +115,8 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            _check_portable(strict, dtype, tune or retune, adapter)
-            report |= _export(loaded, folder, opset, layout, asked, told)
+            _check_portable(strict, tune or retune, adapter)
+            report |= _export(loaded, folder, opset, layout, asked, dtype or "f32", told)
         else:
             settings = {"target": target, "max_positions": max_positions, "strict": strict, "quantize": asked}
             settings |= {
@@ -127,7 +128,7 @@ def build(
             report |= _build(loaded, folder, settings | told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
-        report["check"] = _check(loaded, folder, asked, target, json_output)
+        report["check"] = _check(loaded, folder, asked, target, dtype, json_output)
     if json_output:
         print_json(report)
     else:
@@ -143,11 +144,11 @@ def _portable(layout: str, target: str) -> str:
     return "onnx"
 
 
-def _check_portable(strict: bool, dtype: str | None, tune: bool, adapter: list[str] | None) -> None:
+def _check_portable(strict: bool, tune: bool, adapter: list[str] | None) -> None:
     """Raises MonographError for an option that only a build for ONNX Runtime has."""
     if strict:
         raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-    for option, given in {"--dtype": dtype, "--tune": tune, "--adapter": adapter}.items():
+    for option, given in {"--tune": tune, "--adapter": adapter}.items():
         if given:
             raise MonographError(f"a portable export does not take {option}", hint=f"drop {option}")
 
@@ -158,10 +159,12 @@ def _export(
     opset: int | None,
     layout: str | None,
     asked: Quantization | None,
+    dtype: str,
     told: Mapping[str, Any],
 ) -> dict[str, Any]:
-    report = write_export(model, folder, opset=opset, layout=layout, quantize=asked, **told)
-    said = {"dtype": "f32", "nodes": report.nodes, "misses": [], "through_float": report.through_float}
+    report = write_export(model, folder, dtype, opset, layout=layout, quantize=asked, **told)
+    said: dict[str, Any] = {"dtype": dtype, "precision": [line for p in report.precision for line in p.lines()]}
+    said |= {"nodes": report.nodes, "misses": [], "through_float": report.through_float}
     return said | _said(report.quantization)
 
 
@@ -191,16 +194,19 @@ def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str,
         **_said(report.quantization),
         "choices": list(report.contract.why),
         "tuning": report.tuning,
+        "precision": report.precision.lines() if report.precision is not None else [],
     }
 
 
-def _check(model: Model, folder: Path, asked: Quantization | None, target: str, quiet: bool) -> dict[str, Any]:
+def _check(
+    model: Model, folder: Path, asked: Quantization | None, target: str, dtype: str | None, quiet: bool
+) -> dict[str, Any]:
     """Parity with the model as it was built: where weights were rounded, with the numbers they stand for."""
     from ..parity import verify
 
-    aim = None if target == "onnx" else Target.of(target)
-    dtype = f32 if aim is None else aim.dtype
-    with progress(quiet) as bars, quantized(model, asked, aim, folder, dtype=dtype) as (served, _):
+    aim = None if target == "onnx" else Target.of(target, dtype)
+    kept = float_type(dtype or f32) if aim is None else aim.dtype
+    with progress(quiet) as bars, quantized(model, asked, aim, folder, dtype=kept) as (served, _):
         task = bars.add_task("checking", total=None)
         parity = verify(
             served, folder, torch=False, observe=lambda what: bars.update(task, description=f"checking: {what}")
@@ -230,6 +236,8 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
         console.print("nothing that looked like a layer was left unfused")
     peak, bound = report["peak_bytes"], report["bound_bytes"]
     within = "within" if peak <= bound else "ABOVE"
+    if report.get("tuning") is not None and peak > bound:
+        within = "with the runs of tuning, which are not in"
     console.print(
         f"wrote {report['folder']} for {report['target']} in {report['dtype']}, {report['seconds']:.1f} s, "
         f"peak memory {size(peak)}, {within} the bound"
@@ -250,6 +258,9 @@ def _notes(report: Mapping[str, Any], explain: bool) -> list[str]:
         most = f" at {report['positions']} tokens" if report["positions"] else ""
         kept = size(report["state_bytes"])
         lines.append(f"remembers {len(report['slots'])} slots, {kept} a row{most}")
+    if report.get("precision"):
+        first, *rest = report["precision"]
+        lines += [first, *(f"  {line}" for line in (rest if explain else rest[:4]))]
     if report.get("alone"):
         lines.append(f"with a mask, rows of different lengths run one by one: {report['alone']}")
     if "quantization" in report:

@@ -69,6 +69,7 @@ def doctor(
         "packages": versions(),
         "torch": torch_build(),
         "providers": found,
+        "cuda": cuda(found),
         "kernels": kernels(),
     }
     if speed:
@@ -124,6 +125,20 @@ def providers() -> list[dict[str, Any]]:
     return found
 
 
+def cuda(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Whether sessions open on CUDA, which of its libraries cannot be loaded, and what brings them; None where the
+    installed runtime is not built for it."""
+    from ..backends.onnxruntime.options import LIBRARIES
+    from ..backends.onnxruntime.runtime import missing_libraries
+    from ..backends.target import PROVIDERS
+
+    mine = [p for p in found if p["provider"] == PROVIDERS["cuda"]]
+    if not mine:
+        return None
+    works = bool(mine[0]["works"])
+    return {"works": works, "missing": list(missing_libraries()), "hint": "" if works else LIBRARIES}
+
+
 def _probe(name: str) -> tuple[str, str]:
     """(provider that the session got, what was printed on the way)."""
     command = [sys.executable, "-m", "monograph.commands.probe", name]
@@ -175,6 +190,10 @@ def _print(facts: dict[str, Any]) -> None:
         devices = ", ".join(torch["devices"]) or "no CUDA device"
         console.print(f"torch {torch['version']}: {cuda}, {devices}, {torch['threads']} threads")
     console.print(table("execution providers (each tried with a model)", facts["providers"]))
+    if (on_cuda := facts["cuda"]) is not None and not on_cuda["works"]:
+        lost = ", ".join(on_cuda["missing"])
+        why = f"{lost} cannot be loaded" if lost else "its libraries are there, so a device or its driver is missing"
+        console.print(f"no session opens on CUDA: {why}; {on_cuda['hint']}", markup=False)
     console.print(table("kernels", facts["kernels"]["rows"]))
     for name, source in facts["kernels"]["sources"].items():
         console.print(f"{name}: {source}")

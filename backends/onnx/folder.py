@@ -31,7 +31,7 @@ from .untyped import read_graph
 CONTRACT, CONFIG, TOKENIZER = "monograph.json", "config.json", "tokenizer_config.json"
 TUNING = "tuning.json"
 """What was measured to choose, in a folder whose build was told to."""
-GRAPHS = ("model", "model.masked", "encoder", ENCODER, DECODER, MERGED)
+GRAPHS = ("model", "model.masked", "model.prompts", "encoder", ENCODER, DECODER, MERGED)
 NAMES = frozenset(
     {
         CONTRACT, TUNING, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,

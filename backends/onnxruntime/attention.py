@@ -9,7 +9,7 @@ from typing import Any
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
 from ...ir.ops.cache import CacheAppend, CacheRead
-from ...ir.ops.elementwise import Cast, Constant, cast
+from ...ir.ops.elementwise import Cast, Constant, Mul, cast
 from ...ir.ops.linear import Linear
 from ...ir.ops.logic import less
 from ...ir.ops.position import Rope
@@ -18,6 +18,7 @@ from ...ir.slots import PAST, TOKENS
 from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ...passes.dce import dce
 from ...passes.left_padding import passes_over
+from ...passes.narrow_cache import narrow_of
 from ...passes.pack import pack_linears
 from ...passes.pattern import NearMiss, Report
 from ..onnx.rewrites import Appended, appended
@@ -35,6 +36,7 @@ class Cached:
 
     q, k, v: [B,S,heads*D] before rotation where `rope` is the rotation the kernel does itself, else after.
     packed: the value that q, k and v are slices of, side by side. window: of the slots of keys and values (0: none).
+    scales: of keys and values that are remembered in 8 bits. between: nodes that widen those.
     """
 
     node: Node
@@ -46,6 +48,8 @@ class Cached:
     rope: Node | None
     packed: Value | None
     window: int
+    scales: tuple[Value, Value] | None = None
+    between: tuple[Node, ...] = ()
 
     @property
     def heads(self) -> int:
@@ -67,8 +71,12 @@ def cached(node: Node, target: Target) -> Cached | str:
         return "it has a bias over keys, which GroupQueryAttention does not place by row in a ragged batch"
     if node["lengths"] is not None:
         return "it has lengths of its own beside the cache"
-    keys, values = appended(k, node), appended(v, node)
-    if keys is None or values is None:
+    narrow = narrow_of(k, node), narrow_of(v, node)
+    keys, values = (
+        appended(x, node) if n is None else Appended(n.past, n.new, n.append, n.read)
+        for x, n in zip((k, v), narrow, strict=True)
+    )
+    if keys is None or values is None or (narrow[0] is None) != (narrow[1] is None):
         return "keys and values do not come straight out of a cache"
     if k.shape[3] != v.shape[3]:
         return f"values are {v.shape[3]} wide but keys {k.shape[3]}"
@@ -82,7 +90,11 @@ def cached(node: Node, target: Target) -> Cached | str:
     rope = None if window else _common_rope(q, keys.new)
     turned = (q, keys.new) if rope is None else (unturned(q), unturned(keys.new))
     q, k, v = _flat(turned[0]), _flat(turned[1]), _flat(values.new)
-    return Cached(node, q, k, v, keys, values, rope, _packed([q, k, v]), window)
+    found = Cached(node, q, k, v, keys, values, rope, _packed([q, k, v]), window)
+    if narrow[0] is None or narrow[1] is None:
+        return found
+    scales, between = (narrow[0].scale, narrow[1].scale), (*narrow[0].between, *narrow[1].between)
+    return replace(found, scales=scales, between=between)
 
 
 def window_of(past: Value) -> int:
@@ -162,6 +174,10 @@ def _packed(flat: Sequence[Value]) -> Value | None:
     return source if not others and source.rank == 3 and source.shape[-1] == end else None
 
 
+_CARRIES = (CacheAppend, CacheRead, Concat, Expand, Cast, Mul)
+"""Ops between what is remembered and the attention that reads it."""
+
+
 def cached_attentions(graph: Graph) -> list[Node]:
     """The attentions of a graph with slots that read what is remembered."""
     growing = {graph.inputs[s.input] for s in graph.slots if s.axis is not None and s.output}
@@ -171,7 +187,7 @@ def cached_attentions(graph: Graph) -> list[Node]:
         if isinstance(node.op, Attention):
             if node["k"] in reached or node["v"] in reached:
                 found.append(node)
-        elif isinstance(node.op, (CacheAppend, CacheRead, Concat, Expand)) and reached.intersection(node.arguments):
+        elif isinstance(node.op, _CARRIES) and reached.intersection(node.arguments):
             reached.update(node.outputs)
     return found
 
@@ -254,6 +270,7 @@ class GroupQuery:
     def outside(self, graph: Graph, fits: Sequence[Cached]) -> tuple[Node, str] | None:
         """A node besides the caches and masks of the attentions that needs to know how long the past is."""
         inside = {f.node for f in fits} | {n for f in fits for s in (f.keys, f.values) for n in (s.append, s.read)}
+        inside.update(n for f in fits for n in f.between)
         for f in fits:
             mask = f.node["mask"]
             inside.update(key_mask_chain(mask) if mask is not None else ())
@@ -279,7 +296,7 @@ class GroupQuery:
                 results = self.attention(f, *counts[f.window])
             for old, new in zip((f.node.output, f.keys.append.output, f.values.append.output), results, strict=True):
                 graph.replace(old, new)
-            for node in (f.node, f.keys.read, f.values.read, f.keys.append, f.values.append):
+            for node in (f.node, *reversed(f.between), f.keys.read, f.values.read, f.keys.append, f.values.append):
                 if node.order >= 0:
                     graph.erase(node)
         dce(graph)
@@ -321,7 +338,7 @@ class GroupQuery:
             table = [rotary_table(**given, length=self.positions, sine=s, dtype=q4.dtype) for s in (False, True)]
         q, k, v = (q, k, v) if f.packed is None else (f.packed, None, None)
         y, keys, values = group_query_attention(
-            q, f.keys.past, f.values.past, lengths, total, k, v, table[0], table[1], sinks,
+            q, f.keys.past, f.values.past, lengths, total, k, v, table[0], table[1], sinks, *(f.scales or ()),
             heads=f.heads, scale=a["scale"], window=a["window"], softcap=a["softcap"], interleaved=interleaved,
         )  # fmt: skip
         return reshape(y, shape=(batch, rows, heads, width)), keys, values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ...ir.manifest import seal
 from ...ir.silent import silent
 from ...ir.slots import TOKENS
 from ...ir.weights import NO_WEIGHTS, Tensor
+from ...passes.adapters import Adapters, AddAdapters
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
@@ -43,7 +44,7 @@ from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
 from .tune_result import Tuning
-from .variants import ENCODER, LENGTHS, MASKED, Variants, variants_of
+from .variants import ENCODER, LENGTHS, MASKED, PROMPTS, Variants, variants_of
 from .widened import widen
 
 OPSET = 23
@@ -127,7 +128,10 @@ def build(
     choices: Choices | None = None,
     evidence: str = "",
     quantization: QuantizationReport | None = None,
+    cache: str = "",
+    fine: Collection[str] = (),
     dump: Path | None = None,
+    adapters: Adapters | None = None,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -135,19 +139,24 @@ def build(
 
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
-    attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are taken
-    (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the folder.
-    quantization: what was done to the weights, for the report and the folder. dump: folder for the text of each graph
-    after every pass. announce(bytes): called once with the most memory that writing may take. progress(bytes done,
-    bytes in all, tensor). Nothing is visible in the folder before everything is written; an older build in it is
-    replaced as a whole. Raises MonographError for a folder that holds other files, LoweringError for a node that the
-    target has no kernel for, WeightsError for missing or damaged tensors.
+    attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are
+    taken (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the
+    folder. quantization: what was done to the weights, for the report and the folder. fine: weights whose
+    activations lose too much in 8 bits: kernels which round them get two parts. cache: what keys and values in 8
+    bits cost. dump: folder for the text of each graph after every pass. adapters: stored beside the base and chosen
+    by row, with the input `adapter`. announce(bytes): called once with the most memory that writing may take.
+    progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before everything is written; an
+    older build in it is replaced as a whole. Raises MonographError for a folder that holds other files,
+    LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     target = chosen(Target.of(target), choices)
-    report, models = planned(model, weights, Path(folder), target, max_positions, strict=strict, dump=dump)
+    report, models = planned(
+        model, weights, Path(folder), target, max_positions, strict=strict, dump=dump, adapters=adapters, fine=fine
+    )
     report.quantization = quantization
+    report.contract = replace(report.contract, cache=cache)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
@@ -177,6 +186,8 @@ def planned(
     *,
     strict: bool = False,
     dump: Path | None = None,
+    adapters: Adapters | None = None,
+    fine: Collection[str] = (),
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
@@ -192,8 +203,14 @@ def planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, target, positions, dump, found)
-    contract = _check_positions(_contract(model, graph, target, variants, positions), max_positions)
+    beside = None if adapters is None else AddAdapters(adapters)
+    variants = variants_of(graph, target, positions, dump, found, beside, fine)
+    if beside is not None:
+        beside.check(graph.name)
+        found = {**found, **beside.weights}
+    contract = _contract(model, graph, target, variants, positions)
+    contract = replace(contract, adapters=() if adapters is None else adapters.names)
+    contract = _check_positions(contract, max_positions)
     report = _report(variants, folder, contract)
     check_feeds(report.contract, variants.graphs)
     if strict:
@@ -233,6 +250,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
+        prompts=PROMPTS if PROMPTS in variants.graphs else "",
         slots=last.slots,
         stream=stream,
         alone=variants.alone,

@@ -37,7 +37,10 @@ class Contract:
     positions: most tokens a row may have; 0: any number. rows: that output is given for chosen positions only.
     zeros: inputs along the tokens that are 0 where they are left out. unread: inputs of the model that change nothing.
     bounds: for an integer input that is an index, how many rows its table has.
+    adapters: names of those that the input `adapter` chooses from, the first of which is number 1.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
+    prompts: file of the graph for several tokens at once, in place of `lengths` ("": the same one).
+    cache: what is known about keys and values in 8 bits ("": they are numbers).
     uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
 
@@ -62,8 +65,11 @@ class Contract:
     unread: tuple[str, ...] = ()
     bounds: Mapping[str, int] = field(default_factory=dict[str, int])
     disabled_optimizers: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
     why: tuple[str, ...] = ()
+    cache: str = ""
+    prompts: str = ""
     uncaptured: tuple[str, ...] = ()
 
     @property
@@ -75,6 +81,16 @@ class Contract:
     def windows(self) -> tuple[int, ...]:
         """The windows that slots have, each once."""
         return tuple(dict.fromkeys(s.window for s in self.slots if s.growth is Growth.window))
+
+    @property
+    def uncut(self) -> str:
+        """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
+        for slot in self.slots:
+            if slot.growth is Growth.replace:
+                return f"{slot.input} is one state and no past"
+            if slot.growth is Growth.window and not self.lengths:
+                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
+        return ""
 
     def to_json(self) -> str:
         said: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -105,7 +121,7 @@ class Contract:
         contract = reader.contract(given)
         if contract is None or reader.problems:
             raise ConfigError("is not a contract", place=str(path), details=reader.problems)
-        for name in (contract.masked, *filter(None, (contract.lengths, contract.encoder))):
+        for name in (contract.masked, *filter(None, (contract.lengths, contract.encoder, contract.prompts))):
             if Path(name).name != name or not (folder / name).is_file():
                 raise ConfigError(f"names {name!r}, which is not a file beside it", place=str(path))
             if name not in contract.inputs:
@@ -175,7 +191,8 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
-        names = {k: tuple(given[k]) for k in ("zeros", "unread", "disabled_optimizers", "why", "uncaptured")}
+        names = ("zeros", "unread", "disabled_optimizers", "why", "uncaptured", "adapters")
+        names = {k: tuple(given[k]) for k in names}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):
                 self.problems.append(f"{k!r} is {list(found)!r}, expected names")

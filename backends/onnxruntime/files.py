@@ -53,7 +53,8 @@ def _shared(variants: Mapping[str, onnx_ir.Model]) -> tuple[dict[str, Any], dict
                 name = f"{variant}:{name}"
             known = tensors.setdefault(name, placed.tensor)
             if known is not placed.tensor and _meaning(known.tensor) != _meaning(placed.tensor.tensor):  # type: ignore[attr-defined]
-                raise MonographError(f"the variants of the model store different values as {name}")
+                name = f"{variant}:{name}"  # The same weight in the order, or the bits, of another kernel.
+                tensors[name] = placed.tensor
             placed.value.meta["stored"] = name
     offsets: dict[str, int] = {}
     end = 0

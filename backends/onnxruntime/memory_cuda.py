@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -90,12 +89,14 @@ class CudaMemory:
 
     def __init__(self, device: str = "cuda", provider: str = PROVIDERS["cuda"]) -> None:
         self.device, self.provider = device, provider
-        self.graph = cache(self.opened)
+        self.graphs: dict[str, Loaded] = {}
         self.choosers: dict[Place, tuple[Binding, DeviceBuffer, DeviceBuffer]] = {}
 
-    def opened(self, name: str) -> Loaded:
+    def graph(self, name: str) -> Loaded:
         """A session over one of the graphs that move things about, opened when first needed."""
-        return Loaded(device_graphs.GRAPHS[name](), self.provider)
+        if name not in self.graphs:
+            self.graphs[name] = Loaded(device_graphs.GRAPHS[name](), self.provider)
+        return self.graphs[name]
 
     # -- making ------------------------------------------------------------------------------------------------
 

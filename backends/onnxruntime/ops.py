@@ -18,8 +18,9 @@ from ...ir.ops.logic import less, less_equal, where
 from ...ir.ops.norm import layer_norm, rms_norm
 from ...ir.ops.position import rotate
 from ...ir.ops.shape import concat, expand, gather, iota, reshape, slice_, take_along_axis, transpose
-from ...ir.types import DimLike, DType, TensorType, bool_, f32, i32, i64
+from ...ir.types import DimLike, DType, TensorType, bool_, f32, i8, i32, i64
 from ...ir.value import type_of
+from ...passes.narrow_cache import rounded, widened
 from ..onnx.builder import MICROSOFT
 
 
@@ -32,7 +33,8 @@ class OrtGroupQueryAttention(Op):
     the right and rows of different length decode together. total: i32, the largest length or S.
     cosines, sines: [positions, R/2], rotate q and k by the place of each token in its row. sinks: [H].
     Here the presents are the P + S entries of a growing cache; a session gives the kernel one buffer of a fixed
-    capacity as past and as present, and the kernel writes the new entries in place.
+    capacity as past and as present, and the kernel writes the new entries in place. k_scale, v_scale: [K,D], where
+    pasts and presents are codes i8 that they make numbers of.
     """
 
     def infer(
@@ -47,6 +49,8 @@ class OrtGroupQueryAttention(Op):
         cosines: Value | None = None,
         sines: Value | None = None,
         sinks: Value | None = None,
+        k_scale: Value | None = None,
+        v_scale: Value | None = None,
         *,
         heads: int,
         scale: float,
@@ -66,6 +70,11 @@ class OrtGroupQueryAttention(Op):
             check(x is None or x.type == expected, f"{name} is {type_of(x)}, expected {expected}")
         check(lengths.type == TensorType(i32, (batch,)), f"lengths is {lengths.type}, expected i32[{batch}]")
         check(total.type == TensorType(i32, ()), f"total is {total.type}, expected i32[]")
+        narrow = i8 if k_scale is not None else q.dtype
+        check(past_k.dtype == narrow, f"past_k is {past_k.type} with scales {type_of(k_scale)}")
+        for name, x in (("k_scale", k_scale), ("v_scale", v_scale)):
+            check(x is None or x.shape == (groups, width), f"{name} is {type_of(x)}, expected [{groups},{width}]")
+        check((k_scale is None) == (v_scale is None), "keys and values are both codes, or both numbers")
         check((cosines is None) == (sines is None), "cosines and sines are given together")
         check(sinks is None or sinks.shape == (heads,), f"sinks is {type_of(sinks)}, expected [{heads}]")
         present = TensorType(past_k.dtype, (batch, groups, past + rows, width))
@@ -83,6 +92,8 @@ class OrtGroupQueryAttention(Op):
         cosines: Value | None = None,
         sines: Value | None = None,
         sinks: Value | None = None,
+        k_scale: Value | None = None,
+        v_scale: Value | None = None,
         *,
         heads: int,
         scale: float,
@@ -102,6 +113,8 @@ class OrtGroupQueryAttention(Op):
         if cosines is not None and sines is not None:
             turn = (gather(cosines, query, axis=-2), gather(sines, query, axis=-2))
             q, k = (_rotate(x, *turn, interleaved) for x in (q, k))
+        if k_scale is not None and v_scale is not None:
+            k, v = rounded(k, k_scale), rounded(v, v_scale)
         present_k, present_v = _join(past_k, k, start), _join(past_v, v, start)
         key = iota(start=0, length=past + rows)
         seen = less_equal(key, reshape(query, shape=(batch, 1, rows, 1)))
@@ -109,22 +122,29 @@ class OrtGroupQueryAttention(Op):
             seen = seen & less(reshape(query, shape=(batch, 1, rows, 1)), key + window)
         keep = seen & less(key, reshape(cast(lengths, dtype=i64), shape=(batch, 1, 1, 1)))
         keys, values = (transpose(x, permutation=(0, 2, 1, 3)) for x in (present_k, present_v))
+        if k_scale is not None and v_scale is not None:
+            keys, values = widened(keys, k_scale), widened(values, v_scale)
         y = attention(q, keys, values, None, keep, None, sinks, scale=scale, softcap=softcap)
         return reshape(y, shape=(batch, rows, heads * width)), present_k, present_v
 
     def onnx(
         self, op: Any, q: Any, past_k: Any, past_v: Any, lengths: Any, total: Any, k: Any = None, v: Any = None,
-        cosines: Any = None, sines: Any = None, sinks: Any = None, *, heads: int, scale: float, window: int | None,
-        softcap: float | None, interleaved: bool,
+        cosines: Any = None, sines: Any = None, sinks: Any = None, k_scale: Any = None, v_scale: Any = None, *,
+        heads: int, scale: float, window: int | None, softcap: float | None, interleaved: bool,
     ) -> Any:  # fmt: skip
         last = op.Sub(lengths, op.constant(np.array(1, np.int32)))
         # Input 9, position_ids, stays empty: the CPU kernel (1.31.1, 1.32.0) reads it only for batch 1 or S = 1 and
         # otherwise takes 0, 1, 2... without a word. Positions are what `lengths` says, and the session sees to it.
         given = (q, k, v, past_k, past_v, last, total, cosines, sines, None, None, sinks)
+        narrow: dict[str, Any] = {}
+        if k_scale is not None:
+            shape = (1, past_k.shape[1], 1, past_k.shape[3])
+            given = (*given, op.reshape(k_scale, shape), op.reshape(v_scale, shape))
+            narrow = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         rotary = {"do_rotary": 1, "rotary_interleaved": int(interleaved)} if cosines is not None else {}
         return op.GroupQueryAttention(
             *given, outputs=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=past_k.shape[1], scale=scale,
-            local_window_size=window, softcap=softcap, **rotary,
+            local_window_size=window, softcap=softcap, **rotary, **narrow,
         )  # fmt: skip
 
 

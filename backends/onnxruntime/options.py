@@ -7,17 +7,23 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from ...ir.errors import RuntimeInputError, WeightsError
 from ...ir.types import f32
 from ..ort import MOST_THREADS
 from ..target import PROVIDERS
+from . import device_graphs
 from .capture import Captures
 from .contract import Contract
-from .runtime import CAPTURE, RUNTIME_ERRORS, Loaded, available_providers, preload
+from .runtime import CAPTURE, RUNTIME_ERRORS, Loaded, available_providers, missing_libraries
 
 FLASH_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """Read when a kernel is made. Without it prompts are computed in tiles, which on small CPUs is up to twice as slow in
 f32; with it scores take S*T numbers a head at once. So it is off by default, and `tune` measures."""
+
+
+LIBRARIES = 'pip install "onnxruntime-gpu[cuda,cudnn]" brings the libraries, the system has the driver'
 
 
 def physical_cores() -> int:
@@ -83,6 +89,7 @@ def load(
             provided=provided,
         )
 
+    _check_libraries(contract.provider, str(path))
     provided = _provided(contract)
     with _environment(FLASH_OFF, None if tiled else "1"):
         try:
@@ -92,22 +99,38 @@ def load(
             loaded = loaded or opened(provided)
         except RUNTIME_ERRORS as e:
             raise WeightsError(f"ONNX Runtime cannot open it: {e}", place=str(path)) from e
-    # A provider that fails to start is left out in silence, and everything runs on the CPU.
-    if loaded.providers[0] != provider:
-        what = f"{provider} was asked for, but the session runs on {', '.join(loaded.providers)}"
-        raise RuntimeInputError(what, place=str(path), hint=_HINTS.get(contract.provider, ""))
+    if loaded.providers[0] != provider:  # As in `check_device`.
+        raise _no_session(contract.provider, str(path), f"it would run on {', '.join(loaded.providers)}")
     return loaded
 
 
-_HINTS = {"cuda": "`monograph doctor` says which library or device is missing"}
+def check_device(provider: str, place: str = "") -> None:
+    """Open a session over a graph of one node on `cpu` or `cuda`. Raises RuntimeInputError where none opens there."""
+    name = PROVIDERS[provider]
+    if name not in available_providers():
+        raise _no_session(provider, place, f"this ONNX Runtime has {', '.join(available_providers())} only")
+    _check_libraries(provider, place)
+    # A provider that fails to start is left out in silence, and everything runs on the CPU.
+    found = Loaded(device_graphs.copy(np.dtype(np.float32)), name).providers
+    if found[0] != name:
+        raise _no_session(provider, place, f"it would run on {', '.join(found)}, so there is no device or no driver")
+
+
+def _check_libraries(provider: str, place: str) -> None:
+    """Raises RuntimeInputError where a library that the provider is made of is not there."""
+    if provider == "cuda" and (lost := missing_libraries()):
+        raise _no_session(provider, place, f"{', '.join(lost)} cannot be loaded")
+
+
+def _no_session(provider: str, place: str, why: str) -> RuntimeInputError:
+    hint = f"{LIBRARIES}; `monograph doctor` says what is missing"
+    what = f"no session opens on {provider}: {why}"
+    return RuntimeInputError(what, place=place, hint=hint if provider == "cuda" else "")
 
 
 def _provided(contract: Contract) -> dict[str, str]:
     """Options of the provider: in f32 products are not rounded to TF32, whose numbers have 10 bits."""
-    if contract.provider != "cuda":
-        return {}
-    preload()
-    return {"use_tf32": "0"} if contract.dtype == str(f32) else {}
+    return {"use_tf32": "0"} if contract.provider == "cuda" and contract.dtype == str(f32) else {}
 
 
 def _capturing(

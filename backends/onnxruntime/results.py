@@ -37,9 +37,10 @@ EVERYTHING, TOKEN = Want(), Want("token")
 
 def likeliest(logits: Array) -> Array:
     """What `next_token` gives, from logits [...,V] on the host."""
-    found = logits.argmax(axis=-1)
-    largest = np.take_along_axis(logits, found[..., None], axis=-1)[..., 0]
-    return np.where(np.isfinite(largest), found, NONE)
+    flat = logits.reshape(-1, logits.shape[-1])
+    found = flat.argmax(axis=-1)
+    finite = np.isfinite(flat[np.arange(len(flat)), found])
+    return (found if finite.all() else np.where(finite, found, NONE)).reshape(logits.shape[:-1])
 
 
 class Results:
@@ -74,9 +75,8 @@ class Results:
 
     def feed(self, ids: Buffer, tokens: Array) -> None:
         """Make these tokens [B,1] the next ones that are read; those that were just chosen are there already."""
-        mine = self.memory.apart and self.tokens is not None and self.chosen is not None
-        if mine and ids.shape == self.shape and np.array_equal(tokens[:, 0], self.chosen):
-            assert self.tokens is not None
+        known = self.chosen if self.memory.apart and ids.shape == self.shape else None
+        if known is not None and self.tokens is not None and np.array_equal(tokens[:, 0], known):
             self.memory.copy(self.tokens, ids)
         else:
             self.memory.write(ids, tokens)

@@ -6,6 +6,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops import add_layer_norm, add_rms_norm, linear, silu
 from ...ir.ops.feed_forward import FeedForward, GatedFeedForward
 from ...ir.ops.linear import Linear
+from ...passes.adapters import AddAdapters
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import inline_body
@@ -123,13 +124,14 @@ def layers(target: Target) -> RewritePass:
     return RewritePass("ort_layers", [rewrite() for rewrite, wanted in chosen.items() if wanted])
 
 
-def common(target: Target) -> Pipeline:
+def common(target: Target, adapters: AddAdapters | None = None) -> Pipeline:
     """What every variant begins with: packed weights are the same in all of them, and are stored once."""
     choices = choices_of(target)
     passes: dict[Pass, bool] = {
         PackProjections(target): choices.pack_projections,
         FunctionPass("pack_gates", pack_gates): choices.pack_gates,
         FunctionPass("open_blocks", open_blocks): True,
+        **({} if adapters is None else {adapters: True}),
         FunctionPass("select_rows", select_rows): True,
         CHOOSE: choices.next_token,
         layers(target): True,

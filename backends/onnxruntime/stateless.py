@@ -12,6 +12,7 @@ from ...ir.errors import RuntimeInputError
 from ...ir.interpret import bind_dims
 from ...ir.slots import TOKENS, Growth
 from ...ir.types import TensorType
+from ...passes.adapters import ADAPTER
 from .contract import Contract, Types
 from .feeds import along, counts_of, others, own_inputs
 from .guard import Array, check_bound, check_names, checked, default_positions, lengths_allowed, token_ids, typed
@@ -55,6 +56,9 @@ def completed(contract: Contract, file: str, inputs: Mapping[str, Any]) -> dict[
         check_room(ids.shape[1], contract)
     for name, type in types.items():
         if name in feeds:
+            continue
+        if name == ADAPTER and contract.adapters and feeds:
+            feeds[name] = np.zeros(len(next(iter(feeds.values()))), type.dtype.numpy)
             continue
         defaults = {stream.mask: np.ones, stream.positions: _columns, **dict.fromkeys(contract.zeros, np.zeros)}
         if ids is None or name not in defaults or type.rank != 2:
@@ -134,6 +138,8 @@ def beside(contract: Contract, types: Types, inputs: Mapping[str, Any], shape: t
             feeds[name] = typed(name, inputs[name], type)
         elif name in contract.zeros and type.rank == 2:
             feeds[name] = np.zeros(shape, type.dtype.numpy)
+        elif name == ADAPTER and contract.adapters:
+            feeds[name] = np.zeros(shape[:1], type.dtype.numpy)
         else:
             raise RuntimeInputError(f"input {name} {type} is missing")
         found, wanted = feeds[name].shape, shape[: 2 if along(contract, type) else 1]

@@ -131,7 +131,8 @@ class _Search:
         kept = timings[fastest + 1].faster
         self.trials.append(_trial(field, now, timings[0], "" if kept else "kept"))
         for i, (name, _) in enumerate(tried):
-            outcome = "chosen" if kept and i == fastest else "not faster"
+            lost = "too noisy to tell" if timings[i + 1].noisy else "not faster"
+            outcome = "chosen" if kept and i == fastest else lost
             self.trials.append(_trial(field, name, timings[i + 1], outcome))
         if kept:
             self.best = tried[fastest][1]

@@ -22,18 +22,16 @@ class Field:
         for change in self.changes:
             found = replace(now, **change)
             if found != now:
-                yield (
-                    self.name if change is PORTABLE else ", ".join(f"{k} {_shown(v)}" for k, v in change.items()),
-                    found,
-                )
+                yield self.said(found), found
 
     def said(self, choices: Choices) -> str:
         """What choices say about it."""
         if self.changes == (PORTABLE,):
-            return "as it is"
-        return ", ".join(
-            f"{k} {_shown(getattr(choices, k))}" for k in dict.fromkeys(k for c in self.changes for k in c)
-        )
+            return "as the portable graph" if replace(choices, **PORTABLE) == choices else "as it is"
+        names = dict.fromkeys(k for change in self.changes for k in change)
+        if len(names) == 1:
+            return _shown(getattr(choices, next(iter(names))))
+        return ", ".join(f"{k} {_shown(getattr(choices, k))}" for k in names)
 
 
 PORTABLE: Mapping[str, Any] = {
@@ -66,9 +64,9 @@ def fields() -> tuple[Field, ...]:
     forms = [(cache, op) for cache in (True, False) for op in ("multi_head", "standard", "parts")]
     cores = physical_cores()
     return (
-        Field("everything as in the portable graph", (PORTABLE,)),
+        Field("all", (PORTABLE,)),
         Field("attention", tuple({"shared_cache": c, "attention": op} for c, op in forms)),
-        _either("int4_level", 0, 4),
+        Field("int4", tuple({"int4_level": n, "exact_prompts": p} for n, p in ((0, False), (4, False), (4, True)))),
         _either("int8_level", 4, 0),
         Field("head", tuple({"int4_head": n, "int8_head": n, "fine_head": f} for n, f in _HEADS)),
         _either("flash"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -88,16 +89,14 @@ class Tuning(Shown):
         return found
 
     def table(self) -> Table:
-        """Field, candidate, milliseconds by load, ratio to what was there, spread, outcome."""
-        rows = [("field", "candidate", *(f"ms {load}" for load in self.loads), "ratio", "spread", "outcome")]
+        """Field, candidate, ratio to what was there with its spread, milliseconds by load, outcome."""
+        rows = [("field", "candidate", "ratio", "spread", f"ms {', '.join(self.loads)}", "outcome")]
         for t in (*self.trials, *self.final.rows):
-            times = [f"{ms:.4g}" for ms in t.milliseconds] or [""] * len(self.loads)
             numbers = (f"{t.ratio:.3f}", f"{t.spread:.3f}") if t.milliseconds else ("", "")
-            rows.append((t.field, t.candidate, *times, *numbers, t.outcome))
-        said = "; ".join([*filter(None, [self.final.note]), *self._reach()])
-        return Table(
-            f"tuned on {self.machine}", rows, headed=True, note=said + ("; measured before" if self.cached else "")
-        )
+            times = ", ".join(f"{ms:.4g}" for ms in t.milliseconds)
+            rows.append((t.field, _lines(t.candidate, 26), *numbers, times, _lines(t.outcome, 24)))
+        said = [*filter(None, [self.final.note]), *self._reach(), *(["measured before"] if self.cached else [])]
+        return Table(f"tuned on {self.machine}", rows, headed=True, note="\n  ".join(_lines(s, 94) for s in said))
 
     def to_json(self) -> str:
         said = {**asdict(self), "choices": self.choices.said(), "shipped": self.shipped.said()}
@@ -119,6 +118,10 @@ class Tuning(Shown):
             str(given["machine"]),
             cached=True,
         )
+
+
+def _lines(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent="  "))
 
 
 def _trial(said: Mapping[str, Any]) -> Trial:

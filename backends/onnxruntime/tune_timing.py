@@ -11,6 +11,12 @@ from typing import Protocol
 ROUNDS, MOST_ROUNDS = 5, 25
 """Fewest and most rounds of a comparison; the fewest are made whatever they take."""
 
+NOISY = 0.3
+"""A wider spread between the quartiles of ratios says nothing about which is faster."""
+
+HOPELESS_ROUNDS, HOPELESS = 3, 1.3
+"""After so many rounds, a build that took at least so many times as long in each is given up."""
+
 MARGIN = 0.01
 """A change that is less than this faster is not worth being different."""
 
@@ -32,11 +38,12 @@ class Timing:
     """How one build compares with the first one, by round.
 
     seconds: of each load, the median. ratios: of each round the time over that of the first build, the mean over
-    loads.
+    loads. plain: the median of what all versions took over what those of the first build took, without composing.
     """
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
+    plain: float
 
     @property
     def ratio(self) -> float:
@@ -51,9 +58,14 @@ class Timing:
         return _quantile(self.ratios, 0.75)
 
     @property
+    def noisy(self) -> bool:
+        """Whether the rounds differ so much that they tell nothing."""
+        return self.high - self.low > NOISY or self.low <= 0
+
+    @property
     def faster(self) -> bool:
-        """Whether three rounds of four were faster by more than the margin."""
-        return self.high < 1 - MARGIN
+        """Whether three rounds of four were faster by more than the margin, and what was run was, too."""
+        return not self.noisy and self.high < 1 - MARGIN and self.plain < 1
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -68,40 +80,70 @@ def compared(subjects: Sequence[Timed], seconds: float, clock: Callable[[], floa
     """Time all in turn for about so many seconds, at least ROUNDS rounds; the first is what the others are held to.
 
     What a round notes of a version is a difference to the first build that was run right beside it, so that a noisy
-    moment is in both. A round before the first one warms up and does not count.
+    moment is in both. A round before the first one warms up and does not count. Whoever was much slower in each of
+    the first rounds is not run any more.
     """
-    first = subjects[0]
-    count, versions = len(first.loads), len(first.weights)
-    noted: list[list[list[list[float]]]] = []  # By round, load, version and subject.
+    notes = [_Notes(subjects[0].weights, len(subjects[0].loads)) for _ in subjects]
+    running = list(range(len(subjects)))
     end = clock() + seconds
     for number in range(MOST_ROUNDS + 1):
         if number > ROUNDS and clock() >= end:
             break
-        order = [(i + number) % len(subjects) for i in range(len(subjects))]
-        found = [[_turn(subjects, order, load, version) for version in range(versions)] for load in range(count)]
-        if number:
-            noted.append(found)
-    return [_timing(first.weights, noted, i) for i in range(len(subjects))]
+        order = running[number % len(running) :] + running[: number % len(running)]
+        found = _round(subjects, order)
+        for i in running if number else ():
+            notes[i].add(found[0], found[i])
+        if number == HOPELESS_ROUNDS:
+            running = [i for i in running if min(notes[i].ratios(notes[0])) < HOPELESS]
+    return [Timing(n.whole(), tuple(n.ratios(notes[0])), n.plain()) for n in notes]
 
 
-def _turn(subjects: Sequence[Timed], order: Sequence[int], load: int, version: int) -> list[float]:
-    found = [0.0] * len(subjects)
-    for i in order:
-        found[i] = subjects[i].seconds(load, version)
+Round = list[list[float]]
+"""Seconds by load and version."""
+
+
+def _round(subjects: Sequence[Timed], order: Sequence[int]) -> dict[int, Round]:
+    """Every load and version once for each subject; those of one version one after the other."""
+    first = subjects[0]
+    found: dict[int, Round] = {i: [[0.0] * len(first.weights) for _ in first.loads] for i in order}
+    for load in range(len(first.loads)):
+        for version in range(len(first.weights)):
+            for i in order:
+                found[i][load][version] = subjects[i].seconds(load, version)
     return found
 
 
-def _timing(weights: Sequence[int], noted: Sequence[Sequence[Sequence[Sequence[float]]]], subject: int) -> Timing:
-    loads = range(len(noted[0]))
+class _Notes:
+    """The rounds of one subject, each with that of the first one."""
 
-    def whole(load: int, i: int) -> float:
-        """Median times of the versions, composed."""
-        each = (statistics.median(r[load][v][i] for r in noted) for v in range(len(weights)))
-        return sum(w * t for w, t in zip(weights, each, strict=True))
+    def __init__(self, weights: Sequence[int], loads: int) -> None:
+        self.weights, self.loads = weights, loads
+        self.rounds: list[tuple[Round, Round]] = []
 
-    firsts = [max(whole(load, 0), statistics.median(r[load][0][0] for r in noted)) for load in loads]
-    ratios: list[float] = []
-    for r in noted:
-        more = (sum(w * (t[subject] - t[0]) for w, t in zip(weights, r[load], strict=True)) for load in loads)
-        ratios.append(1 + sum(m / t for m, t in zip(more, firsts, strict=True)) / len(firsts))
-    return Timing(tuple(firsts[i] if subject == 0 else whole(i, subject) for i in loads), tuple(ratios))
+    def add(self, first: Round, own: Round) -> None:
+        self.rounds.append((first, own))
+
+    def whole(self) -> tuple[float, ...]:
+        """Seconds of each load: medians of the versions, composed; at least those of the shortest version."""
+        found: list[float] = []
+        for load in range(self.loads):
+            each = [statistics.median(own[load][v] for _, own in self.rounds) for v in range(len(self.weights))]
+            found.append(max(each[0], sum(w * t for w, t in zip(self.weights, each, strict=True))))
+        return tuple(found)
+
+    def ratios(self, first: _Notes) -> list[float]:
+        """Of each round the time over that of the first subject, the mean over loads."""
+        base = first.whole()
+        found: list[float] = []
+        for theirs, own in self.rounds:
+            more = [self._sum(own[i]) - self._sum(theirs[i]) for i in range(self.loads)]
+            found.append(1 + sum(m / t for m, t in zip(more, base, strict=True)) / self.loads)
+        return found
+
+    def plain(self) -> float:
+        """What was really run, over what the first subject ran in the same rounds."""
+        sums = [[sum(map(sum, r)) for r in pair] for pair in self.rounds]
+        return statistics.median(own / theirs for theirs, own in sums)
+
+    def _sum(self, seconds: Sequence[float]) -> float:
+        return sum(w * t for w, t in zip(self.weights, seconds, strict=True))

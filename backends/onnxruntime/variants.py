@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...ir.graph import Graph
 from ...ir.tensors import Tensor
 from ...ir.types import bf16, f16
+from ...passes.adapters import AddAdapters
 from ...passes.encoder_decoder import is_separable, separate
 from ...passes.left_padding import why_alone
 from ...passes.manager import Pipeline, PipelineReport
+from ...passes.narrow_cache import narrow_cache
 from ...passes.pipelines import PIPELINES
 from ...passes.precision import Precision, is_f32, narrowed
 from ...passes.token_flow import stream_of
@@ -22,6 +25,7 @@ from .quantized import quantized_layers
 from .rewrites import common, lengths_variant, mask_variant
 
 MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
+PROMPTS = "model.prompts.onnx"
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Variants:
 
     attentions: how many the main graph has. masked: file of the graph for any mask. alone: why its rows of different
     lengths cannot run together. dump: folder for the text of the graph after every pass. precision: what is narrow.
+    fine: see `quantized_layers`.
     """
 
     graphs: dict[str, Graph] = field(default_factory=dict[str, Graph])
@@ -39,12 +44,29 @@ class Variants:
     alone: str = ""
     dump: Path | None = None
     precision: Precision | None = None
+    fine: Collection[str] = ()
 
     def run(self, name: str, pipeline: Pipeline, graph: Graph) -> Graph:
         """Run a pipeline and keep its report under `name`."""
         place = None if self.dump is None else self.dump / f"{len(self.reports)}-{name.replace(' ', '-')}"
         self.reports[name] = pipeline.run(graph, dump=place)
         return graph
+
+    def lowered(self, pipeline: Pipeline, target: Target) -> Pipeline:
+        """A pipeline and, after it, encoded weights as the target's kernels take them."""
+        return Pipeline(pipeline.name, [*pipeline.passes, quantized_layers(target, self.fine)])
+
+
+def _add_prompts(variants: Variants, graph: Graph, target: Target, positions: int) -> None:
+    """A graph for several tokens at once, where it is wanted and is not the one for single tokens."""
+    choices = choices_of(target)
+    if not choices.exact_prompts:
+        return
+    exact = dataclasses.replace(choices, int4_level=0, int8_level=0)
+    aim = dataclasses.replace(target, choices=exact)
+    found = variants.run(PROMPTS, variants.lowered(lengths_variant(aim, positions), aim), graph.copy())
+    if str(found) != str(variants.graphs[LENGTHS]):
+        variants.graphs[PROMPTS] = found
 
 
 def variants_of(
@@ -53,36 +75,37 @@ def variants_of(
     positions: int,
     dump: Path | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    adapters: AddAdapters | None = None,
+    fine: Collection[str] = (),
 ) -> Variants:
     """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
 
-    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is.
+    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. adapters: put
+    beside the layers that they change, once projections are packed. fine: see `quantized_layers`.
     """
-    variants = Variants(dump=dump)
+    variants = Variants(dump=dump, fine=fine)
     serves = bool(graph.slots) or stream_of(graph) is not None
     graph = graph.copy()
     if not graph.slots:
         variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)
+    if weights is not None:
+        narrow_cache(graph, weights)
     if weights is not None and target.dtype in (f16, bf16) and is_f32(graph):
         graph, variants.precision = narrowed(graph, target.dtype, weights, positions)
     if serves:
         variants.alone = why_alone(graph)
     if serves and is_separable(graph):
         encoder, graph = separate(graph)
-        variants.run("encoder common", common(target), encoder)
-        variants.graphs[ENCODER] = variants.run(ENCODER, _lowered(mask_variant(target), target), encoder)
-    variants.run("common", common(target), graph)
+        variants.run("encoder common", common(target, adapters), encoder)
+        variants.graphs[ENCODER] = variants.run(ENCODER, variants.lowered(mask_variant(target), target), encoder)
+    variants.run("common", common(target, adapters), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
     if choices_of(target).shared_cache and cached_attentions(graph):
-        shared = variants.run(LENGTHS, _lowered(lengths_variant(target, positions), target), graph.copy())
+        shared = variants.run(LENGTHS, variants.lowered(lengths_variant(target, positions), target), graph.copy())
         if variants.reports[LENGTHS].counts.get(GroupQuery.name):
             variants.graphs[LENGTHS] = shared
+            _add_prompts(variants, graph, target, positions)
     # A model with one graph for everything has it under the name that everybody looks for.
     variants.masked = MASKED if LENGTHS in variants.graphs else LENGTHS
-    variants.graphs[variants.masked] = variants.run(MASKED, _lowered(mask_variant(target), target), graph)
+    variants.graphs[variants.masked] = variants.run(MASKED, variants.lowered(mask_variant(target), target), graph)
     return variants
-
-
-def _lowered(pipeline: Pipeline, target: Target) -> Pipeline:
-    """A pipeline and, after it, encoded weights as the target's kernels take them."""
-    return Pipeline(pipeline.name, [*pipeline.passes, quantized_layers(target)])

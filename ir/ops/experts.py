@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ..flow import Link, Links, along
 from ..graph import Node, Value
 from ..op import Op, op
 from ..ranges import Range
-from ..types import DimLike, TensorType, i64, product
+from ..types import DimLike, TensorType, f32, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
 from .elementwise import constant
 from .feed_forward import ACTIVATIONS, GatedFeedForward, activate_in_onnx, gated_feed_forward
@@ -40,6 +41,7 @@ class Topk(Op):
         return values, values.with_dtype(i64)
 
     shard = shard_rules.needs_all
+    rounding: ClassVar[Mapping[str, float]] = {"x": 0.05}
 
     def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
         assert given[0] is not None
@@ -113,21 +115,28 @@ class Moe(Op):
         return total
 
     def onnx(self, op: Any, x: Any, weights: Any, indices: Any, *experts: Any, activation: str) -> Any:
-        """Each expert reads the tokens that chose it; one that nobody chose multiplies no row."""
+        """Each expert reads the tokens that chose it; one that nobody chose multiplies no row. Results are added up in
+        f32, which every kernel of ScatterND can."""
+        narrow = x.dtype.bits < 32
+        wide = f32 if narrow else x.dtype
         tokens, chosen = product(x.shape[:-1]), product(weights.shape)
         rows, flat = op.reshape(x, (tokens, x.shape[-1])), op.reshape(indices, (chosen,))
         shares = op.reshape(weights, (chosen, 1))
         each = op.dim(weights.shape[-1])
-        y = op.Expand(op.constant(np.array(0, x.dtype.numpy)), op.shape(rows.shape))
+        y = op.Expand(op.constant(np.array(0, wide.numpy)), op.shape(rows.shape))
         for i in range(0, len(experts), 3):
             gate, up, down = map(op.transposed, experts[i : i + 3])
             uses = op.Reshape(op.NonZero(op.Equal(flat, op.constant(np.array(i // 3, np.int64)))), op.shape((-1,)))
             token = op.Div(uses, each)
             read = op.Gather(rows, token, axis=0)
             hidden = op.Mul(activate_in_onnx(op, op.MatMul(read, gate), activation), op.MatMul(read, up))
-            made = op.Mul(op.MatMul(hidden, down), op.Gather(shares, uses, axis=0))
+            made, share = op.MatMul(hidden, down), op.Gather(shares, uses, axis=0)
+            if narrow:
+                made, share = (op.Cast(part, to=op.element_type(f32)) for part in (made, share))
+            made = op.Mul(made, share)
             y = op.ScatterND(y, op.Unsqueeze(token, op.constant(np.array([1], np.int64))), made, reduction="add")
-        return op.Reshape(y, op.shape(x.shape))
+        y = op.Reshape(y, op.shape(x.shape))
+        return op.Cast(y, to=op.element_type(x.dtype)) if narrow else y
 
     def links(self, x: Value, weights: Value, indices: Value, *experts: Value, activation: str) -> Links:
         found: list[Link] = []

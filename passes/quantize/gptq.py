@@ -1,7 +1,7 @@
 """GPTQ: round column by column, and let the columns that are left make up for each error. (Frantar et al. 2023)
 
-Of y = x @ w.T the squared error over the calibration text is e @ H @ e.T with H = x.T @ x. When a column is rounded, the
-best that the later ones can do is a multiple of a row of the Cholesky factor of the inverse of H.
+Of y = x @ w.T the squared error over the text is e @ H @ e.T with H = x.T @ x. When a column is rounded, the best that
+the later ones can do is a multiple of a row of the Cholesky factor of the inverse of H.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,7 +23,7 @@ class HalfQuadratic:
     Blocks without zero points fit their scale instead.
     """
 
-    name: ClassVar[str] = "hqq"
+    name: str = "hqq"
 
     def lines(self, name: str, weight: Array, encoding: Encoding) -> Array:
         """See Method."""
@@ -45,7 +44,7 @@ def half_quadratic(x: Array, levels: Levels) -> Rounded:
         outliers = _shrunk((x - now.numbers()) / unit, beta) * unit
         target = x - outliers
         if levels.zero is None:
-            zeros = np.mean(now.codes - target / scales, -1, keepdims=True, dtype=np.float32)
+            zeros = (now.codes - target / scales).mean(-1, keepdims=True)
         scales = _fit(target, now.codes - zeros, levels, scales)
         beta *= _GROWTH
         whole = np.clip(np.rint(zeros), levels.low, levels.high)

@@ -41,8 +41,7 @@ class Levels:
 
     def stored(self, scales: Array) -> Array:
         """Scales as they are stored, f32; 1 where none is left, so that all numbers become 0."""
-        with np.errstate(over="ignore"):
-            kept = scales.astype(self.scale.numpy).astype(np.float32)
+        kept = scales.astype(self.scale.numpy).astype(np.float32)
         return np.where(kept == 0, np.float32(1), kept)
 
     def codes(self, x: Array, scales: Array, zeros: Array | float) -> Array:
@@ -84,7 +83,10 @@ def encode(name: str, weight: Array, encoding: Encoding, rounding: Rounding) -> 
         x = np.asarray(weight[start : start + step], np.float32)
         _check_finite(name, x, start)
         blocks = x.reshape(-1, encoding.block_of(columns))
-        lines[start : start + step] = _joined(name, encoding, levels, rounding(blocks, levels), len(x))
+        # A scale that its type cannot hold is infinite, which is told below.
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = rounding(blocks, levels)
+        lines[start : start + step] = _joined(name, encoding, levels, found, len(x))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done in [pool.submit(fill, start) for start in range(0, rows, step)]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...ir.display import Shown, Table, size
+from ...ir.encoded import Encoded
 from ...ir.tensors import Tensor
 from .choose import Planned
 from .plan import Rounded
@@ -34,11 +35,13 @@ class Layer:
 
 @dataclass(repr=False)
 class QuantizationReport(Shown):
-    """What was asked, and what became of each weight. quality: what was measured on text, if it was."""
+    """What was asked, and what became of each weight. quality: what was measured on text, if it was. fine: those
+    that are multiplied by activations in full, since 8 bits would change their outputs too much."""
 
     asked: Quantization
     layers: list[Layer] = field(default_factory=list[Layer])
     quality: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    fine: frozenset[str] = frozenset()
 
     @staticmethod
     def of(
@@ -54,11 +57,11 @@ class QuantizationReport(Shown):
             )
         for name, why in planned.wide.items():
             if name in weights:
-                stored = weights[name].type
-                bytes_ = _wide(weights[name], bits)
-                kept = str(stored.encoding) if stored.encoding is not None else ""
-                after = stored.stored.bytes if stored.encoding is not None else bytes_
-                report.layers.append(Layer(name, kept, "", why, bytes_, int(after), None))
+                before, tensor = _wide(weights[name], bits), weights[name]
+                kept = isinstance(tensor, Encoded)
+                stored = str(tensor.encoding) if kept else ""
+                after = tensor.lines.bytes if kept else before
+                report.layers.append(Layer(name, stored, "", why, before, after, None))
         return report
 
     @property
@@ -83,6 +86,11 @@ class QuantizationReport(Shown):
         return sum(errors) / len(errors) if errors else 0.0
 
     @property
+    def methods(self) -> list[str]:
+        """Who rounded."""
+        return list(dict.fromkeys(layer.method for layer in self.layers if layer.method))
+
+    @property
     def encodings(self) -> dict[str, int]:
         """How many weights are stored in each encoding."""
         return dict(Counter(layer.encoding for layer in self.layers if layer.encoding))
@@ -90,8 +98,8 @@ class QuantizationReport(Shown):
     def summary(self) -> str:
         """One line for people."""
         kinds = ", ".join(f"{n} {name}" for name, n in self.encodings.items()) or "none"
-        method = self.asked.chosen_method if self.asked.weights else "none"
-        return f"{kinds} by {method}, {size(self.before)} to {size(self.after)}, mean relative error {self.error:.2%}"
+        by = f" by {' and '.join(self.methods)}" if self.methods else ", kept as they were"
+        return f"{kinds}{by}, {size(self.before)} to {size(self.after)}, mean relative error {self.error:.2%}"
 
     def table(self) -> Table:
         """For `repr` and notebooks."""
@@ -99,11 +107,12 @@ class QuantizationReport(Shown):
         reasons = Counter(layer.why for layer in self.wide)
         rows = [
             ("weights", ", ".join(f"{n} {name}" for name, n in self.encodings.items()) or "none"),
-            ("method", self.asked.chosen_method if self.asked.weights else "none"),
+            ("method", ", ".join(self.methods) or "none"),
             ("size", f"{size(self.before)} to {size(self.after)}"),
             ("mean error", f"{self.error:.2%}"),
             ("largest", "\n".join(f"{x.name} {x.error:.2%}" for x in worst) or "none"),
             ("kept wide", "\n".join(f"{n} {why}" for why, n in reasons.items()) or "none"),
+            ("activations in full", f"{len(self.fine)} layers" if self.fine else "none"),
             *((k, str(v)) for k, v in self.quality.items()),
         ]
         return Table("quantization", rows)
@@ -117,6 +126,7 @@ class QuantizationReport(Shown):
             "bytes_after": self.after,
             "mean_relative_error": self.error,
             "quality": dict(self.quality),
+            "activations_in_full": sorted(self.fine),
             "weights": [asdict(layer) for layer in self.layers],
         }
         return json.dumps(said, indent=1) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -20,7 +19,7 @@ class Nearest:
     """The nearest code, with the scale that makes the squared error of a block least among ranges clipped more and
     more. (Banner et al. 2019)"""
 
-    name: ClassVar[str] = "rtn"
+    name: str = "rtn"
 
     def lines(self, name: str, weight: Array, encoding: Encoding) -> Array:
         """See Method."""
@@ -34,7 +33,7 @@ class Fitted:
     From each of several ranges: round, fit, round again; the best is kept. (k-quants of llama.cpp)
     """
 
-    name: ClassVar[str] = "kquant"
+    name: str = "kquant"
 
     def lines(self, name: str, weight: Array, encoding: Encoding) -> Array:
         """See Method."""
@@ -83,10 +82,10 @@ def start(x: Array, levels: Levels) -> tuple[Array, Array]:
         return scales, np.clip(np.rint(-low / safe), 0, levels.high)
     zeros = np.full_like(high, levels.zero)
     below, above = levels.zero - levels.low, levels.high - levels.zero
-    if below == above:
-        return np.maximum(high, -low) / np.float32(above), zeros
-    largest = np.where(high > -low, high, low)
-    return largest / np.float32(-below), zeros
+    scales: Array = np.maximum(high, -low) / np.float32(above)
+    if below > above:
+        scales = np.where(high > -low, high, low) / np.float32(-below)
+    return scales, zeros
 
 
 class _Best:

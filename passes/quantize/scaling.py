@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ir.tensors import Array
-from .activations import rounded_by_tensor
+from .activations import rounded_by_block
 from .folding import Fold
 from .statistics import Statistics
 
@@ -63,7 +63,7 @@ def smooth(statistics: Statistics, weights: Mapping[str, Array], fold: Fold, rou
     x = statistics.rows
 
     def error(columns: Array) -> float:
-        coarse = rounded_by_tensor(x / columns)
+        coarse = rounded_by_block(x / columns, 0)
         return _mean_square(coarse @ rounding(k, w * columns).T - x @ w.T for k, w in weights.items())
 
     return _best(candidates, fold, error)

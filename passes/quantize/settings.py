@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...ir.errors import ConfigError, did_you_mean
 
@@ -96,7 +96,7 @@ class Quantization:
 
     def _numbers(self) -> list[str]:
         found: list[str] = []
-        block, quality, size = self.block, self.quality, self.size
+        block, quality, size = cast("tuple[Any, Any, Any]", (self.block, self.quality, self.size))
         if block is not None and (isinstance(block, bool) or block not in BLOCKS):
             found.append(f"block is {block!r}, expected one of {', '.join(map(str, BLOCKS))}")
         if quality is not None and (not isinstance(quality, (int, float)) or not 0 < quality < 1):
@@ -112,11 +112,11 @@ class Quantization:
         if self.weights == "int8-dynamic" and self.symmetric is False:
             found.append("symmetric is False, but int8-dynamic has no zero points of weights")
         if self.method == "smoothquant" and self.weights != "int8-dynamic":
-            found.append(
-                f"method is 'smoothquant', which prepares activations for int8-dynamic, not for {self.weights}"
-            )
+            found.append(f"method is 'smoothquant', which prepares for int8-dynamic, but weights is {self.weights!r}")
         if self.method in CALIBRATED and self.calibrate is None:
             found.append(f"method is {self.method!r}, which needs text: calibrate is None")
+        if self.quality is not None and self.calibrate is None:
+            found.append(f"quality is {self.quality}, a rise of perplexity, which needs text: calibrate is None")
         if not self.weights and not self.cache:
             found.append("weights and cache are both empty, so there is nothing to round")
         return found

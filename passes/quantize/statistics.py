@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ir.tensors import Array
+from ...ir.types import DType
 from .stream import Group
 
 ROWS = 256
@@ -30,6 +31,11 @@ class Statistics:
     gram: Array | None = None
 
 
+def gram_type(channels: int) -> DType:
+    """In what x.T @ x is kept for so many channels."""
+    return DType.f64 if channels <= _WIDE else DType.f32
+
+
 def gathered(group: Group, *, gram: bool = False, keep: int = ROWS) -> Statistics:
     """Statistics of all tokens that a group of layers reads."""
     tokens, total, largest, product = 0, np.zeros(0), np.zeros(0, np.float32), np.zeros((0, 0))
@@ -38,7 +44,7 @@ def gathered(group: Group, *, gram: bool = False, keep: int = ROWS) -> Statistic
         if not tokens:
             width = x.shape[1]
             total, largest = np.zeros(width), np.zeros(width, np.float32)
-            product = np.zeros((width, width), np.float64 if width <= _WIDE else np.float32) if gram else product
+            product = np.zeros((width, width), gram_type(width).numpy) if gram else product
         size = np.abs(x)
         total += size.sum(0, dtype=np.float64)
         largest = np.maximum(largest, size.max(0, initial=0.0))

@@ -37,7 +37,7 @@ Sample = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Layer:
-    """A product x @ w.T + b with a stored weight. columns: numbers that each of its outputs sums up."""
+    """A product x @ w.T + b with a stored weight."""
 
     node: Node
 
@@ -62,7 +62,7 @@ class Group:
 
 
 Watch = Callable[[Group], Mapping[str, Tensor]]
-"""Looks at the input of layers before they multiply; gives the weights [out, in] to go on with, where they are others."""
+"""Looks at the input of layers before they multiply; gives the weights [out, in] to go on with, where others are."""
 
 
 def layer_of(node: Node) -> Layer | None:
@@ -70,6 +70,11 @@ def layer_of(node: Node) -> Layer | None:
     if not isinstance(node.op, Linear) or not node.value("w").is_param:
         return None
     return Layer(node)
+
+
+def layers_of(graph: Graph) -> list[Layer]:
+    """The layers of a graph, as `layered` has them."""
+    return [layer for node in layered(graph) if (layer := layer_of(node))]
 
 
 def layered(graph: Graph) -> Graph:

@@ -1,0 +1,99 @@
+"""Prompts through a graph of their own over the same weights: exact where steps round activations to 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import monograph as mg
+import numpy as np
+import pytest
+from monograph.backends.onnxruntime import build
+from monograph.backends.onnxruntime import open as open_session
+from monograph.backends.onnxruntime.choices import CHOICES
+from monograph.backends.onnxruntime.rows import rows_of
+from monograph.backends.target import Target
+from monograph.frontends.dsl import Model
+from monograph.frontends.models.llama import llama
+from monograph.ir import interpret
+from monograph.ir.types import f32
+from monograph.ir.weights import Weights
+from monograph.passes.differential import random_params
+from monograph.quantizing import quantized
+
+Array = np.ndarray[Any, Any]
+FAST = replace(CHOICES["cpu"], int4_level=4, int4_head=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    made = llama(vocab=64, dim=64, layers=2, heads=4, kv_heads=2, ffn=96, max_positions=64, tied=True)
+    made = replace(made, weights=Weights.of(random_params(made.graph())))
+    place = tmp_path_factory.mktemp("q") / "m"
+    with quantized(made, mg.Quantization("int4", block=32), Target.of("cpu"), place) as (found, _):
+        yield found
+
+
+def expected(model: Model, ids: Array) -> Array:
+    graph = model.graph()
+    assert model.weights is not None
+    params = {k: model.weights[k].cast(f32).numpy() for k in graph.params}
+    given = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.tile(np.arange(ids.shape[1]), (len(ids), 1)),
+    }
+    return interpret(graph, {k: v for k, v in given.items() if k in graph.inputs}, params)["logits"]
+
+
+def test_prompts_are_exact_and_steps_are_fast(model: Model, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 64, (1, 12))
+    wanted = expected(model, ids)
+    one = build(model, None, tmp_path / "one", choices=FAST)
+    two = build(model, None, tmp_path / "two", choices=replace(FAST, exact_prompts=True))
+    assert one.contract.prompts == "" and two.contract.prompts == "model.prompts.onnx"
+    assert two.bytes - one.bytes == 2 * 64 * 8 * 4  # Tables of angles; both graphs read the same weights.
+    off = []
+    for report in (one, two):
+        session = open_session(report.folder, threads=1)
+        prompt = session.prefill(ids[:, :8], np.array([8])).copy()
+        step = session.step(ids[:, 8]).copy()
+        chunk = session.append(ids[:, 9:12]).copy()
+        found = ((prompt, 7), (step, 8), (chunk, 11))
+        off.append([float(np.abs(x - wanted[:, i]).max() / np.abs(wanted).max()) for x, i in found])
+    # The head is exact in both: what is left is what layers round.
+    assert off[0][0] > 1e-3 > 2e-4 > off[1][0] and 1e-4 < off[1][1] < 0.05
+    assert off[1][2] < 0.05
+    exact = open_session(two.folder, threads=1, exact=True)
+    np.testing.assert_allclose(exact.prefill(ids[:, :8], np.array([8])), wanted[:, 7], atol=1e-4 * np.abs(wanted).max())
+
+
+def test_rows_and_stateless_runs_use_both_graphs(model: Model, tmp_path: Path) -> None:
+    folder = build(model, None, tmp_path / "two", choices=replace(FAST, exact_prompts=True)).folder
+    session = open_session(folder, threads=1)
+    ids = np.random.default_rng(1).integers(0, 64, (3, 9))
+    wanted = expected(model, ids)
+    near = 0.05 * np.abs(wanted).max()
+    np.testing.assert_allclose(session.run({"input_ids": ids})["logits"], wanted, atol=2e-4 * np.abs(wanted).max())
+    rows = rows_of(session, 3)
+    joined = [rows.join() for _ in range(3)]
+    for row, prompt in zip(joined, ids, strict=True):
+        np.testing.assert_allclose(
+            rows.read(row, prompt[:8]), wanted[row - joined[0], 7], atol=2e-4 * np.abs(wanted).max()
+        )
+    np.testing.assert_allclose(rows.step(joined, ids[:, 8]), wanted[:, 8], atol=near)
+
+
+@pytest.mark.parametrize("change", [{"int4_level": 0}, {"shared_cache": False}])
+def test_where_both_are_the_same_there_is_one(model: Model, tmp_path: Path, change: dict[str, Any]) -> None:
+    report = build(model, None, tmp_path / "m", choices=replace(FAST, exact_prompts=True, **change))
+    assert report.contract.prompts == "" and "model.prompts.onnx" not in report.nodes
+    assert not (report.folder / "model.prompts.onnx").exists()
+
+
+def test_float_weights_need_no_second_graph(tmp_path: Path) -> None:
+    made = llama(vocab=64, dim=64, layers=1, heads=4, kv_heads=2, ffn=96, max_positions=64)
+    made = replace(made, weights=Weights.of(random_params(made.graph())))
+    assert build(made, None, tmp_path / "m", choices=replace(FAST, exact_prompts=True)).contract.prompts == ""
