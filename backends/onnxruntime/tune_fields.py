@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from .choices import Choices
 from .options import physical_cores
@@ -45,7 +45,7 @@ PORTABLE: Mapping[str, Any] = {
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return " ".join(value) or "none" if isinstance(value, tuple) else str(value)
+    return " ".join(cast("tuple[str, ...]", value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _either(name: str, *values: Any) -> Field:
