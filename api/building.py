@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
 from .ir.errors import WeightsError
-from .ir.files import check_writable
+from .ir.files import check_writable, staged
+from .ir.manifest import seal
 from .ir.missing import needed
 from .ir.silent import silent
 from .ir.types import f32
@@ -33,8 +34,10 @@ from .quantizing import fine_of, quantized
 if TYPE_CHECKING:
     import torch.fx
 
+    from .backends.onnxruntime.build import BuildReport
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
+    from .training.adapters import Adapter
 
 Progress = Callable[[int, int, str], None]
 """(bytes written, bytes in all, tensor just written)."""
@@ -202,7 +205,7 @@ def build(
     tune: bool | str = False,
     loads: Sequence[str] = (),
     tune_seconds: float = 60.0,
-    adapters: Mapping[str, str | Path] | None = None,
+    adapters: Mapping[str, str | Path | Adapter] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
     threads: int | None = None,
@@ -217,7 +220,7 @@ def build(
     activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
     tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
-    takes. adapters: folders of LoRA adapters by name, to be chosen by row. max_positions: most tokens a row may have
+    takes. adapters: LoRA adapters or their folders by name, chosen by row. max_positions: most tokens a row may have
     (None: what the config says). strict: fail unless every attention is fused. threads: of the engine (None: one a
     physical core). dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
     memory that writing may take. The engine opens what was built when it is first used. Raises LoweringError for what
@@ -263,7 +266,24 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     report.tuning = tuning
+    if asked is not None and asked.weights and asked.calibrate is not None and aim.provider == "cpu":
+        _measure(report, model, asked)
     return Engine.built(report, threads=threads, owned=folder is None)
+
+
+def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
+    """Measure what was built on the text that was given, and note it in the folder and in the report."""
+    from .fidelity import FILE, quality
+    from .inference.engine import Engine
+
+    assert asked.calibrate is not None
+    with Engine.built(report) as engine:
+        found = quality(engine, asked.calibrate, against=model)
+    with staged(report.folder) as stage, stage.open(FILE) as f:
+        f.write(found.to_json().encode())
+    seal(report.folder)
+    if report.quantization is not None:
+        report.quantization.quality = {k: v for k, v in asdict(found).items() if v is not None} | {"rise": found.rise}
 
 
 def _tuned(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .budgets import within_budget
 from .frontends.dsl import Model
 from .ir.encodings import Encoding, int8
 from .ir.silent import silent
@@ -71,6 +72,7 @@ def prepared(
     planned: Planned,
     place: Path,
     narrow: Callable[[Encoding], bool],
+    dtype: DType,
     progress: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Weights and plan as the method wants them, and the layers whose activations do not bear 8 bits.
@@ -87,8 +89,10 @@ def prepared(
         done = _calibrated(calibration, planned.choices, asked.chosen_method)
         weights = done.weights
         planned = Planned(_noted(done), planned.wide)
+    if asked.quality is not None or asked.size is not None:
+        planned = within_budget(model, weights, asked, planned, samples, place, dtype, told)
     trapped = trapped_in(model, weights, planned.choices, samples, place, narrow)
-    return Prepared(weights, Planned(_without_rows(planned.choices, trapped), planned.wide), trapped)
+    return Prepared(weights, Planned(_without_rows(planned.choices, trapped, dtype), planned.wide), trapped)
 
 
 def trapped_in(
@@ -120,16 +124,16 @@ def _noted(done: Calibrated) -> dict[str, Choice]:
     }
 
 
-def _without_rows(plan: Plan, trapped: Mapping[str, Trap]) -> dict[str, Choice]:
+def _without_rows(plan: Plan, trapped: Mapping[str, Trap], dtype: DType) -> dict[str, Choice]:
     """A plan whose trapped layers have blocks: where a row has one scale, nothing takes activations in two parts."""
     found: dict[str, Choice] = {}
     for name, choice in plan.items():
-        e, why = choice.encoding, choice.why
+        e, why, method = choice.encoding, choice.why, choice.method
         if name in trapped:
             why = "; ".join(filter(None, (why, f"activations in full: {trapped[name]}")))
-            blocks = dataclasses.replace(int8, scale=DType.f32).by_block(_BESIDE)
-            e = dataclasses.replace(blocks, axis=e.axis) if e.block == 0 else e
-        found[name] = dataclasses.replace(choice, encoding=e, why=why)
+            if not e.block:
+                e, method = dataclasses.replace(int8.by_block(_BESIDE, scale=dtype), axis=e.axis), plain_method("rtn")
+        found[name] = Choice(e, method, why)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .budgets import log_softmax
 from .building import weights_of
 from .frontends.dsl import Model
 from .frontends.task import LOGITS
@@ -249,13 +250,6 @@ class _Tally:
             "greedy": self.same / self.chosen if self.chosen else None,
             "error": (self.error / self.scale) ** 0.5 if self.scale else None,
         }
-
-
-def log_softmax(logits: Array) -> Array:
-    """Log probabilities f64 [R,V] of logits [R,V]."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _bytes(folder: Path) -> int:

@@ -33,6 +33,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, MOST),
     "max_positions": (1, MOST),
     "max_tokens": (1, MOST),
+    "new": (1, MOST),
     "new_tokens": (1, MOST),
     "opset": (1, 1000),
     "order": (1, 100),
@@ -40,6 +41,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "prefix_cache": (0, 2**30),
     "prompt": (1, MOST),
+    "prompts": (0, MOST),
     "queue": (1, MOST),
     "random": (0, 2**63 - 1),
     "rank": (1, MOST),
@@ -52,10 +54,12 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "temperature": (0, LARGEST),
     "threads": (1, MOST_THREADS),
     "timeout": (0.1, 86_400),
+    "tokens": (2, MOST),
     "tolerance": (0, LARGEST),
     "top_k": (1, MOST),
     "top_p": (0, 1),
     "vocab": (1, MOST),
+    "window": (8, MOST),
     "workers": (0, WORKERS),
 }
 """The least and the most that an option may be. What else is asked of a number, its command or its model knows."""

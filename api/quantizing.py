@@ -56,7 +56,7 @@ def quantized(
         announce(bound_of(model.weights[k] for k in model.weights) + calibration_bytes(model, settings))
     place = _scratch(folder)
     try:
-        ready = prepared(model, settings, planned, place, narrow_of(target), _named(progress))
+        ready = prepared(model, settings, planned, place, narrow_of(target), dtype, _named(progress))
         done = list(rounded(ready.weights, ready.planned.choices, place, progress))
         weights = Weights({**ready.weights, **{r.name: r.tensor for r in done}}, model.weights.place)
         report = QuantizationReport.of(settings, model.weights, ready.planned, done, dtype.bits)

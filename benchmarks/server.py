@@ -225,8 +225,8 @@ def lost_replica(threads: int) -> dict[str, Any]:
         return "whole" if "".join(stream_text(client, **asked)) == expected else "other text"
 
     def replicas() -> set[str]:
-        names = {str(x["name"]) for x in ray.util.list_named_actors(all_namespaces=True)}
-        return {n for n in names if n.startswith("SERVE_REPLICA")}
+        actors: Any = ray.util.list_named_actors(all_namespaces=True)
+        return {x["name"] for x in actors if x["name"].startswith("SERVE_REPLICA")}
 
     before = replicas()
     with ThreadPoolExecutor(16) as pool:

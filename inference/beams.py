@@ -51,13 +51,14 @@ class Beams:
 
     def __post_init__(self) -> None:
         for name, least in (("num_beams", 1), ("num_return_sequences", 1), ("min_new_tokens", 0)):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number of at least {least}")
         if self.num_return_sequences > self.num_beams:
             what = f"num_return_sequences is {self.num_return_sequences}, but there are {self.num_beams} beams"
             raise RuntimeInputError(what)
-        if not isinstance(self.length_penalty, Real) or not np.isfinite(self.length_penalty):
+        penalty: Any = self.length_penalty
+        if not isinstance(penalty, Real) or not np.isfinite(float(penalty)):
             raise RuntimeInputError(f"length_penalty is {self.length_penalty!r}, expected a number")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise RuntimeInputError(f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'")
@@ -124,8 +125,8 @@ class BeamSearch:
             self.decode_tokens += len(running)
             running = self.moved(running)
         self.decode_seconds = time.perf_counter() - start
-        for i, best in enumerate(self.results()):
-            yield i, (best[0] if isinstance(best, list) else best).text
+        for i, group in enumerate(self.groups):
+            yield i, self.text(group, group.best()[0][0])[1].text
 
     def _owner(self) -> object:
         return self.session.owner if isinstance(self.session, generate.Shared) else None
@@ -174,14 +175,18 @@ class BeamSearch:
         return [some[0] for some in found] if self.beams.num_return_sequences == 1 else list(found)
 
     def result(self, group: Group, ids: list[int], score: float, timing: Timing) -> Scored:
+        kept, row, reason = self.text(group, ids)
+        return Scored(group.prompt, kept, row.text, reason, timing, score=score)
+
+    def text(self, group: Group, ids: list[int]) -> tuple[list[int], RowText, Reason]:
+        """(ids without the end token, their text, why they end)."""
         ended = bool(ids) and ids[-1] in self.ends
-        kept, reason = (ids[:-1], "eos") if ended else (ids, "length")
+        kept = ids[:-1] if ended else ids
         row = RowText(self.tokenizer, (), group.prompt)
         for token in kept:
             row.push(token)
         row.end()
-        why: Reason = "eos" if reason == "eos" else "length"
-        return Scored(group.prompt, kept, row.text, why, timing, score=score)
+        return kept, row, "eos" if ended else "length"
 
 
 class Group:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ import numpy as np
 
 from ..backends.onnxruntime import BuildReport, Session
 from ..backends.onnxruntime import open as open_session
-from ..backends.onnxruntime.rows import rows_of as lines_of
 from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
@@ -30,18 +28,14 @@ from .embed import embed
 from .extract import Answer, answer, tag
 from .generate import Decoding, Generation, Settings
 from .grammar import Grammars
-from .logprobs import Logprob, logprobs_of
 from .predict import classify, fill
+from .prompt_logprobs import prompt_logprobs
 from .prompts import is_batch, mask_of, pad, rows_of
 from .sampling import Array
 from .scheduler import Scheduler
+from .sessions import Sessions
 from .speech import transcribe
 from .strategies import Strategy
-
-_CHUNK = 128
-"""Tokens of a prompt whose logits are looked at together."""
-_SPARE = 4
-"""Sessions that are kept for generations at the same time, beside the engine's own."""
 
 
 class Engine(Shown):
@@ -63,9 +57,7 @@ class Engine(Shown):
         owned: Path | None = None,
     ) -> None:
         self.tokenizer, self.pooling, self.report = tokenizer, pooling or Pooling(), report
-        self._session = session if isinstance(session, Session) else None
-        self._opener = None if isinstance(session, Session) else session
-        self._lock, self._spare, self._taken = threading.Lock(), list[Session](), False
+        self._sessions = Sessions(session)
         self._folder = folder
         self._removal = None if owned is None else weakref.finalize(self, shutil.rmtree, owned, ignore_errors=True)
 
@@ -87,35 +79,11 @@ class Engine(Shown):
     @property
     def session(self) -> Session:
         """Raises what opening the folder raises, and RuntimeInputError once the engine is closed."""
-        with self._lock:
-            if self._session is None:
-                if self._opener is None:
-                    raise RuntimeInputError("the engine is closed")
-                self._session, self._opener = self._opener(), None
-            return self._session
-
-    def _take(self) -> Session:
-        """A session that nobody generates with: the engine's own if that is free, else another over its graphs."""
-        session = self.session
-        with self._lock:
-            if not self._taken:
-                self._taken = True
-                return session
-            return self._spare.pop() if self._spare else session.another()
-
-    def _give(self, session: Session) -> None:
-        """Let others generate with a session; a few are kept with their buffers."""
-        with self._lock:
-            if session is self._session:
-                self._taken = False
-            elif self._session is not None and len(self._spare) < _SPARE:
-                self._spare.append(session)
+        return self._sessions.own
 
     def close(self) -> None:
         """Let go of the session, and remove the folder if the engine owns it. Doing it again changes nothing."""
-        with self._lock:
-            self._session = self._opener = None
-            self._spare.clear()
+        self._sessions.close()
         if self._removal is not None:
             self._removal()
 
@@ -127,8 +95,9 @@ class Engine(Shown):
 
     def table(self) -> Table:
         """What it serves and where; a session that is not open yet is not opened."""
-        rows = [("folder", str(self._folder or (self._session.folder if self._session else "none")))]
-        contract = self.report.contract if self.report else self._session.contract if self._session else None
+        opened = self._sessions.opened
+        rows = [("folder", str(self._folder or (opened.folder if opened else "none")))]
+        contract = self.report.contract if self.report else opened.contract if opened else None
         if contract is not None:
             slots = f", {len(contract.slots)} slots of state" if contract.slots else ""
             rows += [("model", f"{contract.family}, {contract.task}{slots}")]
@@ -137,8 +106,7 @@ class Engine(Shown):
             kinds = ", ".join(f"{name} {n}" for name, n in self.report.attentions.items()) or "none"
             rows += [("attentions", kinds), ("weights", size(self.report.bytes))]
         tokens = "none" if self.tokenizer is None else f"{self.tokenizer.core.get_vocab_size():,} tokens"
-        opened = "open" if self._session else "opened when it is first used" if self._opener else "closed"
-        return Table("engine", [*rows, ("tokenizer", tokens), ("session", opened)])
+        return Table("engine", [*rows, ("tokenizer", tokens), ("session", self._sessions.said)])
 
     @property
     def folder(self) -> Path:
@@ -201,18 +169,17 @@ class Engine(Shown):
         else:
             rows = rows_of(prompts, self.tokenizer, attention_mask=attention_mask, chat=chat)
             several = attention_mask is not None or is_batch(prompts, chat=chat)
-        session = self._take()
+        session = self._sessions.take()
         try:
             decoding = self._decoding(session, rows, settings, inputs)
             for row, text in decoding:
                 (on_text or silent)(row, text)
         finally:
-            self._give(session)
+            self._sessions.give(session)
         results = decoding.results()
         if (top := decoding.settings.prompt_logprobs) is not None:
-            results = [
-                replace(r, prompt_logprobs=told) for r, told in zip(results, self._said(rows, inputs, top), strict=True)
-            ]
+            said = prompt_logprobs(self.session, rows, inputs, top)
+            results = [replace(r, prompt_logprobs=told) for r, told in zip(results, said, strict=True)]
         return results if several else results[0]
 
     def stream(self, prompt: Any, *, chat: bool = False, **settings: Any) -> Iterator[str]:
@@ -225,12 +192,12 @@ class Engine(Shown):
         self._decoding(self.session, rows, settings)  # Raises for settings that cannot be, before anybody iterates.
 
         def pieces() -> Iterator[str]:
-            session = self._take()
+            session = self._sessions.take()
             try:
                 for _, text in self._decoding(session, rows, settings):
                     yield text
             finally:
-                self._give(session)
+                self._sessions.give(session)
 
         return pieces()
 
@@ -314,7 +281,7 @@ class Engine(Shown):
         pieces = cast("list[Any]", speech) if several else [speech]
         hear, said = LogMel.read(self.folder), read_json(self.folder / GENERATION)
         given = {"context": positions, "eos": self.ends, **settings}
-        session = self._take()
+        session = self._sessions.take()
         try:
             found = transcribe(
                 session,
@@ -328,7 +295,7 @@ class Engine(Shown):
                 **given,
             )
         finally:
-            self._give(session)
+            self._sessions.give(session)
         return found if several else found[0]
 
     def _for_task(self, task: str) -> tuple[Tokenizer, int | None]:
@@ -379,23 +346,6 @@ class Engine(Shown):
             return session.prefill(tokens, lengths, {k: v for k, v in source.items() if k not in first})
 
         return read
-
-    def _said(
-        self, rows: list[list[int]], inputs: Mapping[str, Any] | None, top: int
-    ) -> Iterator[list[Logprob | None]]:
-        """Log-probabilities of the tokens of each prompt, read in chunks."""
-        beside = dict(inputs or {})
-        if self.session.contract.encoder and inputs is None:
-            raise RuntimeInputError("prompt_logprobs of what an encoder reads: they are no tokens that a model gives")
-        session = self.session.another()
-        for i, prompt in enumerate(rows):
-            reader = lines_of(session, 1)
-            row, told = reader.join({k: np.asarray(v)[i : i + 1] for k, v in beside.items()}), [None]
-            for start in range(0, len(prompt), _CHUNK):
-                logits = reader.read(row, prompt[start : start + _CHUNK], every=True)
-                after = prompt[start + 1 : start + 1 + len(logits)]
-                told += logprobs_of(logits[: len(after)], after, top)
-            yield told
 
     def _source(self, rows: list[list[int]]) -> dict[str, Array]:
         """The texts that an encoder reads, padded on the right."""

@@ -138,8 +138,8 @@ class Settings(Sampling):
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
             raise RuntimeInputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a number of at least 1")
         for name in ("logprobs", "prompt_logprobs"):
-            top = getattr(self, name)
-            if top is not None and (not isinstance(top, Integral) or isinstance(top, bool) or top < 0):
+            top: Any = getattr(self, name)
+            if top is not None and (isinstance(top, bool) or not isinstance(top, Integral) or int(top) < 0):
                 raise RuntimeInputError(f"{name} is {top!r}, expected a number from 0, or None")
         kinds: Any
         for name, kinds, what in (("stop", (str,), "a text"), ("eos", (str, Integral), "an id or the name of a token")):

@@ -187,26 +187,25 @@ def _dumped(schema: Any) -> str:
 
 def _depth(x: Any) -> int:
     """How deep lists and objects are nested; MOST_DEPTH + 1 for anything deeper."""
-    depth, level = 0, [x]
+    depth = 0
+    level: list[Any] = [x]
     while level and depth <= MOST_DEPTH:
-        inside = [v for v in level if isinstance(v, (dict, list, tuple))]
-        level = [v for x in inside for v in (cast("Any", x).values() if isinstance(x, dict) else cast("Any", x))]
+        inside: list[Any] = [v for v in level if isinstance(v, (dict, list, tuple))]
         depth += bool(inside)
-        if not inside:
-            break
+        level = [v for part in inside for v in (part.values() if isinstance(part, dict) else part)]
     return depth
 
 
 def _inside(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(pointer, schema) of the parts of a schema, the outer ones first, with what they may refer to."""
     shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
-    queue: list[tuple[str, Any]] = [("", schema)]
+    queue: list[tuple[str, Any]] = [("", dict(schema))]
     for count, (pointer, part) in enumerate(queue):
         if not isinstance(part, dict) or len(queue) > MOST_PLACES:
             continue
         found = cast("dict[str, Any]", part)
         if count:
-            yield pointer, {**shared, **found}
+            yield pointer, shared | found
         for key in found:
             inner = found[key]
             if key in _SINGLE and isinstance(inner, dict):

@@ -87,7 +87,7 @@ class Request:
         """Pieces as they come. Raises the typed error that ended the request, after what came before it."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pieces or self.ended is not None)
+                self._changed.wait_for(lambda: bool(self._pieces) or self.ended is not None)
                 if not self._pieces:
                     if self._error is not None:
                         raise self._error
@@ -119,11 +119,15 @@ class Request:
     def take(self) -> list[Piece]:
         """Pieces that have come and were not taken yet, without waiting."""
         with self._changed:
-            found, self._pieces = list(self._pieces), deque()
+            found = list(self._pieces)
+            self._pieces.clear()
         return found
 
     def listen(self, notify: Callable[[], None]) -> None:
-        """Call `notify` from the scheduler's thread whenever a piece has come or the request has ended; once now."""
+        """Call `notify` from the scheduler's thread whenever a piece has come or the request has ended; once now.
+
+        Every row waits until it returns, so that it should only wake somebody.
+        """
         with self._changed:
             self._listeners.append(notify)
         notify()

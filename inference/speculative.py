@@ -125,7 +125,7 @@ class Speculative(Decoding):
         right = np.zeros(len(rows), np.int64)
         for k, (i, row, guess) in enumerate(zip(running, rows, guesses, strict=True)):
             stream = streams[k] if streams else None
-            new, old = [], len(row.seen)
+            new, old = list[str](), len(row.seen)
             for at, x in enumerate(answers[k, : len(guess.tokens) + 1]):
                 token, kept = self.pick(row, x, guess, at, stream)
                 new.append(self.give(row, token, last=len(row.ids) + 1 >= self.settings.max_new_tokens))

@@ -72,7 +72,8 @@ class Strategy:
 
     def check(self) -> None:
         """Raises RuntimeInputError for values out of range, and for what does not go together."""
-        for name, value in (("lookup", self.lookup), ("draft_tokens", self.draft_tokens)):
+        counts: dict[str, Any] = {"lookup": self.lookup, "draft_tokens": self.draft_tokens}
+        for name, value in counts.items():
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if value is not None and (not whole or not 1 <= value <= LONGEST):
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number from 1 to {LONGEST}")

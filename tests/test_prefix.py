@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monograph.backends.onnxruntime import held
 from monograph.backends.onnxruntime.prefix import NODE_BYTES, Prefixes, key_of
 from monograph.backends.onnxruntime.rows import Rows, rows_of
 from slot_nets import FORMS, VOCAB, Made, close
@@ -28,7 +29,10 @@ def read(rows: Rows, prefixes: Prefixes, prompt: list[int], key: str = "") -> tu
 
 @pytest.mark.parametrize("lengths", FORMS)
 @pytest.mark.parametrize("parts", PARTS)
-def test_prompts_with_a_common_beginning_say_what_they_say_alone(parts: str, lengths: bool, tmp_path: Path) -> None:
+def test_prompts_with_a_common_beginning_say_what_they_say_alone(
+    parts: str, lengths: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "SLACK", 3)
     made = Made(parts, tmp_path / "net", lengths=lengths)
     rows = rows_of(made.open(), 3)
     prefixes = Prefixes(rows, 1 << 20, block=4)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from monograph.backends.onnxruntime import held
 from monograph.backends.onnxruntime.rows import Pooled, rows_of
 from monograph.ir.errors import RuntimeInputError
 from slot_nets import FORMS, VOCAB, Made, close
@@ -118,6 +119,17 @@ def test_a_row_says_what_it_says_alone(parts: str, lengths: bool, tmp_path: Path
     made = Made(parts, tmp_path / "net", lengths=lengths)
     for seed in range(3):
         Schedule(made, seed).run(80)
+
+
+@pytest.mark.parametrize("slack", [1, 3])
+@pytest.mark.parametrize("parts", ["window", "append window", "append replace window", "once replace window"])
+def test_windows_that_are_full_are_moved_down_and_read_apart(
+    parts: str, slack: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "SLACK", slack)
+    made = Made(parts, tmp_path / "net", lengths=True)
+    for seed in range(3, 6):
+        Schedule(made, seed).run(120)
 
 
 def test_rows_that_cannot_step_together_say_why(tmp_path: Path) -> None:

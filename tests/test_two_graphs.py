@@ -52,7 +52,7 @@ def test_prompts_are_exact_and_steps_are_fast(model: Model, tmp_path: Path) -> N
     ids = np.random.default_rng(0).integers(0, 64, (1, 12))
     wanted = expected(model, ids)
     one = build(model, None, tmp_path / "one", choices=FAST)
-    two = build(model, None, tmp_path / "two", choices=replace(FAST, exact_prompts=True))
+    two = build(model, None, tmp_path / "two", choices=replace(FAST, prompts="float"))
     assert one.contract.prompts == "" and two.contract.prompts == "model.prompts.onnx"
     assert two.bytes - one.bytes == 2 * 64 * 8 * 4  # Tables of angles; both graphs read the same weights.
     off = []
@@ -71,7 +71,7 @@ def test_prompts_are_exact_and_steps_are_fast(model: Model, tmp_path: Path) -> N
 
 
 def test_rows_and_stateless_runs_use_both_graphs(model: Model, tmp_path: Path) -> None:
-    folder = build(model, None, tmp_path / "two", choices=replace(FAST, exact_prompts=True)).folder
+    folder = build(model, None, tmp_path / "two", choices=replace(FAST, prompts="float")).folder
     session = open_session(folder, threads=1)
     ids = np.random.default_rng(1).integers(0, 64, (3, 9))
     wanted = expected(model, ids)
@@ -88,7 +88,7 @@ def test_rows_and_stateless_runs_use_both_graphs(model: Model, tmp_path: Path) -
 
 @pytest.mark.parametrize("change", [{"int4_level": 0}, {"shared_cache": False}])
 def test_where_both_are_the_same_there_is_one(model: Model, tmp_path: Path, change: dict[str, Any]) -> None:
-    report = build(model, None, tmp_path / "m", choices=replace(FAST, exact_prompts=True, **change))
+    report = build(model, None, tmp_path / "m", choices=replace(FAST, prompts="float", **change))
     assert report.contract.prompts == "" and "model.prompts.onnx" not in report.nodes
     assert not (report.folder / "model.prompts.onnx").exists()
 
@@ -96,4 +96,4 @@ def test_where_both_are_the_same_there_is_one(model: Model, tmp_path: Path, chan
 def test_float_weights_need_no_second_graph(tmp_path: Path) -> None:
     made = llama(vocab=64, dim=64, layers=1, heads=4, kv_heads=2, ffn=96, max_positions=64)
     made = replace(made, weights=Weights.of(random_params(made.graph())))
-    assert build(made, None, tmp_path / "m", choices=replace(FAST, exact_prompts=True)).contract.prompts == ""
+    assert build(made, None, tmp_path / "m", choices=replace(FAST, prompts="float")).contract.prompts == ""

@@ -19,7 +19,7 @@ from ...ir.ops import sum as sum_
 from ...ir.ops.linear import Embedding, Linear
 from ...ir.ops.quant import Dequantize
 from ...ir.ops.shape import Concat
-from ...ir.types import DimLike, DType, TensorType, bf16, f16, f32, i8
+from ...ir.types import DimLike, DType, TensorType, bf16, f16, f32, i8, i32
 from ...ir.value import type_of
 from ...passes.cse import cse
 from ...passes.dce import dce
@@ -106,6 +106,15 @@ class Stored:
         """Zero points [rows, blocks] i8, moved as the codes are; None where blocks store none."""
         return self._around_zero(_by_block(self.part("zeros"))) if self.encoding.zeros else None
 
+    def dense(self) -> Value:
+        """The numbers themselves less their offsets, f32 [rows, columns]."""
+        codes, zeros = cast(self.centred(), dtype=f32), self.zeros()
+        lead = (*codes.shape[:2], 1)
+        if zeros is not None:
+            codes = codes - reshape(cast(zeros, dtype=f32), shape=lead)
+        y = codes * reshape(replace(self, dtype=f32).numbers("scales"), shape=lead)
+        return reshape(y, shape=(codes.shape[0], codes.shape[1] * codes.shape[2]))
+
     def _around_zero(self, codes: Value) -> Value:
         return codes if codes.dtype == i8 else cast(codes, dtype=i8) - CENTRES[self.encoding.bits]
 
@@ -179,6 +188,17 @@ def integer_product(x: Value, w: Stored, b: Value | None) -> Value:
     each = replace(w, dtype=f32).numbers("scales")
     each = reshape(each, shape=(each.shape[0],))
     y = integer_linear(row_codes(wide, scales), scales, codes, each)
+    y = y if x.dtype == f32 else cast(y, dtype=x.dtype)
+    return y if b is None else y + b
+
+
+def rounded_product(x: Value, w: Value, b: Value | None) -> Value:
+    """x @ w.T + b for a weight f32 [N,K] that is rounded to 8 bits by row when it is stored, and x as it comes."""
+    wide = x if x.dtype == f32 else cast(x, dtype=f32)
+    scales, each = row_scales(wide), row_scales(w)
+    codes = cast(cast(row_codes(w, each), dtype=i32) - 128, dtype=i8)
+    codes = transpose(codes, permutation=(1, 0))
+    y = integer_linear(row_codes(wide, scales), scales, codes, reshape(each, shape=(each.shape[0],)))
     y = y if x.dtype == f32 else cast(y, dtype=x.dtype)
     return y if b is None else y + b
 

@@ -14,6 +14,10 @@ Attend = Literal["multi_head", "standard", "parts"]
 
 Level = Literal[0, 4]
 
+PromptForm = Literal["same", "float", "int8"]
+"""Many tokens at once are read by the graph that decodes, by one that multiplies the same blocks at level 0, or by one
+whose weights have 8 bits a row, made of the blocks, and are multiplied by activations rounded by row."""
+
 HeadForm = Literal["stored", "transposed"]
 """A head that is the embedding, too: multiplied as it is stored, or by a transposed copy."""
 
@@ -32,8 +36,7 @@ class Choices:
     rotary_table: most numbers of the table with which the attention kernel rotates itself; beyond, the graph rotates.
     int4_level, int8_level, int4_head, int8_head: accuracy level of MatMulNBits for layers and for a tied head (4 rounds
     activations to 8 bits by block; 0 computes in their type). fine_head: a tied head at level 4 multiplies by both
-    parts of its activations, as exactly as with 16 bits. exact_prompts: several tokens at once go through a graph of
-    their own over the same weights, at level 0. block_embedding: rows of an embedding in blocks by
+    parts of its activations, as exactly as with 16 bits. prompts: see PromptForm. block_embedding: rows of an embedding in blocks by
     GatherBlockQuantized. flash: tiled attention for prompts. threads: of a session that is not told how many (0: one a
     physical core). spinning: idle threads wait in a loop. prepacked: kernels keep weights in an order of their own.
     next_token: the graph chooses the likeliest token, so that logits need not leave the device.
@@ -56,7 +59,7 @@ class Choices:
     int4_head: Level = 0
     int8_head: Level = 0
     fine_head: bool = True
-    exact_prompts: bool = False
+    prompts: PromptForm = "same"
     block_embedding: bool = True
     flash: bool = True
     threads: int = 0

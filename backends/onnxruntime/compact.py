@@ -93,10 +93,19 @@ class Compact:
         for held in self.held:
             if isinstance(held, Replaced):
                 held.begin(fixed.get(held.slot.first) if held.slot.first else None)
+        self.stay({k: v for k, v in fixed.items() if k in self.loaded.inputs})
+        self.origins = np.arange(batch)
+
+    def stay(self, fixed: Mapping[str, Array]) -> None:
+        """Lay down what stays for a batch; what is copied in any case goes where that of the batch before was."""
+        shapes = {k: v.shape for k, v in fixed.items()}
+        if self.memory.apart and shapes == {k: b.shape for k, b in self.fixed.items()}:
+            for name, array in fixed.items():
+                self.memory.write(self.fixed[name], array)
+            return
         if self.fixed or fixed:
             self.steps = {}
-        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
-        self.origins = np.arange(batch)
+        self.fixed = {k: self.memory.upload(v) for k, v in fixed.items()}
 
     def room(self, needed: int) -> int:
         """The capacity that rows of `needed` tokens want, doubling up to the model's positions."""
@@ -213,10 +222,11 @@ class Compact:
 
     def reorder(self, parents: Array, common: Array) -> None:
         new, old = self.held, self.held
-        moves = copies(parents) if len(parents) == self.batch else None
+        moves: list[tuple[int, int]] | None = copies(parents) if len(parents) == self.batch else None
         if moves is None:
             self.batch, self.steps = len(parents), {}
-            new, moves = [h.spread(len(parents)) for h in old], list(enumerate(parents.tolist()))
+            new = [h.spread(len(parents)) for h in old]
+            moves = [(row, int(parent)) for row, parent in enumerate(parents)]
         for before, after in zip(old, new, strict=True):
             used = self.used[before.slot.window]
             starts = self.starts(used, parents, common) if new is old else np.zeros_like(parents)
@@ -315,7 +325,8 @@ class TokenCall:
             memory.write(self.feeds[ROWS], np.arange(batch * rows))
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
         written = {**outputs, **self.results.bound}
-        self.call = owner.captures.bind(memory, loaded, given | self.feeds, written, graph, logits)
+        tokens = self.results.tokens
+        self.call = owner.captures.bind(memory, loaded, given | self.feeds, written, graph, logits, tokens)
 
     def run(
         self,

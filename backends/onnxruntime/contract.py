@@ -82,6 +82,16 @@ class Contract:
         """The windows that slots have, each once."""
         return tuple(dict.fromkeys(s.window for s in self.slots if s.growth is Growth.window))
 
+    @property
+    def uncut(self) -> str:
+        """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
+        for slot in self.slots:
+            if slot.growth is Growth.replace:
+                return f"{slot.input} is one state and no past"
+            if slot.growth is Growth.window and not self.lengths:
+                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
+        return ""
+
     def to_json(self) -> str:
         said: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         said["slots"] = [slot_json(s) for s in self.slots]

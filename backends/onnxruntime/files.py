@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import onnx_ir
 
-from ...ir.errors import MonographError
 from ...ir.files import Stage
 from ...ir.graph import Node, Value
 from ...ir.weights import Computed, Mapped, StoredTensor, Tensor
@@ -53,7 +52,8 @@ def _shared(variants: Mapping[str, onnx_ir.Model]) -> tuple[dict[str, Any], dict
                 name = f"{variant}:{name}"
             known = tensors.setdefault(name, placed.tensor)
             if known is not placed.tensor and _meaning(known.tensor) != _meaning(placed.tensor.tensor):  # type: ignore[attr-defined]
-                raise MonographError(f"the variants of the model store different values as {name}")
+                name = f"{variant}:{name}"  # The same weight in the order, or the bits, of another kernel.
+                tensors[name] = placed.tensor
             placed.value.meta["stored"] = name
     offsets: dict[str, int] = {}
     end = 0

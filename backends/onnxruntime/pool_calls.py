@@ -47,7 +47,8 @@ class StepCall:
         outputs = {h.slot.output: memory.row(_present(h, turn), 0, count) for h in pool.held}
         given = {k: b for k, b in inputs.items() if k in loaded.inputs}
         written = {**outputs, **self.results.bound}
-        self.call = pool.captures.bind(memory, loaded, given | self.feeds, written, graph, self.results.logits)
+        found = self.results
+        self.call = pool.captures.bind(memory, loaded, given | self.feeds, written, graph, found.logits, found.tokens)
 
     @staticmethod
     def output(pool: Pool) -> Buffer:

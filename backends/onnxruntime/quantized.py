@@ -24,7 +24,7 @@ from ...ir.shard_rules import needs_all
 from ...ir.types import DimLike, TensorType, i8, u8
 from ...ir.value import type_of
 from ..onnx.builder import MICROSOFT
-from ..onnx.quantized import QuantizedLayers, Stored, integer_product, with_offsets
+from ..onnx.quantized import QuantizedLayers, Stored, integer_product, rounded_product, with_offsets
 from ..onnx.untyped import read_graph
 from ..target import Target
 from .blocks import blocks_of
@@ -256,6 +256,19 @@ class RuntimeLayers:
         return with_offsets(self.gather(_packed(w), ids, w.numbers("scales"), one, bits=bits), ids, w)
 
 
+class PromptLayers(RuntimeLayers):
+    """The layers of a graph for prompts: blocks become rows of 8 bits, multiplied by activations rounded by row.
+
+    For many tokens that is twice as fast as MatMulNBits in any form. Tables, heads that are one and weights whose
+    activations lose too much in 8 bits stay as they are.
+    """
+
+    def product(self, x: Value, w: Stored, b: Value | None) -> Value:
+        if not w.encoding.block or w.by_rows or any(v.name in self.fine for v in w.weights):
+            return super().product(x, w, b)
+        return rounded_product(x, w.dense(), b)
+
+
 def _packed(w: Stored) -> Value:
     return pack_codes(w.centred(), bits=w.encoding.bits)
 
@@ -288,6 +301,11 @@ def quantized_layers(target: Target, fine: Collection[str] = ()) -> QuantizedLay
     """
     layers = RuntimeLayers(choices_of(target), dynamic=blocks_of(target.provider).dynamic, fine=fine)
     return QuantizedLayers(layers, "ort_quantized_layers")
+
+
+def prompt_layers(target: Target, fine: Collection[str] = ()) -> QuantizedLayers:
+    """The same for the graph that reads prompts, if the target has one of its own."""
+    return QuantizedLayers(PromptLayers(choices_of(target), fine=fine), "ort_prompt_layers")
 
 
 def exact_layers() -> QuantizedLayers:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
 import onnx_ir
 
 from ...ir.errors import ConfigError
@@ -19,6 +18,7 @@ from ...ir.files import whole
 from ...ir.manifest import seal
 from ...ir.types import TensorType, bf16, f32
 from ..onnx.folder import foreign
+from ..onnx.untyped import read_graph
 from ..target import kernel_table
 from .contract import FILE, Contract
 from .widened import widen, widen_ends
@@ -47,7 +47,7 @@ def rehosted(folder: str | Path, into: str | Path) -> Path:
 
 
 def _file(source: Path, target: Path) -> None:
-    model = onnx_ir.from_proto(onnx.load(str(source), load_external_data=False))
+    model = onnx_ir.from_proto(read_graph(source))
     table = kernel_table(CPU)
     widen(model, table)
     widen_ends(model)

@@ -64,12 +64,14 @@ def missing_libraries() -> tuple[str, ...]:
 
 def value_of(array: Array) -> OrtValue:
     """A tensor over the memory of a contiguous array on the CPU."""
+    if array.dtype in _CODES:
+        return _ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _CODES[array.dtype])
     return _ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def array_of(value: OrtValue) -> Array:
-    """The memory of a tensor on the CPU."""
-    return value.numpy()
+def array_of(value: OrtValue, dtype: np.dtype[Any] | None = None) -> Array:
+    """The memory of a tensor on the CPU; a copy of it where NumPy's own types have not its `dtype`."""
+    return value.numpy() if dtype not in _CODES else content_of(value, dtype)
 
 
 def uninitialized(shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> OrtValue:
@@ -94,10 +96,7 @@ def content_of(value: OrtValue, dtype: np.dtype[Any]) -> Array:
 def _on_host(array: Array) -> Any:
     """What `update_inplace` takes for an array: itself, or a tensor over its memory."""
     array = np.ascontiguousarray(array)
-    if array.dtype not in _CODES:
-        return array
-    bits = array.view(np.uint16)
-    return _ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _CODES[array.dtype])
+    return value_of(array) if array.dtype in _CODES else array
 
 
 @dataclass(frozen=True)
@@ -203,6 +202,9 @@ class Loaded:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name. Raises one of RUNTIME_ERRORS."""
+        if any(dtype in _CODES for dtype in self.dtypes.values()):
+            found = self.run_values({k: value_of(np.ascontiguousarray(v)) for k, v in feeds.items()})
+            return {k: array_of(v, self.dtypes[k]) for k, v in found.items()}
         names = list(self.outputs)
         return dict(zip(names, self._session.run(names, dict(feeds), self._plain), strict=True))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import statistics
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,6 @@ import numpy as np
 
 from ...frontends.tokenizer import read_json
 from ...ir.errors import RuntimeInputError
-from ...ir.manifest import check
 from ...ir.slots import Growth
 from .capture import Captured, Captures, refused
 from .compact import Compact
@@ -39,8 +36,6 @@ CAPACITY = 512
 
 MEMORIES: dict[str, Callable[[], Memory]] = {"cpu": CpuMemory, "cuda": CudaMemory}
 """Where the buffers of slots lie, by provider."""
-
-_TUNE_TOKENS, _TUNE_ROUNDS = 256, 3
 
 
 class Session:
@@ -66,7 +61,7 @@ class Session:
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
-        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), check=capture == "check")
+        self._captures = Captures(refused(contract, self.memory, asked=bool(capture)), strict=capture == "check")
         self.owner: object = object()
         self._first_capacity = capacity
         self._loaded: dict[str, Loaded] = {}
@@ -263,12 +258,7 @@ class Session:
     @property
     def uncut(self) -> str:
         """Why rows cannot be cut after a few more tokens, naming the slot; "" where they can."""
-        for slot in self.contract.slots:
-            if slot.growth is Growth.replace:
-                return f"{slot.input} is one state and no past"
-            if slot.growth is Growth.window and not self.contract.lengths:
-                return f"{slot.input} holds no more than the newest {slot.window - 1} tokens"
-        return ""
+        return self.contract.uncut
 
     def reset(self) -> None:
         """Forget everything read; buffers stay for the next `prefill` of as many rows."""
@@ -365,53 +355,3 @@ class Session:
         """Places for `most` rows over the graph that takes lengths. fixed: what stays for a row, of such shapes."""
         loaded, room = self.graph(self._file), self._first_capacity
         return Pool(loaded, self.contract, self.memory, most, room, fixed, self._captures)
-
-
-def open(
-    folder: str | Path,
-    *,
-    threads: int | None = None,
-    capacity: int = CAPACITY,
-    tune: bool = False,
-    exact: bool = False,
-    every_byte: bool = False,
-    capture: bool | Literal["check"] = True,
-) -> Session:
-    """A session for a folder that `build` wrote.
-
-    threads: for the work inside an op (None: one a physical core). capacity: tokens a row gets room for at first;
-    buffers double up to the model's positions. tune: measure prompts with and without tiled attention (a second or
-    two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
-    which is slower. every_byte: compare all files with their digests, also those that were found whole before. capture:
-    replay steps as CUDA graphs where every node allows it ("check": and hold the first against ordinary ones). Raises
-    ConfigError, WeightsError or RuntimeInputError for a folder that is damaged, contradicts itself, or needs a provider
-    that is not there.
-    """
-    folder = Path(folder)
-    contract = Contract.read(folder)
-    check(folder, every_byte=every_byte)
-    if contract.provider not in MEMORIES:
-        known = ", ".join(MEMORIES)
-        what = f"sessions on {contract.provider} are not supported yet, only on {known}"
-        raise RuntimeInputError(what, place=str(folder))
-    if capacity < 1:
-        raise RuntimeInputError(f"capacity is {capacity}, expected at least 1")
-    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact, capture=capture)
-    if not tune or not contract.lengths or contract.encoder or others(contract, contract.lengths):
-        return tiled
-    plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False, exact=exact)
-    return min((tiled, plain), key=_prompt_seconds)
-
-
-def _prompt_seconds(session: Session) -> float:
-    """Median seconds of a prompt of ordinary length; the session is left empty."""
-    length = min(_TUNE_TOKENS, session.contract.limit)
-    tokens, lengths = np.zeros((1, length), np.int64), np.array([length])
-    session.prefill(tokens, lengths)
-    seconds: list[float] = []
-    for _ in range(_TUNE_ROUNDS):
-        start = time.perf_counter()
-        session.prefill(tokens, lengths)
-        seconds.append(time.perf_counter() - start)
-    session.reset()
-    return statistics.median(seconds)

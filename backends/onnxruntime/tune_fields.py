@@ -66,7 +66,7 @@ def fields() -> tuple[Field, ...]:
     return (
         Field("all", (PORTABLE,)),
         Field("attention", tuple({"shared_cache": c, "attention": op} for c, op in forms)),
-        Field("int4", tuple({"int4_level": n, "exact_prompts": p} for n, p in ((0, False), (4, False), (4, True)))),
+        Field("int4", tuple({"int4_level": n, "prompts": p} for n, p in ((0, "same"), (4, "same"), (4, "float")))),
         _either("int8_level", 4, 0),
         Field("head", tuple({"int4_head": n, "int8_head": n, "fine_head": f} for n, f in _HEADS)),
         _either("flash"),

@@ -35,7 +35,7 @@ class Chatting:
         async for _ in pieces(self.requests):
             pass
         choices = [self._choice(i, r) for i, r in enumerate(self.requests)]
-        more = {"prompt_token_ids": self.prompt} if self.body.return_token_ids else {}
+        more: Answer = {"prompt_token_ids": self.prompt} if self.body.return_token_ids else {}
         return self.head.fill(choices, usage=self.usage(), **more)
 
     def _choice(self, index: int, request: Request) -> Answer:

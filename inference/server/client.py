@@ -57,7 +57,7 @@ def stream_text(client: OpenAI, *, attempts: int = 5, wait: float = 0.25, **aske
     raise StreamError(f"the stream broke {attempts} times; the last time: {last}")
 
 
-def _pieces(client: OpenAI, asked: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+def _pieces(client: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     """(text, why it ended if it did) of each chunk."""
     if "messages" in asked:
         for chunk in client.chat.completions.create(**{**asked, "stream": True}):

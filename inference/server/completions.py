@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from ..generate import Settings
 from ..request import Piece, Request
 from .answers import FINISH, Answer, Head, TextLogprobs, kept, usage
 from .sampling import check_choices, check_stream, choices_of, format_constraint, settings_of
@@ -106,7 +107,7 @@ async def complete(service: Service, body: Completion, stack: AsyncExitStack) ->
     count = check_choices(service.limits, body.n, len(given))
     constraint = await format_constraint(service, body.response_format)
     prompts: list[Prompt] = []
-    asked: list[tuple[list[int], object]] = []
+    asked: list[tuple[list[int], Settings]] = []
     for prompt in given:
         ids = await service.encode(prompt, "prompt")
         text = prompt if isinstance(prompt, str) else service.tokenizer.decode(ids) if body.echo else ""

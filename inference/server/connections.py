@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from .errors import HttpError
 from .limits import Limits
@@ -38,7 +38,7 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if (cycle := self._cycle()) is not None and not cycle.response_complete:
             self._stop()
         elif not self.transport.is_closing():
             self._await_head()
@@ -65,6 +65,10 @@ class Connection(H11Protocol):
         """What is no HTTP is answered as every other error, if nothing of an answer has gone out."""
         self._refuse(HttpError(400, msg, code="invalid_http"))
 
+    def _cycle(self) -> RequestResponseCycle | None:
+        """The request that is answered, or was last; None before the first one, whatever its type says."""
+        return self.cycle
+
     def _await_head(self) -> None:
         if self._head is None:
             self._head = self.loop.call_later(self.limits.headers_timeout, self._late)
@@ -90,7 +94,8 @@ class Connection(H11Protocol):
         said = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status]
         lines = [f"HTTP/1.1 {error.status} {phrase}", *(f"{k}: {v}" for k, v in {**said, **error.headers}.items())]
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        cycle = self._cycle()
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         self.transport.close()
         # What its client does not read would keep it open.

@@ -22,9 +22,10 @@ async def constraint_of(service: Service, schema: dict[str, Any], param: str) ->
     ends = frozenset(service.ends)
 
     def make() -> Constraint:
-        return service.grammars.constraint(Asked.of(schema=schema), ends)
+        return service.grammars.constraint(Asked("schema", schema), ends)
 
     try:
+        Asked("schema", schema).check()
         await service.thread(make)
     except GrammarError as e:
         raise HttpError(400, f"{param}: {e}", param=param, code="invalid_schema") from None
@@ -33,7 +34,8 @@ async def constraint_of(service: Service, schema: dict[str, Any], param: str) ->
 
 def check_schema(schema: dict[str, Any], service: Service, param: str) -> None:
     """Raise HttpError 400 for a schema that is larger or deeper than the limits, or refers to another document."""
-    limits, level, depth = service.limits, [cast("Any", schema)], 0
+    limits, depth = service.limits, 0
+    level: list[Any] = [schema]
     if len(json.dumps(schema)) > limits.schema:
         raise HttpError(400, f"{param} has a schema of more than {limits.schema:,} bytes", param=param)
     while level:
@@ -49,4 +51,4 @@ def check_schema(schema: dict[str, Any], service: Service, param: str) -> None:
                 inside += found.values()
             elif isinstance(x, list):
                 inside += cast("list[Any]", x)
-        level = [x for x in inside if isinstance(x, (dict, list))]
+        level = [x for x in inside if isinstance(x, dict | list)]

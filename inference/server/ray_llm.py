@@ -31,6 +31,7 @@ OURS = ("threads", "rows", "queue", "chunk", "prefix_bytes")
 """Keys of `engine_kwargs` that are ours; others are refused by name."""
 
 
+# The base declares its generators without a `yield`, which makes them coroutines to a checker.
 class MonographEngine(LLMEngine):
     """A built folder as an engine. The folder is `model_source` of the configuration; the name, its `model_id`."""
 
@@ -61,17 +62,17 @@ class MonographEngine(LLMEngine):
         """Raises MonographError: what is kept of prompts is right as long as the model is the same."""
         raise MonographError("the prefix cache is not reset while a model is served")
 
-    async def chat(self, request: Any, raw_request_info: Any = None) -> Found:
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Found:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Chunks of a stream as events, or one response."""
         async for x in self._generate(Chat, chat, request, "ChatCompletionResponse"):
             yield x
 
-    async def completions(self, request: Any, raw_request_info: Any = None) -> Found:
+    async def completions(self, request: Any, raw_request_info: Any = None) -> Found:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Chunks of a stream as events, or one response."""
         async for x in self._generate(Completion, complete, request, "CompletionResponse"):
             yield x
 
-    async def embeddings(self, request: Any, raw_request_info: Any = None) -> Found:
+    async def embeddings(self, request: Any, raw_request_info: Any = None) -> Found:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One response."""
         try:
             answer = await embeddings(self.service, _read(Embedding, request))
@@ -80,7 +81,7 @@ class MonographEngine(LLMEngine):
         else:
             yield protocol("EmbeddingResponse").model_validate(answer)
 
-    async def transcriptions(self, request: Any, raw_request_info: Any = None) -> Found:
+    async def transcriptions(self, request: Any, raw_request_info: Any = None) -> Found:  # pyright: ignore[reportIncompatibleMethodOverride]
         """An error: speech is not served this way."""
         yield refused(HttpError(404, "this engine does not transcribe", code="model_not_supported"))
 

@@ -21,7 +21,6 @@ HEALTH_SECONDS = 5.0
 """How often a replica is asked whether it can serve; one that cannot is replaced."""
 
 
-@serve.ingress()
 class Replica:
     """One replica: a service, and the application over it. It takes requests once the model is there."""
 
@@ -58,8 +57,9 @@ def deployment(
     requests at once as its rows and its queue hold; Ray holds back what is more.
     """
     held = int(settings.get("rows", 8)) + int(settings.get("queue", 256))
-    made = serve.deployment(
-        Replica,
+    api: Any = serve  # its signatures have parts of unknown types
+    made = api.deployment(
+        api.ingress()(Replica),
         name="monograph",
         num_replicas=replicas,
         max_ongoing_requests=held,

@@ -221,10 +221,11 @@ class Embedding(Body):
 
 def texts_or_ids(value: Any, param: str, most: int) -> list[str | list[int]]:
     """A text, ids, or a list of either, as a list of prompts. Raises HttpError 400 for others, and for too many."""
+    kind = "an empty list" if value == [] else _kind(value)
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        what = f"{param} is {'an empty list' if value == [] else type(value).__name__}"
+        what = f"{param} is {kind}"
         raise HttpError(400, f"{what}, expected a text, token ids, or a list of either", param=param)
     items = cast("list[Any]", value)
     if _ids(items):
@@ -232,10 +233,15 @@ def texts_or_ids(value: Any, param: str, most: int) -> list[str | list[int]]:
     if len(items) > most:
         raise HttpError(400, f"{param} holds {len(items)} prompts, expected at most {most}", param=param)
     for i, item in enumerate(items):
+        kind = _kind(item)
         if not isinstance(item, str) and not (isinstance(item, list) and item and _ids(cast("list[Any]", item))):
-            what = f"{param}.{i} is {type(item).__name__}, expected a text or a list of token ids"
+            what = f"{param}.{i} is {kind}, expected a text or a list of token ids"
             raise HttpError(400, what, param=f"{param}.{i}", code="invalid_type")
     return cast("list[str | list[int]]", items)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _ids(items: Sequence[Any]) -> bool:

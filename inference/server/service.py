@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -226,7 +226,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(
         self, prompts: Sequence[tuple[list[int], Settings]], **asked: Any
-    ) -> AsyncIterator[list[Request]]:
+    ) -> AsyncGenerator[list[Request]]:
         """Requests for several prompts, which are cancelled when the block is left before they have ended.
 
         asked: further arguments of `Scheduler.submit`, with `constraints`, one for each prompt. Raises HttpError.

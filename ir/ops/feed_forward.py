@@ -87,6 +87,10 @@ class Silu(Activation):
 class Relu(Activation):
     """max(x, 0). (Fukushima 1969; Nair & Hinton 2010)"""
 
+    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+        (x,) = (r for r in given if r is not None)
+        return (Range(max(x.low, 0.0), max(x.high, 0.0), x.rows, x.columns),)
+
     backward_reads = reads.output
 
     def body(self, x: Value) -> Value:

@@ -15,7 +15,7 @@ from .plan import Choice, Method
 from .settings import BLOCKS, Quantization
 from .uses import Use, uses_of
 
-LEAST = 1024
+LEAST = 256
 """Numbers of a weight below which its scales and its node cost more than its codes save."""
 
 

@@ -115,6 +115,8 @@ class Quantization:
             found.append(f"method is 'smoothquant', which prepares for int8-dynamic, but weights is {self.weights!r}")
         if self.method in CALIBRATED and self.calibrate is None:
             found.append(f"method is {self.method!r}, which needs text: calibrate is None")
+        if self.quality is not None and self.calibrate is None:
+            found.append(f"quality is {self.quality}, a rise of perplexity, which needs text: calibrate is None")
         if not self.weights and not self.cache:
             found.append("weights and cache are both empty, so there is nothing to round")
         return found
