@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
 import numpy as np
 
 from ...frontends.dsl import Model
