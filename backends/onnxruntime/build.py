@@ -43,6 +43,7 @@ from .feeds import check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
+from .quantized import OrtMatMulNBits
 from .tune_result import Tuning
 from .variants import ENCODER, LENGTHS, MASKED, PROMPTS, Variants, variants_of
 from .widened import widen
@@ -250,6 +251,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
+        mapped=_mapped(variants),
         prompts=PROMPTS if PROMPTS in variants.graphs else "",
         slots=last.slots,
         stream=stream,
@@ -265,6 +267,16 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         choices=choices_of(target),
         why=why(target),
     )
+
+
+def _mapped(variants: Variants) -> tuple[str, ...]:
+    """The second graph over the same weights, which must not cost their memory again, and is a fifth slower for it.
+
+    Not where it multiplies blocks: those are small, and 24 times slower where they are mapped.
+    """
+    second = variants.masked == MASKED
+    blocks = any(isinstance(n.op, OrtMatMulNBits) for n in variants.graphs[variants.masked])
+    return (MASKED,) if second and not blocks else ()
 
 
 def _check_positions(contract: Contract, asked: int | None) -> Contract:
