@@ -28,19 +28,19 @@ _SKIP_NORM, _BIAS_GELU, _BIAS_GEMM = "SkipLayerNormFusion", "BiasGeluFusion", "M
 class Choices:
     """Which of several legal ops and settings a build gets. Each field names what it decides; `evidence` says why.
 
-    shared_cache: caches in buffers that GroupQueryAttention writes in place, where it fits; else they grow.
-    attention: the op for attention that GroupQueryAttention does not take. pack_projections: q, k and v in one
-    product, where the attention kernel takes them undivided. pack_gates: both products of a gated feed-forward in one.
-    skip_rms_norm, skip_layer_norm: the sum of the residual stream inside the norm after it. quick_gelu: SiLU as one
-    op. bias_gelu: a bias inside GELU. bias_gemm: the bias of a product inside it. tied_head: see HeadForm.
-    rotary_table: most numbers of the table with which the attention kernel rotates itself; beyond, the graph rotates.
-    int4_level, int8_level, int4_head, int8_head: accuracy level of MatMulNBits for layers and for a tied head (4 rounds
-    activations to 8 bits by block; 0 computes in their type). fine_head: a tied head at level 4 multiplies by both
-    parts of its activations, as exactly as with 16 bits. prompts: see PromptForm. block_embedding: rows of an embedding in blocks by
+    shared_cache: caches in buffers that GroupQueryAttention writes in place, where it fits; else they grow. attention:
+    the op for attention that GroupQueryAttention does not take. pack_projections: q, k and v in one product, where the
+    attention kernel takes them undivided. pack_gates: both products of a gated feed-forward in one. skip_rms_norm,
+    skip_layer_norm: the sum of the residual stream inside the norm after it. quick_gelu: SiLU as one op. bias_gelu: a
+    bias inside GELU. bias_gemm: the bias of a product inside it. tied_head: see HeadForm. rotary_table: most numbers of
+    the table with which the attention kernel rotates itself; beyond, the graph rotates. int4_level, int8_level,
+    int4_head, int8_head: accuracy level of MatMulNBits for layers and for a tied head (4 rounds activations to 8 bits
+    by block; 0 computes in their type). fine_head: a tied head at level 4 multiplies by both parts of its activations,
+    as exactly as with 16 bits. prompts: see PromptForm. block_embedding: rows of an embedding in blocks by
     GatherBlockQuantized. flash: tiled attention for prompts. threads: of a session that is not told how many (0: one a
     physical core). spinning: idle threads wait in a loop. prepacked: kernels keep weights in an order of their own.
-    next_token: the graph chooses the likeliest token, so that logits need not leave the device.
-    disabled_optimizers: more of ONNX Runtime's own fusions that make this graph slower.
+    next_token: the graph chooses the likeliest token, so that logits need not leave the device. disabled_optimizers:
+    more of ONNX Runtime's own fusions that make this graph slower.
     """
 
     shared_cache: bool = True

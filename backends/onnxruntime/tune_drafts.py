@@ -28,8 +28,8 @@ from .guard import Array
 from .session import Session
 from .tune_loads import Load, Runner
 
-CHECKED = 12
-"""Tokens a row on which a draft is compared with the reference."""
+CHECKED = 24
+"""Tokens a row on which a draft is compared with the reference: more than a prompt of a graph of its own has."""
 
 SHORT, REPEATS = 0.05, 3
 """Of what takes fewer seconds, the best of so many calls counts as one."""

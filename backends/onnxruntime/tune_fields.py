@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from .choices import Choices
+from .choices import Choices, PromptForm
 from .options import physical_cores
 
 
@@ -66,8 +66,9 @@ def fields() -> tuple[Field, ...]:
     return (
         Field("all", (PORTABLE,)),
         Field("attention", tuple({"shared_cache": c, "attention": op} for c, op in forms)),
-        Field("int4", tuple({"int4_level": n, "prompts": p} for n, p in ((0, "same"), (4, "same"), (4, "float")))),
+        Field("int4", tuple({"int4_level": n, "prompts": p} for n in (0, 4) for p in get_args(PromptForm))),
         _either("int8_level", 4, 0),
+        _either("prompts", *get_args(PromptForm)),
         Field("head", tuple({"int4_head": n, "int8_head": n, "fine_head": f} for n, f in _HEADS)),
         _either("flash"),
         _either("pack_projections"),
