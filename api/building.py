@@ -304,7 +304,7 @@ def _tuned(
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
+    settings: dict[str, Any] = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
     asked = [Load.parse(text) for text in loads]
     return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ...ir.errors import ConfigError, MonographError
 from ..target import Target
@@ -98,11 +98,16 @@ class Choices:
         types, problems = get_type_hints(Choices), list[str]()
         names = {f.name for f in fields(Choices)} - {"evidence"}
         problems += [f"unknown choice {k!r}" for k in said if k not in names]
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in names}  # pyright: ignore[reportUnknownArgumentType]
+        given: dict[str, Any] = {k: _frozen(v) for k, v in said.items() if k in names}
         problems += [f"{k} is {v!r}, expected {_named(types[k])}" for k, v in given.items() if not _fits(v, types[k])]
         if problems:
             raise ConfigError("choices are damaged", place=place, details=problems)
         return Choices(**given)
+
+
+def _frozen(value: Any) -> Any:
+    """A list of JSON as the tuple that a field has."""
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -110,7 +115,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(a) and value == a for a in get_args(kind))
     if kind is int:
         return type(value) is int and value >= 0
-    return type(value) is bool if kind is bool else type(value) is tuple and all(isinstance(n, str) for n in value)
+    if kind is bool:
+        return type(value) is bool
+    return isinstance(value, tuple) and all(isinstance(n, str) for n in cast("tuple[Any, ...]", value))
 
 
 def _named(kind: Any) -> str:
