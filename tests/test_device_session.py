@@ -201,6 +201,27 @@ def test_tokens_that_others_chose_are_uploaded(device: Callable[[], Device], roo
     assert len(memory.uploads) == taken + 1, "the tokens of the caller"
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "lfm2"])
+def test_drafts_are_read_over_what_there_is(device: Callable[[], Device], root: Path, name: str) -> None:
+    """Chunks of as many tokens as before, as speculative decoding reads them, make no buffer and no binding."""
+    path = folder(name, root)
+    session = opened(path, capacity=64)
+    ids = ids_of(1, 40, seed=7)
+    session.prefill(ids[:, :3], [3])
+    got: list[Array] = []
+    for number, start in enumerate(range(3, 39, 4)):
+        if number == 2:
+            device().forget()
+        got.append(session.append(ids[:, start : start + 4], every=True)[0].copy())
+    assert device().bound == device().made == 0
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(sessions.MEMORIES, "cpu", CpuMemory)
+        plain = opened(path)
+        plain.prefill(ids[:, :3], [3])
+        for found, start in zip(np.concatenate(got), range(3, 39), strict=True):
+            np.testing.assert_allclose(found, plain.step(ids[:, start])[0], rtol=0, atol=1e-4)
+
+
 def test_a_device_buffer_refuses_the_host(device: Callable[[], Device]) -> None:
     for memory in (Device(), CudaMemory("cpu", "CPUExecutionProvider")):
         buffer = memory.allocate((2, 3), np.dtype(np.float32))
