@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import sys
@@ -19,7 +20,7 @@ from monograph.frontends.dsl import load_family
 from monograph.frontends.huggingface import hf_config
 from monograph.frontends.load import load
 from monograph.ir import DType
-from monograph.ir.tensors import Array
+from monograph.ir.tensors import Array, sizes
 from monograph.ir.types import TensorType
 from monograph.machine import peak_memory
 from monograph.passes.quantize.settings import Quantization
@@ -69,7 +70,7 @@ def synthetic(folder: Path, shape: Mapping[str, Any], filled: float) -> int:
 
 def size_of(type: TensorType) -> int:
     """Bytes of a tensor."""
-    return int(np.prod(type.shape)) * 2
+    return math.prod(sizes(type)) * 2
 
 
 def write_sparse(file: Path, types: Mapping[str, TensorType], tile: Array, filled: float) -> None:
