@@ -330,6 +330,7 @@ def test_a_report_is_json(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"quantize": Quantization("int8-dynamic"), "target": "cuda"}, "ask for int8"),
+        ({"quantize": "int4", "dtype": "f64"}, "not in f64"),
         ({"quantize": "int4-dynamic"}, "expected one of int4"),
         ({"quantize": {"weights": "int4", "blocks": 32}}, "did you mean 'block'"),
     ],
@@ -339,4 +340,18 @@ def test_what_a_target_cannot_do_is_refused_and_leaves_nothing(
 ) -> None:
     with pytest.raises(MonographError, match=message):
         mg.build(llama(), tmp_path / "built", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int2"}, "no 2-bit form"),
+        ({"quantize": "int4", "opset": 20}, "opset 20 has no integers of 4 bits"),
+        ({"quantize": "int8", "dtype": "f64"}, "not in f64"),
+    ],
+)
+def test_what_an_export_cannot_do_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MonographError, match=message):
+        mg.export(llama(), tmp_path / "portable", **options)
     assert not list(tmp_path.iterdir())
