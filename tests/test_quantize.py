@@ -259,6 +259,19 @@ def test_one_scale_a_row_but_for_tables() -> None:
     assert str(untied.choices["lm_head.weight"].encoding) == "int8"
 
 
+@pytest.mark.parametrize(("tables", "kept"), [("", "int8(block=32)"), ("int4", "int4(block=32,zeros)"), ("wide", "")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_and_heads_are_as_asked(tables: str, kept: str, tied: bool) -> None:
+    found = planned(llama(tied=tied), Quantization("int4", tables=tables))
+    for name in ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",))):
+        if kept:
+            assert str(found.choices[name].encoding) == kept
+        else:
+            assert found.wide[name] == "is a table or a head, which was asked to stay wide"
+    dynamic = planned(llama(tied=tied), Quantization("int8-dynamic", tables=tables))
+    assert str(dynamic.choices["model.layers.0.mlp.up_proj.weight"].encoding) == "int8"
+
+
 def test_weights_that_are_stored_transposed_have_blocks_along_their_first_axis() -> None:
     model = mg.init(load_family("gpt2")(vocab=96, dim=64, layers=1, heads=4, inner=96, max_positions=64), seed=0)
     found = planned(model, Quantization("int4"))
