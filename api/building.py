@@ -16,7 +16,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import WeightsError
+from .ir.errors import LoweringError, WeightsError
 from .ir.files import check_writable, staged
 from .ir.manifest import seal
 from .ir.missing import needed
@@ -150,6 +150,7 @@ def write_export(
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
     from .backends.onnx.folder import check_outside, foreign
+    from .backends.onnx.quantized import SINCE
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
 
@@ -160,6 +161,9 @@ def write_export(
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
+    oldest = opset if opset is not None else client.opset if client is not None else SINCE
+    if quantize is not None and oldest < SINCE:
+        raise LoweringError(f"opset {oldest} has no integers of 4 bits and no blocks: they exist since {SINCE}")
     settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
