@@ -27,7 +27,7 @@ from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 from .passes.precision import DEFAULT_POSITIONS, Precision, is_f32, narrowed
-from .passes.quantize.report import QuantizationReport
+from .passes.quantize.report import QUALITY, QuantizationReport
 from .passes.quantize.settings import Quantization
 from .quantizing import fine_of, quantized
 
@@ -278,13 +278,13 @@ def build(
 
 def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
     """Measure what was built on the text that was given, and note it in the folder and in the report."""
-    from .fidelity import FILE, quality
+    from .fidelity import quality
     from .inference.engine import Engine
 
     assert asked.calibrate is not None
     with Engine.built(report) as engine:
         found = quality(engine, asked.calibrate, against=model)
-    with staged(report.folder) as stage, stage.open(FILE) as f:
+    with staged(report.folder) as stage, stage.open(QUALITY) as f:
         f.write(found.to_json().encode())
     seal(report.folder)
     if report.quantization is not None:
