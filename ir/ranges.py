@@ -124,14 +124,15 @@ def ranges_of(graph: Graph, given: Mapping[str, Range], params: Mapping[str, Ran
     """
     slots = {s.input: s.output or s.first for s in graph.slots}
     pasts = {k: Range(0.0, 0.0, 0.0, 0.0) for k, after in slots.items() if after in graph.outputs}
+    found = _once(graph, {**given, **pasts}, params)
     for _ in range(4):
-        found = _once(graph, {**given, **pasts}, params)
         after = {k: pasts[k].union(found[graph.outputs[slots[k]]]) for k in pasts}
         if after == pasts:
             return found
         pasts = after
+        found = _once(graph, {**given, **pasts}, params)
     # What still grows has no bound.
-    settled = {k: r if r == found[graph.outputs[slots[k]]] else UNKNOWN for k, r in pasts.items()}
+    settled = {k: r if r == r.union(found[graph.outputs[slots[k]]]) else UNKNOWN for k, r in pasts.items()}
     return _once(graph, {**given, **settled}, params)
 
 
