@@ -36,7 +36,7 @@ from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
-from .capturable import capture_refusals
+from .capturable import by_op, capture_refusals
 from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
 from .feeds import check_feeds
@@ -101,6 +101,7 @@ class BuildReport(Shown):
             ("weights", size(self.bytes)),
             *([("quantization", self.quantization.summary())] if self.quantization is not None else []),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
+            *([("capture", self._capture)] if self.contract.provider == "cuda" else []),
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
             ("precision", str(self.precision) if self.precision is not None else "f32"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
@@ -108,6 +109,14 @@ class BuildReport(Shown):
             ("took", f"{self.seconds:.1f} s"),
         ]
         return Table("build", rows)
+
+    @property
+    def _capture(self) -> str:
+        """Whether steps can be captured as CUDA graphs, else how many nodes of which ops stand in the way."""
+        if not self.contract.lengths:
+            return "none: caches grow"
+        counts = by_op(list(self.contract.uncaptured))
+        return ", ".join(f"{name} {n}" for name, n in counts.items()) or "every step"
 
     def summary(self) -> str:
         """One line for people."""
