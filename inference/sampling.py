@@ -177,7 +177,7 @@ def draw(logits: Array, u: float) -> int:
     """The token at which the cumulative probability of one row [V] first exceeds u, 0 <= u < 1."""
     places, weights = _weights(logits)
     # Sums of blocks first: adding up one after the other takes longer than all the rest.
-    cumulative = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
+    cumulative: Array = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
     target = u * cumulative[-1]
     block = int(np.searchsorted(cumulative, target, side="right"))
     if block == len(cumulative):  # u is 1 within rounding.
