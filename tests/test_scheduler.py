@@ -329,6 +329,26 @@ def test_a_coroutine_reads_pieces(made: Made) -> None:
         assert asyncio.run(main(scheduler)) == wanted
 
 
+def test_a_listener_whose_loop_is_closed_hurts_nobody(made: Made) -> None:
+    session = made.open()
+    wanted = alone(session, [1], max_new_tokens=30)
+    calls: list[int] = []
+
+    def broken() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyError("a bug of the listener")
+
+    with Scheduler(session, None, rows=3) as scheduler:
+        loop = asyncio.new_event_loop()
+        deaf, failing, good = (scheduler.submit([1], Settings(max_new_tokens=30)) for _ in range(3))
+        deaf.listen(lambda: loop.call_soon_threadsafe(list))
+        loop.close()
+        failing.listen(broken)
+        assert [r.result(20).ids for r in (deaf, failing, good)] == [wanted] * 3
+        assert len(calls) == 2 and scheduler.submit([1], PLAIN).result(20).ids == wanted[:6]
+
+
 def test_settings_out_of_range_are_told(made: Made) -> None:
     for name in ("rows", "queue", "chunk"):
         with pytest.raises(RuntimeInputError, match=f"{name} is 0, expected at least 1"):
