@@ -16,7 +16,6 @@ from ..ir.errors import MonographError
 from .generate import Generation, Reason, Settings, Timing
 from .logprobs import Logprob
 
-
 LISTENING = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What a listener may end with, such as a loop that is closed; it is not called again, and hurts no other request."""
 
