@@ -322,6 +322,12 @@ class Session:
             return found
         return found | self._carried(self._encoded({k: v for k, v in inputs.items() if k in first}))
 
+    @property
+    def with_tokens(self) -> list[str]:
+        """Inputs that have to be given with every token."""
+        types = self._beside.items()
+        return [k for k, t in types if along(self.contract, t) and (k not in self.contract.zeros or t.rank != 2)]
+
     def read_with(self, tokens: Array, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Tokens i64 [B,S] with what comes along with each of them, by name."""
         tokens = self._tokens(tokens)
