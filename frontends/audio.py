@@ -6,7 +6,7 @@ import wave
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,19 +20,20 @@ _HIGHEST = 8000.0
 _WIDTHS = {1: np.uint8, 2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
 
-def read_wav(path: str | Path) -> tuple[Array, int]:
-    """(samples f32 [N] in -1 to 1, samples per second); several channels are averaged.
+def read_wav(path: str | Path | BinaryIO) -> tuple[Array, int]:
+    """(samples f32 [N] in -1 to 1, samples per second) of a file or a path; several channels are averaged.
 
-    Raises RuntimeInputError for a file that is no PCM WAV, naming it.
+    Raises RuntimeInputError for a file that is no PCM WAV, naming its path.
     """
+    place = str(path) if isinstance(path, (str, Path)) else ""
     try:
-        with wave.open(str(path), "rb") as f:
+        with wave.open(str(path) if isinstance(path, (str, Path)) else path, "rb") as f:
             width, channels, rate = f.getsampwidth(), f.getnchannels(), f.getframerate()
             data = f.readframes(f.getnframes())
     except (wave.Error, EOFError, OSError) as e:
-        raise RuntimeInputError(f"cannot be read as a WAV file: {e}", place=str(path)) from None
+        raise RuntimeInputError(f"cannot be read as a WAV file: {e}", place=place) from None
     if width not in _WIDTHS:
-        raise RuntimeInputError(f"has samples of {8 * width} bits, expected 8, 16 or 32", place=str(path))
+        raise RuntimeInputError(f"has samples of {8 * width} bits, expected 8, 16 or 32", place=place)
     numbers = np.frombuffer(data, _WIDTHS[width]).astype(np.float64)
     numbers = numbers / 128 - 1 if width == 1 else numbers / 2 ** (8 * width - 1)
     return numbers.reshape(-1, channels).mean(axis=1).astype(np.float32), rate

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -22,6 +22,7 @@ from .guard import Guard, Tokens
 from .metrics import Metrics
 from .schemas import Body, Chat, Completion, Embedding
 from .service import Service, told
+from .transcriptions import transcribed
 
 Going = Completing | Chatting
 
@@ -125,6 +126,17 @@ def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/embeddings", openapi_extra=takes(Embedding))
     async def vectors(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         return JSONResponse(await embeddings(service, Embedding.read(await read(request))))
+
+    for path, translate in (("transcriptions", False), ("translations", True)):
+        _add_speech(app, service, f"/v1/audio/{path}", translate)
+
+
+def _add_speech(app: FastAPI, service: Service, path: str, translate: bool) -> None:
+    @app.post(path)
+    async def speech(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        kind = request.headers.get("content-type", "")
+        found = await transcribed(service, kind, await request.body(), translate=translate)
+        return PlainTextResponse(found) if isinstance(found, str) else JSONResponse(found)
 
 
 def _card(service: Service, name: str) -> Answer:

@@ -16,6 +16,7 @@ from .service import Service
 
 PATHS = frozenset({
     "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/models", "/v1/audio/transcriptions",
+    "/v1/audio/translations",
     "/health", "/ready", "/drain", "/metrics",
 })  # fmt: skip
 """Paths that have a label of their own; a client cannot make others."""

@@ -174,7 +174,7 @@ class Service:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of adapters that a request may choose as its model."""
-        return tuple(getattr(self._scheduler, "adapters", ()))
+        return () if self._engine is None else tuple(self._engine.session.contract.adapters)
 
     def model(self, name: str | None) -> str | None:
         """The adapter that a model's name stands for, None for the base. Raises HttpError 400 or 404."""
