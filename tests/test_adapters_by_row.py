@@ -201,6 +201,18 @@ def test_a_quantized_base(made: Any, tmp_path: Path, weights: str) -> None:
     assert near == numbers  # Nearer to its own adapter over the wide base than any other row is.
 
 
+def test_beams_and_guesses_keep_their_adapter(made: Any) -> None:
+    adapted, engine = made("llama")
+    names, rows, common = ["b", None, "c"], PROMPTS[:3], {"max_new_tokens": 8, "eos": ()}
+    plain = engine.generate(rows, adapter=names, **common)
+    assert [g.ids for g in engine.generate(rows, adapter=names, lookup=6, **common)] == [g.ids for g in plain]
+    for name, row, one in zip(names, rows, engine.generate(rows, adapter=names, num_beams=3, **common), strict=True):
+        settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": 3}
+        with torch.no_grad():
+            found = adapted.reference(name).generate(input_ids=torch.tensor([row]), max_new_tokens=8, **settings)
+        assert one.ids == found[0, len(row) :].tolist()
+
+
 def test_in_the_scheduler(made: Any) -> None:
     """Rows of different adapters step together, and a prefix that one has read is no prefix of another."""
     adapted, engine = made("llama")
