@@ -207,12 +207,13 @@ def _inside(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if count:
             yield pointer, shared | found
         for key in found:
-            inner, several = found[key], cast("Any", found[key])
-            if key in _SINGLE and isinstance(inner, dict):
+            several: Any = found[key]
+            kind: type[Any] = type(several)
+            if key in _SINGLE and kind is dict:
                 queue.append((f"{pointer}/{key}", several))
-            elif key in _PARTS and isinstance(inner, dict):
+            elif key in _PARTS and kind is dict:
                 queue += [(f"{pointer}/{key}/{name}", x) for name, x in several.items()]
-            elif key in _LISTS and isinstance(inner, list):
+            elif key in _LISTS and kind is list:
                 queue += [(f"{pointer}/{key}/{i}", x) for i, x in enumerate(several)]
 
 
