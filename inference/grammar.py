@@ -208,12 +208,12 @@ def _inside(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield pointer, shared | found
         for key in found:
             several: Any = found[key]
-            kind: type[Any] = type(several)
-            if key in _SINGLE and kind is dict:
+            mapped, listed = isinstance(found[key], dict), isinstance(found[key], list)
+            if key in _SINGLE and mapped:
                 queue.append((f"{pointer}/{key}", several))
-            elif key in _PARTS and kind is dict:
+            elif key in _PARTS and mapped:
                 queue += [(f"{pointer}/{key}/{name}", x) for name, x in several.items()]
-            elif key in _LISTS and kind is list:
+            elif key in _LISTS and listed:
                 queue += [(f"{pointer}/{key}/{i}", x) for i, x in enumerate(several)]
 
 
