@@ -101,7 +101,9 @@ class Genai:
             self.plain = onnxruntime.InferenceSession(f"{self.folder}/model.onnx", options, ["CPUExecutionProvider"])
         said = json.loads(Path(self.folder, "genai_config.json").read_text())["model"]["decoder"]
         nothing = np.zeros((1, said["num_key_value_heads"], 0, said["head_size"]), np.float32)
-        feeds = {i.name: nothing for i in self.plain.get_inputs() if i.name.startswith("past_key_values")}
+        feeds: dict[str, Array] = {
+            i.name: nothing for i in self.plain.get_inputs() if i.name.startswith("past_key_values")
+        }
         feeds["input_ids"] = np.asarray([tokens], np.int64)
         feeds["attention_mask"] = np.ones((1, len(tokens)), np.int64)
         if any(i.name == "position_ids" for i in self.plain.get_inputs()):
