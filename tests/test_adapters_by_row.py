@@ -178,6 +178,7 @@ def test_generation_by_name(made: Any) -> None:
         engine.generate(PROMPTS[0], adapter="d")
     with pytest.raises(MonographError, match="2 adapters were given for 5 rows"):
         engine.generate(PROMPTS, adapter=["a", "b"])
+    assert mg.verify(load_folder(adapted.folder / "base"), engine).passed
     with pytest.raises(MonographError, match="adapter holds 9"):
         engine.session.prefill(np.array([[1]]), [1], {"adapter": [9]})
 
