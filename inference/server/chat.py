@@ -178,6 +178,9 @@ def render(service: Service, messages: list[Answer], tools: Tools, variables: An
     """
     tokenizer = service.tokenizer
     templates = chat_templates(tokenizer.settings.get("chat_template"))
+    if not templates:
+        what = "this model has no chat template: ask for a completion"
+        raise HttpError(400, what, code="model_not_supported")
     given: Answer = {k: v for k, v in variables.items() if k not in RESERVED}
     if tools.declared and tools.shown:
         if any("tools" in t for t in templates.values()):
