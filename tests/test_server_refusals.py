@@ -206,6 +206,8 @@ RAW: dict[str, tuple[bytes, int]] = {
     "GET": (b"GET /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     "DELETE": (b"DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     "another host": (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
+    "a page from elsewhere": (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n\r\n", 403),
+    "a page of no host": (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n", 403),
     "no host": (b"GET /v1/models HTTP/1.0\r\n\r\n", 403),
     "two lengths": (post(TEXT, b"{}", "Content-Length: 5"), 400),
 }
