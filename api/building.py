@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .backends.target import Target, float_type, meant
 from .frontends.dsl import Model, Program, plain_graph
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     import torch.fx
 
     from .backends.onnxruntime.build import BuildReport
+    from .backends.onnxruntime.choices import Choices
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
+    from .passes.adapters import Adapters
     from .training.adapters import Adapter
 
 Progress = Callable[[int, int, str], None]
@@ -230,12 +232,11 @@ def build(
     from .backends import onnxruntime as backend
     from .inference.engine import Engine
     from .narrowing import narrowed as with_narrow_cache
-    from .training.adapters_by_row import adapters_by_row
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    beside = None if not adapters else adapters_by_row(model, adapters)
+    beside = _beside(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
@@ -251,7 +252,7 @@ def build(
                 aim,
                 max_positions=max_positions,
                 strict=strict,
-                choices=tuning.chosen if tuning is not None else None,
+                choices=_choices(aim, asked, tuning),
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
                 cache=str(cache) if cache is not None else "",
@@ -303,9 +304,28 @@ def _tuned(
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
+    settings: dict[str, Any] = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
     asked = [Load.parse(text) for text in loads]
     return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+
+
+def _choices(target: Target, asked: Quantization | None, tuning: Tuning | None) -> Choices | None:
+    """The choices of a build: those measured, else those shipped (None), with what was asked for in their place."""
+    from .backends.onnxruntime.choices import choices_of
+
+    found = None if tuning is None else tuning.chosen
+    if asked is None or not asked.prompts:
+        return found
+    return dataclasses.replace(found or choices_of(target), prompts=cast("Any", asked.prompts))
+
+
+def _beside(model: Model, adapters: Mapping[str, str | Path | Adapter] | None) -> Adapters | None:
+    """Adapters as a build stores them beside the base."""
+    if not adapters:
+        return None
+    from .training.adapters_by_row import adapters_by_row
+
+    return adapters_by_row(model, adapters)
 
 
 def _check_tuning(tune: bool | str, loads: Sequence[str]) -> None:

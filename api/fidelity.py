@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class Quality(Shown):
     agreement: share of positions whose likeliest token is that of the model. divergence: mean KL divergence of the
     folder's tokens from the model's, in nats. greedy: share of the tokens that the folder chose in its own texts
     (`prompts` of `new` tokens each) which the model would have chosen there. error: relative, of an output that is no
-    logits. bytes: of the folder's data; bytes_before: of the model's weights.
+    logits. bytes: of the folder's data; bytes_before: of the model's weights. seconds: of
+    measuring.
     """
 
     text: str
@@ -60,6 +62,7 @@ class Quality(Shown):
     error: float | None = None
     bytes: int = 0
     bytes_before: int = 0
+    seconds: float = 0.0
 
     @property
     def rise(self) -> float | None:
@@ -104,7 +107,7 @@ def quality(
     from .building import open as open_engine
     from .resolve import load
 
-    observe = observe or silent
+    observe, begun = observe or silent, time.perf_counter()
     engine = open_engine(built) if isinstance(built, (str, Path)) else built
     model = None if against is None else load(against)
     folder = _Folder(engine)
@@ -130,6 +133,7 @@ def quality(
         new=new if own else 0,
         bytes=_bytes(engine.folder),
         bytes_before=0 if model is None else weights_of(model).bytes,
+        seconds=time.perf_counter() - begun,
     )
 
 

@@ -58,6 +58,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "tolerance": (0, LARGEST),
     "top_k": (1, MOST),
     "top_p": (0, 1),
+    "tune_seconds": (1, 86_400),
     "vocab": (1, MOST),
     "window": (8, MOST),
     "workers": (0, WORKERS),

@@ -114,8 +114,8 @@ def _written(session: Session, length: int) -> list[list[int]]:
     tokens = [first]
     logits = session.prefill(first[:, None], np.ones(ROWS, np.int64))
     for _ in range(length - 1):
-        noise = rng.gumbel(size=logits.shape)
-        tokens.append((logits + noise).argmax(-1))
+        noise = -np.log(-np.log(rng.random(logits.shape)))
+        tokens.append(np.argmax(logits + noise, -1))
         if len(tokens) < length:
             logits = session.step(tokens[-1])
     return np.stack(tokens, 1).tolist()
@@ -127,8 +127,8 @@ def _scales(session: Session, slots: Sequence[Slot], rows: Sequence[Sequence[int
     for row in rows:
         outputs = _run(session, row)
         for slot in slots:
-            found = np.abs(outputs[slot.output]).max(axis=(0, 2))
-            most[slot.input] = np.maximum(most.get(slot.input, found), found)
+            found = np.max(np.abs(outputs[slot.output]), axis=(0, 2))
+            most[slot.input] = np.maximum(most[slot.input], found) if slot.input in most else found
     return {scale_of(k): np.where(v > 0, v / MOST, 1).astype(np.float32) for k, v in most.items()}
 
 

@@ -29,8 +29,13 @@ from monograph.frontends.dsl import Model, load_family
 from monograph.frontends.huggingface import save_pretrained
 from monograph.inference.prompts import rows_of
 from monograph.ir import DType, MonographError
+from monograph.ir.encoded import Encoded
+from monograph.ir.encodings import Encoding
+from monograph.ir.tensors import ArrayTensor, Tensor
+from monograph.ir.types import TensorType, f32
 from monograph.ir.weights import Weights
 from monograph.machine import median
+from monograph.passes.quantize.rounding import Nearest
 from report import WORK, Row, parser, publish
 
 Array = np.ndarray[Any, Any]
@@ -46,18 +51,23 @@ LOADS = ((1, 128), (1, 2048), (8, 128), (8, 2048))
 BILLION = {"vocab": 128_256, "dim": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "head_dim": 64, "ffn": 8192,
            "max_positions": 4096, "tied": True}  # fmt: skip
 WARM, STEPS, ROUNDS, PREFILL = 8, 32, 3, 512
+LAST = 45
+"""Seconds that must be left for a measurement to begin."""
+CODES = "int4(block=32,scale=f16)"
 COPIED = 1 << 30
 """Bytes of the array that is copied to measure bandwidth."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure. prompts: ids that it goes on from, `greedy` times each, on both devices."""
+    """A model to measure. prompts: ids that it goes on from, `greedy` times each, on both devices. precisions: those
+    that it is built in; in int4 its weights may be in blocks already."""
 
     name: str
     model: Model
     prompts: list[list[int]]
     greedy: int
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
 
 
 @dataclass
@@ -86,12 +96,38 @@ def billion() -> Subject:
     model = load_family("llama")(**BILLION)
     drawn = np.random.default_rng(0).standard_normal((1 << 20) + 7, np.float32)
     found: dict[str, Array] = {}
-    for name, value in model.graph().params.items():
-        shape = tuple(int(str(n)) for n in value.shape)
+    for name, shape in shapes_of(model).items():
         x = np.resize(drawn, shape)
         found[name] = 1 + 0.01 * x if len(shape) == 1 else x * np.float32(shape[-1] ** -0.5)
     model = dataclasses.replace(model, weights=Weights.of(found))
-    return Subject("llama 1.2B, random", model, [list(range(3, 40))], 16)
+    return Subject("llama 1.2B, random", model, [list(range(3, 40))], 16, ("f16", "bf16", "f32"))
+
+
+def billion_codes() -> Subject:
+    """The same in int4: random codes, for rounding a billion weights would take the time that there is."""
+    model, encoding = load_family("llama")(**BILLION), Encoding.parse(CODES)
+    rng = np.random.default_rng(0)
+    found: dict[str, Tensor] = {}
+    for name, shape in shapes_of(model).items():
+        if len(shape) == 1:
+            found[name] = ArrayTensor(np.ones(shape, np.float32))
+            continue
+        along = encoding.along(-1, 2)
+        some = rng.standard_normal((1024, shape[1]), np.float32) * np.float32(shape[1] ** -0.5)
+        lines = Nearest().lines(name, some, along)
+        lines = lines[rng.integers(0, len(lines), shape[0])]
+        found[name] = Encoded(ArrayTensor(lines), TensorType(f32, shape, along))
+    model = dataclasses.replace(model, weights=Weights(found))
+    return Subject("llama 1.2B, random", model, [list(range(3, 40))], 16, ("int4",))
+
+
+def coded(model: Model) -> bool:
+    """Whether weights are in blocks already."""
+    return model.weights is not None and any(t.type.encoding is not None for t in model.weights.values())
+
+
+def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(int(str(n)) for n in v.shape) for k, v in model.graph().params.items()}
 
 
 # -- the same ids ------------------------------------------------------------------------------------------------------
@@ -115,6 +151,7 @@ def told(subject: Subject, folder: Path) -> Told:
                 found.append(session.step([int(found[-1].argmax())])[0])
             ids.append([int(x.argmax()) for x in found])
             logits.append(np.stack(found))
+    shutil.rmtree(folder)
     return Told(ids, logits)
 
 
@@ -184,11 +221,12 @@ def measured(subject: Subject, precision: str, folder: Path, expected: Told, pea
              loads: tuple[tuple[int, int], ...] = LOADS) -> Iterator[Row]:  # fmt: skip
     """Rows of the table for one model in one precision."""
     head: dict[str, Any] = {"model": subject.name, "precision": precision}
-    if clock.left < 45:
+    if clock.left < LAST:
         yield {**empty(head), "note": "not measured: the time is up"}
         return
     try:
-        mg.build(subject.model, folder, target=target, **PRECISIONS[precision]).close()
+        built = {k: v for k, v in PRECISIONS[precision].items() if k != "quantize" or not coded(subject.model)}
+        mg.build(subject.model, folder, target=target, **built).close()
         capacity = max(c for _, c in loads) + WARM + ROUNDS * STEPS + 1
         plain = open_session(folder, capacity=capacity, capture=False)
         same = verified(plain, subject, expected)
@@ -238,9 +276,11 @@ def run(subjects: list[Callable[[], Subject]], precisions: list[str], clock: Clo
     before = bandwidth(memory)
     rows: list[Row] = []
     for make in subjects:
+        if clock.left < LAST:
+            continue
         subject = make()
         expected = told(subject, WORK / "cuda-told")
-        for precision in precisions:
+        for precision in (p for p in subject.precisions if p in precisions):
             out().print(f"{subject.name} {precision}: {clock.left:.0f} s left", markup=False)
             rows += measured(subject, precision, WORK / "cuda", expected, before, clock, target)
     return {"rows": rows, "bandwidth": [before, bandwidth(memory)]}
@@ -253,8 +293,11 @@ def main() -> None:
     options.add_argument("--precisions", nargs="+", choices=[*PRECISIONS], default=[*PRECISIONS])
     options.add_argument("--minutes", type=float, default=8.0, help="no measurement begins after so many")
     given = options.parse_args()
-    makes: dict[str, Callable[[], Subject]] = {"smollm2": lambda: smollm2(given.smollm2), "billion": billion}
-    chosen = [make for name, make in makes.items() if given.only in (None, name)]
+    makes: dict[str, list[Callable[[], Subject]]] = {
+        "smollm2": [lambda: smollm2(given.smollm2)],
+        "billion": [billion, billion_codes],
+    }
+    chosen = [make for name, some in makes.items() if given.only in (None, name) for make in some]
     try:
         found = run(chosen, given.precisions, Clock(60 * given.minutes))
     except MonographError as e:

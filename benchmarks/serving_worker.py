@@ -22,6 +22,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+STEPS = 15
+
 
 class Engine(Protocol):
     """One engine with one model."""
@@ -56,7 +58,14 @@ class Monograph:
         self.chosen = self.session.step(self.chosen).argmax(-1)
 
     def logits(self, tokens: list[int]) -> Array:
-        return self.session.run({"input_ids": np.asarray([tokens], np.int64)})["logits"][0]
+        """Through whichever of the graphs for prompts and for steps is farther from the text."""
+        ids = np.asarray([tokens], np.int64)
+        whole = self.session.run({"input_ids": ids})["logits"][0]
+        found = [self.session.prefill(ids[:, :1], np.array([1]))]
+        for start in range(1, len(tokens), STEPS):  # So few at once go through the graph of steps.
+            found.append(self.session.append(ids[:, start : start + STEPS], every=True)[0])
+        stepped = np.concatenate(found)
+        return max((whole, stepped), key=lambda logits: surprise(logits, tokens))
 
 
 class Genai:
@@ -92,7 +101,9 @@ class Genai:
             self.plain = onnxruntime.InferenceSession(f"{self.folder}/model.onnx", options, ["CPUExecutionProvider"])
         said = json.loads(Path(self.folder, "genai_config.json").read_text())["model"]["decoder"]
         nothing = np.zeros((1, said["num_key_value_heads"], 0, said["head_size"]), np.float32)
-        feeds = {i.name: nothing for i in self.plain.get_inputs() if i.name.startswith("past_key_values")}
+        feeds: dict[str, Array] = {
+            i.name: nothing for i in self.plain.get_inputs() if i.name.startswith("past_key_values")
+        }
         feeds["input_ids"] = np.asarray([tokens], np.int64)
         feeds["attention_mask"] = np.ones((1, len(tokens)), np.int64)
         if any(i.name == "position_ids" for i in self.plain.get_inputs()):

@@ -58,7 +58,7 @@ def adapter(model: Model, seed: int) -> Adapter:
     graph, rng = model.graph(), np.random.default_rng(seed)
     LORA.insert(graph)
     shapes = {k: v.type.shape for k, v in graph.params.items() if ".lora_" in k}
-    arrays = {k: rng.normal(0, 0.03, tuple(map(int, map(str, s)))).astype(np.float32) for k, s in shapes.items()}
+    arrays = {k: rng.normal(0, 0.06, tuple(map(int, map(str, s)))).astype(np.float32) for k, s in shapes.items()}
     return Adapter(LORA, Weights.of(arrays))
 
 

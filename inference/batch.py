@@ -22,6 +22,9 @@ from .text import RowText
 FAILURES = (MonographError, MemoryError, RuntimeError)
 """What a call of the session can end with when it is the session that fails, and no request is wrong."""
 
+OF_A_REQUEST = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What code that a request brings along, such as a constraint, can end with besides."""
+
 
 @dataclass
 class Running:
@@ -61,7 +64,8 @@ class Running:
 class Batch:
     """The rows of a session, and who has them. For one thread.
 
-    chunk: most tokens of prompts that are read between two steps. ended: called with each request that has ended.
+    chunk: most tokens of prompts that are read between two steps. ended: called with why a request ends, a reason or
+    the name of an error, when its row is free and before whoever waits for it hears of it.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class Batch:
         most: int,
         chunk: int,
         prefix_bytes: int,
-        ended: Callable[[Running], None],
+        ended: Callable[[str], None],
     ) -> None:
         self.tokenizer, self.chunk, self.ended = tokenizer, chunk, ended
         self.rows = rows_of(session, most)
@@ -99,18 +103,20 @@ class Batch:
         try:
             row = self.rows.join(asked.inputs)
         except FAILURES as e:
-            request.fail(e if isinstance(e, MonographError) else failed(e))
+            error = e if isinstance(e, MonographError) else failed(e)
+            self.ended(type(error).__name__)
+            request.fail(error)
             return
         text = RowText(self.tokenizer, asked.settings.stops, asked.prompt)
         sampler = Sampler(asked.settings, 1)
         key = key_of(asked.inputs)
         self.running.append(Running(request, row, key, text, sampler, ends, list(asked.prompt)))
 
-    def leave(self, running: Running) -> None:
-        """Free the row of a request that has ended."""
+    def leave(self, running: Running, why: str) -> None:
+        """Free the row of a request that ends."""
         self.running.remove(running)
         self.rows.leave(running.row)
-        self.ended(running)
+        self.ended(why)
 
     def turn(self) -> bool:
         """Read up to a chunk of the prompts that came first, then one step of all rows that are ready.
@@ -214,26 +220,35 @@ class Batch:
             held = restrict(logits[None], [asked.constraint])
             processed = running.sampler.processed(held, [running.known])
             token = int(running.sampler.pick(processed)[0])
-        except MonographError as e:
-            self.fail(running, e)
+        except (*FAILURES, *OF_A_REQUEST) as e:
+            self.fail(running, e if isinstance(e, MonographError) else GenerationError(f"{type(e).__name__}: {e}"))
             return
-        told = (
-            [] if asked.settings.logprobs is None else [logprob(token, logits, processed[0], asked.settings.logprobs)]
-        )
+        top = asked.settings.logprobs
+        told = [] if top is None else [logprob(token, logits, processed[0], top)]
         self.take(running, token, told)
 
     def take(self, running: Running, token: int, told: list[Logprob]) -> None:
         """Give a request its token, and end it where that was the last one."""
         self.tokens_out += 1
-        reason: Reason | None = None
-        ids: list[int] = []
-        text = ""
+        try:
+            piece = self.piece(running, token, told)
+        except (*FAILURES, *OF_A_REQUEST) as e:
+            self.fail(running, e if isinstance(e, MonographError) else GenerationError(f"{type(e).__name__}: {e}"))
+            return
+        if piece.reason is not None:
+            self.keep(running)
+            self.leave(running, piece.reason)
+        running.request.give(piece)
+
+    def piece(self, running: Running, token: int, told: list[Logprob]) -> Piece:
+        """What a token brings."""
         if token in running.ends:
-            reason = "eos"
+            reason: Reason | None = "eos"
+            ids, text = list[int](), ""
         else:
             constraint = running.request.asked.constraint
             running.known.append(token)
-            ids, text = [token], running.text.push(token)
+            ids, text, reason = [token], running.text.push(token), None
             if constraint is not None:
                 constraint.accept(token)
             if running.text.stopped:
@@ -245,19 +260,19 @@ class Batch:
         if reason in ("eos", "length"):
             text += running.text.end()
             reason = "stop" if running.text.stopped else reason
-        running.request.give(Piece(ids, text, told, reason))
-        if reason is not None:
-            self.end(running)
+        return Piece(ids, text, told, reason)
 
-    def end(self, running: Running) -> None:
-        """Keep what a row has read for prompts that go on from it, and free it."""
+    def keep(self, running: Running) -> None:
+        """Keep what a row has read for prompts that go on from it; without memory for it, nothing is kept at all."""
         length = self.rows.length(running.row)
-        self.prefixes.save(running.row, running.key, running.known[:length], state=True)
-        self.leave(running)
+        try:
+            self.prefixes.save(running.row, running.key, running.known[:length], state=True)
+        except MemoryError:
+            self.prefixes.clear()
 
     def fail(self, running: Running, error: MonographError) -> None:
+        self.leave(running, type(error).__name__)
         running.request.fail(error)
-        self.leave(running)
 
 
 def failed(error: Any) -> SessionError:

@@ -72,13 +72,6 @@ class Request:
         self._notice()
 
     @property
-    def why(self) -> str:
-        """The reason that it ended for, or the name of the error; "" before."""
-        if self._error is not None:
-            return type(self._error).__name__
-        return (self._all[-1].reason or "") if self._all else ""
-
-    @property
     def done(self) -> bool:
         """Whether nothing more will come."""
         return self.ended is not None

@@ -15,7 +15,7 @@ from ..backends.onnxruntime import Session
 from ..frontends.tokenizer import Tokenizer, said_ends
 from ..ir.errors import MonographError, RuntimeInputError
 from ..passes.adapters import ADAPTER
-from .batch import FAILURES, Batch, Running, failed
+from .batch import FAILURES, Batch, failed
 from .errors import ClosedError, DeadlineError, QueueFullError, SessionError
 from .generate import Settings
 from .request import Asked, Piece, Request, ids_of
@@ -34,6 +34,7 @@ class Gauges:
     prefix_hits, prefix_misses: prompts that began with a known prefix, and those that did not; prefix_tokens: tokens
     that were not read again. tokens_in, tokens_out: prompt tokens and chosen tokens so far. ended: requests that have
     ended, by reason or by the name of their error. alone: why rows are computed one at a time ("": together).
+    cache_bytes: of the buffers of rows; memory that nobody has written to yet is not taken.
     """
 
     queued: int
@@ -48,6 +49,7 @@ class Gauges:
     tokens_out: int
     ended: Mapping[str, int] = field(default_factory=dict[str, int])
     alone: str = ""
+    cache_bytes: int = 0
 
 
 class Scheduler:
@@ -79,7 +81,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queue = deque[Request]()
         self._counts, self._ended, self._next = Counter[str](), Counter[str](), 0
-        self._closing = self._stop = self._look = False
+        self._closing = self._stop = self._look = self._idle = False
         self._batch = self._new_batch()
         self._eos = tuple(dict.fromkeys([*(tokenizer.eos_ids if tokenizer is not None else ()),
                                          *said_ends(session.folder, session.config)]))  # fmt: skip
@@ -124,7 +126,8 @@ class Scheduler:
             request = Request(self._next, asked, self._notice)
             self._next += 1
             self._queue.append(request)
-            self._look |= deadline is not None
+            if deadline is not None:
+                self._look = True
             self._changed.notify_all()
         return request
 
@@ -146,13 +149,14 @@ class Scheduler:
                 tokens_out=counts["out"] + batch.tokens_out,
                 ended=dict(self._ended),
                 alone=batch.rows.alone,
+                cache_bytes=batch.rows.bytes,
             )
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests, and wait for those there are; whether all have ended in time."""
         with self._changed:
             self._closing = True
-            return self._changed.wait_for(lambda: not self._queue and not self._batch.running, timeout)
+            return self._changed.wait_for(lambda: self._idle and not self._queue, timeout)
 
     def close(self) -> None:
         """End what runs and waits with ClosedError, and stop. Doing it again changes nothing."""
@@ -188,13 +192,14 @@ class Scheduler:
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        error: MonographError = ClosedError("the scheduler was closed before the request had ended")
+        error: MonographError = SessionError("the scheduler has stopped")
         try:
             while self._wait():
                 self._clean()
                 self._admit()
                 if not self._batch.turn():
                     self._recover(SessionError("the session failed, and was opened again"))
+            error = ClosedError("the scheduler was closed before the request had ended")
         except FAILURES as e:
             error = failed(e)
         finally:
@@ -203,7 +208,11 @@ class Scheduler:
     def _wait(self) -> bool:
         """Wait for something to do; False once the scheduler is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._batch.running or self._stop)
+            if not self._queue and not self._batch.running:
+                self._idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._queue or self._stop)
+                self._idle = False
             return not self._stop
 
     def _clean(self) -> None:
@@ -215,21 +224,29 @@ class Scheduler:
             over = [r for r in self._queue if self._over(r, now)]
             for request in over:
                 self._queue.remove(request)
-                self._count(request)
+        for request in over:
+            self._count(self._over(request, now))
+            self._tell(request, now)
         for running in [*self._batch.running]:
-            if self._over(running.request, now):
-                self._batch.leave(running)
+            if why := self._over(running.request, now):
+                self._batch.leave(running, why)
+                self._tell(running.request, now)
 
-    def _over(self, request: Request, now: float) -> bool:
+    def _over(self, request: Request, now: float) -> str:
+        """Why a request ends before its time; "" where it goes on."""
         deadline = request.asked.deadline
-        self._look |= deadline is not None
+        if deadline is not None:
+            self._look = True  # Look again before the next step.
+        if request.cancelled:
+            return "cancelled"
+        return DeadlineError.__name__ if deadline is not None and now >= deadline else ""
+
+    def _tell(self, request: Request, now: float) -> None:
         if request.cancelled:
             request.give(Piece(reason="cancelled"))
-        elif deadline is not None and now >= deadline:
-            request.fail(
-                DeadlineError(f"request {request.id} has not ended {now - request.submitted:.2f} s after it came")
-            )
-        return request.done
+        else:
+            waited = now - request.submitted
+            request.fail(DeadlineError(f"request {request.id} has not ended {waited:.2f} s after it came"))
 
     def _admit(self) -> None:
         while not self._batch.full:
@@ -237,23 +254,17 @@ class Scheduler:
                 if not self._queue:
                     return
                 request = self._queue.popleft()
-                settings = request.asked.settings
-                ends = frozenset(self._eos) if settings.eos is None else settings.ends(self.tokenizer)
-                self._batch.admit(request, ends)
-                if request.done:
-                    self._count(request)
+            settings = request.asked.settings
+            ends = frozenset(self._eos) if settings.eos is None else settings.ends(self.tokenizer)
+            self._batch.admit(request, ends)
 
-    def _leave(self, running: Running) -> None:
+    def _count(self, why: str) -> None:
         with self._changed:
-            self._count(running.request)
-            self._changed.notify_all()
-
-    def _count(self, request: Request) -> None:
-        self._ended[request.why] += 1
+            self._ended[why] += 1
 
     def _new_batch(self) -> Batch:
         rows, chunk, prefix_bytes = self._made
-        return Batch(self.session, self.tokenizer, rows, chunk, prefix_bytes, self._leave)
+        return Batch(self.session, self.tokenizer, rows, chunk, prefix_bytes, self._count)
 
     def _recover(self, error: MonographError) -> None:
         """Fail what runs, open the session again and go on with what waits."""
@@ -271,11 +282,13 @@ class Scheduler:
         """Nobody waits for a thread that has ended."""
         with self._changed:
             self._closing = self._stop = True
-            for request in self._queue:
-                request.fail(error)
-                self._count(request)
+            waiting = [*self._queue]
             self._queue.clear()
+        for request in waiting:
+            self._count(type(error).__name__)
+            request.fail(error)
         for running in [*self._batch.running]:
             self._batch.fail(running, error)
         with self._changed:
+            self._idle = True
             self._changed.notify_all()

@@ -78,6 +78,9 @@ class Op:
     total: ClassVar[int | None] = None
     """The output that is the sum of the first two operands: a step of a residual stream."""
 
+    scale_free: ClassVar[bool] = False
+    """Of its first operands times a number it makes the same, if its attribute `eps` is times the square of it."""
+
     adds_up: ClassVar[bool] = False
     """It is the sum of its operand along an axis."""
 

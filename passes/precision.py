@@ -24,6 +24,7 @@ from ..ir.tensors import Tensor
 from ..ir.types import DType, bf16, f16, f32
 from .decompose import inline_body
 from .observe import Observed, observe
+from .residual import shrink, streams_of, sum_of
 
 DEFAULT_POSITIONS = 4096
 """Most tokens of a row where a model does not say how many."""
@@ -93,9 +94,16 @@ def narrowed(
     known: dict[str, Range] = {}
     for stream in (TOKENS, TARGETS, graph.stream or TOKENS):
         known |= {stream.mask: Range(0.0, 1.0), stream.positions: Range(0.0, float(positions))}
-    bounds = ranges_of(graph, {**known, **(inputs or {})}, param_ranges(graph, weights, dtype))
-    seen = observe(graph, weights) if calibrate and dtype == f16 else Observed()
-    plan = _Plan(graph, dtype, bounds, seen)
+    params = param_ranges(graph, weights, dtype)
+
+    def looked() -> _Plan:
+        bounds = ranges_of(graph, {**known, **(inputs or {})}, params)
+        return _Plan(graph, dtype, bounds, observe(graph, weights) if calibrate and dtype == f16 else Observed())
+
+    plan = looked()
+    smaller = plan.shrunk() if dtype == f16 else []
+    plan = looked() if smaller else plan
+    plan.report.decisions[:0] = smaller
     return _Narrowing(plan).graph(), plan.report
 
 
@@ -139,21 +147,24 @@ class _Plan:
         """The type in which something is remembered: states that are computed anew each time stay wide."""
         return f32 if not v.dtype.is_float or growth is Growth.replace or not self.fits(v) else self.dtype
 
+    def shrunk(self) -> list[str]:
+        """Make residual streams smaller that are too large by a few powers of two; what was done, in words."""
+        said: list[str] = []
+        for members in streams_of(self.graph):
+            largest = max(self.most(sum_of(n)) for n in members)
+            if self.limit < largest <= self.limit * 2**MOST_STEPS:
+                steps = math.ceil(math.log2(largest / self.limit))
+                said.append(f"the residual stream may reach {largest:.3g}: it is kept at 1/{2**steps} of its size")
+                shrink(self.graph, members, steps)
+        return said
+
     def streams(self) -> dict[Node, str]:
         """The sums of residual streams that stay wide, and why."""
-        sums = {n.outputs[n.op.total]: n for n in self.graph if n.op.total is not None}
-        group: dict[Node, list[Node]] = {}
-        for node in sums.values():
-            before = [group[sums[v]] for v in node.operands[:2] if v is not None and v in sums]
-            joined = [node] + [n for part in {id(b): b for b in before}.values() for n in part]
-            group |= dict.fromkeys(joined, joined)
         found: dict[Node, str] = {}
-        for members in {id(g): g for g in group.values()}.values():
+        for members in streams_of(self.graph):
             error = len(members) ** 0.5 * 2.0 ** -(8 if self.dtype == bf16 else 11)
-            if len(members) < 2:
-                continue
-            largest = max(self.most(n.outputs[n.op.total or 0]) for n in members)
-            if not all(self.fits(n.outputs[n.op.total or 0]) for n in members):
+            if not all(self.fits(sum_of(n)) for n in members):
+                largest = max(self.most(sum_of(n)) for n in members)
                 found |= dict.fromkeys(members, f"the residual stream may reach {largest:.3g}")
             elif error > STREAM_ERROR:
                 found |= dict.fromkeys(members, f"its {len(members)} sums would be off by {error:.1%}")
@@ -171,8 +182,9 @@ class _Plan:
             made = f32 if node in self.halved else dtype
             self.home[v] = made
             self.report.wide += made == f32
-            self.report.proved += made != f32 and self.bounds[v].most <= self.limit
-            self.report.seen += made != f32 and self.bounds[v].most > self.limit
+            proved = self.dtype == bf16 or self.bounds[v].most <= self.limit
+            self.report.proved += made != f32 and proved
+            self.report.seen += made != f32 and not proved
         if why:
             self.note(node, why)
 
@@ -220,10 +232,8 @@ class _Plan:
         """The largest number inside a composite whose steps are narrow as it is."""
         if node.op.body is None or node.op.wide:
             return 0.0
-        if node in self.inner:
-            return self.inner[node] * MARGIN
         given = [None if v is None else self.bounds[v] for v in node.operands]
-        return most_inside(node, given)
+        return min(most_inside(node, given), self.inner.get(node, math.inf) * MARGIN)
 
     def source(self, node: Node) -> tuple[DType, str]:
         """Constants are written as they are read; what is cast or dequantized is narrow if it fits."""
@@ -258,6 +268,8 @@ class _Plan:
     # -- words ---------------------------------------------------------------------------------------------------
 
     def note(self, node: Node, why: str) -> None:
+        if all(v.is_param or v.is_constant for v in node.arguments):
+            return  # What becomes of weights alone is stored.
         self.places.setdefault(why, []).append(node.location.scope or str(node.location))
 
     def tell(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import monograph as mg
 import numpy as np
 import pytest
 from device_memory import Device, device
@@ -81,6 +82,22 @@ def test_what_it_measures_runs_to_a_row(
 
 
 def test_a_billion_weights_have_the_shape_of_llama(cuda: ModuleType) -> None:
-    model = load_family("llama")(**cuda.BILLION)
-    count = sum(int(np.prod([int(str(n)) for n in v.shape])) for v in model.graph().params.values())
-    assert 1.2e9 < count < 1.3e9
+    shapes = cuda.shapes_of(load_family("llama")(**cuda.BILLION)).values()
+    assert 1.2e9 < sum(int(np.prod(s)) for s in shapes) < 1.3e9
+
+
+def test_random_models_are_built_in_every_precision(
+    cuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each precision once, of a billion weights made small; codes stay codes."""
+    small = {"dim": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 256, "vocab": 500, "max_positions": 64}
+    monkeypatch.setattr(cuda, "BILLION", {**cuda.BILLION, **small})
+    plain, codes = cuda.billion(), cuda.billion_codes()
+    assert (*plain.precisions, *codes.precisions) == ("f16", "bf16", "f32", "int4")
+    assert cuda.coded(codes.model) and not cuda.coded(plain.model)
+    assert {k: v.type.shape for k, v in plain.model.weights.items()} == {
+        k: v.type.shape for k, v in codes.model.weights.items()
+    }
+    engine = mg.build(codes.model, tmp_path / "int4", target="cuda", dtype="f16")
+    assert engine.report is not None and not engine.report.through_float
+    assert engine.report.nodes["model.onnx"]["MatMulNBits"] == 2 * 5 + 1, "packed projections, o, gate, up, down; head"

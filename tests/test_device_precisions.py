@@ -67,11 +67,12 @@ def check(path: Path, captured: bool) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_for_cuda(device: Callable[[], Device], tmp_path: Path, name: str, precision: str) -> None:
     model, target = served(name), Target("cuda", PRECISIONS[precision], "1.31.1")
-    build(model, Weights.of(random_params(model.graph())), tmp_path / "cuda", target)
+    report = build(model, Weights.of(random_params(model.graph())), tmp_path / "cuda", target)
     contract = Contract.read(tmp_path / "cuda")
     captured = bool(contract.lengths)
     assert captured == (precision != "f32" and name != "mamba2"), "f32 has no GroupQueryAttention on CUDA"
     assert captured == (contract.uncaptured == () and bool(contract.lengths))
+    assert ("every step" if captured else "caches grow") in repr(report)
     check(rehosted(tmp_path / "cuda", tmp_path / "cpu"), captured)
 
 

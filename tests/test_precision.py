@@ -16,14 +16,17 @@ from monograph.backends.onnxruntime.rehosted import rehosted
 from monograph.backends.target import Target
 from monograph.frontends.dsl import Model
 from monograph.ir.errors import LoweringError, MonographError
+from monograph.ir.ops.elementwise import Cast
 from monograph.ir.ops.norm import AddRMSNorm
 from monograph.ir.types import DType, bf16, f16, f32
 from monograph.ir.verify import verify
 from monograph.ir.weights import Weights
-from monograph.passes.differential import CASES, random_params
+from monograph.passes.differential import CASES, difference, random_params
 from monograph.passes.observe import observe
 from monograph.passes.pipelines import optimize
 from monograph.passes.precision import narrowed
+from monograph.passes.residual import shrink, streams_of
+from small_models import FAMILIES, small
 
 Params = dict[str, Any]
 
@@ -98,11 +101,34 @@ def test_what_fits_by_its_weights_is_narrow() -> None:
 
 
 def test_a_wide_stream_reads_narrow_products() -> None:
-    graph, report = decided(changed("llama", down_proj=3e4))
+    graph, report = decided(changed("llama", down_proj=3e6))
     norms = [n for n in graph if isinstance(n.op, AddRMSNorm)]
     assert norms and all(n.outputs[1].dtype == f32 and n["w"].dtype == f32 for n in norms)
-    assert {graph.params[k].dtype for k in graph.params if "_proj" in k} == {f16}
+    assert {graph.params[k].dtype for k in graph.params if "_proj" in k and "down" not in k} == {f16}
     assert report.wide > 0 and "may reach" in str(report.lines())
+
+
+def test_a_stream_that_is_a_little_too_large_is_kept_smaller() -> None:
+    graph, report = decided(changed("llama", down_proj=3e4))
+    norms = [n for n in graph if isinstance(n.op, AddRMSNorm)]
+    assert norms and all(n.outputs[1].dtype == f16 and n.attributes["eps"] < 1e-8 for n in norms)
+    assert report.decisions == ["the residual stream may reach 6.52e+05: it is kept at 1/32 of its size"]
+    casts = [n for n in graph if isinstance(n.op, Cast) and n.value("x").dtype == f16]
+    assert casts == [], "no value on the way leaves its type"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_smaller_streams_compute_the_same(family: str) -> None:
+    """Powers of two are exact: only the sums of squares in norms are rounded elsewhere."""
+    for pipeline in ("encode", "clean"):
+        graph, _ = optimize(small(family).graph(), pipeline)
+        for steps in (3, -2):
+            new = graph.copy()
+            streams = streams_of(new)
+            for members in streams:
+                shrink(new, members, steps)
+            verify(new)
+            assert difference(graph, new, tolerance=1e-6, cases=CASES[:3]) is None
 
 
 def test_long_streams_stay_wide_in_bf16() -> None:

@@ -199,7 +199,7 @@ def feeds_of(graph: Graph) -> dict[str, Array]:
 KINDS = ["linear", "transposed", "packed", "embedding", "tied"]
 
 
-@pytest.mark.parametrize("text", BLOCKED)
+@pytest.mark.parametrize("text", [*BLOCKED, "int4", "int4(zeros)", "int8(zeros)", "int2"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", ["cpu", "onnx", "client"])
 def test_a_layer_over_blocks(text: str, kind: str, target: str) -> None:

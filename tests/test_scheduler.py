@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from monograph.backends.onnxruntime import Session
 from monograph.backends.onnxruntime.runtime import Binding
-from monograph.inference.errors import ClosedError, DeadlineError, QueueFullError, SessionError
+from monograph.inference.errors import ClosedError, DeadlineError, GenerationError, QueueFullError, SessionError
 from monograph.inference.generate import Settings, generate
 from monograph.inference.scheduler import Gauges, Scheduler
 from monograph.ir.errors import RuntimeInputError
@@ -109,7 +109,6 @@ def test_a_thousand_tiny_requests_leave_no_row_behind(made: Made) -> None:
     with Scheduler(made.open(), None, rows=4, queue=1000) as scheduler:
         requests = [scheduler.submit([1 + i % 7], Settings(max_new_tokens=1 + i % 3)) for i in range(1000)]
         found = [r.result(60) for r in requests]
-        wait(lambda: scheduler.gauges().running == 0)
         batch = scheduler._batch
         assert [len(f.ids) for f in found] == [1 + i % 3 for i in range(1000)]
         assert not batch.rows.of and not batch.running and all(not p.places for p in batch.rows.pools.values())
@@ -250,6 +249,35 @@ def test_the_error_of_one_row_does_not_hurt_the_others(made: Made, monkeypatch: 
         with pytest.raises(SessionError, match="cursed"):
             bad.result(20)
         assert good.result(20).ids == wanted
+
+
+def test_a_constraint_that_breaks_ends_its_own_request_only(made: Made) -> None:
+    class Broken:
+        done = False
+
+        def __init__(self, where: str) -> None:
+            self.where, self.count = where, 0
+
+        def allowed(self) -> Any:
+            if self.where == "allowed" and self.count == 3:
+                raise KeyError("a bug")
+            return np.ones(VOCAB, bool)
+
+        def accept(self, token: int) -> None:
+            self.count += 1
+            if self.where == "accept" and self.count == 3:
+                raise ValueError("another bug")
+
+    session = made.open()
+    wanted = alone(session, [1], max_new_tokens=20)
+    with Scheduler(session, None, rows=3) as scheduler:
+        good = scheduler.submit([1], Settings(max_new_tokens=20))
+        bad = [scheduler.submit([1], PLAIN, constraint=Broken(w)) for w in ("allowed", "accept")]
+        for request in bad:
+            with pytest.raises(GenerationError, match="bug"):
+                request.result(20)
+        assert good.result(20).ids == wanted
+        assert scheduler.gauges().running == 0
 
 
 def test_prompts_are_read_in_chunks_between_steps(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,8 @@ def test_hopeless_candidates_are_given_up() -> None:
     first, slow = Clock((1.0,)), Clock((2.0,))
     compared([first, slow], 0.0)
     assert slow.calls < first.calls
+    first, far = Clock((1.0,)), Clock((20.0,))
+    assert compared([first, far], 0.0)[1].ratio == 20 and far.calls == 1
 
 
 def test_time_that_is_left_is_used_up_to_a_number_of_rounds() -> None:

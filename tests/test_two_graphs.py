@@ -49,31 +49,38 @@ def expected(model: Model, ids: Array) -> Array:
 
 
 def test_prompts_are_exact_and_steps_are_fast(model: Model, tmp_path: Path) -> None:
-    ids = np.random.default_rng(0).integers(0, 64, (1, 12))
+    ids = np.random.default_rng(0).integers(0, 64, (1, 24))
     wanted = expected(model, ids)
     one = build(model, None, tmp_path / "one", choices=FAST)
-    two = build(model, None, tmp_path / "two", choices=replace(FAST, exact_prompts=True))
+    two = build(model, None, tmp_path / "two", choices=replace(FAST, prompts="float"))
+    rows = build(model, None, tmp_path / "rows", choices=replace(FAST, prompts="int8"))
     assert one.contract.prompts == "" and two.contract.prompts == "model.prompts.onnx"
     assert two.bytes - one.bytes == 2 * 64 * 8 * 4  # Tables of angles; both graphs read the same weights.
+    assert rows.contract.prompts == "model.prompts.onnx" and rows.through_float == {}
+    # Each weight of a layer once more, a byte a number; scales of rows are small, and inside the graph.
+    layer = [(128, 64), (64, 64), (96, 64), (96, 64), (64, 96)]
+    assert rows.bytes - two.bytes == 2 * sum(n * k for n, k in layer)
     off = []
-    for report in (one, two):
+    for report in (one, two, rows):
         session = open_session(report.folder, threads=1)
-        prompt = session.prefill(ids[:, :8], np.array([8])).copy()
-        step = session.step(ids[:, 8]).copy()
-        chunk = session.append(ids[:, 9:12]).copy()
-        found = ((prompt, 7), (step, 8), (chunk, 11))
+        prompt = session.prefill(ids[:, :20], np.array([20])).copy()
+        step = session.step(ids[:, 20]).copy()
+        chunk = session.append(ids[:, 21:24]).copy()
+        found = ((prompt, 19), (step, 20), (chunk, 23))
         off.append([float(np.abs(x - wanted[:, i]).max() / np.abs(wanted).max()) for x, i in found])
     # The head is exact in both: what is left is what layers round.
     assert off[0][0] > 1e-3 > 2e-4 > off[1][0] and 1e-4 < off[1][1] < 0.05
-    assert off[1][2] < 0.05
+    assert off[1][2] < 0.05 and all(1e-4 < x < 0.05 for x in off[2])
     exact = open_session(two.folder, threads=1, exact=True)
-    np.testing.assert_allclose(exact.prefill(ids[:, :8], np.array([8])), wanted[:, 7], atol=1e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        exact.prefill(ids[:, :20], np.array([20])), wanted[:, 19], atol=1e-4 * np.abs(wanted).max()
+    )
 
 
 def test_rows_and_stateless_runs_use_both_graphs(model: Model, tmp_path: Path) -> None:
-    folder = build(model, None, tmp_path / "two", choices=replace(FAST, exact_prompts=True)).folder
+    folder = build(model, None, tmp_path / "two", choices=replace(FAST, prompts="float")).folder
     session = open_session(folder, threads=1)
-    ids = np.random.default_rng(1).integers(0, 64, (3, 9))
+    ids = np.random.default_rng(1).integers(0, 64, (3, 19))
     wanted = expected(model, ids)
     near = 0.05 * np.abs(wanted).max()
     np.testing.assert_allclose(session.run({"input_ids": ids})["logits"], wanted, atol=2e-4 * np.abs(wanted).max())
@@ -81,14 +88,14 @@ def test_rows_and_stateless_runs_use_both_graphs(model: Model, tmp_path: Path) -
     joined = [rows.join() for _ in range(3)]
     for row, prompt in zip(joined, ids, strict=True):
         np.testing.assert_allclose(
-            rows.read(row, prompt[:8]), wanted[row - joined[0], 7], atol=2e-4 * np.abs(wanted).max()
+            rows.read(row, prompt[:18]), wanted[row - joined[0], 17], atol=2e-4 * np.abs(wanted).max()
         )
-    np.testing.assert_allclose(rows.step(joined, ids[:, 8]), wanted[:, 8], atol=near)
+    np.testing.assert_allclose(rows.step(joined, ids[:, 18]), wanted[:, 18], atol=near)
 
 
 @pytest.mark.parametrize("change", [{"int4_level": 0}, {"shared_cache": False}])
 def test_where_both_are_the_same_there_is_one(model: Model, tmp_path: Path, change: dict[str, Any]) -> None:
-    report = build(model, None, tmp_path / "m", choices=replace(FAST, exact_prompts=True, **change))
+    report = build(model, None, tmp_path / "m", choices=replace(FAST, prompts="float", **change))
     assert report.contract.prompts == "" and "model.prompts.onnx" not in report.nodes
     assert not (report.folder / "model.prompts.onnx").exists()
 
@@ -96,4 +103,4 @@ def test_where_both_are_the_same_there_is_one(model: Model, tmp_path: Path, chan
 def test_float_weights_need_no_second_graph(tmp_path: Path) -> None:
     made = llama(vocab=64, dim=64, layers=1, heads=4, kv_heads=2, ffn=96, max_positions=64)
     made = replace(made, weights=Weights.of(random_params(made.graph())))
-    assert build(made, None, tmp_path / "m", choices=replace(FAST, exact_prompts=True)).contract.prompts == ""
+    assert build(made, None, tmp_path / "m", choices=replace(FAST, prompts="float")).contract.prompts == ""

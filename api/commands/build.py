@@ -31,6 +31,7 @@ from .quantize_options import (
     CacheOption,
     CalibrateOption,
     MethodOption,
+    PromptsOption,
     QualityOption,
     SizeOption,
     SymmetricOption,
@@ -56,6 +57,7 @@ def build(
     quality: QualityOption = None,
     size_: SizeOption = None,
     cache: CacheOption = None,
+    prompts: PromptsOption = None,
     again: AgainOption = False,
     dtype: Annotated[
         str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; none: the target's")
@@ -94,7 +96,7 @@ def build(
         )
     if layout is not None:
         target = _portable(layout, target)
-    asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, again)
+    asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, prompts, again)
     loaded = resolve(model, family, random)
     if layout is not None and check and loaded.task.separated:
         what = f"--check gives masks to a decoder, but one for {layout} makes its own"
@@ -123,6 +125,7 @@ def build(
                 "dtype": dtype,
                 "tune": "again" if retune else tune,
                 "loads": load or (),
+                "tune_seconds": tune_seconds,
                 "adapters": adapters_of(adapter),
             }
             report |= _build(loaded, folder, settings | told)

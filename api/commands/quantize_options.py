@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..ir.errors import ConfigError
-from ..passes.quantize.settings import CACHES, FORMS, METHODS, Quantization, parse_quality, parse_size
+from ..passes.quantize.settings import CACHES, FORMS, METHODS, PROMPTS, Quantization, parse_quality, parse_size
 
 _PANEL = "Weights in fewer bits"
 
@@ -52,6 +52,14 @@ CacheOption = Annotated[
     str | None,
     typer.Option("--cache", help=f"keys and values in {' or '.join(filter(None, CACHES))}", rich_help_panel=_PANEL),
 ]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        help=f"how weights in blocks multiply prompts: {', '.join(filter(None, PROMPTS))}; int8 is fastest, less exact",
+        rich_help_panel=_PANEL,
+    ),
+]
 AgainOption = Annotated[
     bool,
     typer.Option("--again", help="also round weights that are stored in blocks already", rich_help_panel=_PANEL),
@@ -67,12 +75,13 @@ def quantization(
     quality: str | None,
     size: str | None,
     cache: str | None,
+    prompts: str | None,
     again: bool,
 ) -> Quantization | None:
     """What the options ask for; None if none of them was given. Raises ConfigError."""
     budgets = quality is not None or size is not None
     rest = [method, block, symmetric, calibrate]
-    if weights is None and not budgets and cache is None:
+    if weights is None and not budgets and cache is None and prompts is None:
         if again or any(v is not None for v in rest):
             raise ConfigError("options of a quantization were given, but not which", hint="add --weights int4")
         return None
@@ -86,6 +95,7 @@ def quantization(
         None if quality is None else parse_quality(quality),
         None if size is None else parse_size(size),
         cache or "",
+        prompts or "",
         again,
     )
 

@@ -88,6 +88,12 @@ class Stored:
         assert isinstance(columns, int)
         return self.encoding.block_of(columns)
 
+    @property
+    def by_line(self) -> bool:
+        """Whether it has 8-bit codes and one scale a row, for products of integers."""
+        e = self.encoding
+        return e.bits == 8 and not (e.block or e.zeros or e.minimum or self.by_rows)
+
     def part(self, name: str) -> Value:
         """A part of all rows, as stored: [rows, blocks, block or 1]."""
         parts = [encoded_part(w, part=name) for w in self.weights]
@@ -328,7 +334,7 @@ class StandardLayers:
         return ""
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
-        if not w.encoding.block and not w.by_rows and w.encoding.bits == 8 and not w.encoding.zeros:
+        if w.by_line:
             return integer_product(x, w, b)
         scales, zeros = w.numbers("scales"), w.zeros()
         if w.by_rows:

@@ -29,11 +29,16 @@ class Blocks:
 BLOCKS = {
     "cpu": Blocks(
         int4=32,
-        int8=32,
+        int8=64,
         int2=32,
         symmetric=False,
         dynamic=True,
         evidence=(
+            "SmolLM2-135M, one thread, medians: a prompt of 512 in 8 bits, blocks of 32 272 tokens/s, of 64 346, one "
+            "scale a row 578; steps of 8 rows 96, 119 and 79; 4 bits in blocks of 32, level 4 against 0: prompt 253 "
+            "and 301, steps 40 and 35, of 8 rows 94 and 50",
+            "perplexity of 2,048 tokens of SmolLM2-135M, 51.95 in f32: 4 bits in blocks of 16 59.8, 32 60.4, 64 62.5; "
+            "8 bits 51.9, one scale a row 54.0",
             "MatMulNBits with and without zero points: equal (1.31.1 and 1.32.0, one thread)",
             "one token, 576 to 1,536 channels, 4 bits: blocks of 32 0.092 ms, 64 0.077, 128 0.075",
             "DynamicQuantizeLinear and MatMulInteger: 512 tokens 1.34 ms, one token 0.017; rounded by row 1.67 and "

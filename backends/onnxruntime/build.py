@@ -36,13 +36,14 @@ from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery, MultiHead
-from .capturable import capture_refusals
+from .capturable import by_op, capture_refusals
 from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
 from .feeds import check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
+from .quantized import OrtMatMulNBits
 from .tune_result import Tuning
 from .variants import ENCODER, LENGTHS, MASKED, PROMPTS, Variants, variants_of
 from .widened import widen
@@ -100,6 +101,7 @@ class BuildReport(Shown):
             ("weights", size(self.bytes)),
             *([("quantization", self.quantization.summary())] if self.quantization is not None else []),
             ("state", f"{size(self.state_bytes)} a row" if self.state_bytes else "none"),
+            *([("capture", self._capture)] if self.contract.provider == "cuda" else []),
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
             ("precision", str(self.precision) if self.precision is not None else "f32"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
@@ -107,6 +109,14 @@ class BuildReport(Shown):
             ("took", f"{self.seconds:.1f} s"),
         ]
         return Table("build", rows)
+
+    @property
+    def _capture(self) -> str:
+        """Whether steps can be captured as CUDA graphs, else how many nodes of which ops stand in the way."""
+        if not self.contract.lengths:
+            return "none: caches grow"
+        counts = by_op(list(self.contract.uncaptured))
+        return ", ".join(f"{name} {n}" for name, n in counts.items()) or "every step"
 
     def summary(self) -> str:
         """One line for people."""
@@ -250,6 +260,7 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         masked=variants.masked,
         lengths=LENGTHS if variants.masked == MASKED else "",
         encoder=ENCODER if ENCODER in variants.graphs else "",
+        mapped=_mapped(variants),
         prompts=PROMPTS if PROMPTS in variants.graphs else "",
         slots=last.slots,
         stream=stream,
@@ -265,6 +276,16 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         choices=choices_of(target),
         why=why(target),
     )
+
+
+def _mapped(variants: Variants) -> tuple[str, ...]:
+    """The second graph over the same weights, which must not cost their memory again, and is a fifth slower for it.
+
+    Not where it multiplies blocks: those are small, and 24 times slower where they are mapped.
+    """
+    second = variants.masked == MASKED
+    blocks = any(isinstance(n.op, OrtMatMulNBits) for n in variants.graphs[variants.masked])
+    return (MASKED,) if second and not blocks else ()
 
 
 def _check_positions(contract: Contract, asked: int | None) -> Contract:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ...ir.errors import ConfigError, MonographError
 from ..target import Target
@@ -13,6 +13,10 @@ Attend = Literal["multi_head", "standard", "parts"]
 """MultiHeadAttention where it fits and Attention-23 elsewhere; Attention-23; products and a softmax."""
 
 Level = Literal[0, 4]
+
+PromptForm = Literal["same", "float", "int8"]
+"""Many tokens at once are read by the graph that decodes, by one that multiplies the same blocks at level 0, or by one
+whose weights have 8 bits a row, made of the blocks, and are multiplied by activations rounded by row."""
 
 HeadForm = Literal["stored", "transposed"]
 """A head that is the embedding, too: multiplied as it is stored, or by a transposed copy."""
@@ -24,20 +28,20 @@ _SKIP_NORM, _BIAS_GELU, _BIAS_GEMM = "SkipLayerNormFusion", "BiasGeluFusion", "M
 class Choices:
     """Which of several legal ops and settings a build gets. Each field names what it decides; `evidence` says why.
 
-    shared_cache: caches in buffers that GroupQueryAttention writes in place, where it fits; else they grow.
-    attention: the op for attention that GroupQueryAttention does not take. pack_projections: q, k and v in one
-    product, where the attention kernel takes them undivided. pack_gates: both products of a gated feed-forward in one.
+    shared_cache: caches in buffers that GroupQueryAttention writes in place, where it fits; else they grow. attention:
+    the op for attention that GroupQueryAttention does not take. pack_projections: q, k and v in one product, where
+    the attention kernel takes them undivided. pack_gates: both products of a gated feed-forward in one.
     skip_rms_norm, skip_layer_norm: the sum of the residual stream inside the norm after it. quick_gelu: SiLU as one
     op. bias_gelu: a bias inside GELU. bias_gemm: the bias of a product inside it. tied_head: see HeadForm.
-    rotary_table: most numbers of the table with which the attention kernel rotates itself; beyond, the graph rotates.
-    int4_level, int8_level, int4_head, int8_head: accuracy level of MatMulNBits for layers and for a tied head (4 rounds
-    activations to 8 bits by block; 0 computes in their type). fine_head: a tied head at level 4 multiplies by both
-    parts of its activations, as exactly as with 16 bits. exact_prompts: several tokens at once go through a graph of
-    their own over the same weights, at level 0. block_embedding: rows of an embedding in blocks by
-    GatherBlockQuantized. flash: tiled attention for prompts. threads: of a session that is not told how many (0: one a
-    physical core). spinning: idle threads wait in a loop. prepacked: kernels keep weights in an order of their own.
-    next_token: the graph chooses the likeliest token, so that logits need not leave the device.
-    disabled_optimizers: more of ONNX Runtime's own fusions that make this graph slower.
+    rotary_table: most numbers of the table with which the attention kernel rotates itself; beyond, the graph
+    rotates. int4_level, int8_level, int4_head, int8_head: accuracy level of MatMulNBits for layers and for a tied
+    head (4 rounds activations to 8 bits by block; 0 computes in their type). fine_head: a tied head at level 4
+    multiplies by both parts of its activations, as exactly as with 16 bits. prompts: see PromptForm.
+    block_embedding: rows of an embedding in blocks by GatherBlockQuantized. flash: tiled attention for prompts.
+    threads: of a session that is not told how many (0: one a physical core). spinning: idle threads wait in a loop.
+    prepacked: kernels keep weights in an order of their own. next_token: the graph chooses the likeliest token, so
+    that logits need not leave the device. disabled_optimizers: more of ONNX Runtime's own fusions that make this
+    graph slower.
     """
 
     shared_cache: bool = True
@@ -56,7 +60,7 @@ class Choices:
     int4_head: Level = 0
     int8_head: Level = 0
     fine_head: bool = True
-    exact_prompts: bool = False
+    prompts: PromptForm = "same"
     block_embedding: bool = True
     flash: bool = True
     threads: int = 0
@@ -94,11 +98,16 @@ class Choices:
         types, problems = get_type_hints(Choices), list[str]()
         names = {f.name for f in fields(Choices)} - {"evidence"}
         problems += [f"unknown choice {k!r}" for k in said if k not in names]
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in names}  # pyright: ignore[reportUnknownArgumentType]
+        given: dict[str, Any] = {k: _frozen(v) for k, v in said.items() if k in names}
         problems += [f"{k} is {v!r}, expected {_named(types[k])}" for k, v in given.items() if not _fits(v, types[k])]
         if problems:
             raise ConfigError("choices are damaged", place=place, details=problems)
         return Choices(**given)
+
+
+def _frozen(value: Any) -> Any:
+    """A list of JSON as the tuple that a field has."""
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -106,7 +115,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(a) and value == a for a in get_args(kind))
     if kind is int:
         return type(value) is int and value >= 0
-    return type(value) is bool if kind is bool else type(value) is tuple and all(isinstance(n, str) for n in value)
+    if kind is bool:
+        return type(value) is bool
+    return isinstance(value, tuple) and all(isinstance(n, str) for n in cast("tuple[Any, ...]", value))
 
 
 def _named(kind: Any) -> str:
@@ -119,6 +130,9 @@ CHOICES = {
     "cpu": Choices(
         skip_layer_norm=False,
         bias_gelu=False,
+        int4_level=4,
+        int4_head=4,
+        prompts="float",
         int8_level=4,
         int8_head=4,
         evidence=(

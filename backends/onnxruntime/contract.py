@@ -39,7 +39,8 @@ class Contract:
     bounds: for an integer input that is an index, how many rows its table has.
     adapters: names of those that the input `adapter` chooses from, the first of which is number 1.
     choices: which of several legal ops and session settings the build took. why: what decided each, in words.
-    prompts: file of the graph for several tokens at once, in place of `lengths` ("": the same one).
+    prompts: file of the graph for many tokens at once, in place of `lengths` ("": the same one). mapped: files whose
+    weights are read where the data is mapped, without copies in an order of kernels.
     cache: what is known about keys and values in 8 bits ("": they are numbers).
     uncaptured: why steps cannot be captured as CUDA graphs, by node; nothing where they can.
     """
@@ -70,6 +71,7 @@ class Contract:
     why: tuple[str, ...] = ()
     cache: str = ""
     prompts: str = ""
+    mapped: tuple[str, ...] = ()
     uncaptured: tuple[str, ...] = ()
 
     @property

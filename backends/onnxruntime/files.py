@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import onnx_ir
 
-from ...ir.errors import MonographError
 from ...ir.files import Stage
 from ...ir.graph import Node, Value
 from ...ir.weights import Computed, Mapped, StoredTensor, Tensor

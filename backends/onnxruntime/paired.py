@@ -1,10 +1,14 @@
-"""Two graphs over the same weights that take and give the same: one for single tokens, one for several at once."""
+"""Two graphs over the same weights that take and give the same: one for steps, one for many tokens at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from .runtime import UNCAPTURED, Array, Binding, Loaded, OrtValue, Place
+
+PROMPT_TOKENS = 16
+"""Tokens of a row from which on the graph for prompts reads them. Fewer are steps that guess ahead, or the end of a
+piece; those must be multiplied as steps are."""
 
 
 class Paired(Loaded):
@@ -42,4 +46,4 @@ class Paired(Loaded):
         self.steps.release(graph)
 
     def _for(self, shape: tuple[int, ...]) -> Loaded:
-        return self.steps if shape[1] == 1 else self.prompts()
+        return self.steps if shape[1] < PROMPT_TOKENS else self.prompts()

@@ -72,14 +72,12 @@ class Pool:
         self.steps: dict[tuple[int, int], StepCall] = {}
         self.logits: Buffer = StepCall.output(self)
         self.told: Results | None = None
-        self.last = 0
 
     @property
     def bytes(self) -> int:
         """Bytes of all buffers of state, whether written to or not."""
-        return sum(h.bytes for h in self.held) + sum(
-            int(np.prod(b.shape)) * b.dtype.itemsize for b in self.fixed.values()
-        )
+        fixed = sum(math.prod(b.shape) * b.dtype.itemsize for b in self.fixed.values())
+        return sum(h.bytes for h in self.held) + fixed
 
     # -- rows come and go ----------------------------------------------------------------------------------------
 
@@ -180,13 +178,11 @@ class Pool:
         if length > self.size:
             self.reserve(length)
         place, memory = self.places[row], self.memory
-        appended = [h for h in self.held if isinstance(h, Appended)]
-        start = 0
-        for part in parts:
-            for held, buffer in zip(appended, part.buffers, strict=True):
-                axis, target = held.slot.axis or 0, memory.row(held.buffer, place)
-                memory.shift(buffer, 0, target, start, buffer.shape[axis], row=0, axis=axis)
-            start += part.length
+        for i, held in enumerate(h for h in self.held if isinstance(h, Appended)):
+            axis, target, start = held.slot.axis or 0, memory.row(held.buffer, place), 0
+            for part in parts:
+                memory.shift(part.buffers[i], 0, target, start, part.length, row=0, axis=axis)
+                start += part.length
         others = [h for h in self.held if not isinstance(h, Appended)]
         for held, buffer in zip(others, state.buffers if state is not None else (), strict=True):
             if isinstance(held, Replaced):
@@ -267,11 +263,11 @@ class Pool:
         while size < needed:
             size = min(self.contract.limit, max(1, 2 * size))
         taken = np.where([r is not None for r in self.rows], self.lengths, 0)
+        self.steps = {}  # First: should there be no memory for some buffer, nothing may step over old ones.
         for held in self.held:
             if isinstance(held, Appended):
                 held.grow(size, taken)
         self.size = size
-        self.steps = {}
 
     def make_room(self, places: Sequence[int], count: int) -> None:
         """Move down rows of windows that have no places for `count` more tokens."""

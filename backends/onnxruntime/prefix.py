@@ -168,6 +168,11 @@ class Prefixes:
         block.part, block.state = part or block.part, state or block.state
         self.bytes += block.bytes
 
+    def clear(self) -> None:
+        """Forget everything; counts stay."""
+        self.roots, self.bytes = {}, 0
+        self.recent.clear()
+
     def touch(self, path: Sequence[Block]) -> None:
         """Note a use: blocks come before those that follow them, so that the one used least recently ends a path."""
         for block in reversed(path):

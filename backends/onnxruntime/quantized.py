@@ -233,14 +233,14 @@ class RuntimeLayers:
         self.gather = gather_block_quantized if choices.block_embedding else gather_packed
 
     def refuses(self, w: Stored) -> str:
-        if not w.encoding.block and not w.by_rows and w.encoding.bits == 8 and not w.encoding.zeros:
+        if w.by_line:
             return "" if self.dynamic else "the provider multiplies no integers by activations rounded as they come"
         if w.encoding.bits not in _ZERO or w.block not in _BLOCKS:
             return f"MatMulNBits has no blocks of {w.block} codes of {w.encoding.bits} bits"
         return ""
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
-        if not w.encoding.block:
+        if w.by_line:
             return integer_product(x, w, b)
         bits, zeros = w.encoding.bits, w.zeros()
         level = self.choices.level(bits, head=w.by_rows)
@@ -264,7 +264,7 @@ class PromptLayers(RuntimeLayers):
     """
 
     def product(self, x: Value, w: Stored, b: Value | None) -> Value:
-        if not w.encoding.block or w.by_rows or any(v.name in self.fine for v in w.weights):
+        if w.by_line or w.by_rows or any(v.name in self.fine for v in w.weights):
             return super().product(x, w, b)
         return rounded_product(x, w.dense(), b)
 

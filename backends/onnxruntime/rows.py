@@ -29,6 +29,11 @@ class Rows(Protocol):
     alone: str
     whole: str
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the buffers of state, whether written to or not."""
+        ...
+
     def join(self, inputs: Mapping[str, Any] | None = None) -> int:
         """A new row. inputs: what stays for the row, [1,...] by name: the source of an encoder-decoder, and inputs
         beside the tokens. Raises RuntimeInputError where `most` rows are there."""
@@ -107,6 +112,10 @@ class Pooled(Numbered):
         self.whole = f"{partial[0].input} does not keep all tokens" if partial else ""
         self.pools: dict[object, Pool] = {}
         self.of: dict[int, Pool] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(p.bytes for p in self.pools.values())
 
     def join(self, inputs: Mapping[str, Any] | None = None) -> int:
         fixed = self.session.fixed(inputs or {})

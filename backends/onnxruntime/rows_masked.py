@@ -36,6 +36,10 @@ class Masked(Numbered):
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
+    @property
+    def bytes(self) -> int:
+        return sum(s.bytes for s in (*self.states.values(), *([self.batch] if self.batch is not None else [])))
+
     def join(self, inputs: Mapping[str, Any] | None = None) -> int:
         fixed = self.session.fixed(inputs or {})
         row = self.new(self.fixed)

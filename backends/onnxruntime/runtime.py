@@ -71,7 +71,7 @@ def value_of(array: Array) -> OrtValue:
 
 def array_of(value: OrtValue, dtype: np.dtype[Any] | None = None) -> Array:
     """The memory of a tensor on the CPU; a copy of it where NumPy's own types have not its `dtype`."""
-    return value.numpy() if dtype not in _CODES else content_of(value, dtype)
+    return value.numpy() if dtype is None or dtype not in _CODES else content_of(value, dtype)
 
 
 def uninitialized(shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> OrtValue:

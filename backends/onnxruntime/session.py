@@ -82,15 +82,12 @@ class Session:
 
     def _opened(self, file: str) -> Loaded:
         if file not in self._loaded:
-            # A second graph over the same weights must not cost their memory again: it reads them from the file's
-            # pages, and is a fifth slower for it.
-            second = bool(self.contract.lengths) and file == self.contract.masked
             loaded = load(
                 self.folder / file,
                 self.contract,
                 self.threads,
                 flash=self.flash,
-                packed=not second and not self.exact,
+                packed=file not in self.contract.mapped and not self.exact,
                 captures=self._captures if file == self.contract.lengths else None,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))

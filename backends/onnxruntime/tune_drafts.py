@@ -28,8 +28,8 @@ from .guard import Array
 from .session import Session
 from .tune_loads import Load, Runner
 
-CHECKED = 12
-"""Tokens a row on which a draft is compared with the reference."""
+CHECKED = 24
+"""Tokens a row on which a draft is compared with the reference: more than a prompt of a graph of its own has."""
 
 SHORT, REPEATS = 0.05, 3
 """Of what takes fewer seconds, the best of so many calls counts as one."""
@@ -151,7 +151,7 @@ class Examples:
         self.inputs = [sample_inputs(self.graph, Case(kind, 1 if alone else 2, CHECKED)) for kind in kinds]
         self.kept = [i[stream.mask] if told and stream is not None else None for i in self.inputs]
         self.expected: list[Array] | None = None
-        if sum(int(np.prod(v.shape)) * 4 for v in self.graph.params.values()) <= _MOST:
+        if sum(weights[k].cast(f32).bytes for k in self.graph.params) <= _MOST:
             params = {k: weights[k].cast(f32).numpy().astype(v.dtype.numpy) for k, v in self.graph.params.items()}
             found = [interpret(self.graph, i, params)[self.output] for i in self.inputs]
             self.expected = [*found, *self._last(found)]

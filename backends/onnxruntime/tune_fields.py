@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast, get_args
 
-from .choices import Choices
+from .choices import Choices, PromptForm
 from .options import physical_cores
 
 
@@ -45,7 +45,7 @@ PORTABLE: Mapping[str, Any] = {
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return " ".join(value) or "none" if isinstance(value, tuple) else str(value)
+    return " ".join(cast("tuple[str, ...]", value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _either(name: str, *values: Any) -> Field:
@@ -66,8 +66,9 @@ def fields() -> tuple[Field, ...]:
     return (
         Field("all", (PORTABLE,)),
         Field("attention", tuple({"shared_cache": c, "attention": op} for c, op in forms)),
-        Field("int4", tuple({"int4_level": n, "exact_prompts": p} for n, p in ((0, False), (4, False), (4, True)))),
+        Field("int4", tuple({"int4_level": n, "prompts": p} for n in (0, 4) for p in get_args(PromptForm))),
         _either("int8_level", 4, 0),
+        _either("prompts", *get_args(PromptForm)),
         Field("head", tuple({"int4_head": n, "int8_head": n, "fine_head": f} for n, f in _HEADS)),
         _either("flash"),
         _either("pack_projections"),

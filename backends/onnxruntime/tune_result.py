@@ -92,9 +92,9 @@ class Tuning(Shown):
         """Field, candidate, ratio to what was there with its spread, milliseconds by load, outcome."""
         rows = [("field", "candidate", "ratio", "spread", f"ms {', '.join(self.loads)}", "outcome")]
         for t in (*self.trials, *self.final.rows):
-            numbers = (f"{t.ratio:.3f}", f"{t.spread:.3f}") if t.milliseconds else ("", "")
+            ratio, spread = (f"{t.ratio:.3f}", f"{t.spread:.3f}") if t.milliseconds else ("", "")
             times = ", ".join(f"{ms:.4g}" for ms in t.milliseconds)
-            rows.append((t.field, _lines(t.candidate, 26), *numbers, times, _lines(t.outcome, 24)))
+            rows.append((t.field, _lines(t.candidate, 26), ratio, spread, times, _lines(t.outcome, 24)))
         said = [*filter(None, [self.final.note]), *self._reach(), *(["measured before"] if self.cached else [])]
         return Table(f"tuned on {self.machine}", rows, headed=True, note="\n  ".join(_lines(s, 94) for s in said))
 
@@ -126,5 +126,5 @@ def _lines(text: str, width: int) -> str:
 
 def _trial(said: Mapping[str, Any]) -> Trial:
     times = tuple(float(ms) for ms in said["milliseconds"])
-    texts = (str(said[k]) for k in ("field", "candidate"))
-    return Trial(*texts, times, float(said["ratio"]), float(said["spread"]), str(said["outcome"]))
+    field, candidate, outcome = (str(said[k]) for k in ("field", "candidate", "outcome"))
+    return Trial(field, candidate, times, float(said["ratio"]), float(said["spread"]), outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,9 @@ ROUNDS, MOST_ROUNDS = 5, 25
 NOISY = 0.3
 """A wider spread between the quartiles of ratios says nothing about which is faster."""
 
-HOPELESS_ROUNDS, HOPELESS = 3, 1.3
-"""After so many rounds, a build that took at least so many times as long in each is given up."""
+HOPELESS_ROUNDS, HOPELESS, FAR = 3, 1.3, 4.0
+"""After so many rounds, a build that took at least so many times as long in each is given up; after the one that warms
+up, one that took the last number of times as long."""
 
 MARGIN = 0.01
 """A change that is less than this faster is not worth being different."""
@@ -91,8 +92,10 @@ def compared(subjects: Sequence[Timed], seconds: float, clock: Callable[[], floa
             break
         order = running[number % len(running) :] + running[: number % len(running)]
         found = _round(subjects, order)
-        for i in running if number else ():
+        for i in running if number else _far(found):
             notes[i].add(found[0], found[i])
+        if number == 0:
+            running = [i for i in running if not notes[i].rounds]
         if number == HOPELESS_ROUNDS:
             running = [i for i in running if min(notes[i].ratios(notes[0])) < HOPELESS]
     return [Timing(n.whole(), tuple(n.ratios(notes[0])), n.plain()) for n in notes]
@@ -100,6 +103,12 @@ def compared(subjects: Sequence[Timed], seconds: float, clock: Callable[[], floa
 
 Round = list[list[float]]
 """Seconds by load and version."""
+
+
+def _far(found: Mapping[int, Round]) -> list[int]:
+    """Who took so much longer than the first one that no more rounds are needed."""
+    times = {i: sum(map(sum, r)) for i, r in found.items()}
+    return [i for i, t in times.items() if t > FAR * times[0]]
 
 
 def _round(subjects: Sequence[Timed], order: Sequence[int]) -> dict[int, Round]:

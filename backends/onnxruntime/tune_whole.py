@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ...ir.errors import LoweringError, MonographError
 from ...ir.interpret import resolve
 from ...ir.slots import Growth
 from ...ir.tensors import Tensor
+from ...ir.types import TensorType
 from ...passes.encode import keep_encodings
 from ...passes.pipelines import PIPELINES
 from ..onnx.lower import lower
@@ -109,7 +109,7 @@ class Portable:
         return Seconds(prompt, statistics.median(steps[1:]))
 
     def inputs(self, batch: int, rows: int, pasts: Mapping[str, OrtValue], past: int = 0) -> dict[str, OrtValue]:
-        """What the graph takes for `rows` new tokens behind `past`; random where it is free."""
+        """What the graph takes for `rows` new tokens behind `past`; floats are random, ids are 0."""
         sizes = self.sized(rows, past) | {"B": batch}
         found: dict[str, OrtValue] = dict(pasts)
         for name, v in self.graph.inputs.items():
@@ -122,15 +122,14 @@ class Portable:
         pasts = {s for slot in self.graph.slots if slot.growth is not Growth.once for s in slot.type.symbols} - {"B"}
         return {s: past if s in pasts else rows for s in symbols}
 
-    def array(self, name: str, type: Any, sizes: Mapping[str, int], past: int) -> Array:
-        shape: Any = resolve(type.shape, sizes)
+    def array(self, name: str, type: TensorType, sizes: Mapping[str, int], past: int) -> Array:
+        shape: tuple[int, ...] = resolve(type.shape, sizes)
         stream = self.graph.stream
         if type.dtype.is_float:
-            return self.rng.standard_normal(shape).astype(type.dtype.numpy)
+            return np.asarray(self.rng.standard_normal(shape), type.dtype.numpy)
         if stream is not None and name == stream.positions:
             return np.ascontiguousarray(np.broadcast_to(past + np.arange(shape[1]), shape), type.dtype.numpy)
-        masks = name.endswith("mask")
-        return np.ones(shape, type.dtype.numpy) if masks else self.rng.integers(0, 2, shape).astype(type.dtype.numpy)
+        return np.ones(shape, type.dtype.numpy) if name.endswith("mask") else np.zeros(shape, type.dtype.numpy)
 
 
 def _alone(path: Path, place: Workshop) -> Loaded:

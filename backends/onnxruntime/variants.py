@@ -21,7 +21,7 @@ from ...passes.token_flow import stream_of
 from ..target import Target
 from .attention import GroupQuery, cached_attentions
 from .choices import choices_of
-from .quantized import quantized_layers
+from .quantized import prompt_layers, quantized_layers
 from .rewrites import common, lengths_variant, mask_variant
 
 MASKED, LENGTHS, ENCODER = "model.masked.onnx", "model.onnx", "encoder.onnx"
@@ -58,13 +58,16 @@ class Variants:
 
 
 def _add_prompts(variants: Variants, graph: Graph, target: Target, positions: int) -> None:
-    """A graph for several tokens at once, where it is wanted and is not the one for single tokens."""
+    """A graph for many tokens at once, where it is wanted and is not the one for single tokens."""
     choices = choices_of(target)
-    if not choices.exact_prompts:
+    if choices.prompts == "same":
         return
-    exact = dataclasses.replace(choices, int4_level=0, int8_level=0)
-    aim = dataclasses.replace(target, choices=exact)
-    found = variants.run(PROMPTS, variants.lowered(lengths_variant(aim, positions), aim), graph.copy())
+    aim, layers = target, prompt_layers(target, variants.fine)
+    if choices.prompts == "float":
+        aim = dataclasses.replace(target, choices=dataclasses.replace(choices, int4_level=0, int8_level=0))
+        layers = quantized_layers(aim, variants.fine)
+    shared = lengths_variant(aim, positions)
+    found = variants.run(PROMPTS, Pipeline(shared.name, [*shared.passes, layers]), graph.copy())
     if str(found) != str(variants.graphs[LENGTHS]):
         variants.graphs[PROMPTS] = found
 

@@ -5,27 +5,24 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .. import backward_reads as reads
+from .. import range_rules as rules
 from .. import shard_rules
 from ..canonical import constant_right, made_by, neutral, same_type
 from ..errors import OpError, check
 from ..flow import Links, aligned
 from ..graph import Node, Value
 from ..op import Op, binary, op, unmoved
-from ..ranges import Range, of_array, sized, spread
-from ..ranges import product as ends
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import floating, number, same_dtype
 
 if TYPE_CHECKING:
     from ..layout import Layout
 
-min_, max_, abs_ = builtins.min, builtins.max, builtins.abs
 _python: Any = operator
 _where: Any = np.where
 _erf: Any = np.vectorize(math.erf, otypes=[np.float64])
@@ -66,9 +63,7 @@ class Unary(Elementwise):
 
     kept: ClassVar[tuple[float, float] | None] = None
     """Two numbers between which every result is."""
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        return (sized(node.output.type, *(self.kept or (-math.inf, math.inf))),)
+    ranges = rules.kept
 
 
 class Binary(Elementwise):
@@ -91,17 +86,6 @@ class Binary(Elementwise):
         return getattr(np, self.torch_name)(x, y)
 
 
-def known(given: Sequence[Range | None]) -> list[Range]:
-    """The bounds of the operands that are there."""
-    return [r for r in given if r is not None]
-
-
-def both(node: Node, given: Sequence[Range | None]) -> list[Range]:
-    """The bounds of two operands, broadcast to the output."""
-    pairs = zip(known(given), node.arguments, strict=True)
-    return [spread(r, v.shape, node.output.shape) for r, v in pairs]
-
-
 def shown(v: Value) -> str:
     """The shape of a value, for messages."""
     return f"[{','.join(map(str, v.shape))}]"
@@ -116,10 +100,7 @@ class Add(Binary):
     backward_reads = reads.nothing
     canonical = (constant_right, neutral(0))
     operator = _python.add
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        x, y = both(node, given)
-        return (Range(x.low + y.low, x.high + y.high, x.rows + y.rows, x.columns + y.columns),)
+    ranges = rules.added
 
 
 class Sub(Binary):
@@ -129,10 +110,7 @@ class Sub(Binary):
     backward_reads = reads.nothing
     canonical = (neutral(0),)
     operator = _python.sub
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        x, y = both(node, given)
-        return (Range(x.low - y.high, x.high - y.low, x.rows + y.rows, x.columns + y.columns),)
+    ranges = rules.subtracted
 
 
 def _onto_operand(node: Node) -> Value | None:
@@ -151,14 +129,7 @@ class Mul(Binary):
     backward_reads = reads.each_other
     canonical = (constant_right, neutral(1), _onto_operand)
     operator = _python.mul
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        x, y = both(node, given)
-        if node.value("x") is node.value("y"):
-            return (Range(0.0, x.most**2),)
-        low, high = ends(x, y)
-        rows, columns = (min_(x.most * b, a * y.most) for a, b in ((x.rows, y.rows), (x.columns, y.columns)))
-        return (Range(low, high, rows, columns),)
+    ranges = rules.multiplied
 
 
 def _over_root(node: Node) -> Value | None:
@@ -193,27 +164,15 @@ class Div(Binary):
         check(x.dtype.is_float, f"x is {x.dtype}: integer division rounds differently on every backend")
         return self.broadcast(x, y)
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        x, y = both(node, given)
-        a, b = node.arguments
-        if b.producer is not None and b.producer.op.adds_up and b.producer.arguments[0] is a and x.low >= 0:
-            return (Range(0.0, 1.0),)
-        if y.low <= 0 <= y.high:
-            return (Range(),)
-        least = min_(abs_(y.low), abs_(y.high))
-        return (Range(-x.most / least, x.most / least, x.rows / least, x.columns / least),)
+    ranges = rules.divided
 
 
 class Maximum(Binary):
     """max(x, y), broadcast."""
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        x, y = both(node, given)
-        return (Range(max_(x.low, y.low), max_(x.high, y.high), x.rows + y.rows, x.columns + y.columns),)
-
     commutative = True
     torch_name, onnx_name = "maximum", "Max"
-    backward_reads = reads.operands
+    backward_reads, ranges = reads.operands, rules.larger
     canonical = (constant_right,)
 
 
@@ -230,21 +189,15 @@ def _named_power(node: Node) -> Value | None:
 class Minimum(Binary):
     """min(x, y), broadcast."""
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        x, y = both(node, given)
-        return (Range(min_(x.low, y.low), min_(x.high, y.high), x.rows + y.rows, x.columns + y.columns),)
-
     commutative = True
     torch_name, onnx_name = "minimum", "Min"
-    backward_reads = reads.operands
+    backward_reads, ranges = reads.operands, rules.smaller
 
 
 class Pow(Binary):
     """x ** y, broadcast; floating point only."""
 
-    sensitive = True
-
-    torch_name, onnx_name = "pow", "Pow"
+    sensitive, torch_name, onnx_name = True, "pow", "Pow"
     backward_reads = reads.operands
     canonical = (neutral(1), _named_power)
     operator = _python.pow
@@ -272,76 +225,50 @@ def _negated(node: Node) -> Value | None:
 class Neg(Signed):
     """-x."""
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (x.scaled(-1.0),)
-
     torch_name, onnx_name = "negative", "Neg"
-    backward_reads = reads.nothing
+    backward_reads, ranges = reads.nothing, rules.negated
     canonical = (_negated,)
 
 
 class Abs(Signed):
     """|x|, of x [...]."""
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (Range(0.0, x.most, x.rows, x.columns),)
-
     torch_name, onnx_name = "abs", "Abs"
-    backward_reads = reads.first
+    backward_reads, ranges = reads.first, rules.sizes
 
 
 class Exp(Unary):
     """e ** x."""
 
-    sensitive = True
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (Range(0.0, math.exp(x.high) if x.high < 88 else math.inf),)
-
-    torch_name, onnx_name = "exp", "Exp"
-    backward_reads = reads.output
+    sensitive, torch_name, onnx_name = True, "exp", "Exp"
+    backward_reads, ranges = reads.output, rules.exponentials
 
 
 class Log(Unary):
     """Natural logarithm of x [...]."""
 
-    sensitive = True
-
-    torch_name, onnx_name = "log", "Log"
+    sensitive, torch_name, onnx_name = True, "log", "Log"
     backward_reads = reads.first
 
 
 class Sqrt(Unary):
     """Square root of x [...]."""
 
-    sensitive = True
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (Range(0.0, math.sqrt(max_(x.high, 0.0))),)
-
-    torch_name, onnx_name = "sqrt", "Sqrt"
-    backward_reads = reads.output
+    sensitive, torch_name, onnx_name = True, "sqrt", "Sqrt"
+    backward_reads, ranges = reads.output, rules.roots
 
 
 class Tanh(Unary):
     """Hyperbolic tangent of x [...]."""
 
-    kept = (-1.0, 1.0)
-
-    torch_name, onnx_name = "tanh", "Tanh"
+    kept, torch_name, onnx_name = (-1.0, 1.0), "tanh", "Tanh"
     backward_reads = reads.output
 
 
 class Sin(Unary):
     """Sine, x in radians."""
 
-    sensitive = True
-    kept = (-1.0, 1.0)
-
+    sensitive, kept = True, (-1.0, 1.0)
     torch_name, onnx_name = "sin", "Sin"
     backward_reads = reads.first
 
@@ -349,9 +276,7 @@ class Sin(Unary):
 class Cos(Unary):
     """Cosine, x in radians."""
 
-    sensitive = True
-    kept = (-1.0, 1.0)
-
+    sensitive, kept = True, (-1.0, 1.0)
     torch_name, onnx_name = "cos", "Cos"
     backward_reads = reads.first
 
@@ -359,25 +284,15 @@ class Cos(Unary):
 class Floor(Unary):
     """The largest integer that is at most x."""
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (Range(x.low - 1.0, x.high),)
-
     torch_name, onnx_name = "floor", "Floor"
-    backward_reads = reads.nothing
+    backward_reads, ranges = reads.nothing, rules.floors
 
 
 class Rsqrt(Unary):
     """1 / sqrt(x)."""
 
-    sensitive = True
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (Range(0.0, 1.0 / math.sqrt(x.low) if x.low > 0 else math.inf),)
-
-    torch_name, onnx_name = "rsqrt", "Sqrt"
-    backward_reads = reads.output
+    sensitive, torch_name, onnx_name = True, "rsqrt", "Sqrt"
+    backward_reads, ranges = reads.output, rules.inverse_roots
 
     def numpy(self, x: Any) -> Any:
         return (1.0 / np.sqrt(x)).astype(x.dtype)
@@ -389,9 +304,7 @@ class Rsqrt(Unary):
 class Erf(Unary):
     """Gauss error function of x [...]."""
 
-    kept = (-1.0, 1.0)
-
-    torch_name, onnx_name = "erf", "Erf"
+    kept, torch_name, onnx_name = (-1.0, 1.0), "erf", "Erf"
     backward_reads = reads.first
 
     def numpy(self, x: Any) -> Any:
@@ -401,9 +314,7 @@ class Erf(Unary):
 class Sigmoid(Unary):
     """1 / (1 + e ** -x)."""
 
-    kept = (0.0, 1.0)
-
-    torch_name, onnx_name = "sigmoid", "Sigmoid"
+    kept, torch_name, onnx_name = (0.0, 1.0), "sigmoid", "Sigmoid"
     backward_reads = reads.output
 
     def numpy(self, x: Any) -> Any:
@@ -427,9 +338,7 @@ class Cast(Op):
     def infer(self, x: Value, *, dtype: DType) -> TensorType:
         return x.type.with_dtype(dtype)
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = known(given)
-        return (Range(0.0, 1.0) if node.output.dtype == bool_ else x,)
+    ranges = rules.cast
 
     def links(self, x: Value, *, dtype: DType) -> Links:
         return elementwise_links(x)
@@ -471,8 +380,7 @@ class Constant(Op):
     def links(self, *, value: Any, dtype: DType) -> Links:
         return ()
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        return (of_array(np.asarray(node.attributes["value"], np.float64)),)
+    ranges = rules.written
 
     def numpy(self, *, value: Any, dtype: DType) -> Any:
         return np.asarray(value, dtype=dtype.numpy)

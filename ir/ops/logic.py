@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import backward_reads as reads
+from .. import range_rules as rules
 from ..errors import check
 from ..flow import Links
-from ..graph import Node, Operand, Value
+from ..graph import Operand, Value
 from ..op import Op, OpFunction, binary, op
-from ..ranges import Range
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import same_dtype
-from .elementwise import Binary, Unary, both, elementwise_links, shown
+from .elementwise import Binary, Unary, elementwise_links, shown
 
 _python: Any = operator
 _where: Any = np.where
@@ -103,9 +103,7 @@ class Where(Op):
         check(shape is not None, f"shapes {shown(condition)}, {shown(x)} and {shown(y)} do not broadcast")
         return TensorType(x.dtype, shape or ())
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        _, x, y = both(node, given)
-        return (x.union(y),)
+    ranges = rules.chosen
 
     def flops(self, condition: Value, x: Value, y: Value) -> DimLike:
         return product(broadcast(condition.shape, x.shape, y.shape) or ())

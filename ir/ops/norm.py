@@ -40,7 +40,7 @@ class RMSNorm(Op):
     x [...,C], w [C] -> [...,C].
     """
 
-    wide = True
+    wide, scale_free = True, True
     shard = shard_rules.norm
 
     def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
@@ -77,7 +77,7 @@ class LayerNorm(Op):
     x [...,C], w [C], b [C] -> [...,C].
     """
 
-    wide = True
+    wide, scale_free = True, True
     shard = shard_rules.norm
 
     def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
@@ -112,7 +112,7 @@ class AddRMSNorm(Op):
     (Zhang & Sennrich 2019) x [...,C], r [...,C], w [C] -> [...,C] twice. eps: added to the mean of squares.
     """
 
-    total = 1
+    total, scale_free = 1, True
 
     def infer(self, x: Value, r: Value, w: Value, *, eps: float = 1e-6) -> tuple[TensorType, TensorType]:
         check(x.type == r.type, f"x is {x.type} but r is {r.type}: the fused op does not broadcast")
@@ -130,7 +130,7 @@ class AddLayerNorm(Op):
     x [...,C], r [...,C], w [C], b [C] -> [...,C] twice. eps: added to the variance.
     """
 
-    total = 1
+    total, scale_free = 1, True
 
     def infer(
         self, x: Value, r: Value, w: Value, b: Value | None = None, *, eps: float = 1e-5

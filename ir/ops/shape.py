@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import builtins
-import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .. import backward_reads as reads
+from .. import range_rules as rules
 from .. import shard_rules
 from ..canonical import made_by, same_type
 from ..errors import check
 from ..flow import Link, Links, aligned, along, regrouped
 from ..graph import Attributes, Node, Value
 from ..op import Op, op, unmoved
-from ..ranges import Range, kept_along, spread
 from ..shard_rules import Cut, Cuts, Stop, first_cut
 from ..types import Dim, DimLike, DType, Shape, TensorType, bool_, broadcast, cancelled, exact_div, i64, product
 from . import checks
 from .reduce import AlongAxis
-
-min_, max_ = builtins.min, builtins.max
 
 
 def _merged_reshapes(node: Node) -> Value | None:
@@ -52,13 +48,7 @@ class Reshape(Op):
     def links(self, x: Value, *, shape: Shape) -> Links:
         return regrouped(x.shape, shape)
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        """A row that is cut into pieces bounds each of them, and so do pieces the row that they make."""
-        (x,) = (r for r in given if r is not None)
-        before, after = node.value("x").shape, node.output.shape
-        rows = kept_along(x.rows, before[-1] if before else 1, after[-1] if after else 1)
-        columns = x.columns if before[-2:] == after[-2:] else math.inf
-        return (replace(x, rows=rows, columns=columns),)
+    ranges = rules.regrouped
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.reshape(x, shape)
@@ -162,12 +152,7 @@ class Transpose(Op):
             return {y: replace(known[x], axis=order.index(known[x].axis % x.rank) - x.rank)}
         return {x: replace(known[y], axis=order[known[y].axis] - x.rank)}
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = (r for r in given if r is not None)
-        order = node.attributes["permutation"]
-        lengths = {len(order) - 1: x.rows, len(order) - 2: x.columns}
-        rows, columns = (lengths.get(order[i], math.inf) if len(order) >= -i else math.inf for i in (-1, -2))
-        return (replace(x, rows=rows, columns=columns),)
+    ranges = rules.turned
 
 
 class Expand(Op):
@@ -185,9 +170,7 @@ class Expand(Op):
     def links(self, x: Value, *, shape: Shape) -> Links:
         return aligned([x.shape], len(shape))
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        (x,) = (r for r in given if r is not None)
-        return (spread(x, node.value("x").shape, node.output.shape),)
+    ranges = rules.expanded
 
     def numpy(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         return np.broadcast_to(x, shape)
@@ -215,18 +198,7 @@ class Concat(AlongAxis):
 
     canonical = (_one_operand,)
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        """Rows of one operand or another; joined end to end they are as long as the hypotenuse of their lengths."""
-        parts = [r for r in given if r is not None]
-        axis = node.attributes["axis"]
-        rows, columns = (
-            math.hypot(*lengths) if axis == at else max_(lengths)
-            for at, lengths in ((-1, [r.rows for r in parts]), (-2, [r.columns for r in parts]))
-        )
-        low, high = min_(r.low for r in parts), max_(r.high for r in parts)
-        return (Range(low, high, rows, columns),)
-
-    backward_reads = reads.nothing
+    backward_reads, ranges = reads.nothing, rules.joined
     flops = unmoved
 
     def infer(self, *xs: Value, axis: int) -> TensorType:
@@ -267,9 +239,7 @@ class Concat(AlongAxis):
 class Slice(AlongAxis):
     """x[start : start + length] along one axis."""
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        return tuple(r for r in given if r is not None)
-
+    ranges = rules.parts
     canonical = (same_type,)
     backward_reads = reads.nothing
     flops = unmoved
@@ -333,15 +303,9 @@ class Gather(AlongAxis):
     The shape is x.shape[:axis] + indices.shape + x.shape[axis+1:].
     """
 
-    backward_reads = reads.second
+    backward_reads, ranges = reads.second, rules.rows
     shard = shard_rules.needs_all
     flops = unmoved
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        """Along an axis that is not the last, rows are taken whole."""
-        x = given[0]
-        assert x is not None
-        return (replace(x, rows=x.rows if node.attributes["axis"] != -1 else math.inf, columns=math.inf),)
 
     def infer(self, x: Value, indices: Value, *, axis: int = 0) -> TensorType:
         checks.indices(indices=indices)
@@ -368,13 +332,9 @@ class Gather(AlongAxis):
 class TakeAlongAxis(AlongAxis):
     """out[..., i, ...] = x[..., indices[..., i, ...], ...]: one element per index, along `axis`."""
 
-    backward_reads = reads.second
+    backward_reads, ranges = reads.second, rules.taken
     shard = shard_rules.needs_all
     flops = unmoved
-
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
-        assert given[0] is not None
-        return (replace(given[0], rows=math.inf, columns=math.inf),)
 
     def infer(self, x: Value, indices: Value, *, axis: int = -1) -> TensorType:
         check(indices.dtype == i64, f"indices are {indices.dtype}, expected i64")

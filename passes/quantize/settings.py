@@ -19,6 +19,8 @@ CALIBRATED = ("gptq", "awq", "smoothquant")
 
 BLOCKS = (16, 32, 64, 128, 256)
 CACHES = ("", "int8")
+PROMPTS = ("", "same", "float", "int8")
+"""How prompts are multiplied by weights in blocks: see `Choices.prompts` of the ONNX Runtime backend."""
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -29,10 +31,12 @@ class Quantization:
 
     weights: one of FORMS ("": none, where only the cache is asked for). method: one of METHODS (None: `default_method`
     of the form). block: codes that share a scale (None: what is fastest on the target). symmetric: no zero points
-    (None: what is fastest, then best, on the target). calibrate: text for methods that look at activations, or a file
-    with it. quality: most that perplexity may rise, 0.005 for half a percent; chooses encodings and methods. size:
-    most bytes of the data, chosen likewise. cache: "int8" for keys and values in 8 bits. again: also round weights
-    that are stored in blocks already. Raises ConfigError naming the field, its value, and what it may be.
+    (None: what is fastest, then best, on the target). calibrate: text for methods that look at activations, or a
+    file with it. quality: most that perplexity may rise, 0.005 for half a percent; chooses encodings and methods.
+    size: most bytes of the data, chosen likewise. cache: "int8" for keys and values in 8 bits. prompts: one of
+    PROMPTS ("": what the target does): "int8" reads prompts twice as fast by rows of 8 bits beside the blocks, less
+    exactly. again: also round weights that are stored in blocks already. Raises ConfigError naming the field, its
+    value, and what it may be.
     """
 
     weights: str = "int4"
@@ -43,6 +47,7 @@ class Quantization:
     quality: float | None = None
     size: int | None = None
     cache: str = ""
+    prompts: str = ""
     again: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +92,7 @@ class Quantization:
 
     def _names(self) -> list[str]:
         found: list[str] = []
-        for field, known in (("weights", (*FORMS, "")), ("method", METHODS), ("cache", CACHES)):
+        for field, known in (("weights", (*FORMS, "")), ("method", METHODS), ("cache", CACHES), ("prompts", PROMPTS)):
             value = getattr(self, field)
             if value is not None and value not in known:
                 shown = ", ".join(filter(None, known))
@@ -117,8 +122,8 @@ class Quantization:
             found.append(f"method is {self.method!r}, which needs text: calibrate is None")
         if self.quality is not None and self.calibrate is None:
             found.append(f"quality is {self.quality}, a rise of perplexity, which needs text: calibrate is None")
-        if not self.weights and not self.cache:
-            found.append("weights and cache are both empty, so there is nothing to round")
+        if not self.weights and not self.cache and not self.prompts:
+            found.append("weights, cache and prompts are empty, so there is nothing to round")
         return found
 
 
