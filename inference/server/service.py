@@ -229,7 +229,7 @@ class Service:
     ) -> AsyncGenerator[list[Request]]:
         """Requests for several prompts, which are cancelled when the block is left before they have ended.
 
-        asked: further arguments of `Scheduler.submit`, with `constraints`, one for each prompt. Raises HttpError.
+        asked: further arguments of `Scheduler.submit`, with `constraints`, one for each prompt. Raises what that does.
         """
         requests: list[Request] = []
         constraints = asked.pop("constraints", None) or [None] * len(prompts)
@@ -239,8 +239,6 @@ class Service:
                 asked["constraint"] = constraint
                 requests.append(scheduler.submit(prompt, settings, timeout=self.limits.timeout, **asked))
             yield requests
-        except Exception as e:
-            raise told(e) from e
         finally:
             for request in requests:
                 request.cancel()
