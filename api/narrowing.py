@@ -115,8 +115,8 @@ def _written(session: Session, length: int) -> list[list[int]]:
     tokens = [first]
     logits = session.prefill(first[:, None], np.ones(ROWS, np.int64))
     for _ in range(length - 1):
-        noise = -np.log(-np.log(rng.random(logits.shape)))
-        tokens.append(np.argmax(logits + noise, -1))
+        chances: Array = rng.random((len(logits), int(logits.shape[1])))
+        tokens.append(np.argmax(logits - np.log(-np.log(chances)), -1))
         if len(tokens) < length:
             logits = session.step(tokens[-1])
     return np.stack(tokens, 1).tolist()
