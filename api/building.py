@@ -248,7 +248,9 @@ def build(
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):
             served, cache = with_narrow_cache(served, asked, aim, place, max_positions)
-            tuning = _tuned(served, aim, tune, loads, tune_seconds, max_positions, threads, progress) if tune else None
+            fine = fine_of(model, aim, place) if done is None else done.fine
+            settings = {"budget": tune_seconds, "positions": max_positions, "threads": threads, "fine": fine}
+            tuning = _tuned(served, aim, tune, loads, progress, settings) if tune else None
             report = backend.build(
                 served,
                 None,
@@ -260,7 +262,7 @@ def build(
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
                 cache=str(cache) if cache is not None else "",
-                fine=fine_of(model, aim, place) if done is None else done.fine,
+                fine=fine,
                 dump=dump,
                 adapters=beside,
                 announce=announce if done is None else None,
@@ -296,21 +298,18 @@ def _tuned(
     target: Target,
     tune: bool | str,
     loads: Sequence[str],
-    budget: float,
-    positions: int | None,
-    threads: int | None,
     progress: Progress | None,
+    settings: Mapping[str, Any],
 ) -> Tuning:
-    """What is fastest for a model here. progress: as of `build`, in thousandths of the work."""
+    """What is fastest for a model here. progress: as of `build`, in thousandths of the work. settings: of `tune`."""
     from .backends.onnxruntime.tune import tune as measure
     from .backends.onnxruntime.tune_loads import Load
 
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings: dict[str, Any] = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
-    asked = [Load.parse(text) for text in loads]
-    return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+    told: dict[str, Any] = {**settings, "again": tune == "again", "progress": show}
+    return measure(model, weights_of(model), target, loads=[Load.parse(text) for text in loads], **told)
 
 
 def _choices(target: Target, asked: Quantization | None, tuning: Tuning | None) -> Choices | None:
