@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _TRIALS = 6
 """Choices that are measured after the two ends."""
 
 _BLOCK = 32
+
+_LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def _least(
     score = _Score(model, rows, place)
     progress("measuring the model")
     before = score(weights)
+    if not math.isfinite(before):
+        what = f"quality is {asked.quality:.2%}, but {score.name} of the model itself is {before} on that text"
+        raise ConfigError(what, place="quantize")
 
     def rise(count: int) -> float:
         found = score(search.weights(weights, count))
@@ -142,7 +148,7 @@ def _least(
     if rise(0) <= asked.quality:
         return 0
     worst = rise(most)
-    if worst > asked.quality:
+    if not worst <= asked.quality:
         what = (
             f"quality is {asked.quality:.2%}, but {score.name} rises by {worst:.2%} with {size(search.bytes(most))}, "
         )
@@ -194,7 +200,12 @@ def perplexity(outputs: Any, rows: Sequence[Sequence[int]]) -> float:
             targets = np.array(row[at + 1 : at + 1 + len(piece)])
             total -= float(piece[np.arange(len(piece)), targets].sum())
             count += len(piece)
-    return math.exp(total / max(count, 1))
+    return exponential(total / max(count, 1))
+
+
+def exponential(x: float) -> float:
+    """exp(x), infinity where that is no float."""
+    return math.exp(x) if not x > _LARGEST else math.inf
 
 
 def log_softmax(logits: Array) -> Array:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import LoweringError, WeightsError
+from .ir.errors import ConfigError, LoweringError, WeightsError
 from .ir.files import check_writable, staged
 from .ir.manifest import seal
 from .ir.missing import needed
@@ -162,10 +163,11 @@ def write_export(
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
     oldest = opset if opset is not None else client.opset if client is not None else SINCE
-    if quantize is not None and oldest < SINCE:
-        raise LoweringError(f"opset {oldest} has no integers of 4 bits and no blocks: they exist since {SINCE}")
+    asked = Quantization.of(quantize)
+    if asked is not None:
+        _check_portable(asked, oldest, SINCE)
     settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
-    with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
+    with quantized(model, asked, None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
         graphs = serving_graphs(model, dtype, dump, report.precision)
         exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
@@ -175,6 +177,18 @@ def write_export(
             (announce or silent)(report.bound)
         write(exported, folder, progress)
     return report
+
+
+def _check_portable(asked: Quantization, opset: int, since: int) -> None:
+    """Raises LoweringError for what no standard op expresses."""
+    if asked.cache:
+        what = f"a portable export has no cache in 8 bits, but cache is {asked.cache!r}"
+        raise LoweringError(what, hint="target cpu has one")
+    if asked.prompts:
+        what = f"a portable export leaves to its runtime how prompts are multiplied, but prompts is {asked.prompts!r}"
+        raise LoweringError(what, hint="target cpu has a choice")
+    if opset < since:
+        raise LoweringError(f"opset {opset} has no integers of 4 bits and no blocks: they exist since {since}")
 
 
 def serving_graphs(
@@ -247,6 +261,7 @@ def build(
         aim = Target.of(target, dtype)
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):
+            _check_prompts(served, asked)
             served, cache = with_narrow_cache(served, asked, aim, place, max_positions)
             fine = fine_of(model, aim, place) if done is None else done.fine
             settings = {"budget": tune_seconds, "positions": max_positions, "threads": threads, "fine": fine}
@@ -290,7 +305,8 @@ def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
         f.write(found.to_json().encode())
     seal(report.folder)
     if report.quantization is not None:
-        report.quantization.quality = {k: v for k, v in asdict(found).items() if v is not None} | {"rise": found.rise}
+        said = json.loads(found.to_json())
+        report.quantization.quality = {k: v for k, v in said.items() if v is not None}
 
 
 def _tuned(
@@ -320,6 +336,16 @@ def _choices(target: Target, asked: Quantization | None, tuning: Tuning | None) 
     if asked is None or not asked.prompts:
         return found
     return dataclasses.replace(found or choices_of(target), prompts=cast("Any", asked.prompts))
+
+
+def _check_prompts(model: Model, asked: Quantization | None) -> None:
+    """Raises ConfigError where it is said how blocks multiply prompts, but no weight has blocks."""
+    if asked is None or not asked.prompts or model.weights is None:
+        return
+    encodings = (t.type.encoding for t in model.weights.values())
+    if not any(e is not None and e.block for e in encodings):
+        what = f"prompts is {asked.prompts!r}, but no weight has blocks, as in int4 and int8"
+        raise ConfigError(what, place="quantize")
 
 
 def _beside(model: Model, adapters: Mapping[str, str | Path | Adapter] | None) -> Adapters | None:

@@ -8,11 +8,14 @@ import functools
 import inspect
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 import typing
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any, ParamSpec, cast
 
 import numpy as np
@@ -63,7 +66,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         if kwargs.pop("debug", False):
             os.environ[DEBUG] = "1"
-        with ending(as_json=bool(kwargs.get("json_output"))), needed(f"monograph {function.__name__.rstrip('_')}"):
+        name = f"monograph {function.__name__.rstrip('_')}"
+        with terminable(), ending(as_json=bool(kwargs.get("json_output"))), needed(name):
             check_numbers(function, kwargs)
             function(*args, **kwargs)
 
@@ -73,6 +77,35 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
     run.__annotations__ = {**typing.get_type_hints(function, include_extras=True), "debug": Debug}
     return run
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def terminable() -> Generator[None]:
+    """SIGTERM leaves the block as an error does, so that what it began to write is removed, and then ends the program.
+
+    A second one does not disturb that. Where somebody else handles the signal, nothing changes.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -102,7 +135,7 @@ def ending(*, as_json: bool = False) -> Generator[None]:
 
 def _tell_error(error: Exception, as_json: bool) -> None:
     said = str(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, MonographError):
         said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     elif isinstance(error, MemoryError):
         said = f"there is not enough memory {error}".rstrip()

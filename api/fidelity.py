@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .budgets import log_softmax
+from .budgets import exponential, log_softmax
 from .building import weights_of
 from .frontends.dsl import Model
 from .frontends.task import LOGITS
@@ -65,14 +65,17 @@ class Quality(Shown):
 
     @property
     def rise(self) -> float | None:
-        """Share by which perplexity is higher than before."""
-        return None if self.perplexity is None or self.before is None else self.perplexity / self.before - 1
+        """Share by which perplexity is higher than before; None also where the model's is no finite number."""
+        if self.perplexity is None or self.before is None or not math.isfinite(self.before):
+            return None
+        return self.perplexity / self.before - 1
 
     def table(self) -> Table:
         """What was measured, on what."""
         rows = [("text", f"{self.text}, {self.tokens:,} tokens in windows of {self.window}")]
         if self.perplexity is not None:
-            before = "" if self.before is None else f", before {self.before:.3f} ({100 * (self.rise or 0):+.2f} %)"
+            before = "" if self.before is None else f", before {self.before:.3f}"
+            before += "" if self.rise is None else f" ({100 * self.rise:+.2f} %)"
             rows.append(("perplexity", f"{self.perplexity:.3f}{before}"))
         shares = {"likeliest token equal": self.agreement, "greedy tokens equal": self.greedy}
         rows += [(k, f"{100 * v:.2f} %") for k, v in shares.items() if v is not None]
@@ -82,8 +85,10 @@ class Quality(Shown):
         return Table("quality", [*rows, ("weights", f"{size(self.bytes)}{before}")])
 
     def to_json(self) -> str:
-        """As it stands in `quality.json`."""
-        return json.dumps({**asdict(self), "rise": self.rise}, indent=2) + "\n"
+        """As it stands in `quality.json`: null is what was not measured, or is no finite number."""
+        said = {**asdict(self), "rise": self.rise}
+        said = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in said.items()}
+        return json.dumps(said, indent=2) + "\n"
 
 
 def quality(
@@ -246,8 +251,8 @@ class _Tally:
         """The fields of Quality that were measured."""
         known = self.predicted
         return {
-            "perplexity": math.exp(self.surprise / known) if known else None,
-            "before": math.exp(self.before / known) if known and self.compared else None,
+            "perplexity": exponential(self.surprise / known) if known else None,
+            "before": exponential(self.before / known) if known and self.compared else None,
             "agreement": self.equal / self.count if self.count else None,
             "divergence": self.divergence / self.count if self.count else None,
             "greedy": self.same / self.chosen if self.chosen else None,

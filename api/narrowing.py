@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from .backends.target import Target
 from .frontends.dsl import Model
 from .frontends.task import LOGITS
 from .ir.errors import LoweringError, WeightsError
+from .ir.files import beside
 from .ir.slots import Growth, Slot
 from .ir.tensors import Array
 from .ir.types import f32
@@ -68,9 +68,8 @@ def narrowed(
         raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
     if target.provider != "cpu" or target.dtype != f32:
         raise LoweringError(f"a cache in 8 bits is built for cpu in f32, not for {target}")
-    near = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(dir=near, prefix=f".{folder.name[:50]}-", suffix=".cache") as place:
-        wide = _session(model, target, Path(place) / "wide", positions)
+    with beside(folder, "cache") as place:
+        wide = _session(model, target, place / "wide", positions)
         slots = [s for s in wide.contract.slots if s.growth in (Growth.append, Growth.window) and s.type.rank == 4]
         if not slots or wide.contract.encoder or wide.contract.output != LOGITS:
             raise LoweringError(f"{model.name} has no keys and values of a text that goes on, to keep in 8 bits")
@@ -80,7 +79,7 @@ def narrowed(
         served = dataclasses.replace(
             model, weights=Weights({**model.weights, **Weights.of(scales)}, model.weights.place)
         )
-        found = _cost(wide, _session(served, target, Path(place) / "narrow", positions), unseen, source, len(slots))
+        found = _cost(wide, _session(served, target, place / "narrow", positions), unseen, source, len(slots))
     bound = BOUND if asked.quality is None else math.log1p(asked.quality)
     if not found.divergence <= bound:
         what = f"keys and values in 8 bits cost {found.divergence:.2g} nats, and {bound:g} are allowed"

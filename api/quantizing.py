@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from .calibrating import base_of, calibration_bytes, prepared, trapped_in
 from .frontends.dsl import Model, plain_graph
 from .ir.encodings import Encoding
 from .ir.errors import LoweringError, WeightsError
+from .ir.files import beside
 from .ir.types import DType
 from .ir.weights import NO_WEIGHTS, Weights
 from .passes.quantize.choose import choose
@@ -56,16 +55,13 @@ def quantized(
     planned = choose(plain_graph(model, dtype), model.weights, settings, base_of(settings), dtype)
     if announce is not None:
         announce(bound_of(model.weights[k] for k in model.weights) + calibration_bytes(model, settings))
-    place = _scratch(folder)
-    try:
+    with beside(folder, "lines") as place:
         ready = prepared(model, settings, planned, place, narrow_of(target), dtype, _named(progress))
         done = list(rounded(ready.weights, ready.planned.choices, place, progress))
         weights = Weights({**ready.weights, **{r.name: r.tensor for r in done}}, model.weights.place)
         report = QuantizationReport.of(settings, model.weights, ready.planned, done, dtype.bits)
         report.fine = ready.fine
         yield dataclasses.replace(model, weights=weights), report
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def filled(asked: Quantization, target: Target | None) -> Quantization:
@@ -101,18 +97,9 @@ def fine_of(model: Model, target: Target, folder: Path) -> frozenset[str]:
     """Of a model whose weights are in blocks already, those whose activations 8 bits change too much."""
     if model.weights is None or all(t.type.encoding is None for t in model.weights.values()):
         return frozenset()
-    place = _scratch(folder)
-    try:
+    with beside(folder, "lines") as place:
         return frozenset(trapped_in(model, model.weights, {}, random_samples(model), place, narrow_of(target)))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _named(progress: Progress | None) -> Callable[[str], None] | None:
     return None if progress is None else lambda name: progress(0, 0, name)
-
-
-def _scratch(folder: Path) -> Path:
-    """A hidden folder on the disk of `folder`, beside it if that is possible."""
-    near = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.is_dir())
-    return Path(tempfile.mkdtemp(prefix=f".{folder.name[:50]}-", suffix=".lines", dir=near))

@@ -194,7 +194,13 @@ def onnx_runner(folder: Path, graph: Graph, *, threads: int | None = None) -> Ru
         options.intra_op_num_threads = threads or 0
         # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-        return library.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        file = folder / f"{name}.onnx"
+        try:
+            return library.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except ort.internals().NotImplemented as e:
+            # An export may be for a runtime that has more kernels, such as those in bf16.
+            what = f"cannot be compared here: onnxruntime {library.__version__} says on the CPU: {e}"
+            raise RuntimeInputError(what, place=str(file)) from None
 
     inside = folder / LAYOUTS["web"].folder
     folder = inside if inside.is_dir() else folder

@@ -60,8 +60,9 @@ class WriteError(MonographError, OSError):
     """The system did not take what was to be written: a full disk, a limit of the process. strerror: why."""
 
     def __init__(self, cause: OSError, *, place: str) -> None:
-        super().__init__(f"cannot be written: {cause.strerror}", place=place)
-        self.errno, self.strerror = cause.errno, cause.strerror
+        why = cause.strerror or str(cause)  # NumPy tells of a short write in words only.
+        super().__init__(f"cannot be written: {why}", place=place)
+        self.errno, self.strerror = cause.errno, why
 
     def __str__(self) -> str:
         return str(self.args[0])

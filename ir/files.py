@@ -175,6 +175,24 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def beside(folder: Path, name: str) -> Generator[Path, None, None]:
+    """A scratch folder on the disk of `folder`, next to it if that is possible; gone after the block.
+
+    What killed writers left there is removed. name: what it is for. Raises WriteError where it cannot be made, or where
+    the disk is full.
+    """
+    near = next(p for p in folder.absolute().parents if p.is_dir())
+    named = f"{folder.name[: _LENGTH - len(name) - 1]}.{name}"
+    sweep(near / named)
+    with _placed(near), contextlib.ExitStack() as stack:
+        try:
+            work = stack.enter_context(_hidden(near, named))
+        except OSError as e:
+            raise WriteError(e, place=str(near)) from e
+        yield work
+
+
 def _hidden_name(name: str) -> str:
     return f".{name[:_LENGTH]}.{uuid.uuid4().hex}{_SUFFIX}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from monograph.fidelity import Quality
 from monograph.frontends.dsl import Model, load_family
 from monograph.ir.errors import ConfigError
 from monograph.ir.manifest import check
+from monograph.ir.weights import Weights
 from monograph.samples import Reader
 
 TEXT = mg.python_topics()[:40_000]
@@ -209,3 +211,16 @@ def test_table() -> None:
     shown = str(Quality("a.txt", 100, 64, 12.0, 10.0, 0.9, 0.01, 0.8, 2, 8, bytes=1000, bytes_before=4000))
     assert "12.000, before 10.000 (+20.00 %)" in shown
     assert "90.00 %" in shown
+
+
+def test_a_perplexity_that_is_no_number_is_said_not_hidden(model: Model, text: Path, tmp_path: Path) -> None:
+    assert model.weights is not None
+    arrays = {k: model.weights.numpy(k).copy() for k in model.weights}
+    arrays["model.norm.weight"][:] = 1e6
+    wild = dataclasses.replace(model, weights=Weights.of(arrays))
+    with mg.build(wild, tmp_path / "q", quantize=mg.Quantization("int4", calibrate=text)) as engine:
+        assert engine.report is not None and engine.report.quantization is not None
+        assert "rise" not in engine.report.quantization.quality
+    assert json.loads((tmp_path / "q" / "quality.json").read_text())["before"] is None
+    with pytest.raises(mg.MonographError, match="perplexity of the model itself is inf"):
+        mg.build(wild, tmp_path / "b", quantize=mg.Quantization("int4", calibrate=text, quality=0.05))

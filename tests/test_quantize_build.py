@@ -161,6 +161,16 @@ def test_the_command_says_what_was_done(tmp_path: Path) -> None:
         (["--weights", "int2", "--target", "onnx"], "no 2-bit form"),
         (["--adapter", "x"], "expected NAME=DIR"),
         (["--target", "onnx", "--tune"], "does not take --tune"),
+        (["--target", "onnx", "--load", "1x4+4"], "does not take --load"),
+        (["--target", "onnx", "--max-positions", "12"], "does not take --max-positions"),
+        (["--target", "onnx", "--cache", "int8"], "no cache in 8 bits"),
+        (["--target", "onnx", "--weights", "int4", "--prompts", "float"], "leaves to its runtime how prompts"),
+        (["--opset", "21"], "a build for cpu does not take --opset"),
+        (["--tune-seconds", "3"], "without --tune does not take --tune-seconds"),
+        (["--prompts", "float"], "no weight has blocks"),
+        (["--prompts", "float", "--weights", "int8-dynamic"], "int8-dynamic reads prompts as it makes steps"),
+        (["--cache", "int8", "--block", "16"], "block is 16, but weights is empty"),
+        (["--cache", "int8", "--asymmetric"], "symmetric is False, but weights is empty"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(options: list[str], message: str, tmp_path: Path) -> None:
@@ -180,3 +190,27 @@ def test_nothing_is_left_behind_where_a_weight_is_damaged(tmp_path: Path) -> Non
     with pytest.raises(mg.MonographError, match=r"layers\.1\.mlp\.up_proj\.weight has a number that is not finite"):
         mg.build(broken, tmp_path / "built", quantize="int4")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_too_large_to_round_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny("llama", tied=True)
+    assert model.weights is not None
+    arrays = {k: model.weights.numpy(k).copy() for k in model.weights}
+    arrays["model.layers.1.mlp.up_proj.weight"][3, 5] = 3e38
+    large = dataclasses.replace(model, weights=Weights.of(arrays))
+    with pytest.raises(mg.MonographError, match=r"up_proj\.weight (cannot be rounded|has numbers so large)"):
+        mg.build(large, tmp_path / "built", quantize="int4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_codes_in_the_cache_are_checked_as_codes(tmp_path: Path) -> None:
+    model, asked = tiny("llama", tied=True), mg.Quantization("", cache="int8")
+    with mg.build(model, tmp_path / "built", quantize=asked) as engine:
+        assert verify(model, engine, torch=False).passed
+
+
+def test_experts_are_exported_in_bf16(tmp_path: Path) -> None:
+    model = tiny("deepseek_v3")
+    mg.export(model, tmp_path / "export", dtype="bf16")
+    with pytest.raises(mg.MonographError, match=r"model\.onnx: cannot be compared here: onnxruntime .* DATA|NOT_IMPL"):
+        verify(model, tmp_path / "export", torch=False)

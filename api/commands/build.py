@@ -70,7 +70,7 @@ def build(
         list[str] | None,
         typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
     ] = None,
-    tune_seconds: Annotated[float, typer.Option(help="about how long tuning takes")] = 60.0,
+    tune_seconds: Annotated[float | None, typer.Option(help="about how long tuning takes; none: 60")] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
     ] = None,
@@ -98,6 +98,15 @@ def build(
         )
     if layout is not None:
         target = _portable(layout, target)
+    tuned = {"--load": load, "--tune-seconds": tune_seconds}
+    settings = {"--strict": strict, "--tune": tune, "--retune": retune, "--adapter": adapter}
+    settings |= {"--max-positions": max_positions, **tuned}
+    if target == "onnx":
+        _refuse(settings, "a portable export")
+    else:
+        _refuse({"--opset": opset}, f"a build for {target}")
+    if not (tune or retune):
+        _refuse(tuned, "a build without --tune")
     asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, prompts, tables, again)
     loaded = resolve(model, family, random)
     if layout is not None and check and loaded.task.separated:
@@ -119,18 +128,17 @@ def build(
         told = {"dump": dump, "announce": announce, "progress": show}
         start = time.perf_counter()
         if target == "onnx":
-            _check_portable(strict, tune or retune, adapter)
             report |= _export(loaded, folder, opset, layout, asked, dtype or "f32", told)
         else:
-            settings = {"target": target, "max_positions": max_positions, "strict": strict, "quantize": asked}
-            settings |= {
+            chosen = {"target": target, "max_positions": max_positions, "strict": strict, "quantize": asked}
+            chosen |= {
                 "dtype": dtype,
                 "tune": "again" if retune else tune,
                 "loads": load or (),
-                "tune_seconds": tune_seconds,
+                "tune_seconds": 60.0 if tune_seconds is None else tune_seconds,
                 "adapters": adapters_of(adapter),
             }
-            report |= _build(loaded, folder, settings | told)
+            report |= _build(loaded, folder, chosen | told)
     report |= {"seconds": time.perf_counter() - start, "peak_bytes": peak_memory()}
     if check:
         report["check"] = _check(loaded, folder, asked, target, dtype, json_output)
@@ -149,13 +157,11 @@ def _portable(layout: str, target: str) -> str:
     return "onnx"
 
 
-def _check_portable(strict: bool, tune: bool, adapter: list[str] | None) -> None:
-    """Raises MonographError for an option that only a build for ONNX Runtime has."""
-    if strict:
-        raise MonographError("a portable export has no fused ops to be strict about", hint="drop --strict")
-    for option, given in {"--tune": tune, "--adapter": adapter}.items():
-        if given:
-            raise MonographError(f"a portable export does not take {option}", hint=f"drop {option}")
+def _refuse(options: Mapping[str, Any], what: str) -> None:
+    """Raises MonographError for an option that was given, but that nothing would read."""
+    for option, given in options.items():
+        if given is not None and given is not False and given != []:
+            raise MonographError(f"{what} does not take {option}", hint=f"drop {option}")
 
 
 def _export(

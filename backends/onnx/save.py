@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import onnx
 import onnx_ir
 
-from ...ir.errors import WeightsError
+from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import staged
 from ...ir.graph import Graph
 from ...ir.weights import Tensor
@@ -149,8 +149,11 @@ def export(
 
 
 def checked(path: Path) -> Path:
-    """The path of a written model that ONNX's own checker has read."""
-    _checker.check_model(str(path), full_check=True)
+    """The path of a written model that ONNX's own checker has read. Raises LoweringError with what that says."""
+    try:
+        _checker.check_model(str(path), full_check=True)
+    except (_checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise LoweringError(f"is not what the standard allows: {e}", place=path.name) from None
     return path
 
 

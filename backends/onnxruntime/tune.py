@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,12 +53,13 @@ def tune(
 ) -> Tuning:
     """Choices for a model on this machine, one field after the other, each only where it is faster beyond the noise.
 
-    loads: what is timed (none: DECODE or ENCODE). budget: seconds; fields that it does not reach keep the shipped
-    choice. positions: most tokens a row may have, as for the build. threads: of sessions. fine: as for the build.
-    again: measure also what was measured before on this machine. Raises what building raises, and RuntimeInputError
-    where the provider cannot run here.
+    loads: what is timed, as far as the model has positions (none: DECODE or ENCODE). budget: seconds; fields that it
+    does not reach keep the shipped choice. positions: most tokens a row may have, as for the build. threads: of
+    sessions. fine: as for the build. again: measure also what was measured before on this machine. Raises what building
+    raises, and RuntimeInputError where the provider cannot run here.
     """
-    loads = tuple(loads) or (DECODE if model.task.generates else ENCODE)
+    most = min(n for n in (positions, getattr(model.config, "max_positions", None), sys.maxsize) if n)
+    loads = tuple(dict.fromkeys(load.within(most) for load in loads or (DECODE if model.task.generates else ENCODE)))
     key = key_of(model, weights, target, loads, {"positions": positions, "threads": threads, "fine": sorted(fine)})
     known = None if again else read(key)
     if known is not None:

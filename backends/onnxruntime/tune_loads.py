@@ -43,8 +43,9 @@ class Load:
         return Load(*(int(n or 0) for n in found.groups()))
 
     def within(self, limit: int) -> Load:
-        """The same with prompts that leave room for at least one step of a model of `limit` tokens a row."""
-        prompt = max(1, min(self.prompt, limit - self.new - STEPS - 1, limit))
+        """The same with prompts that leave room for the steps, if there are any, in a model of `limit` tokens a row."""
+        room = limit - self.new - STEPS - 1 if self.new else limit
+        prompt = max(1, min(self.prompt, room))
         return Load(self.batch, prompt, min(self.new, max(0, limit - prompt)))
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from ..flow import Link, Links, along
 from ..graph import Node, Value
 from ..op import Op, op
 from ..ranges import Range
-from ..types import DimLike, TensorType, f32, i64, product
+from ..types import DimLike, TensorType, bf16, f32, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
 from .elementwise import constant
 from .feed_forward import ACTIVATIONS, GatedFeedForward, activate_in_onnx, gated_feed_forward
@@ -70,8 +70,10 @@ class Topk(Op):
         return torch.narrow(found[0], -1, 0, k), torch.narrow(found[1], -1, 0, k)
 
     def onnx(self, op: Any, x: Any, *, k: int) -> tuple[Any, Any]:
-        values, indices = op.TopK(x, op.constant(np.array([k], np.int64)), axis=-1, outputs=2)
-        return values, indices
+        # The standard's TopK takes no bf16 before opset 24; in f32 the order is the same.
+        wide = op.Cast(x, to=op.element_type(f32)) if x.dtype == bf16 else x
+        values, indices = op.TopK(wide, op.constant(np.array([k], np.int64)), axis=-1, outputs=2)
+        return (values if wide is x else op.Cast(values, to=op.element_type(bf16))), indices
 
 
 topk = op(Topk)

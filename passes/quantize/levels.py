@@ -105,6 +105,8 @@ def _check_finite(name: str, x: Array, start: int) -> None:
 def _joined(name: str, encoding: Encoding, levels: Levels, rounded: Rounded, rows: int) -> Array:
     if not np.isfinite(rounded.scales).all():
         raise WeightsError(f"{name} has numbers whose scale is too large for {encoding.scale}")
+    if not (np.isfinite(rounded.zeros).all() and np.isfinite(rounded.codes).all()):
+        raise WeightsError(f"{name} has numbers so large that their codes in {encoding} are none")
     shift = levels.middle if encoding.bits == 8 else 0
     block = rounded.codes.shape[-1]
     codes = (rounded.codes - shift).astype(encoding.codes_type.numpy).reshape(rows, -1, block)

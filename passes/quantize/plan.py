@@ -6,6 +6,7 @@ and whoever wants codes and scales apart does not round twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from ...ir.encoded import Encoded
 from ...ir.encodings import Encoding
+from ...ir.errors import WeightsError
 from ...ir.silent import silent
 from ...ir.tensors import Array, ArrayTensor, Span, StoredTensor, Tensor, stamp_of
 from ...ir.types import TensorType, f32, u8
@@ -85,7 +87,12 @@ def rounded(
         along_rows = np.ascontiguousarray(np.moveaxis(values, encoding.axis, -1))
         lines = choice.method.lines(name, along_rows, encoding.along(-1, 2))
         kept = written(scratch / f"{done}.lines", name, lines)
-        yield Rounded(name, Encoded(kept, type), _error(along_rows, lines, encoding.along(-1, 2)))
+        error = _error(along_rows, lines, encoding.along(-1, 2))
+        if not math.isfinite(error):
+            most = float(np.abs(values).max())
+            what = f"{name} cannot be rounded by {choice.method.name} to {encoding}: numbers reach {most:.3g}"
+            raise WeightsError(what, hint="a number of this size is damage; where it is not, keep the weight wide")
+        yield Rounded(name, Encoded(kept, type), error)
         (progress or silent)(done, len(plan), name)
 
 
@@ -96,8 +103,9 @@ def _error(weight: Array, lines: Array, encoding: Encoding) -> float:
     for start in range(0, len(weight), step):
         x, piece = weight[start : start + step], lines[start : start + step]
         y = Encoded(ArrayTensor(piece), TensorType(f32, x.shape, encoding)).numpy()
-        off += float(np.vdot(y - x, y - x))
-        whole += float(np.vdot(x, x))
+        gap, wide = np.subtract(y, x, dtype=np.float64), x.astype(np.float64)
+        off += float(np.vdot(gap, gap))
+        whole += float(np.vdot(wide, wide))
     return (off / whole) ** 0.5 if whole else 0.0
 
 

@@ -101,7 +101,23 @@ class QuantizationReport(Shown):
         """One line for people."""
         kinds = ", ".join(f"{n} {name}" for name, n in self.encodings.items()) or "none"
         by = f" by {' and '.join(self.methods)}" if self.methods else ", kept as they were"
-        return f"{kinds}{by}, {size(self.before)} to {size(self.after)}, mean relative error {self.error:.2%}"
+        line = f"{kinds}{by}, {size(self.before)} to {size(self.after)}, mean relative error {self.error:.2%}"
+        return "; ".join([line, *self._measured()])
+
+    def _measured(self) -> list[str]:
+        """What was measured on text, as far as it was."""
+        q, found = self.quality, list[str]()
+        if "rise" in q:
+            found.append(f"perplexity {q['before']:.4g} to {q['perplexity']:.4g} ({q['rise']:+.2%})")
+        if "agreement" in q:
+            found.append(f"likeliest token equal {q['agreement']:.1%}")
+        if "greedy" in q:
+            found.append(f"greedy tokens equal {q['greedy']:.1%}")
+        if "error" in q:
+            found.append(f"output off by {q['error']:.2%}")
+        if found:
+            found[-1] += f", on {q['tokens']:,} tokens of {q['text']}"
+        return found
 
     def table(self) -> Table:
         """For `repr` and notebooks."""

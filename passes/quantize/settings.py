@@ -127,6 +127,23 @@ class Quantization:
             found.append(f"quality is {self.quality}, a rise of perplexity, which needs text: calibrate is None")
         if not self.weights and not self.cache and not self.prompts:
             found.append("weights, cache and prompts are empty, so there is nothing to round")
+        return [*found, *self._idle()]
+
+    def _idle(self) -> list[str]:
+        """Fields that are given, but change nothing beside the others."""
+        found: list[str] = []
+        if self.weights == "int8-dynamic" and self.prompts:
+            found.append(f"prompts is {self.prompts!r}, but int8-dynamic reads prompts as it makes steps")
+        if not self.weights:
+            own = ("method", "block", "symmetric", "size", "tables", "again")
+            given = [f"{k} is {getattr(self, k)!r}" for k in own if getattr(self, k) not in (None, "", False)]
+            if self.symmetric is False:
+                given.append("symmetric is False")
+            found += [f"{said}, but weights is empty, so none is rounded" for said in given]
+            if not self.cache and self.calibrate is not None:
+                found.append("calibrate is given, but weights and cache are empty, so nothing reads it")
+            if not self.cache and self.quality is not None:
+                found.append(f"quality is {self.quality}, but weights and cache are empty, so nothing keeps it")
         return found
 
 

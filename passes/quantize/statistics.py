@@ -56,4 +56,8 @@ def gathered(group: Group, *, gram: bool = False, keep: int = ROWS) -> Statistic
             product += x.T @ x
         rows.append(np.array(x[-before % step :: step]))  # A copy: the pages of the rest go.
         before += len(x)
+    if product is not None and not np.isfinite(product).all():
+        names = ", ".join(layer.weight for layer in group.layers)
+        what = f"the text's activations reach {float(largest.max()):.3g}, and their products are not finite"
+        raise WeightsError(what, place=names, hint="a method that reads no text, such as kquant, can round it")
     return Statistics(tokens, (total / max(tokens, 1)).astype(np.float32), largest, np.concatenate(rows), product)

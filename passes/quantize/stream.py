@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...ir.dims import bind_dims
-from ...ir.errors import WeightsError
+from ...ir.errors import WeightsError, WriteError
 from ...ir.graph import Graph, Node, Value
 from ...ir.interpret import evaluate
 from ...ir.ops.linear import Linear
@@ -227,7 +227,10 @@ class Stream:
         return self.scratch / f"{self._numbers[v]}.{s}.npy"
 
     def _store(self, v: Value, s: int, x: Array) -> None:
-        np.save(self._file(v, s), x)
+        try:
+            np.save(self._file(v, s), x)
+        except OSError as e:
+            raise WriteError(e, place=str(self.scratch)) from e
 
     def _load(self, v: Value, s: int) -> Array:
         try:
