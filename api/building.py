@@ -16,7 +16,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import WeightsError
+from .ir.errors import LoweringError, WeightsError
 from .ir.files import check_writable, staged
 from .ir.manifest import seal
 from .ir.missing import needed
@@ -27,7 +27,7 @@ from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 from .passes.precision import DEFAULT_POSITIONS, Precision, is_f32, narrowed
-from .passes.quantize.report import QuantizationReport
+from .passes.quantize.report import QUALITY, QuantizationReport
 from .passes.quantize.settings import Quantization
 from .quantizing import fine_of, quantized
 
@@ -150,6 +150,7 @@ def write_export(
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
     from .backends.onnx.folder import check_outside, foreign
+    from .backends.onnx.quantized import SINCE
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
 
@@ -160,6 +161,9 @@ def write_export(
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
+    oldest = opset if opset is not None else client.opset if client is not None else SINCE
+    if quantize is not None and oldest < SINCE:
+        raise LoweringError(f"opset {oldest} has no integers of 4 bits and no blocks: they exist since {SINCE}")
     settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
@@ -244,7 +248,9 @@ def build(
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):
             served, cache = with_narrow_cache(served, asked, aim, place, max_positions)
-            tuning = _tuned(served, aim, tune, loads, tune_seconds, max_positions, threads, progress) if tune else None
+            fine = fine_of(model, aim, place) if done is None else done.fine
+            settings = {"budget": tune_seconds, "positions": max_positions, "threads": threads, "fine": fine}
+            tuning = _tuned(served, aim, tune, loads, progress, settings) if tune else None
             report = backend.build(
                 served,
                 None,
@@ -256,7 +262,7 @@ def build(
                 evidence=tuning.to_json() if tuning is not None else "",
                 quantization=done,
                 cache=str(cache) if cache is not None else "",
-                fine=fine_of(model, aim, place) if done is None else done.fine,
+                fine=fine,
                 dump=dump,
                 adapters=beside,
                 announce=announce if done is None else None,
@@ -274,13 +280,13 @@ def build(
 
 def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
     """Measure what was built on the text that was given, and note it in the folder and in the report."""
-    from .fidelity import FILE, quality
+    from .fidelity import quality
     from .inference.engine import Engine
 
     assert asked.calibrate is not None
     with Engine.built(report) as engine:
         found = quality(engine, asked.calibrate, against=model)
-    with staged(report.folder) as stage, stage.open(FILE) as f:
+    with staged(report.folder) as stage, stage.open(QUALITY) as f:
         f.write(found.to_json().encode())
     seal(report.folder)
     if report.quantization is not None:
@@ -292,21 +298,18 @@ def _tuned(
     target: Target,
     tune: bool | str,
     loads: Sequence[str],
-    budget: float,
-    positions: int | None,
-    threads: int | None,
     progress: Progress | None,
+    settings: Mapping[str, Any],
 ) -> Tuning:
-    """What is fastest for a model here. progress: as of `build`, in thousandths of the work."""
+    """What is fastest for a model here. progress: as of `build`, in thousandths of the work. settings: of `tune`."""
     from .backends.onnxruntime.tune import tune as measure
     from .backends.onnxruntime.tune_loads import Load
 
     def show(share: float, what: str) -> None:
         (progress or silent)(int(1000 * share), 1000, f"tuning: {what}")
 
-    settings: dict[str, Any] = {"budget": budget, "positions": positions, "threads": threads, "progress": show}
-    asked = [Load.parse(text) for text in loads]
-    return measure(model, weights_of(model), target, loads=asked, again=tune == "again", **settings)
+    told: dict[str, Any] = {**settings, "again": tune == "again", "progress": show}
+    return measure(model, weights_of(model), target, loads=[Load.parse(text) for text in loads], **told)
 
 
 def _choices(target: Target, asked: Quantization | None, tuning: Tuning | None) -> Choices | None:

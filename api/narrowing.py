@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def narrowed(
             model, weights=Weights({**model.weights, **Weights.of(scales)}, model.weights.place)
         )
         found = _cost(wide, _session(served, target, Path(place) / "narrow", positions), unseen, source, len(slots))
-    bound = BOUND if asked.quality is None else asked.quality
+    bound = BOUND if asked.quality is None else math.log1p(asked.quality)
     if not found.divergence <= bound:
         what = f"keys and values in 8 bits cost {found.divergence:.2g} nats, and {bound:g} are allowed"
         raise LoweringError(what, place=model.name, details=[str(found)])
@@ -114,8 +115,8 @@ def _written(session: Session, length: int) -> list[list[int]]:
     tokens = [first]
     logits = session.prefill(first[:, None], np.ones(ROWS, np.int64))
     for _ in range(length - 1):
-        noise = -np.log(-np.log(rng.random(logits.shape)))
-        tokens.append(np.argmax(logits + noise, -1))
+        chances: Array = rng.random((len(logits), int(logits.shape[1])))
+        tokens.append(np.argmax(logits - np.log(-np.log(chances)), -1))
         if len(tokens) < length:
             logits = session.step(tokens[-1])
     return np.stack(tokens, 1).tolist()

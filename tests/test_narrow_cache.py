@@ -136,10 +136,11 @@ def test_a_build_calibrates_measures_and_says_so(family: str, tmp_path: Path, mo
         assert 0 < off < 0.1 * np.abs(full["logits"]).max()
 
 
-def test_a_cost_beyond_the_bound_is_refused_with_numbers(tmp_path: Path) -> None:
+def test_a_cost_beyond_the_bound_is_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrowing, "BOUND", 1e-9)
     model = small("llama")
     model = replace(model, weights=Weights.of(random_params(model.graph())))
-    asked = mg.Quantization(weights="", cache="int8", quality=1e-9)
+    asked = mg.Quantization(weights="", cache="int8")
     with pytest.raises(LoweringError, match=r"8 bits cost .* nats, and 1e-09 are allowed"):
         mg.build(model, tmp_path / "m", quantize=asked)
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from monograph.passes.differential import random_params
 from monograph.quantizing import quantized
 
 Array = np.ndarray[Any, Any]
-FAST = replace(CHOICES["cpu"], int4_level=4, int4_head=4)
+FAST = replace(CHOICES["cpu"], int4_level=4, int4_head=4, prompts="same")
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,11 @@ CHOICES = {
             "QuickGelu 0.45 ms, Sigmoid and Mul 1.03; BiasGelu 1.29, Gelu 0.64",
             "MatMulNBits of 8 bits: level 0 is 13 to 58 times slower than 4; of 4 bits in blocks of 32 level 0 gives "
             "457 tokens/s of a prompt and 49 of decoding, level 4 gives 303 and 63, off by 4e-7 and by 5e-3",
+            "the same with zero points on an EPYC with AVX-512 VNNI, best of 30: one token, 576 to 1,536 channels "
+            "0.038 ms at level 0 and 0.013 at 4, 2,048 to 8,192 0.85 and 0.41; 128 tokens 1.09 and 1.06, 72 and 68",
+            "gate and up projections of 4 bits, there: two products 0.023 ms and 2.08, one 0.022 and 2.03",
+            "GroupQueryAttention there over codes of 8 bits: one token behind 2,048 0.15 ms, over f32 0.19; a prompt "
+            "of 512 80 ms, over f32 4",
             "the likeliest of 49,152 logits in the graph 30 us, by NumPy 2 us",
             "without prepacked weights a product of 4 bits takes 24 times as long",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,23 +46,24 @@ def tune(
     budget: float = BUDGET,
     positions: int | None = None,
     threads: int | None = None,
+    fine: Collection[str] = (),
     again: bool = False,
     progress: Progress | None = None,
 ) -> Tuning:
     """Choices for a model on this machine, one field after the other, each only where it is faster beyond the noise.
 
     loads: what is timed (none: DECODE or ENCODE). budget: seconds; fields that it does not reach keep the shipped
-    choice. positions: most tokens a row may have, as for the build. threads: of sessions. again: measure also what was
-    measured before on this machine. Raises what building raises, and RuntimeInputError where the provider cannot run
-    here.
+    choice. positions: most tokens a row may have, as for the build. threads: of sessions. fine: as for the build.
+    again: measure also what was measured before on this machine. Raises what building raises, and RuntimeInputError
+    where the provider cannot run here.
     """
     loads = tuple(loads) or (DECODE if model.task.generates else ENCODE)
-    key = key_of(model, weights, target, loads, positions, threads)
+    key = key_of(model, weights, target, loads, {"positions": positions, "threads": threads, "fine": sorted(fine)})
     known = None if again else read(key)
     if known is not None:
         return known
     with tempfile.TemporaryDirectory(prefix="monograph-tune-") as folder:
-        place = Workshop(model, weights, target, Path(folder), loads, positions=positions, threads=threads)
+        place = Workshop(model, weights, target, Path(folder), loads, positions=positions, threads=threads, fine=fine)
         search = _Search(place, choices_of(target), budget, progress or silent)
         search.run()
         search.progress(_SEARCH, "the whole model")

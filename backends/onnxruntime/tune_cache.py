@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...frontends.dsl import Model
+from ...frontends.dsl import Model, plain_graph
 from ...ir.documents import parse_json, read_text
 from ...ir.errors import ConfigError
 from ...ir.files import cache_folder, staged
@@ -50,15 +50,10 @@ def machine() -> str:
 
 
 def key_of(
-    model: Model,
-    weights: Mapping[str, Tensor],
-    target: Target,
-    loads: Sequence[Load],
-    positions: int | None,
-    threads: int | None,
+    model: Model, weights: Mapping[str, Tensor], target: Target, loads: Sequence[Load], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that a measurement depends on."""
-    graph = model.graph(target.dtype)
+    graph = plain_graph(model, target.dtype)
     forms = "\n".join(f"{k} {weights[k].type}" for k in graph.params if k in weights)
     return {
         "format": FORMAT,
@@ -71,8 +66,7 @@ def key_of(
         "weights": hashlib.sha256(forms.encode()).hexdigest(),
         "graph": hashlib.sha256(str(graph).encode()).hexdigest(),
         "loads": [str(load) for load in loads],
-        "positions": positions,
-        "threads": threads,
+        **settings,
     }
 
 

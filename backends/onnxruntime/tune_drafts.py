@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir
 
-from ...frontends.dsl import Model, Program
+from ...frontends.dsl import Model, Program, plain_graph
 from ...ir.files import Stage
 from ...ir.graph import Graph
 from ...ir.interpret import interpret
@@ -65,7 +65,7 @@ class Versions:
     @staticmethod
     def of(model: Model, target: Target) -> Versions:
         """The shortest versions of a model that still have everything."""
-        graph = model.graph(target.dtype)
+        graph = plain_graph(model, target.dtype)
         found = shortened(layers_of(graph))
         if found is None:
             return Versions(_program(model, graph))
@@ -81,8 +81,15 @@ def _program(model: Model, graph: Graph) -> Model:
 class Draft:
     """One version of a model as one set of choices builds it. nodes: its graphs as text, to tell builds apart."""
 
-    def __init__(self, model: Model, weights: Mapping[str, Tensor], target: Target, positions: int | None) -> None:
-        report, self.models = planned(model, weights, Path(), target, positions)
+    def __init__(
+        self,
+        model: Model,
+        weights: Mapping[str, Tensor],
+        target: Target,
+        positions: int | None,
+        fine: Collection[str],
+    ) -> None:
+        report, self.models = planned(model, weights, Path(), target, positions, fine=fine)
         self.contract: Contract = report.contract
 
     @property
@@ -141,7 +148,7 @@ class Examples:
     """Inputs on which drafts are compared with the reference, and what is expected."""
 
     def __init__(self, model: Model, weights: Mapping[str, Tensor], target: Target) -> None:
-        self.graph = model.graph(target.dtype)
+        self.graph = plain_graph(model, target.dtype)
         self.output = model.task.output
         stream = model.task.stream
         told = stream is not None and stream.mask in self.graph.inputs and bool(self.graph.inputs[stream.mask].users)
@@ -210,11 +217,11 @@ class Workshop:
 
     def __init__(
         self, model: Model, weights: Mapping[str, Tensor], target: Target, folder: Path, loads: tuple[Load, ...],
-        *, positions: int | None, threads: int | None,
+        *, positions: int | None, threads: int | None, fine: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.weights, self.target, self.folder, self.loads = weights, target, folder, loads
-        self.positions, self.threads, self.made = positions, threads, 0
-        self.limit = planned(model, weights, Path(), target, positions)[0].contract.limit
+        self.positions, self.threads, self.fine, self.made = positions, threads, fine, 0
+        self.limit = planned(model, weights, Path(), target, positions, fine=fine)[0].contract.limit
         self.versions = Versions.of(model, target)
         self.examples = Examples(self.versions.base, weights, target)
 
@@ -222,7 +229,7 @@ class Workshop:
         """Every version as these choices build it. Raises MonographError where they cannot."""
         target = replace(self.target, choices=choices)
         models = (self.versions.base, *self.versions.more)
-        return [Draft(m, self.weights, target, self.positions) for m in models]
+        return [Draft(m, self.weights, target, self.positions, self.fine) for m in models]
 
     def subject(self, drafts: list[Draft]) -> Subject:
         """Drafts of all versions, written and open."""
@@ -230,7 +237,7 @@ class Workshop:
 
     def whole(self, model: Model, choices: Choices) -> Subject:
         """The model as it is, built by these choices."""
-        draft = Draft(model, self.weights, replace(self.target, choices=choices), self.positions)
+        draft = Draft(model, self.weights, replace(self.target, choices=choices), self.positions, self.fine)
         return Subject([draft], Versions(model), self.place(), self.loads, self.threads)
 
     def place(self) -> Path:

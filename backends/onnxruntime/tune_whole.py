@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...frontends.dsl import Model
+from ...frontends.dsl import Model, plain_graph
 from ...ir.errors import LoweringError, MonographError
 from ...ir.interpret import resolve
 from ...ir.slots import Growth
@@ -37,7 +37,7 @@ def whole_model(
     model: Model, weights: Mapping[str, Tensor], place: Workshop, tuned: Choices, shipped: Choices, seconds: float
 ) -> Final:
     """Time the whole model in turn. The tuned choices stand only if they are not slower than the shipped ones."""
-    graph = model.graph(place.target.dtype)
+    graph = plain_graph(model, place.target.dtype)
     size = sum(weights[k].bytes for k in graph.params)
     if size > MOST:
         return Final(note=f"the whole model of {size / 1e9:.1f} GB was not compared, only its layers")
@@ -78,7 +78,7 @@ class Portable:
     def __init__(self, model: Model, weights: Mapping[str, Tensor], place: Workshop) -> None:
         if model.task.separated:
             raise LoweringError("an encoder beside a decoder is not compared as a portable graph")
-        graph = model.graph(place.target.dtype)
+        graph = plain_graph(model, place.target.dtype)
         keep_encodings(graph, weights)
         PIPELINES["decode" if model.task.generates else "encode"].run(graph)
         folder = place.folder / "portable"
