@@ -16,7 +16,7 @@ from .frontends.given import model_of
 from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
-from .ir.errors import WeightsError
+from .ir.errors import LoweringError, WeightsError
 from .ir.files import check_writable, staged
 from .ir.manifest import seal
 from .ir.missing import needed
@@ -27,7 +27,7 @@ from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 from .passes.precision import DEFAULT_POSITIONS, Precision, is_f32, narrowed
-from .passes.quantize.report import QuantizationReport
+from .passes.quantize.report import QUALITY, QuantizationReport
 from .passes.quantize.settings import Quantization
 from .quantizing import fine_of, quantized
 
@@ -150,6 +150,7 @@ def write_export(
     from .backends.onnx.clients import layout_of
     from .backends.onnx.exporting import Exported, write
     from .backends.onnx.folder import check_outside, foreign
+    from .backends.onnx.quantized import SINCE
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
 
@@ -160,6 +161,9 @@ def write_export(
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
     pipeline = PORTABLE if client is None else portable(exact_layers())
     weights_of(model_of(model, "export"))
+    oldest = opset if opset is not None else client.opset if client is not None else SINCE
+    if quantize is not None and oldest < SINCE:
+        raise LoweringError(f"opset {oldest} has no integers of 4 bits and no blocks: they exist since {SINCE}")
     settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(model, Quantization.of(quantize), None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
@@ -276,13 +280,13 @@ def build(
 
 def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
     """Measure what was built on the text that was given, and note it in the folder and in the report."""
-    from .fidelity import FILE, quality
+    from .fidelity import quality
     from .inference.engine import Engine
 
     assert asked.calibrate is not None
     with Engine.built(report) as engine:
         found = quality(engine, asked.calibrate, against=model)
-    with staged(report.folder) as stage, stage.open(FILE) as f:
+    with staged(report.folder) as stage, stage.open(QUALITY) as f:
         f.write(found.to_json().encode())
     seal(report.folder)
     if report.quantization is not None:

@@ -28,7 +28,6 @@ from .samples import WINDOW, Reader, Sample, Text, samples_of, texts_of
 if TYPE_CHECKING:
     from .inference.engine import Engine
 
-FILE = "quality.json"
 READ, PROMPTS, NEW = 4000, 8, 32
 """Tokens of text that are read; texts that are continued, and by how many tokens."""
 

@@ -19,6 +19,7 @@ LARGEST = 1e9
 LIMITS: Mapping[str, tuple[float, float]] = {
     "alpha": (0, LARGEST),
     "batch": (1, MOST),
+    "beams": (1, 1024),
     "beta": (0, LARGEST),
     "block": (16, 256),
     "chunk": (1, MOST),
@@ -29,6 +30,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "held_out": (0, 1),
     "learning_rate": (0, LARGEST),
     "length": (1, MOST),
+    "lookup": (1, 32),
     "max_body": (1, MOST),
     "max_new_tokens": (1, MOST),
     "max_positions": (1, MOST),

@@ -50,6 +50,8 @@ def quantized(
         return
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
+    if dtype == DType.f64:
+        raise LoweringError("weights in fewer bits are multiplied in f32, f16 or bf16, not in f64")
     settings = filled(asked, target)
     planned = choose(plain_graph(model, dtype), model.weights, settings, base_of(settings), dtype)
     if announce is not None:

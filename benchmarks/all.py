@@ -19,6 +19,7 @@ NAMES = (
     "decode_vs_genai",
     "clients",
     "server",
+    "batching",
     "parity_smollm2",
     "families",
     "own_models",

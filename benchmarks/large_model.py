@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -17,12 +17,11 @@ from memory import in_process
 from monograph.building import build
 from monograph.console import working
 from monograph.frontends.dsl import load_family
-from monograph.frontends.huggingface import save_pretrained
+from monograph.frontends.huggingface import hf_config
 from monograph.frontends.load import load
 from monograph.ir import DType
-from monograph.ir.tensors import Array, Tensor
+from monograph.ir.tensors import Array, sizes
 from monograph.ir.types import TensorType
-from monograph.ir.weights import Weights
 from monograph.machine import peak_memory
 from monograph.passes.quantize.settings import Quantization
 from report import WORK, Row, parser, publish
@@ -42,42 +41,68 @@ SHARD = 2_000_000_000
 _TILE = 1 << 22
 
 
-class Tiled(Tensor):
-    """Numbers like those of a trained weight, of which only the first few million are drawn. filled: share of the rows
-    that has any; the others are zeros, which a file system need not store."""
-
-    def __init__(self, type: TensorType, tile: Array, filled: float) -> None:
-        self.type, self.tile, self.filled = type, tile, filled
-
-    def numpy(self) -> Array:
-        if len(self.shape) == 1:
-            return np.ones(self.shape, self.dtype.numpy)
-        x = np.zeros(self.shape, self.dtype.numpy)
-        rows = max(1, int(self.filled * len(x)))
-        x[:rows] = np.resize(self.tile, (rows, *self.shape[1:]))
-        return x
-
-
 def synthetic(folder: Path, shape: Mapping[str, Any], filled: float) -> int:
-    """Write a llama checkpoint of bfloat16 shards; gives its parameters."""
+    """Write a llama checkpoint of bfloat16 shards; gives its parameters.
+
+    filled: share of each matrix that has numbers like those of a trained one, of which only the first few million are
+    drawn; the rest is never written, and reads as zeros.
+    """
     model = load_family("llama")(**shape)
     types = {k: v.type.with_dtype(DType.bf16) for k, v in model.graph().params.items()}
     tile = (np.random.default_rng(0).standard_normal(_TILE, np.float32) * 0.02).astype(DType.bf16.numpy)
-    model.weights = Weights({k: Tiled(t, tile, filled) for k, t in types.items()})
-    save_pretrained(model, folder, dtype=DType.bf16, max_shard_bytes=SHARD)
-    return sum(int(np.prod(t.shape)) for t in model.weights.values())
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(hf_config(model, None)))
+    shards: list[list[str]] = [[]]
+    for name, t in types.items():
+        if sum(size_of(types[k]) for k in shards[-1]) + size_of(t) > SHARD and shards[-1]:
+            shards.append([])
+        shards[-1].append(name)
+    where: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        where |= dict.fromkeys(names, file)
+        write_sparse(folder / file, {k: types[k] for k in names}, tile, filled)
+    total = sum(map(size_of, types.values()))
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return total // 2
 
 
-def dig(folder: Path) -> None:
-    """Give zeros of shards back to the file system, copying each without them."""
-    for shard in sorted(folder.glob("*.safetensors")):
-        subprocess.run(["fallocate", "--dig-holes", str(shard)], check=False, capture_output=True)
+def size_of(type: TensorType) -> int:
+    """Bytes of a tensor."""
+    return math.prod(sizes(type)) * 2
+
+
+def write_sparse(file: Path, types: Mapping[str, TensorType], tile: Array, filled: float) -> None:
+    """A safetensors file of which only the share `filled` of each matrix takes space on the disk; vectors are ones."""
+    header, end = dict[str, Any](), 0
+    for name, t in types.items():
+        header[name] = {"dtype": "BF16", "shape": t.shape, "data_offsets": [end, end + size_of(t)]}
+        end += size_of(t)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        start = f.tell()
+        for name, t in types.items():
+            f.seek(start + header[name]["data_offsets"][0])
+            left = size_of(t) // 2 if len(t.shape) == 1 else int(filled * size_of(t)) // 2
+            source = np.ones_like(tile) if len(t.shape) == 1 else tile
+            while left > 0:
+                f.write(source[:left].tobytes())
+                left -= len(tile)
+        f.truncate(start + end)
+
+
+RESERVED = 256_000_000
+"""Address space that threads and libraries reserve and do not touch: arenas of the allocator, stacks, buffers."""
 
 
 def limited(bytes_: int) -> None:
     """Give this process at most so many bytes of address space beyond what it has now."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + bytes_, now + bytes_))
+    most = now + bytes_ + RESERVED
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def built(source: Path, folder: Path, method: str) -> dict[str, Any]:
@@ -125,7 +150,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--size", choices=sorted(SHAPES), default="8b")
     options.add_argument("--method", default="rtn")
-    options.add_argument("--filled", type=float, default=1.0, help="share of rows that are not zeros, for small disks")
+    options.add_argument(
+        "--filled", type=float, default=1.0, help="share of the weights that are not zeros, for small disks"
+    )
     options.add_argument("--step", choices=("build", "open"), help="what a process of its own does")
     given = options.parse_args()
     place = WORK / f"large-{given.size}"
@@ -139,7 +166,6 @@ def main() -> None:
     try:
         with working(f"writing a synthetic checkpoint of {given.size}"):
             parameters = synthetic(source, SHAPES[given.size], given.filled)
-            dig(source)
         wanted = ("--size", given.size, "--method", given.method)
         made = in_process(__file__, *wanted, "--step", "build")
         run = in_process(__file__, *wanted, "--step", "open")
@@ -157,8 +183,8 @@ def main() -> None:
         "resident, mapped (MB)": run["mapped"] / 1e6,
     }
     note = (
-        f"{made['summary']}. {given.filled:.0%} of the rows of the checkpoint hold random numbers, the others zeros. "
-        "Address space of the build was limited to its bound beyond what the libraries had mapped."
+        f"{made['summary']}. {given.filled:.0%} of the weights of the checkpoint are random, the others zeros. "
+        f"Address space was limited to the bound and {RESERVED / 1e6:.0f} MB beyond what the libraries had mapped."
     )
     publish("large_model", [row], note=note, only_print=given.no_publish)
 

@@ -52,7 +52,7 @@ class Beams:
     def __post_init__(self) -> None:
         for name, least in (("num_beams", 1), ("num_return_sequences", 1), ("min_new_tokens", 0)):
             value: Any = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number of at least {least}")
         if self.num_return_sequences > self.num_beams:
             what = f"num_return_sequences is {self.num_return_sequences}, but there are {self.num_beams} beams"

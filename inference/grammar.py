@@ -190,9 +190,9 @@ def _depth(x: Any) -> int:
     depth = 0
     level: list[Any] = [x]
     while level and depth <= MOST_DEPTH:
-        inside: list[Any] = [v for v in level if isinstance(v, (dict, list, tuple))]
+        inside = [cast("Any", v) for v in level if isinstance(v, (dict, list, tuple))]
         depth += bool(inside)
-        level = [v for part in inside for v in (part.values() if isinstance(part, dict) else part)]
+        level = [v for part in inside for v in (part.values() if hasattr(part, "values") else part)]
     return depth
 
 
@@ -201,19 +201,20 @@ def _inside(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
     queue: list[tuple[str, Any]] = [("", dict(schema))]
     for count, (pointer, part) in enumerate(queue):
-        if not isinstance(part, dict) or len(queue) > MOST_PLACES:
+        if not hasattr(part, "items") or len(queue) > MOST_PLACES:
             continue
         found = cast("dict[str, Any]", part)
         if count:
             yield pointer, shared | found
         for key in found:
-            inner = found[key]
-            if key in _SINGLE and isinstance(inner, dict):
-                queue.append((f"{pointer}/{key}", inner))
-            elif key in _PARTS and isinstance(inner, dict):
-                queue += [(f"{pointer}/{key}/{name}", x) for name, x in cast("dict[str, Any]", inner).items()]
-            elif key in _LISTS and isinstance(inner, list):
-                queue += [(f"{pointer}/{key}/{i}", x) for i, x in enumerate(cast("list[Any]", inner))]
+            several: Any = found[key]
+            mapped, listed = isinstance(found[key], dict), isinstance(found[key], list)
+            if key in _SINGLE and mapped:
+                queue.append((f"{pointer}/{key}", several))
+            elif key in _PARTS and mapped:
+                queue += [(f"{pointer}/{key}/{name}", x) for name, x in several.items()]
+            elif key in _LISTS and listed:
+                queue += [(f"{pointer}/{key}/{i}", x) for i, x in enumerate(several)]
 
 
 def _line(text: str) -> str:

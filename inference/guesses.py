@@ -15,6 +15,8 @@ from .sampling import Array, draw, process, softmax
 
 LONGEST = 32
 """Most tokens that may be guessed at once."""
+STEPS = 2
+"""Most tokens that a draft reads one by one: kernels of weights in few bits read two at once slower than that."""
 WIDEST, LEAST = 4, 2
 """How many of the newest tokens are looked up, at most and at least."""
 
@@ -130,9 +132,14 @@ class Draft:
         shared = [alike(known, r.seen) for known, r in zip(self.known, rows, strict=True)]
         if shared != self.session.lengths.tolist():
             self.session.truncate(shared)
-        new = [r.seen[n:] for r, n in zip(rows, shared, strict=True)]
+        tokens, counts = pad([r.seen[n:] for r, n in zip(rows, shared, strict=True)])
         self.known = [list(r.seen) for r in rows]
-        return self.session.append(*pad(new))
+        if int(counts.min()) < int(counts.max()) or len(tokens[0]) > STEPS:
+            return self.session.append(tokens, counts)
+        logits = self.session.step(tokens[:, 0])
+        for column in tokens.T[1:]:
+            logits = self.session.step(column)
+        return logits
 
     def choose(self, row: Row, guess: Guess, logits: Array, stream: np.random.Generator | None) -> None:
         x = process(logits[None], [[*row.seen, *guess.tokens]], self.settings)[0]

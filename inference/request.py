@@ -16,6 +16,9 @@ from ..ir.errors import MonographError
 from .generate import Generation, Reason, Settings, Timing
 from .logprobs import Logprob
 
+LISTENING = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What a listener may end with, such as a loop that is closed; it is not called again, and hurts no other request."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -177,8 +180,11 @@ class Request:
 
     def _tell(self) -> None:
         self._changed.notify_all()
-        for notify in self._listeners:
-            notify()
+        for notify in [*self._listeners]:
+            try:
+                notify()
+            except LISTENING:
+                self._listeners.remove(notify)
 
 
 def ids_of(prompt: Sequence[int]) -> list[int]:

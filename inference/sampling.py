@@ -18,6 +18,9 @@ from .errors import GenerationError
 
 Array = np.ndarray[Any, Any]
 
+_BLOCK = 256
+"""Probabilities that are added up together before a token is drawn."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -83,20 +86,36 @@ def keep_top_p(logits: Array, p: float) -> Array:
     At least one stays; of equal probabilities the one with the lower id counts as likelier.
     """
     result = np.full_like(logits, -np.inf)
-    for row, out, probability in zip(logits, result, softmax(logits), strict=True):
+    for row, out in zip(logits, result, strict=True):
+        places, weights = _weights(row)
+        total = weights.sum(dtype=np.float64)
         # What is below (1 - p) / V is less than 1 - p even taken together, so it need not be sorted.
-        likely = np.flatnonzero(probability >= (1 - p) / len(row))
-        order = likely[np.argsort(-probability[likely], kind="stable")]
-        ordered = probability[order]
-        kept = order[np.cumsum(ordered) - ordered < p]
+        likely = np.flatnonzero(weights >= (1 - p) / len(row) * total)
+        order = likely[np.argsort(-weights[likely], kind="stable")]
+        ordered = weights[order].astype(np.float64)
+        kept = order[np.cumsum(ordered) - ordered < p * total]
+        kept = kept if places is None else places[kept]
         out[kept] = row[kept]
     return result
 
 
 def keep_min_p(logits: Array, p: float) -> Array:
     """Only tokens at least p times as likely as the likeliest. (Nguyen et al. 2024)"""
-    probability = softmax(logits)
-    return np.where(probability < p * probability.max(axis=-1, keepdims=True), -np.inf, logits)
+    # The likeliest has weight 1 = exp(0), so that no sum is needed.
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.where(weights < p, -np.inf, logits)
+
+
+def _weights(logits: Array) -> tuple[Array | None, Array]:
+    """(which tokens of one row are possible at all, their probabilities times some number); None: all are."""
+    possible = np.greater(logits, -np.inf)
+    if possible.all():
+        return None, np.exp(logits - logits.max())
+    if not possible.any():
+        return None, np.zeros_like(logits)
+    places = np.flatnonzero(possible)
+    found = logits[places]
+    return places, np.exp(found - found.max())
 
 
 def softmax(logits: Array) -> Array:
@@ -156,10 +175,18 @@ class Sampler:
 
 def draw(logits: Array, u: float) -> int:
     """The token at which the cumulative probability of one row [V] first exceeds u, 0 <= u < 1."""
-    kept = np.flatnonzero(np.greater(logits, -np.inf))
-    cumulative: Array = np.cumsum(softmax(logits[kept]))
-    at = int(np.count_nonzero(np.less_equal(cumulative, u * cumulative[-1])))
-    return int(kept[min(at, len(kept) - 1)])
+    places, weights = _weights(logits)
+    # Sums of blocks first: adding up one after the other takes longer than all the rest.
+    cumulative: Array = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
+    target = u * cumulative[-1]
+    block = int(np.searchsorted(cumulative, target, side="right"))
+    if block == len(cumulative):  # u is 1 within rounding.
+        block = int(np.flatnonzero(weights)[-1]) // _BLOCK
+    part = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64)
+    within = int(np.searchsorted(np.cumsum(part), target - (cumulative[block] - part.sum()), side="right"))
+    within = within if within < len(part) else int(np.flatnonzero(part)[-1])
+    at = block * _BLOCK + within
+    return at if places is None else int(places[at])
 
 
 def _seeds(seed: int | Sequence[int] | None, rows: int) -> list[Any]:

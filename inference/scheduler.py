@@ -33,7 +33,8 @@ class Gauges:
 
     prefix_hits, prefix_misses: prompts that began with a known prefix, and those that did not; prefix_tokens: tokens
     that were not read again. tokens_in, tokens_out: prompt tokens and chosen tokens so far. ended: requests that have
-    ended, by reason or by the name of their error. alone: why rows are computed one at a time ("": together).
+    ended, by reason or by the name of their error. alone: why rows are computed one at a time ("": together). whole:
+    why a prompt goes on from whole states that were kept, and not from any block that is known ("": it does).
     cache_bytes: of the buffers of rows; memory that nobody has written to yet is not taken.
     """
 
@@ -49,6 +50,7 @@ class Gauges:
     tokens_out: int
     ended: Mapping[str, int] = field(default_factory=dict[str, int])
     alone: str = ""
+    whole: str = ""
     cache_bytes: int = 0
 
 
@@ -149,6 +151,7 @@ class Scheduler:
                 tokens_out=counts["out"] + batch.tokens_out,
                 ended=dict(self._ended),
                 alone=batch.rows.alone,
+                whole=batch.rows.whole,
                 cache_bytes=batch.rows.bytes,
             )
 
@@ -180,6 +183,8 @@ class Scheduler:
         strange = next((i for i in asked.prompt if i < 0 or (bound is not None and i >= bound)), None)
         if strange is not None:
             raise RuntimeInputError(f"the prompt has the id {strange}, expected 0 to {(bound or 0) - 1}")
+        if missing := self.session.with_tokens:
+            raise RuntimeInputError(f"the model takes {', '.join(missing)} with every token, which is not given here")
         settings.check([asked.prompt])
         settings.ends(self.tokenizer)
         if settings.stops and self.tokenizer is None:

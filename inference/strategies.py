@@ -74,8 +74,8 @@ class Strategy:
         """Raises RuntimeInputError for values out of range, and for what does not go together."""
         counts: dict[str, Any] = {"lookup": self.lookup, "draft_tokens": self.draft_tokens}
         for name, value in counts.items():
-            whole = isinstance(value, Integral) and not isinstance(value, bool)
-            if value is not None and (not whole or not 1 <= value <= LONGEST):
+            whole = not isinstance(value, bool) and isinstance(value, Integral)
+            if value is not None and not (whole and 1 <= int(value) <= LONGEST):
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number from 1 to {LONGEST}")
         if self.draft is not None and self.lookup is not None:
             raise RuntimeInputError("draft and lookup were both given: guesses come from one of them")

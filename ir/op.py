@@ -176,7 +176,7 @@ class Op:
             moved = moved + t.bytes
         return self.flops(*operands, **attributes), moved
 
-    def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
+    def ranges(self, node: Node, /, *given: Range | None) -> tuple[Range, ...]:
         """Bounds of the outputs of one use, from those of the operands; a composite's follow from its body."""
         if self.body is None or not any(v.dtype.is_float for v in node.outputs):
             return unknown(node)

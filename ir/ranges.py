@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .value import Node, Value
 
+_TURNS = 3
+"""Calls after which a state that is still larger than before is taken to have no bound."""
 _SLAB = 1 << 22
 """Numbers of a weight that are squared at a time."""
 
@@ -124,15 +127,15 @@ def ranges_of(graph: Graph, given: Mapping[str, Range], params: Mapping[str, Ran
     """
     slots = {s.input: s.output or s.first for s in graph.slots}
     pasts = {k: Range(0.0, 0.0, 0.0, 0.0) for k, after in slots.items() if after in graph.outputs}
-    for _ in range(4):
-        found = _once(graph, {**given, **pasts}, params)
+    found = _once(graph, {**given, **pasts}, params)
+    for turn in itertools.count():
         after = {k: pasts[k].union(found[graph.outputs[slots[k]]]) for k in pasts}
         if after == pasts:
-            return found
-        pasts = after
-    # What still grows has no bound.
-    settled = {k: r if r == found[graph.outputs[slots[k]]] else UNKNOWN for k, r in pasts.items()}
-    return _once(graph, {**given, **settled}, params)
+            break
+        # What still grows after a few calls has no bound.
+        pasts = {k: r if turn < _TURNS or r == pasts[k] else UNKNOWN for k, r in after.items()}
+        found = _once(graph, {**given, **pasts}, params)
+    return found
 
 
 def _once(graph: Graph, given: Mapping[str, Range], params: Mapping[str, Range]) -> dict[Value, Range]:

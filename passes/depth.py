@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..ir.graph import Graph, Value
+from ..ir.op import Op
 from ..ir.ops.attention import Attention
 from ..ir.ops.feed_forward import FeedForward, GatedFeedForward
 from ..ir.ops.linear import Linear
@@ -11,7 +14,14 @@ from ..ir.types import DType
 
 SPREAD = 1.5
 """Rounding errors a product, in units of the type: its operands, its result, and what happens between two products."""
-_PRODUCTS = {Attention: 2, FeedForward: 2, GatedFeedForward: 2, Linear: 1, CausalConv: 1, StateSpace: 2}
+_PRODUCTS: Mapping[type[Op], int] = {
+    Attention: 2,
+    FeedForward: 2,
+    GatedFeedForward: 2,
+    Linear: 1,
+    CausalConv: 1,
+    StateSpace: 2,
+}
 
 
 def products_in_a_row(graph: Graph) -> int:

@@ -178,6 +178,7 @@ def test_generation_by_name(made: Any) -> None:
         engine.generate(PROMPTS[0], adapter="d")
     with pytest.raises(MonographError, match="2 adapters were given for 5 rows"):
         engine.generate(PROMPTS, adapter=["a", "b"])
+    assert mg.verify(load_folder(adapted.folder / "base"), engine).passed
     with pytest.raises(MonographError, match="adapter holds 9"):
         engine.session.prefill(np.array([[1]]), [1], {"adapter": [9]})
 
@@ -199,6 +200,18 @@ def test_a_quantized_base(made: Any, tmp_path: Path, weights: str) -> None:
     wide = [adapted.logits(n, [5, 9, 13, 7])[-1] for n in (None, *adapted.names)]
     near = [np.abs(together - w).mean(1).argmin() for w in wide]
     assert near == numbers  # Nearer to its own adapter over the wide base than any other row is.
+
+
+def test_beams_and_guesses_keep_their_adapter(made: Any) -> None:
+    adapted, engine = made("llama")
+    names, rows, common = ["b", None, "c"], PROMPTS[:3], {"max_new_tokens": 8, "eos": ()}
+    plain = engine.generate(rows, adapter=names, **common)
+    assert [g.ids for g in engine.generate(rows, adapter=names, lookup=6, **common)] == [g.ids for g in plain]
+    for name, row, one in zip(names, rows, engine.generate(rows, adapter=names, num_beams=3, **common), strict=True):
+        settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": 3}
+        with torch.no_grad():
+            found = adapted.reference(name).generate(input_ids=torch.tensor([row]), max_new_tokens=8, **settings)
+        assert one.ids == found[0, len(row) :].tolist()
 
 
 def test_in_the_scheduler(made: Any) -> None:

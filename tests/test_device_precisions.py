@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from device_memory import Device, device
+from device_models import VOCAB, began, served
 from monograph.backends.onnxruntime import Session, build
 from monograph.backends.onnxruntime import open as open_session
 from monograph.backends.onnxruntime import session as sessions
@@ -27,7 +28,6 @@ from monograph.ir.types import DType
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
 from onnx import TensorProto, helper
-from test_device_session import VOCAB, began, served
 
 Array = np.ndarray[Any, Any]
 __all__ = ["device"]

@@ -2,100 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from device_memory import Device, device
+from device_models import CHOOSING, LOGITS, VOCAB, began, folder, opened, root, served, wanted
 from monograph.backends.onnxruntime import Session, build
-from monograph.backends.onnxruntime import open as open_session
 from monograph.backends.onnxruntime import session as sessions
-from monograph.backends.onnxruntime.capture import CHECKED
-from monograph.backends.onnxruntime.choices import CHOICES
 from monograph.backends.onnxruntime.memory_cpu import CpuMemory
 from monograph.backends.onnxruntime.memory_cuda import CudaMemory
 from monograph.backends.onnxruntime.rows import rows_of
-from monograph.frontends.dsl import Model, load_family
 from monograph.inference.errors import GenerationError
 from monograph.inference.generate import generate
 from monograph.ir.errors import RuntimeInputError
-from monograph.ir.manifest import seal
 from monograph.ir.weights import Weights
 from monograph.passes.differential import random_params
 from ort_models import ids_of
 from slot_nets import FORMS, WINDOW, Made, Reader
-from small_models import OWN, SMALL
 from test_rows import Schedule
 
 Array = np.ndarray[Any, Any]
-__all__ = ["device"]
+__all__ = ["device", "root"]
 
 PARTS = ("append", "window", "replace", "append window replace", "once append window replace along fixed",
          "window replace nomask", "append along nomask")  # fmt: skip
 FAMILIES = ("llama", "gemma3_text", "lfm2", "mamba2", "gpt_neox", "bloom", "whisper", "t5", "deepseek_v3", "gru_lm")
-VOCAB = 200
-LOGITS = f"float32[3, {VOCAB}]"
-CHOOSING = replace(CHOICES["cpu"], next_token=True)
-
-
-def served(family: str) -> Model:
-    """A model of the family whose heads are wide enough for kernels that write caches in place."""
-    found = load_family(family)
-    fields = {f.name for f in dataclasses.fields(found.config_class)}
-    given = {**SMALL, "dim": 64, "head_dim": 16, "rotary_dim": 16, "vocab": VOCAB, **OWN.get(family, {})}
-    return found(**{k: v for k, v in given.items() if k in fields})
-
-
-@cache
-def folder(name: str, root: Path, choosing: bool = True) -> Path:
-    """A family with random weights, built so that it chooses tokens, as a build for CUDA is."""
-    made = served(name)
-    path = root / f"{name}-{choosing}"
-    build(made, Weights.of(random_params(made.graph())), path, choices=CHOOSING if choosing else None)
-    return path
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("device")
-
-
-def opened(path: Path, **settings: Any) -> Session:
-    return open_session(path, **{"threads": 1, "capacity": 8, **settings})
-
-
-def began(session: Session, rows: int = 3) -> Array:
-    """Logits after ragged prompts, behind a source where there is one."""
-    types = session.contract.inputs.get(session.contract.encoder, {})
-    rng = np.random.default_rng(3)
-    if types:
-        sizes = {t.shape[0]: rows for t in types.values()}
-        shapes = {k: [n if isinstance(n, int) else sizes.get(n, 8) for n in t.shape] for k, t in types.items()}
-        drawn = {k: rng.uniform(1, 2, shape) for k, shape in shapes.items()}
-        given = {k: x.astype(types[k].dtype.numpy) for k, x in drawn.items()}
-        session.encode(given)
-    return session.prefill(ids_of(rows, 7), [7, 2, 4][:rows]).copy()
-
-
-def wanted(path: Path, steps: int, rows: int = 3) -> list[list[int]]:
-    """Greedy ids of a session in ordinary memory, chosen by NumPy from whole logits."""
-    with pytest.MonkeyPatch.context() as m:
-        m.setitem(sessions.MEMORIES, "cpu", CpuMemory)
-        session = opened(path)
-        tokens = began(session, rows).argmax(-1)
-        found = [tokens.tolist()]
-        for _ in range(steps):
-            tokens = session.step(tokens).argmax(-1)
-            found.append(tokens.tolist())
-    return found
-
-
 # -- the same numbers --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +135,27 @@ def test_tokens_that_others_chose_are_uploaded(device: Callable[[], Device], roo
     assert len(memory.uploads) == taken + 1, "the tokens of the caller"
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "lfm2"])
+def test_drafts_are_read_over_what_there_is(device: Callable[[], Device], root: Path, name: str) -> None:
+    """Chunks of as many tokens as before, as speculative decoding reads them, make no buffer and no binding."""
+    path = folder(name, root)
+    session = opened(path, capacity=64)
+    ids = ids_of(1, 40, seed=7)
+    session.prefill(ids[:, :3], [3])
+    got: list[Array] = []
+    for number, start in enumerate(range(3, 39, 4)):
+        if number == 2:
+            device().forget()
+        got.append(session.append(ids[:, start : start + 4], every=True)[0].copy())
+    assert device().bound == device().made == 0
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(sessions.MEMORIES, "cpu", CpuMemory)
+        plain = opened(path)
+        plain.prefill(ids[:, :3], [3])
+        for found, start in zip(np.concatenate(got), range(3, 39), strict=True):
+            np.testing.assert_allclose(found, plain.step(ids[:, start])[0], rtol=0, atol=1e-4)
+
+
 def test_a_device_buffer_refuses_the_host(device: Callable[[], Device]) -> None:
     for memory in (Device(), CudaMemory("cpu", "CPUExecutionProvider")):
         buffer = memory.allocate((2, 3), np.dtype(np.float32))
@@ -270,115 +225,6 @@ def test_a_token_that_cannot_be_chosen_is_refused(device: Callable[[], Device], 
         session = opened(path)
         session.prefill(np.array([[1, 2]]), [2])
         assert session.step_greedy([3]).tolist() == [-1]
-
-
-# -- capture -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "lfm2"])
-def test_captured_steps_pass_their_check(device: Callable[[], Device], root: Path, name: str) -> None:
-    path = folder(name, root)
-    session = opened(path, capture="check")
-    tokens = began(session).argmax(-1)
-    found = [tokens.tolist()]
-    for _ in range(20):
-        tokens = session.step_greedy(tokens)
-        found.append(tokens.tolist())
-    assert found == wanted(path, 20)
-
-
-def test_a_replay_of_the_wrong_buffer_is_noticed(
-    device: Callable[[], Device], root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What onnxruntime-genai#2446 met: a graph is replayed over buffers that others have taken the place of."""
-    session = opened(folder("lfm2", root), capture="check")
-    tokens = began(session).argmax(-1)
-    first = list[Any]()
-    memory = device()
-    bind = memory.bind
-
-    def wrong(loaded: Any, inputs: Any, outputs: Any, graph: int = -1) -> Any:
-        call = bind(loaded, inputs, outputs, graph)
-        if graph >= 0:
-            first.append(call)
-            return first[0]
-        return call
-
-    monkeypatch.setattr(memory, "bind", wrong)
-    with pytest.raises(RuntimeInputError, match=r"a captured step gives token \d+ for row \d where an ordinary one"):
-        for _ in range(CHECKED):
-            tokens = session.step_greedy(tokens)
-
-
-@pytest.mark.parametrize("fault", ["logits", "capture"])
-def test_steps_go_on_without_capture_where_it_does_not_work(
-    device: Callable[[], Device], root: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    """Replays that give other logits, and captures that the runtime refuses while it makes them."""
-    path = folder("llama", root)
-    session, memory = opened(path), device()
-    bind = memory.bind
-
-    def broken(loaded: Any, inputs: Any, outputs: Any, graph: int = -1) -> Any:
-        call = bind(loaded, inputs, outputs, graph)
-        if graph < 0:
-            return call
-
-        class Broken:
-            def run(self) -> None:
-                if fault == "capture":
-                    raise RuntimeInputError("ONNX Runtime: operation not permitted when stream is capturing")
-                call.run()
-                memory.write(outputs["next_token"], np.array(199))
-
-        return Broken()
-
-    monkeypatch.setattr(memory, "bind", broken)
-    tokens = began(session).argmax(-1)
-    found = [tokens.tolist()]
-    assert session.captured
-    for _ in range(20):
-        tokens = session.step_greedy(tokens)
-        found.append(tokens.tolist())
-    assert found == wanted(path, 20)
-    told = "captured step gives token 199" if fault == "logits" else "cannot be captured: ONNX Runtime: operation"
-    assert not session.captured and told in str(session.captured)
-
-
-def test_a_new_source_keeps_the_captured_steps(device: Callable[[], Device], root: Path) -> None:
-    session = opened(folder("whisper", root), capacity=64)
-    for number in range(3):
-        tokens = began(session).argmax(-1)
-        for _ in range(6):
-            tokens = session.step_greedy(tokens)
-        if number == 0:
-            before = len(device().captured)
-    assert len(device().captured) == before == 1
-
-
-def test_a_session_says_why_it_is_not_captured(device: Callable[[], Device], root: Path, tmp_path: Path) -> None:
-    assert str(opened(folder("llama", root)).captured) == "captured"
-    off = opened(folder("llama", root), capture=False)
-    assert not off.captured and "capture=False" in str(off.captured)
-    began(off)
-    off.step_greedy([1, 2, 3])
-    assert device().replays == 0
-    assert "grow" in str(opened(folder("bloom", root)).captured)
-    with pytest.MonkeyPatch.context() as m:
-        m.setitem(sessions.MEMORIES, "cpu", CpuMemory)
-        assert "nothing to capture" in str(opened(folder("llama", root)).captured)
-
-
-def test_what_a_build_refuses_to_capture_is_told(device: Callable[[], Device], tmp_path: Path) -> None:
-    path = folder("llama", tmp_path)
-    contract = path / "monograph.json"
-    said = json.loads(contract.read_text())
-    assert said["uncaptured"] == []
-    said["uncaptured"] = ["GatherND at layers.0 breaks replay"]
-    contract.write_text(json.dumps(said))
-    seal(path)
-    session = opened(path)
-    assert not session.captured and session.captured.reasons == ("GatherND at layers.0 breaks replay",)
 
 
 def test_rows_choose_tokens_on_the_device(device: Callable[[], Device], root: Path) -> None:

@@ -70,3 +70,23 @@ def test_an_engine_has_schedulers(llama: Any, tmp_path: Path) -> None:  # noqa: 
         request = scheduler.submit(prompts[0], Settings(max_new_tokens=9, stop=wanted[0].text[2:5]))
         assert "".join(p.text for p in request) == stopped.text
         assert request.result(0).reason == stopped.reason == "stop"
+
+
+def test_a_scheduler_and_threads_share_an_engine(llama: Any, tmp_path: Path) -> None:  # noqa: F811
+    with made(llama, tmp_path / "llama") as engine, engine.scheduler(rows=3, chunk=5) as scheduler:
+        prompts = [engine.tokenizer.encode(t) for t in ("the cat sat", "where is the end of", "a", "the dog sat on")]
+        wanted = [engine.generate(p, max_new_tokens=15, eos=()).ids for p in prompts]
+        found: list[tuple[int, list[int]]] = []
+
+        def offline(i: int) -> None:
+            found.extend((i, engine.generate(prompts[i], max_new_tokens=15, eos=()).ids) for _ in range(10))
+
+        threads = [threading.Thread(target=offline, args=(i,)) for i in range(4)]
+        for t in threads:
+            t.start()
+        settings = Settings(max_new_tokens=15, eos=())
+        requests = [(i % 4, scheduler.submit(prompts[i % 4], settings)) for i in range(40)]
+        found += [(i, r.result(60).ids) for i, r in requests]
+        for t in threads:
+            t.join()
+        assert len(found) == 80 and all(ids == wanted[i] for i, ids in found)

@@ -136,6 +136,17 @@ def test_the_folder_says_its_quality(built: dict[str, Path], method: str) -> Non
     assert not (built["rtn"] / "quality.json").exists()
 
 
+def test_a_folder_is_built_again(model: Model, tmp_path: Path) -> None:
+    """What was measured goes with the build that it was measured on."""
+    text = HELD[:3000]
+    for symmetric in (True, False):
+        asked = mg.Quantization("int4", "rtn", symmetric=symmetric, calibrate=text)
+        mg.build(model, tmp_path / "q", quantize=asked)
+        assert (tmp_path / "q" / "quality.json").exists()
+    mg.build(model, tmp_path / "q", quantize="int4")
+    assert not (tmp_path / "q" / "quality.json").exists()
+
+
 def test_size_budget(model: Model, tmp_path: Path) -> None:
     """Between all narrow and all wide: as large as allowed, more bits where more is lost."""
     ends = {}

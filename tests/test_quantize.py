@@ -259,6 +259,19 @@ def test_one_scale_a_row_but_for_tables() -> None:
     assert str(untied.choices["lm_head.weight"].encoding) == "int8"
 
 
+@pytest.mark.parametrize(("tables", "kept"), [("", "int8(block=32)"), ("int4", "int4(block=32,zeros)"), ("wide", "")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_and_heads_are_as_asked(tables: str, kept: str, tied: bool) -> None:
+    found = planned(llama(tied=tied), Quantization("int4", tables=tables))
+    for name in ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",))):
+        if kept:
+            assert str(found.choices[name].encoding) == kept
+        else:
+            assert found.wide[name] == "is a table or a head, which was asked to stay wide"
+    dynamic = planned(llama(tied=tied), Quantization("int8-dynamic", tables=tables))
+    assert str(dynamic.choices["model.layers.0.mlp.up_proj.weight"].encoding) == "int8"
+
+
 def test_weights_that_are_stored_transposed_have_blocks_along_their_first_axis() -> None:
     model = mg.init(load_family("gpt2")(vocab=96, dim=64, layers=1, heads=4, inner=96, max_positions=64), seed=0)
     found = planned(model, Quantization("int4"))
@@ -330,6 +343,7 @@ def test_a_report_is_json(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"quantize": Quantization("int8-dynamic"), "target": "cuda"}, "ask for int8"),
+        ({"quantize": "int4", "dtype": "f64"}, "not in f64"),
         ({"quantize": "int4-dynamic"}, "expected one of int4"),
         ({"quantize": {"weights": "int4", "blocks": 32}}, "did you mean 'block'"),
     ],
@@ -339,4 +353,18 @@ def test_what_a_target_cannot_do_is_refused_and_leaves_nothing(
 ) -> None:
     with pytest.raises(MonographError, match=message):
         mg.build(llama(), tmp_path / "built", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int2"}, "no 2-bit form"),
+        ({"quantize": "int4", "opset": 20}, "opset 20 has no integers of 4 bits"),
+        ({"quantize": "int8", "dtype": "f64"}, "not in f64"),
+    ],
+)
+def test_what_an_export_cannot_do_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MonographError, match=message):
+        mg.export(llama(), tmp_path / "portable", **options)
     assert not list(tmp_path.iterdir())

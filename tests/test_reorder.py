@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,28 @@ def test_what_rows_have_in_common_is_not_copied(sessions: dict[str, Session]) ->
     session.reorder([0, 0], [4, 4])
     assert np.abs(buffer[1, :, 0] - buffer[0, :, 0]).min() > 50
     assert np.array_equal(buffer[1, :, 4:6], buffer[0, :, 4:6])
+
+
+def test_what_stays_for_a_source_is_not_copied_for_its_own_rows(tmp_path: Path) -> None:
+    """Rows of one source change places without a copy of what its encoder left; rows of another source take theirs."""
+    model = wide("t5")
+    build(model, weights_of(model), tmp_path / "t5")
+    session = open_session(tmp_path / "t5", threads=1)
+    session.encode({"input_ids": np.array([[5, 6, 7], [9, 9, 8]])})
+    alone = session.prefill(np.array([[1], [1]]), [1, 1])
+    session.reorder([0, 0, 1, 1])
+    state = session._cache
+    assert state is not None
+    held = dict(state.fixed)  # type: ignore[attr-defined]
+    session.reorder([1, 1, 3, 2])
+    assert all(state.fixed[k] is held[k] for k in held)  # type: ignore[attr-defined]
+    session.reorder([2, 0, 0, 1])
+    assert any(state.fixed[k] is not held[k] for k in held)  # type: ignore[attr-defined]
+    found = session.step(np.array([4, 4, 4, 4]))
+    session.encode({"input_ids": np.array([[9, 9, 8], [5, 6, 7], [5, 6, 7], [5, 6, 7]])})
+    again = session.prefill(np.array([[1], [1], [1], [1]]), [1] * 4)
+    np.testing.assert_allclose(again[:2], alone[::-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, session.step(np.array([4, 4, 4, 4])), rtol=1e-4, atol=1e-5)
 
 
 def test_orders_of_copies() -> None:

@@ -143,6 +143,24 @@ def test_rows_that_cannot_step_together_say_why(tmp_path: Path) -> None:
     assert isinstance(rows, Pooled) and rows.alone == ""
 
 
+def test_buffers_grow_with_rows_and_what_a_long_one_took_is_given_back(tmp_path: Path) -> None:
+    made = Made("append", tmp_path / "net", lengths=True)
+    rows = rows_of(made.open(capacity=4), 2)
+    row, rng = rows.join(), np.random.default_rng(0)
+    ids = rng.integers(0, VOCAB, 50)
+    first = rows.bytes
+    for i in range(0, 50, 10):
+        close(rows.read(row, ids[i : i + 10]), made.full(ids[: i + 10])[0, -1])
+    assert rows.bytes >= 12 * first
+    rows.leave(row)
+    assert rows.bytes == 0
+    row = rows.join()
+    close(rows.read(row, ids[:3]), made.full(ids[:3])[0, -1])
+    assert rows.bytes == first
+    rows.leave(row)
+    assert rows.bytes == first, "a pool of ordinary size stays for the next row"
+
+
 @pytest.mark.parametrize("lengths", FORMS)
 def test_a_row_that_is_not_there_and_one_too_many_are_told(lengths: bool, tmp_path: Path) -> None:
     rows = rows_of(Made("append", tmp_path / "net", lengths=lengths).open(), 2)

@@ -201,3 +201,26 @@ def test_every_step_equals_transformers() -> None:
         ours = process(x, ids.tolist(), sampling)
         assert kept(ours) == kept(theirs), sampling
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=str(sampling))
+
+
+def test_a_row_of_which_nothing_is_possible_is_an_error_under_every_filter() -> None:
+    logits = np.full((1, 5), -np.inf, np.float32)
+    for how in ({}, {"top_p": 0.5}, {"top_k": 2}, {"top_k": 2, "top_p": 0.5}):
+        with pytest.raises(GenerationError, match="no token can be chosen"):
+            Sampler(Sampling(temperature=1.0, seed=0, **how), 1)(logits, [[1]])
+
+
+def test_draws_follow_the_probabilities_with_and_without_tokens_that_are_out() -> None:
+    rng = np.random.default_rng(0)
+    for out in ([], [0, 3, 9]):
+        logits = rng.standard_normal(10).astype(np.float32)
+        logits[out] = -np.inf
+        expected = softmax(logits)
+        counts = np.bincount([draw(logits, (i + 0.5) / 20_000) for i in range(20_000)], minlength=10)
+        np.testing.assert_allclose(counts / 20_000, expected, atol=1e-4)
+        assert draw(logits, np.nextafter(1.0, 0.0)) not in out and draw(logits, 0.0) not in out
+    wide = rng.standard_normal(3000)
+    wide[rng.permutation(3000)[:500]] = -np.inf
+    cumulative = np.cumsum(softmax(wide))
+    for u in rng.random(2000):
+        assert draw(wide, u) == int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))

@@ -58,7 +58,7 @@ def test_rows_that_join_and_leave_get_the_ids_of_plain_greedy(parts: str, length
         found = scheduler.gauges()
     assert found.tokens_out == 2 * sum(counts) and found.tokens_in == 2 * sum(map(len, given))
     assert (found.queued, found.running, found.rows, found.ended) == (0, 0, 4, {"length": 48})
-    assert found.alone == ""
+    assert found.alone == "" and bool(found.whole) == (not lengths or parts != "append")
 
 
 def test_sampled_rows_draw_what_they_draw_alone(made: Made) -> None:
@@ -177,6 +177,24 @@ def test_what_can_never_be_served_is_refused_at_once(made: Made) -> None:
         with pytest.raises(RuntimeInputError, match="nothing"):
             request.result(20)
         assert scheduler.submit([1], PLAIN).result(20).ids
+
+
+def test_what_comes_with_every_token_cannot_be_served_and_what_stays_for_a_row_can(tmp_path: Path) -> None:
+    session = Made("along append", tmp_path / "along", lengths=True).open()
+    sound = pytest.raises(RuntimeInputError, match="the model takes sound with every token")
+    with Scheduler(session, None) as scheduler, sound:
+        scheduler.submit([1], PLAIN)
+    session = Made("fixed append", tmp_path / "fixed", lengths=True).open()
+    styles = [np.full((1, 16), x, np.float32) for x in (0, 3)]
+    with Scheduler(session, None, rows=2) as scheduler:
+        for _ in range(2):
+            requests = [scheduler.submit([1] * 40, PLAIN, inputs={"style": s}) for s in styles]
+            found = [r.result(20).ids for r in requests]
+            assert found[0] != found[1]
+        assert [r.cached for r in requests] == [32, 32]
+        request = scheduler.submit([1], PLAIN)
+        with pytest.raises(RuntimeInputError, match="style"):
+            request.result(20)
 
 
 def test_drain_serves_what_there_is_and_close_ends_it(made: Made) -> None:
@@ -308,6 +326,26 @@ def test_a_coroutine_reads_pieces(made: Made) -> None:
 
     with Scheduler(session, None, rows=3) as scheduler:
         assert asyncio.run(main(scheduler)) == wanted
+
+
+def test_a_listener_whose_loop_is_closed_hurts_nobody(made: Made) -> None:
+    session = made.open()
+    wanted = alone(session, [1], max_new_tokens=30)
+    calls: list[int] = []
+
+    def broken() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyError("a bug of the listener")
+
+    with Scheduler(session, None, rows=3) as scheduler:
+        loop = asyncio.new_event_loop()
+        deaf, failing, good = (scheduler.submit([1], Settings(max_new_tokens=30)) for _ in range(3))
+        deaf.listen(lambda: loop.call_soon_threadsafe(list))
+        loop.close()
+        failing.listen(broken)
+        assert [r.result(20).ids for r in (deaf, failing, good)] == [wanted] * 3
+        assert len(calls) == 2 and scheduler.submit([1], PLAIN).result(20).ids == wanted[:6]
 
 
 def test_settings_out_of_range_are_told(made: Made) -> None:

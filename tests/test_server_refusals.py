@@ -27,6 +27,7 @@ LIMITS = Limits(
 )  # fmt: skip
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "the cat"}]
+VOCABULARY = 298
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
@@ -38,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Serving]:
     with Serving(folder, threads=1, limits=LIMITS, rows=2, queue=4) as running:
+        assert running.service.vocabulary == VOCABULARY
         yield running
 
 
@@ -144,6 +146,7 @@ BODIES: dict[str, tuple[str, dict[str, Any], int, str | None]] = {
     "ids and texts": (TEXT, {"prompt": [5, "a"]}, 400, "prompt.0"),
     "ids below zero": (TEXT, {"prompt": [-1]}, 400, "prompt"),
     "ids beyond the vocabulary": (TEXT, {"prompt": [10**12]}, 400, "prompt"),
+    "the first id beyond the vocabulary": (TEXT, {"prompt": [5, VOCABULARY]}, 400, "prompt"),
     "ids that are true": (TEXT, {"prompt": [True]}, 400, "prompt.0"),
     "too many prompts": (TEXT, {"prompt": ["a"] * 7}, 400, "prompt"),
     "too many choices of prompts": (TEXT, {"prompt": ["a"] * 4, "n": 2}, 400, "n"),
@@ -206,6 +209,8 @@ RAW: dict[str, tuple[bytes, int]] = {
     "GET": (b"GET /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     "DELETE": (b"DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     "another host": (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
+    "a page from elsewhere": (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n\r\n", 403),
+    "a page of no host": (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n", 403),
     "no host": (b"GET /v1/models HTTP/1.0\r\n\r\n", 403),
     "two lengths": (post(TEXT, b"{}", "Content-Length: 5"), 400),
 }

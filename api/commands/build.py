@@ -35,6 +35,7 @@ from .quantize_options import (
     QualityOption,
     SizeOption,
     SymmetricOption,
+    TablesOption,
     WeightsOption,
     adapters_of,
     quantization,
@@ -58,6 +59,7 @@ def build(
     size_: SizeOption = None,
     cache: CacheOption = None,
     prompts: PromptsOption = None,
+    tables: TablesOption = None,
     again: AgainOption = False,
     dtype: Annotated[
         str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; none: the target's")
@@ -96,7 +98,7 @@ def build(
         )
     if layout is not None:
         target = _portable(layout, target)
-    asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, prompts, again)
+    asked = quantization(weights, method, block, symmetric, calibrate, quality, size_, cache, prompts, tables, again)
     loaded = resolve(model, family, random)
     if layout is not None and check and loaded.task.separated:
         what = f"--check gives masks to a decoder, but one for {layout} makes its own"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..ir.errors import ConfigError
-from ..passes.quantize.settings import CACHES, FORMS, METHODS, PROMPTS, Quantization, parse_quality, parse_size
+from ..passes.quantize.settings import CACHES, FORMS, METHODS, PROMPTS, TABLES, Quantization, parse_quality, parse_size
 
 _PANEL = "Weights in fewer bits"
 
@@ -60,6 +60,10 @@ PromptsOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+TablesOption = Annotated[
+    str | None,
+    typer.Option("--tables", help=f"embeddings and head: {', '.join(TABLES[1:])}; none: int8", rich_help_panel=_PANEL),
+]
 AgainOption = Annotated[
     bool,
     typer.Option("--again", help="also round weights that are stored in blocks already", rich_help_panel=_PANEL),
@@ -76,11 +80,12 @@ def quantization(
     size: str | None,
     cache: str | None,
     prompts: str | None,
+    tables: str | None,
     again: bool,
 ) -> Quantization | None:
     """What the options ask for; None if none of them was given. Raises ConfigError."""
     budgets = quality is not None or size is not None
-    rest = [method, block, symmetric, calibrate]
+    rest = [method, block, symmetric, calibrate, tables]
     if weights is None and not budgets and cache is None and prompts is None:
         if again or any(v is not None for v in rest):
             raise ConfigError("options of a quantization were given, but not which", hint="add --weights int4")
@@ -96,6 +101,7 @@ def quantization(
         None if size is None else parse_size(size),
         cache or "",
         prompts or "",
+        tables or "",
         again,
     )
 

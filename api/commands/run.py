@@ -12,8 +12,10 @@ import typer
 
 from ..building import build
 from ..console import Json, command, err, out, print_json, progress
+from ..frontends.json_file import read_json
 from ..inference.engine import Engine
 from ..ir import MonographError
+from ..ir.errors import ConfigError
 from ..resolve import HELP, resolve
 from .inputs import check_given, read_inputs, tell_outputs
 from .options import FamilyOption, RandomOption, models
@@ -40,6 +42,12 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="only the likeliest tokens that add up to p")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="above 1: tokens seen before are less likely")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="text at which to end; may be repeated")] = None,
+    beams: Annotated[int | None, typer.Option(help="texts followed at once; the likeliest is given")] = None,
+    lookup: Annotated[int | None, typer.Option(help="most tokens guessed at once from the text so far")] = None,
+    draft: Annotated[Path | None, typer.Option(help="a built folder whose model guesses tokens")] = None,
+    schema: Annotated[Path | None, typer.Option(help="file of a JSON schema that the text follows")] = None,
+    regex: Annotated[str | None, typer.Option(help="a regular expression that the text follows")] = None,
+    adapter: Annotated[str | None, typer.Option(help="name of an adapter that the folder was built with")] = None,
     language: Annotated[str, typer.Option(help="of speech, as a code")] = "en",
     seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
     threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
@@ -61,6 +69,12 @@ def run(
             "repetition_penalty": repetition_penalty,
             "stop": stop or (),
             "seed": seed,
+            "num_beams": beams,
+            "lookup": lookup,
+            "draft": None if draft is None else Engine.open(draft, threads=threads),
+            "schema": None if schema is None else schema_of(schema),
+            "regex": regex,
+            "adapter": adapter,
         }
         tell = TELL.get(engine.task)
         if chat and tell is not None:
@@ -73,6 +87,13 @@ def run(
             tell(engine, texts, json_output)
         else:
             generate(engine, texts, chat, json_output, {**settings, "inputs": inputs or None})
+
+
+def schema_of(file: Path) -> dict[str, Any]:
+    """The JSON schema of a file. Raises ConfigError for one that holds none."""
+    if not file.is_file():
+        raise ConfigError("there is no such file", place=str(file))
+    return read_json(file)
 
 
 def transcribe(engine: Engine, files: list[str], language: str, json_output: bool, settings: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from ...ir.files import Stage
 from ...ir.manifest import MANIFEST, VERIFIED
 from ...ir.slots import TOKENS
 from ...passes.quantize.report import FILE as QUANTIZATION
+from ...passes.quantize.report import QUALITY
 from .clients import DECODER, ENCODER, LAYOUTS, MERGED, Layout
 from .genai import FILE as GENAI
 from .lower import PRODUCER
@@ -35,7 +36,7 @@ GRAPHS = ("model", "model.masked", "model.prompts", "encoder", ENCODER, DECODER,
 NAMES = frozenset(
     {
         CONTRACT, TUNING, MANIFEST, VERIFIED, POOLING, POOLING_TENSORS, SOURCE, CONFIG, GENERATION, PREPROCESSOR, GENAI,
-        QUANTIZATION, "tokenizer.json", TOKENIZER,
+        QUANTIZATION, QUALITY, "tokenizer.json", TOKENIZER,
         *(f"{g}.onnx{end}" for g in GRAPHS for end in ("", ".data", "_data")),
     }
 )  # fmt: skip

@@ -20,6 +20,9 @@ from .results import EVERYTHING, Results, Want
 from .runtime import UNCAPTURED, Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
 
+DRAFT = 16
+"""Tokens at once for which a binding is worth keeping."""
+
 
 class Compact:
     """Slots in buffers, each in the way that its growth wants, bound once for all steps of a batch.
@@ -39,7 +42,7 @@ class Compact:
         self.held: list[Held] = []
         self.fixed: dict[str, Buffer] = {}
         self.origins: Array = NOTHING
-        self.steps: dict[tuple[int, ...], TokenCall] = {}
+        self.steps: dict[tuple[Any, ...], TokenCall] = {}
         self.told: Results | None = None
 
     @property
@@ -250,17 +253,28 @@ class Compact:
     def step(self, along: Along, lengths: Array, now: Array, want: Want = EVERYTHING) -> Array:
         """One token a row, through bindings that are made once for as long as the buffers stay: one for each of the
         ways round that states take turns."""
-        turn = tuple(h.turn for h in self.held if isinstance(h, Replaced))
-        if turn not in self.steps:
-            self.steps[turn] = self.bound(self.batch, 1, graph=self.captures.new())
-        call = self.steps[turn]
+        key = (1, False, *self.turn)
+        if key not in self.steps:
+            self.steps[key] = self.bound(self.batch, 1, graph=self.captures.new())
+        call = self.steps[key]
         found = call.run(along, lengths, now, self.used, want, self.told)
         self.told = call.results
         return found.copy() if want is EVERYTHING else found
 
+    @property
+    def turn(self) -> tuple[int, ...]:
+        """The way round that each state is."""
+        return tuple(h.turn for h in self.held if isinstance(h, Replaced))
+
     def call(self, along: Along, lengths: Array, now: Array, *, every: bool = False) -> Array:
+        """Several tokens of one row, in memory that the next call may write over; bindings for a few tokens, which
+        drafts come in, are kept."""
         rows = next(iter(along.values())).shape[1]
-        return self.bound(self.batch, rows, every=every).run(along, lengths, now, self.used)
+        key = (rows, every, *self.turn)
+        call = self.steps.get(key) or self.bound(self.batch, rows, every=every)
+        if rows <= DRAFT:
+            self.steps[key] = call
+        return call.run(along, lengths, now, self.used)
 
     def bound(self, batch: int, rows: int, *, every: bool = False, graph: int = UNCAPTURED) -> TokenCall:
         inputs = {h.slot.input: h.past for h in self.held} | self.fixed

@@ -27,6 +27,7 @@ def open(
     exact: bool = False,
     every_byte: bool = False,
     capture: bool | Literal["check"] = True,
+    profile: str = "",
 ) -> Session:
     """A session for a folder that `build` wrote.
 
@@ -35,7 +36,8 @@ def open(
     two) and keep the faster. exact: products with weights in blocks multiply in float, never by activations in 8 bits,
     which is slower. every_byte: compare all files with their digests, also those that were found whole before. capture:
     replay steps as CUDA graphs where every node allows it and the first of them give what ordinary ones do ("check":
-    where they do not, it is an error). Raises ConfigError, WeightsError or RuntimeInputError for a folder that is
+    where they do not, it is an error). profile: how the names of the files begin in which the runtime notes when every
+    kernel ran; see `Session.profiled`. Raises ConfigError, WeightsError or RuntimeInputError for a folder that is
     damaged, contradicts itself, or needs a provider that is not there.
     """
     folder = Path(folder)
@@ -47,7 +49,7 @@ def open(
         raise RuntimeInputError(what, place=str(folder))
     if capacity < 1:
         raise RuntimeInputError(f"capacity is {capacity}, expected at least 1")
-    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact, capture=capture)
+    tiled = Session(folder, contract, threads=threads, capacity=capacity, exact=exact, capture=capture, profile=profile)
     if not tune or not contract.lengths or contract.encoder or others(contract, contract.lengths):
         return tiled
     plain = Session(folder, contract, threads=threads, capacity=capacity, flash=False, exact=exact)

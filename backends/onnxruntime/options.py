@@ -54,13 +54,14 @@ def load(
     flash: bool | None = None,
     packed: bool = True,
     captures: Captures | None = None,
+    profile: str = "",
 ) -> Loaded:
     """A session for one file of a built folder.
 
     threads: for the work inside an op (None: as the build chose, else one a physical core). flash: tiled attention for
     prompts (None: as the build chose). packed: keep copies of the weights in the order that kernels read them, if the
     build chose it; without, they are read where the file is mapped. captures: of the steps that the graph makes; where
-    the runtime refuses to capture it, that is noted there.
+    the runtime refuses to capture it, that is noted there. profile: see `Loaded`.
     Raises RuntimeInputError if the provider cannot be used, WeightsError for a damaged file.
     """
     check_threads(threads)
@@ -87,6 +88,7 @@ def load(
             settings=settings,
             disabled_optimizers=contract.disabled_optimizers,
             provided=provided,
+            profile=profile,
         )
 
     _check_libraries(contract.provider, str(path))

@@ -33,6 +33,7 @@ class Padded:
         self.lengths: Array = NOTHING
         self.pasts: Pasts = {}
         self.fixed: dict[str, Buffer] = {}
+        self.origins: Array = NOTHING
         self.slots = [s for s in contract.slots if s.growth is not Growth.once]
         self.together = not contract.alone and stream_of(contract).mask in loaded.inputs
 
@@ -85,7 +86,7 @@ class Padded:
 
     def start(self, along: Along, lengths: Array, fixed: Mapping[str, Array], *, every: bool = False) -> Array:
         batch = len(lengths)
-        self.lengths, self.pasts = NOTHING, {}
+        self.lengths, self.pasts, self.origins = NOTHING, {}, np.arange(batch)
         self.fixed = {k: self.memory.upload(v) for k, v in fixed.items() if k in self.loaded.inputs}
         pasts: Pasts = {}
         for slot in self.slots:
@@ -239,8 +240,10 @@ class Padded:
             for slot in self.slots:
                 past = self.pasts[slot.input]
                 self.pasts[slot.input] = self.joined(slot, [row(slot, past, p, int(now[p])) for p in parents.tolist()])
-            self.fixed = {k: self.chosen(b, parents) for k, b in self.fixed.items()}
-            self.lengths = self.lengths[parents]
+            origins = self.origins[parents]
+            if not np.array_equal(origins, self.origins):
+                self.fixed = {k: self.chosen(b, parents) for k, b in self.fixed.items()}
+            self.lengths, self.origins = self.lengths[parents], origins
 
     def chosen(self, source: Buffer, rows: Array) -> Buffer:
         """A buffer of chosen rows of another one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from .runtime import UNCAPTURED, Array, Binding, Loaded, OrtValue, Place
 
@@ -25,6 +26,9 @@ class Paired(Loaded):
     @property
     def providers(self) -> list[str]:
         return self.steps.providers
+
+    def profiled(self) -> Path | None:
+        return self.steps.profiled()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return self._for(feeds[self.ids].shape).run(feeds)

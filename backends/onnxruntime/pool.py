@@ -22,6 +22,9 @@ from .state import check_cut, check_room
 Row = int
 """The number of a row, which it keeps wherever it lies."""
 
+_VAST = 8
+"""How many times the places that buffers began with are more than is kept once no row is left."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -54,7 +57,7 @@ class Pool:
         captures: Captures = NEVER,
     ) -> None:
         self.loaded, self.contract, self.memory, self.most, self.captures = loaded, contract, memory, most, captures
-        self.size = min(capacity, contract.limit)
+        self.size = self.first = min(capacity, contract.limit)
         self.rows: list[Row | None] = [None] * (most + 1)
         self.places: dict[Row, int] = {}
         self.lengths: Array = np.zeros(most + 1, np.int64)
@@ -78,6 +81,11 @@ class Pool:
         """Bytes of all buffers of state, whether written to or not."""
         fixed = sum(math.prod(b.shape) * b.dtype.itemsize for b in self.fixed.values())
         return sum(h.bytes for h in self.held) + fixed
+
+    @property
+    def vast(self) -> bool:
+        """Whether buffers have grown to much more than they began with."""
+        return self.size >= _VAST * self.first
 
     # -- rows come and go ----------------------------------------------------------------------------------------
 

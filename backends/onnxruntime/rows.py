@@ -179,8 +179,11 @@ class Pooled(Numbered):
         return new
 
     def leave(self, row: int) -> None:
-        known(self.of, row).leave(row)
+        pool = known(self.of, row)
+        pool.leave(row)
         del self.of[row]
+        if pool.vast and not pool.places:  # What one long row took is not kept for good.
+            self.pools = {k: p for k, p in self.pools.items() if p is not pool}
 
     def part(self, row: int, start: int, stop: int) -> Part:
         return known(self.of, row).part(row, start, stop)

@@ -164,11 +164,16 @@ class Loaded:
         settings: Mapping[str, str] | None = None,
         disabled_optimizers: Sequence[str] = (),
         provided: Mapping[str, str] | None = None,
+        profile: str = "",
     ) -> None:
-        """path: a file, or what one holds. provided: options of the provider. Raises one of RUNTIME_ERRORS."""
+        """path: a file, or what one holds. provided: options of the provider. profile: how the name of the file begins
+        in which the runtime notes when every kernel ran ("": it notes nothing). Raises one of RUNTIME_ERRORS."""
         options = _ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        self.profile = profile
         for key, value in (settings or {}).items():
             options.add_session_config_entry(key, value)
         self.file, given = (path.name, str(path)) if isinstance(path, Path) else ("", path)
@@ -179,6 +184,10 @@ class Loaded:
         self.captures = provided.get(CAPTURE) == "1"
         """Whether runs may be captured; then all others have to say that they are not."""
         self._plain = _run_options(UNCAPTURED) if self.captures else None
+
+    def profiled(self) -> Path | None:
+        """End the profile and give its file; None if it was opened without one."""
+        return Path(self._session.end_profiling()) if self.profile else None
 
     @property
     def providers(self) -> list[str]:

@@ -57,7 +57,9 @@ class Session:
         flash: bool | None = None,
         exact: bool = False,
         capture: bool | Literal["check"] = True,
+        profile: str = "",
     ) -> None:
+        self.profile = profile
         self.folder, self.contract, self.threads, self.flash, self.exact = folder, contract, threads, flash, exact
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self.memory = MEMORIES[contract.provider]()
@@ -89,6 +91,7 @@ class Session:
                 flash=self.flash,
                 packed=file not in self.contract.mapped and not self.exact,
                 captures=self._captures if file == self.contract.lengths else None,
+                profile=self.profile,
             )
             check_loaded(self.contract, loaded, str(self.folder / file))
             if file == self.contract.lengths and self.contract.prompts and not self.exact:
@@ -319,6 +322,12 @@ class Session:
             return found
         return found | self._carried(self._encoded({k: v for k, v in inputs.items() if k in first}))
 
+    @property
+    def with_tokens(self) -> list[str]:
+        """Inputs that have to be given with every token."""
+        types = self._beside.items()
+        return [k for k, t in types if along(self.contract, t) and (k not in self.contract.zeros or t.rank != 2)]
+
     def read_with(self, tokens: Array, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Tokens i64 [B,S] with what comes along with each of them, by name."""
         tokens = self._tokens(tokens)
@@ -330,6 +339,11 @@ class Session:
         """A source with its results under the names of the slots that they begin."""
         once = (s for s in self.contract.slots if s.growth is Growth.once and s.first)
         return source | {s.input: source[s.first] for s in once if s.first in source}
+
+    def profiled(self) -> list[Path]:
+        """End the profiles of all graphs that were opened, and give their files."""
+        found = (loaded.profiled() for loaded in self._loaded.values())
+        return [path for path in found if path is not None]
 
     def reload(self) -> None:
         """Open the graphs of the folder again, after a failure that may have left them unusable. Resets."""

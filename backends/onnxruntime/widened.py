@@ -91,9 +91,9 @@ def widen_ends(model: onnx_ir.Model) -> None:
 def _narrowed(graph: onnx_ir.Graph, node: onnx_ir.Node, outputs: Iterable[onnx_ir.Value]) -> None:
     """What a node now gives in f32, in the type that its readers expect and under the name they know."""
     for v in outputs:
-        if v.dtype not in _NARROW:
-            continue
         narrow, name = v.dtype, v.name or ""
+        if narrow is None or narrow not in _NARROW:
+            continue
         readers = list(v.uses())
         v.dtype, v.name = onnx_ir.DataType.FLOAT, f"{name}.wide"
         (back,) = _cast(graph, v, narrow, name, after=node)

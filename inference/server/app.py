@@ -157,17 +157,12 @@ async def read(request: Request) -> bytes:
 
 async def respond(metrics: Metrics, streamed: bool, submit: Callable[[AsyncExitStack], Awaitable[Going]]) -> Response:
     """The answer of one request, whole or as a stream."""
-    stack = AsyncExitStack()
-    try:
+    async with AsyncExitStack() as stack:
         going = await submit(stack)
         if streamed:
-            return Events(going, stack, metrics)
+            return Events(going, stack.pop_all(), metrics)
         answer = await going.whole()
-        metrics.generated(going.requests)
-    except BaseException:
-        await stack.aclose()
-        raise
-    await stack.aclose()
+    metrics.generated(going.requests)
     return JSONResponse(answer)
 
 

@@ -100,7 +100,7 @@ async def chat(service: Service, body: Chat, stack: AsyncExitStack) -> Chatting:
     adapter = service.model(body.model)
     check_stream(body)
     count = check_choices(service.limits, body.n, 1)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     tools = Tools.of(body, service.limits)
     constraint = await constrained(service, body, tools)
@@ -139,7 +139,7 @@ def conversation(messages: list[Message], limits: Limits) -> list[Answer]:
         plain["content"] = _content(message, i)
         if message.tool_calls:
             plain["tool_calls"] = [_called(c.model_dump(exclude_none=True), i) for c in message.tool_calls]
-        for name in ("name", "tool_call_id", "reasoning_content"):
+        for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
             value = getattr(message, name)
             if value is not None:
                 plain[name] = value
@@ -178,6 +178,9 @@ def render(service: Service, messages: list[Answer], tools: Tools, variables: An
     """
     tokenizer = service.tokenizer
     templates = chat_templates(tokenizer.settings.get("chat_template"))
+    if not templates:
+        what = "this model has no chat template: ask for a completion"
+        raise HttpError(400, what, code="model_not_supported")
     given: Answer = {k: v for k, v in variables.items() if k not in RESERVED}
     if tools.declared and tools.shown:
         if any("tools" in t for t in templates.values()):

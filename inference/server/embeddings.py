@@ -11,7 +11,7 @@ from ..embed import read
 from .answers import Answer
 from .errors import HttpError
 from .schemas import Embedding, texts_or_ids
-from .service import Service, told
+from .service import Service
 
 
 async def embeddings(service: Service, body: Embedding) -> Answer:
@@ -26,12 +26,7 @@ async def embeddings(service: Service, body: Embedding) -> Answer:
     if texts:
         if "" in texts:
             raise HttpError(400, f"input.{texts.index('')} is an empty text", param="input")
-        try:
-            rows, before = await service.thread(
-                read, service.tokenizer, texts, engine.pooling, positions=service.positions
-            )
-        except Exception as e:
-            raise told(e) from e
+        rows, before = await service.thread(read, service.tokenizer, texts, engine.pooling, positions=service.positions)
     else:
         rows = [await service.encode(x, f"input.{i}") for i, x in enumerate(given)]
         for i, row in enumerate(rows):
@@ -44,8 +39,6 @@ async def embeddings(service: Service, body: Embedding) -> Answer:
         )
     except TimeoutError:
         raise HttpError(504, f"the embeddings were not there within {service.limits.timeout:g} s") from None
-    except Exception as e:
-        raise told(e) from e
     count = sum(len(row) for row in rows)
     data = [{"object": "embedding", "index": i, "embedding": _shown(x, body)} for i, x in enumerate(found)]
     return {

@@ -53,8 +53,8 @@ class Tokens:
 class Guard:
     """An ASGI application around another one.
 
-    hosts: names under which the server may be asked for, for a server without tokens on a machine with a browser
-    (a page from elsewhere could otherwise reach it under a name of its own); None: any.
+    hosts: names under which the server may be asked for, and of pages that may ask, for a server without tokens on a
+    machine with a browser (a page from elsewhere could otherwise use it); None: any.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Guard:
         if sum(len(k) + len(v) for k, v in scope["headers"]) > HEAD:
             raise HttpError(431, f"the head of the request is larger than {HEAD:,} bytes", code="head_too_large")
         headers = dict(reversed(scope["headers"]))
-        if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
-            raise HttpError(403, "this server is asked for under another name", code="wrong_host")
+        if self.hosts is not None:
+            _check_hosts(headers, self.hosts)
         if scope["path"] not in OPEN:
             self.tokens.check(headers.get(b"authorization", b""))
             if self.service.active > self.limits.requests:
@@ -156,6 +156,15 @@ class _Replay:
             return {"type": "http.request", "body": body, "more_body": False}
         await self.gone.wait()
         return {"type": "http.disconnect"}
+
+
+def _check_hosts(headers: dict[bytes, bytes], hosts: frozenset[str]) -> None:
+    """Raise HttpError 403 for a request under another name, or from a page of another host."""
+    if _host(headers.get(b"host", b"")) not in hosts:
+        raise HttpError(403, "this server is asked for under another name", code="wrong_host")
+    origin = headers.get(b"origin", b"")
+    if origin and _host(origin.partition(b"://")[2]) not in hosts:
+        raise HttpError(403, "a page of another host asks", code="wrong_origin")
 
 
 def _check_length(headers: dict[bytes, bytes], most: int) -> None:

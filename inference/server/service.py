@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from ...frontends.tokenizer import Tokenizer
 from ...ir.errors import MonographError, RuntimeInputError
+from ...ir.slots import TOKENS
 from ..engine import Engine
 from ..errors import ClosedError, DeadlineError, QueueFullError
 from ..generate import Settings
@@ -142,6 +143,14 @@ class Service:
         """Compiled schemas over the tokens of the model."""
         return Grammars(self.tokenizer)
 
+    @functools.cached_property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows, as far as its folder says."""
+        config = self.engine.config
+        nested: dict[str, Any] = config.get("text_config") or {}
+        said = [config.get("vocab_size"), nested.get("vocab_size"), self.engine.session.contract.bounds.get(TOKENS.ids)]
+        return min((n for n in said if isinstance(n, int)), default=1 << 31)
+
     @property
     def fingerprint(self) -> str:
         """What built the model, so that a client sees when answers may have become others."""
@@ -215,8 +224,7 @@ class Service:
             ids = prompt
         if not ids:
             raise HttpError(400, f"{param} has no tokens", param=param)
-        vocabulary = self.engine.config.get("vocab_size")
-        strange = next((i for i in ids if not 0 <= i < (vocabulary or 1 << 31)), None)
+        strange = next((i for i in ids if not 0 <= i < self.vocabulary), None)
         if strange is not None:
             raise HttpError(400, f"{param} has the token id {strange}, which the model does not have", param=param)
         return ids
@@ -229,7 +237,7 @@ class Service:
     ) -> AsyncGenerator[list[Request]]:
         """Requests for several prompts, which are cancelled when the block is left before they have ended.
 
-        asked: further arguments of `Scheduler.submit`, with `constraints`, one for each prompt. Raises HttpError.
+        asked: further arguments of `Scheduler.submit`, with `constraints`, one for each prompt. Raises what that does.
         """
         requests: list[Request] = []
         constraints = asked.pop("constraints", None) or [None] * len(prompts)
@@ -239,8 +247,6 @@ class Service:
                 asked["constraint"] = constraint
                 requests.append(scheduler.submit(prompt, settings, timeout=self.limits.timeout, **asked))
             yield requests
-        except Exception as e:
-            raise told(e) from e
         finally:
             for request in requests:
                 request.cancel()

@@ -15,7 +15,7 @@ from ..generate import Generation
 from ..sampling import Array
 from .answers import Answer
 from .errors import HttpError
-from .service import Service, told
+from .service import Service
 
 RATES = (4_000, 192_000)
 """Samples a second that a file may have."""
@@ -102,13 +102,10 @@ async def transcribed(service: Service, kind: str, body: bytes, *, translate: bo
             max_new_tokens=max(1, min(service.limits.tokens, positions - 4)),
         )
 
-    try:
-        found = await service.alone(work)
-    except Exception as e:
-        raise told(e) from e
-    text = found.text.strip()
-    return text if asked.text else {"text": text, "usage": {"type": "tokens", "input_tokens": 0,
-                                    "output_tokens": len(found.ids), "total_tokens": len(found.ids)}}  # fmt: skip
+    found = await service.alone(work)
+    text, count = found.text.strip(), len(found.ids)
+    usage = {"type": "tokens", "input_tokens": 0, "output_tokens": count, "total_tokens": count}
+    return text if asked.text else {"text": text, "usage": usage}
 
 
 def samples_of(file: bytes, hear: LogMel) -> Array:

@@ -93,7 +93,8 @@ class Sum(Reduce):
 
     def ranges(self, node: Node, *given: Range | None) -> tuple[Range, ...]:
         (x,) = (r for r in given if r is not None)
-        size = node.arguments[0].shape[node.attributes["axis"]]
+        axis: int = node.attributes["axis"]
+        size = node.arguments[0].shape[axis]
         return (Range(size * x.low, size * x.high) if isinstance(size, int) else Range(),)
 
     backward_reads = reads.nothing

@@ -58,19 +58,29 @@ def _encoding(tensor: Tensor, use: Use | str, asked: Quantization, dtype: DType)
     if math.prod(tensor.shape) < LEAST:
         return f"is {tensor.type.decoded}, fewer than {LEAST} numbers"
     columns, rows = tensor.shape[use.axis], math.prod(tensor.shape) // max(tensor.shape[use.axis], 1)
-    why = f"was stored as {tensor.source_format}, and is rounded again" if tensor.source_format else ""
-    if asked.dynamic and not use.looks_up:
+    notes = [f"was stored as {tensor.source_format}, and is rounded again"] if tensor.source_format else []
+    layout = _layout(use, asked, notes)
+    if not layout:
+        return "is a table or a head, which was asked to stay wide"
+    if layout == asked.weights and asked.dynamic:
         scale = dtype if dtype == DType.f64 else f32
-        return replace(LAYOUTS["int8"], scale=scale).along(use.axis, 2), why
-    layout = "int8" if asked.dynamic else asked.weights
-    if layout != "int8" and (use.decides or use.looks_up):
-        layout, why = "int8", "decides on the output: 8 bits" if use.decides else "is looked up: 8 bits"
-    wanted = asked.block or 32
-    block = next((b for b in reversed(BLOCKS) if b <= wanted and columns % b == 0), None)
+        return replace(LAYOUTS["int8"], scale=scale).along(use.axis, 2), "; ".join(notes)
+    block = next((b for b in reversed(BLOCKS) if b <= (asked.block or BLOCKS[1]) and columns % b == 0), None)
     if block is None:
         return f"has {rows} rows of {columns} numbers, no multiple of {' or '.join(map(str, BLOCKS[:2]))}"
     if asked.block and block != asked.block:
-        why = f"blocks of {block}: rows of {columns} numbers are no multiple of {asked.block}"
-    zeros = not asked.symmetric and layout == asked.weights
+        notes.append(f"blocks of {block}: rows of {columns} numbers are no multiple of {asked.block}")
+    zeros = not asked.symmetric and (layout != "int8" or layout == asked.weights)
     encoding = LAYOUTS[layout].by_block(block, zeros=zeros, scale=dtype)
-    return encoding.along(use.axis, 2), why
+    return encoding.along(use.axis, 2), "; ".join(notes)
+
+
+def _layout(use: Use, asked: Quantization, notes: list[str]) -> str:
+    """The form of a weight, "" to leave it wide. What is not the form asked for is noted."""
+    if not (use.decides or use.looks_up) or (asked.dynamic and not use.looks_up and not asked.tables):
+        return asked.weights
+    if asked.tables:
+        return "" if asked.tables == "wide" else asked.tables
+    if asked.weights not in ("int8", "int8-dynamic"):
+        notes.append("decides on the output: 8 bits" if use.decides else "is looked up: 8 bits")
+    return "int8"

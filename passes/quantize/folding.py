@@ -158,8 +158,9 @@ def _heads(node: Node, channels: Array) -> Fold | str:
         return "reshape does not pass a factor on"
     values = made.value("v")
     keys, heads, width = values.shape[2], y.shape[2], y.shape[3]
-    wide = isinstance(keys, int) and isinstance(heads, int) and isinstance(width, int)
-    if not wide or values.users != [made] or node.output.shape[-1] != heads * width:
+    if not isinstance(keys, int) or not isinstance(heads, int) or not isinstance(width, int):
+        return "the heads of the attention are not counted"
+    if values.users != [made] or node.output.shape[-1] != heads * width:
         return "the values of the attention are also read elsewhere"
     split = values.producer
     if split is None or not isinstance(split.op, Reshape):

@@ -74,7 +74,7 @@ class _Rounding:
         self.method, self.name, self.encoding = method, name, encoding
         self.factor, self.order = factor.astype(np.float32), order
         self.left = np.ascontiguousarray(weight.T[order], np.float32)
-        self.codes = np.empty(weight.shape[::-1], np.int16)
+        self.codes = np.empty(weight.shape[::-1], encoding.codes_type.numpy)
         self.block = encoding.block_of(weight.shape[1])
         # The scales of a block are chosen when it is reached, unless columns of all blocks take turns.
         later = encoding.block and not method.ordered
@@ -86,7 +86,8 @@ class _Rounding:
         for start in range(0, width, step):
             stop = min(start + step, width)
             errors = self._rounded(start, stop)
-            self.left[stop:] -= self.factor[start:stop, stop:].T @ errors
+            for at in range(stop, width, _STEP):  # In pieces, so that no second copy of the weight is in memory.
+                self.left[at : at + _STEP] -= self.factor[start:stop, at : at + _STEP].T @ errors
         return recoded(self.encoding, np.concatenate(self.chosen, axis=-1), self.codes.T)
 
     def _rounded(self, start: int, stop: int) -> Array:

@@ -17,6 +17,8 @@ from .settings import Quantization
 
 FILE = "quantization.json"
 """The report in a folder."""
+QUALITY = "quality.json"
+"""What was measured on text, in a folder that was built with one."""
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,10 @@ def start(x: Array, levels: Levels) -> tuple[Array, Array]:
         return scales, np.clip(np.rint(-low / safe), 0, levels.high)
     zeros = np.full_like(high, levels.zero)
     below, above = levels.zero - levels.low, levels.high - levels.zero
-    scales: Array = np.maximum(high, -low) / np.float32(above)
-    if below > above:
-        scales = np.where(high > -low, high, low) / np.float32(-below)
-    return scales, zeros
+    largest: Array = np.maximum(high, -low)
+    if below == above:
+        return largest / np.float32(above), zeros
+    return np.copysign(largest / np.float32(below), -(high + low)), zeros
 
 
 class _Best:

@@ -19,6 +19,7 @@ CALIBRATED = ("gptq", "awq", "smoothquant")
 
 BLOCKS = (16, 32, 64, 128, 256)
 CACHES = ("", "int8")
+TABLES = ("", "int8", "int4", "wide")
 PROMPTS = ("", "same", "float", "int8")
 """How prompts are multiplied by weights in blocks: see `Choices.prompts` of the ONNX Runtime backend."""
 
@@ -31,12 +32,12 @@ class Quantization:
 
     weights: one of FORMS ("": none, where only the cache is asked for). method: one of METHODS (None: `default_method`
     of the form). block: codes that share a scale (None: what is fastest on the target). symmetric: no zero points
-    (None: what is fastest, then best, on the target). calibrate: text for methods that look at activations, or a
-    file with it. quality: most that perplexity may rise, 0.005 for half a percent; chooses encodings and methods.
-    size: most bytes of the data, chosen likewise. cache: "int8" for keys and values in 8 bits. prompts: one of
-    PROMPTS ("": what the target does): "int8" reads prompts twice as fast by rows of 8 bits beside the blocks, less
-    exactly. again: also round weights that are stored in blocks already. Raises ConfigError naming the field, its
-    value, and what it may be.
+    (None: what is fastest, then best, on the target). calibrate: text for methods that look at activations, or a file
+    with it. quality: most that perplexity may rise, 0.005 for half a percent; chooses encodings and methods. size: most
+    bytes of the data, chosen likewise. cache: "int8" for keys and values in 8 bits. prompts: one of PROMPTS ("": what
+    the target does): "int8" reads prompts twice as fast by rows of 8 bits beside the blocks, less exactly. tables: one
+    of TABLES, for embeddings and the head ("": 8 bits, as nothing evens out their errors). again: also round weights
+    that are stored in blocks already. Raises ConfigError naming the field, its value, and what it may be.
     """
 
     weights: str = "int4"
@@ -48,6 +49,7 @@ class Quantization:
     size: int | None = None
     cache: str = ""
     prompts: str = ""
+    tables: str = ""
     again: bool = False
 
     def __post_init__(self) -> None:
@@ -92,7 +94,8 @@ class Quantization:
 
     def _names(self) -> list[str]:
         found: list[str] = []
-        for field, known in (("weights", (*FORMS, "")), ("method", METHODS), ("cache", CACHES), ("prompts", PROMPTS)):
+        named = {"weights": (*FORMS, ""), "method": METHODS, "cache": CACHES, "prompts": PROMPTS, "tables": TABLES}
+        for field, known in named.items():
             value = getattr(self, field)
             if value is not None and value not in known:
                 shown = ", ".join(filter(None, known))

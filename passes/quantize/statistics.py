@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...ir.errors import WeightsError
 from ...ir.tensors import Array
 from ...ir.types import DType
 from .stream import Group
@@ -38,30 +39,21 @@ def gram_type(channels: int) -> DType:
 
 def gathered(group: Group, *, gram: bool = False, keep: int = ROWS) -> Statistics:
     """Statistics of all tokens that a group of layers reads."""
-    tokens, total, largest, product = 0, np.zeros(0), np.zeros(0, np.float32), np.zeros((0, 0))
-    kept: list[Array] = []
+    width = group.x.shape[-1]
+    if not isinstance(width, int):
+        raise WeightsError(f"{group.x!r} has {width} channels, expected a number")
+    tokens = sum(len(x) for x in group.rows())
+    step = max(1, -(-tokens // keep))
+    total, largest = np.zeros(width), np.zeros(width, np.float32)
+    product = np.zeros((width, width), gram_type(width).numpy) if gram else None
+    rows: list[Array] = []
+    before = 0
     for x in group.rows():
-        if not tokens:
-            width = x.shape[1]
-            total, largest = np.zeros(width), np.zeros(width, np.float32)
-            product = np.zeros((width, width), gram_type(width).numpy) if gram else product
         size = np.abs(x)
         total += size.sum(0, dtype=np.float64)
         largest = np.maximum(largest, size.max(0, initial=0.0))
-        if gram:
+        if product is not None:
             product += x.T @ x
-        kept.append(x)
-        tokens += len(x)
-    rows = _spread(kept, tokens, keep)
-    return Statistics(tokens, (total / max(tokens, 1)).astype(np.float32), largest, rows, product if gram else None)
-
-
-def _spread(parts: list[Array], tokens: int, keep: int) -> Array:
-    """About `keep` rows, evenly over all parts, which are read from the disk only there."""
-    step = max(1, -(-tokens // keep))
-    chosen: list[Array] = []
-    before = 0
-    for part in parts:
-        chosen.append(np.array(part[-before % step :: step]))
-        before += len(part)
-    return np.concatenate(chosen) if chosen else np.zeros((0, 0), np.float32)
+        rows.append(np.array(x[-before % step :: step]))  # A copy: the pages of the rest go.
+        before += len(x)
+    return Statistics(tokens, (total / max(tokens, 1)).astype(np.float32), largest, np.concatenate(rows), product)
