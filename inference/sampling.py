@@ -182,7 +182,7 @@ def draw(logits: Array, u: float) -> int:
     block = int(np.searchsorted(cumulative, target, side="right"))
     if block == len(cumulative):  # u is 1 within rounding.
         block = int(np.flatnonzero(weights)[-1]) // _BLOCK
-    part = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64)
+    part: Array = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64)
     within = int(np.searchsorted(np.cumsum(part), target - (cumulative[block] - part.sum()), side="right"))
     within = within if within < len(part) else int(np.flatnonzero(part)[-1])
     at = block * _BLOCK + within
