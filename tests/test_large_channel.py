@@ -119,7 +119,7 @@ def test_the_report_names_the_layers(tmp_path: Path) -> None:
         assert report is not None and report.quantization is not None
         told = {x.name: x for x in report.quantization.layers if "activations in full" in x.why}
         assert set(told) == set(report.quantization.fine) >= {"model.layers.0.self_attn.q_proj.weight"}
-        assert all(f"channel {CHANNEL} is" in x.why and "block=32" in x.encoding for x in told.values())
+        assert all(f"channel {CHANNEL} is" in x.why and "block=" in x.encoding for x in told.values())
         assert "activations_in_full" in (tmp_path / form / "quantization.json").read_text()
 
 
