@@ -27,15 +27,22 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 source, target = sys.argv[1:]
 model = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = model
+    def forward(self, ids, mask, types):
+        return self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
 names = ["input_ids", "attention_mask", "token_type_ids"]
 ids = torch.ones((2, 8), dtype=torch.int64)
 axes = {n: {0: "batch", 1: "length"} for n in [*names, "last_hidden_state"]}
-torch.onnx.export(model, (ids, ids, ids), target + ".raw.onnx", input_names=names, output_names=["last_hidden_state"],
+torch.onnx.export(Plain(), (ids, ids, ids), target + ".raw.onnx", input_names=names, output_names=["last_hidden_state"],
                   dynamic_axes=axes, opset_version=17, dynamo=False)
 made = optimize_model(target + ".raw.onnx", model_type="bert", num_heads=12, hidden_size=384)
 print(made.get_fused_operator_statistics(), file=sys.stderr)
 made.save_model_to_file(target)
-quantize_dynamic(target, target.replace("fp32", "int8"), per_channel=True, weight_type=QuantType.QInt8)
+quantize_dynamic(target, target.replace("fp32", "int8"), per_channel=True, weight_type=QuantType.QInt8,
+                 extra_options={"DefaultTensorType": 1})
 """
 
 OPENVINO = """

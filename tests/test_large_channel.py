@@ -5,6 +5,7 @@ The weights lie on the grid of their encoding, so that nothing but activations i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from monograph.backends.onnxruntime import build as build_session
 from monograph.backends.onnxruntime import open as open_session
+from monograph.backends.onnxruntime.choices import CHOICES
 from monograph.backends.target import Target
 from monograph.calibrating import trapped_in
 from monograph.frontends.dsl import Model, load_family
@@ -102,8 +104,9 @@ def test_greedy_tokens_stay(encoding: Encoding, dim: int, vocab: int, times: flo
     model = on_grid(planted(llama(dim, vocab=vocab), times), encoding)
     prompts = np.random.default_rng(1).integers(0, vocab, (8, 16))
     mg.build(decoded(model), tmp_path / "wide")
-    mg.build(model, tmp_path / "narrow")
-    build_session(model, None, tmp_path / "careless")
+    # Prompts as steps are: a graph of their own would multiply them in float.
+    mg.build(model, tmp_path / "narrow", quantize=mg.Quantization("", prompts="same"))
+    build_session(model, None, tmp_path / "careless", choices=replace(CHOICES["cpu"], prompts="same"))
     rows = greedy(tmp_path / "wide", prompts)
     wide = logits(tmp_path / "wide", rows)
     chosen, where = wide.argmax(-1), sure(wide)
