@@ -55,8 +55,9 @@ def calibration_bytes(model: Model, asked: Quantization) -> int:
     """What GPTQ holds beside a tensor: x.T @ x of the widest layer, its factor, and what is between them."""
     if asked.chosen_method != "gptq":
         return 0
-    widest = max((layer.node.value("x").shape[-1] for layer in layers_of(model.graph())), default=0)
-    return 5 * widest * widest * gram_type(widest).bits // 8 if isinstance(widest, int) else 0
+    widths = (layer.node.value("x").shape[-1] for layer in layers_of(model.graph()))
+    widest = max((n for n in widths if isinstance(n, int)), default=0)
+    return 5 * widest * widest * gram_type(widest).bits // 8
 
 
 def samples_for(model: Model, asked: Quantization | None) -> list[Sample]:

@@ -261,4 +261,6 @@ class _Tally:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".onnx", ".data"))
+    """Of the data files of a folder, or of its graphs where they hold their weights themselves."""
+    data = [f.stat().st_size for f in folder.rglob("*.onnx*data")]
+    return sum(data) or sum(f.stat().st_size for f in folder.rglob("*.onnx"))

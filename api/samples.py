@@ -27,6 +27,9 @@ Text = str | Path | Sequence[str]
 WINDOW = 512
 """Tokens that are read together, each window without what comes before it."""
 
+_MEASURED = 24_000
+"""Characters in which the tokens are that quality is measured on, more or less."""
+
 _CHARACTERS = 16
 """Characters of text in which there is a token, whatever the language."""
 
@@ -81,11 +84,12 @@ class Reader:
         return self._framed([ids[i : i + room] for i in range(0, len(ids), room)])
 
     def spread(self, text: Text, tokens: int, window: int = WINDOW) -> list[list[int]]:
-        """Windows from all over a text, to calibrate on."""
+        """Windows from all over a text, to calibrate on; not from the beginning of a long one, which is measured."""
         joined = "\n\n".join(texts_of(text))
         room = self._room(window)
         width = room * _CHARACTERS
-        starts = np.linspace(0, max(0, len(joined) - width), max(1, -(-tokens // room))).astype(int)
+        begin = _MEASURED if len(joined) > 4 * _MEASURED else 0
+        starts = np.linspace(begin, max(begin, len(joined) - width), max(1, -(-tokens // room))).astype(int)
         pieces = [joined[at : at + width] for at in dict.fromkeys(starts.tolist())]
         return self._framed([self.tokenizer.encode(piece, add_special=False)[:room] for piece in pieces])
 

@@ -150,12 +150,12 @@ class Module:
 
         torch.set_num_threads(threads)
         plain = model.graph()
-        graph = (
-            pipelines.decode(plain) if model.task.generates and not model.task.separated else pipelines.encode(plain)
-        )
+        decodes = model.task.generates and not model.task.separated
+        graph = pipelines.decode(plain) if decodes else pipelines.encode(plain)
         module = backend.to_torch(graph, model.weights).eval()
         self.library, self.graph = torch, graph
-        self.module: Any = torch.compile(module, dynamic=True) if compiled else module
+        compiler: Any = torch  # its annotations have open parts
+        self.module: Any = compiler.compile(module, dynamic=True) if compiled else module
         self.slots: tuple[Slot, ...] = tuple(graph.slots)
         self.stream = graph.stream or TOKENS
         self.state: dict[str, Any] = {}

@@ -55,7 +55,7 @@ def prepare() -> None:
     import sys
 
     sys.path.insert(0, str(ROOT / "examples"))
-    from king_james import text
+    from king_james import text  # pyright: ignore[reportMissingImports]
 
     PLACE.mkdir(parents=True, exist_ok=True)
     if not (HF / "config.json").exists():

@@ -273,7 +273,7 @@ def entries(modules: Path, wanted: str) -> list[Entry]:
 def text_ids() -> list[int]:
     """Tokens of the King James Bible, from its beginning."""
     sys.path.insert(0, str(ROOT / "examples"))
-    from king_james import text
+    from king_james import text  # pyright: ignore[reportMissingImports]
 
     return mg.load(HF).tokenizer.encode(text()[: 8 * TOKENS], add_special=False)[:TOKENS]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..backends.onnxruntime import Session
+from ..backends.onnxruntime.paired import PROMPT_TOKENS
 from ..backends.onnxruntime.prefix import Key, Prefixes, key_of
 from ..backends.onnxruntime.rows import rows_of
 from ..frontends.tokenizer import Tokenizer
@@ -79,7 +80,8 @@ class Batch:
     ) -> None:
         self.tokenizer, self.chunk, self.ended = tokenizer, chunk, ended
         self.rows = rows_of(session, most)
-        self.prefixes = Prefixes(self.rows, prefix_bytes)
+        self.least = PROMPT_TOKENS if session.contract.prompts else 1
+        self.prefixes = Prefixes(self.rows, prefix_bytes, least=self.least)
         self.running: list[Running] = []
         self.limit = session.contract.positions
         self.tokens_in = self.tokens_out = 0
@@ -142,9 +144,7 @@ class Batch:
         try:
             if not running.started:
                 self.begin(running)
-            stop = min(running.read + most, len(prompt))
-            if running.read < running.parting < stop:
-                stop = running.parting
+            stop = self.stop(running, most)
             part = prompt[running.read : stop]
             logits = self.rows.read(running.row, part, every=every)
             if every:
@@ -160,6 +160,18 @@ class Batch:
             self.tokens_in += len(prompt)
             self.choose(running, logits[-1] if every else logits)
         return len(part)
+
+    def stop(self, running: Running, most: int) -> int:
+        """Where to stop reading a prompt: after about `most` tokens, or where a state is to be kept.
+
+        Few tokens are multiplied in another way than many by a folder that has a graph for prompts, so that no piece of
+        a prompt has so few that the whole would have been read otherwise.
+        """
+        start, length, least = running.read, len(running.prompt), self.least
+        if start < running.parting < start + most and running.parting - start >= least:
+            return running.parting
+        stop = start + max(most, least)
+        return length if length - stop < least else stop
 
     def begin(self, running: Running) -> None:
         """Lay what is known of a prompt into its row; log-probabilities need every token to be read."""

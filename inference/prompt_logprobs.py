@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.onnxruntime import Session
+from ..backends.onnxruntime.paired import PROMPT_TOKENS
 from ..backends.onnxruntime.rows import rows_of
 from ..ir.errors import RuntimeInputError
 from .logprobs import Logprob, logprobs_of
@@ -33,10 +34,14 @@ def prompt_logprobs(
     for i, prompt in enumerate(prompts):
         row = rows.join({k: v[i : i + 1] for k, v in beside.items()})
         told: list[Logprob | None] = [None]
-        for start in range(0, len(prompt), CHUNK):
-            logits = rows.read(row, prompt[start : start + CHUNK], every=True)
+        start = 0
+        while start < len(prompt):
+            # Few tokens may be multiplied in another way than many: none are left over for a piece of their own.
+            stop = start + CHUNK if len(prompt) - start - CHUNK >= PROMPT_TOKENS else len(prompt)
+            logits = rows.read(row, prompt[start:stop], every=True)
             after = prompt[start + 1 : start + 1 + len(logits)]
             told += logprobs_of(logits[: len(after)], after, top)
+            start = stop
         rows.leave(row)
         found.append(told)
     return found

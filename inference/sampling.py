@@ -177,16 +177,23 @@ def draw(logits: Array, u: float) -> int:
     """The token at which the cumulative probability of one row [V] first exceeds u, 0 <= u < 1."""
     places, weights = _weights(logits)
     # Sums of blocks first: adding up one after the other takes longer than all the rest.
-    cumulative: Array = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
+    sums: Any = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    cumulative: Array = np.cumsum(sums)
     target = u * cumulative[-1]
-    block = int(np.searchsorted(cumulative, target, side="right"))
+    block = _above(cumulative, target)
     if block == len(cumulative):  # u is 1 within rounding.
         block = int(np.flatnonzero(weights)[-1]) // _BLOCK
     part = weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64)
-    within = int(np.searchsorted(np.cumsum(part), target - (cumulative[block] - part.sum()), side="right"))
+    within = _above(np.cumsum(part), target - (cumulative[block] - part.sum()))
     within = within if within < len(part) else int(np.flatnonzero(part)[-1])
     at = block * _BLOCK + within
     return at if places is None else int(places[at])
+
+
+def _above(ascending: Array, target: float) -> int:
+    """The first place whose number is larger than the target."""
+    found: Any = np.searchsorted(ascending, target, side="right")
+    return int(found)
 
 
 def _seeds(seed: int | Sequence[int] | None, rows: int) -> list[Any]:

@@ -5,6 +5,7 @@ The weights lie on the grid of their encoding, so that nothing but activations i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from monograph.backends.onnxruntime import build as build_session
 from monograph.backends.onnxruntime import open as open_session
+from monograph.backends.onnxruntime.choices import CHOICES
 from monograph.backends.target import Target
 from monograph.calibrating import trapped_in
 from monograph.frontends.dsl import Model, load_family
@@ -102,8 +104,9 @@ def test_greedy_tokens_stay(encoding: Encoding, dim: int, vocab: int, times: flo
     model = on_grid(planted(llama(dim, vocab=vocab), times), encoding)
     prompts = np.random.default_rng(1).integers(0, vocab, (8, 16))
     mg.build(decoded(model), tmp_path / "wide")
-    mg.build(model, tmp_path / "narrow")
-    build_session(model, None, tmp_path / "careless")
+    # Prompts as steps are: a graph of their own would multiply them in float.
+    mg.build(model, tmp_path / "narrow", quantize=mg.Quantization("", prompts="same"))
+    build_session(model, None, tmp_path / "careless", choices=replace(CHOICES["cpu"], prompts="same"))
     rows = greedy(tmp_path / "wide", prompts)
     wide = logits(tmp_path / "wide", rows)
     chosen, where = wide.argmax(-1), sure(wide)
@@ -119,7 +122,7 @@ def test_the_report_names_the_layers(tmp_path: Path) -> None:
         assert report is not None and report.quantization is not None
         told = {x.name: x for x in report.quantization.layers if "activations in full" in x.why}
         assert set(told) == set(report.quantization.fine) >= {"model.layers.0.self_attn.q_proj.weight"}
-        assert all(f"channel {CHANNEL} is" in x.why and "block=32" in x.encoding for x in told.values())
+        assert all(f"channel {CHANNEL} is" in x.why and "block=" in x.encoding for x in told.values())
         assert "activations_in_full" in (tmp_path / form / "quantization.json").read_text()
 
 

@@ -17,9 +17,10 @@ import onnxruntime as ort
 import pytest
 from monograph.backends.onnx import lower
 from monograph.backends.onnxruntime import ops as target
-from monograph.backends.onnxruntime.attention import GroupQuery, MultiHead, PackProjections
+from monograph.backends.onnxruntime.attention import GroupQuery, PackProjections
 from monograph.backends.onnxruntime.choices import CHOICES
 from monograph.backends.onnxruntime.logits import select_rows
+from monograph.backends.onnxruntime.multi_head import MultiHead
 from monograph.backends.onnxruntime.rewrites import layers, open_blocks
 from monograph.backends.target import Target
 from monograph.ir import Graph, building, interpret, ops, parse, verify

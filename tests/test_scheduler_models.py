@@ -70,10 +70,15 @@ def test_rows_of_every_family(family: str, tmp_path: Path) -> None:
         check(engine, [*prompts, [*prompts[0], 7, 8]], rows=3, chunk=11)
 
 
-@pytest.mark.parametrize("quantize", ["int4", "int8", "int8-dynamic", "int2"])
-def test_rows_of_every_form_of_weights(quantize: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "quantize",
+    ["int4", "int8", "int8-dynamic", "int2", *(mg.Quantization("int8", prompts=p) for p in ("float", "int8", "same"))],
+    ids=str,
+)
+def test_rows_of_every_form_of_weights(quantize: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     made = model("llama", vocab=128, dim=64, ffn=128, head_dim=16, max_positions=128)
     with mg.build(made, tmp_path / "built", quantize=quantize) as engine:
         prompts = [rng.integers(0, 128, int(n)).tolist() for n in rng.integers(1, 90, 9)]
-        check(engine, [*prompts, [*prompts[0], 7, 8]], rows=4, chunk=40)
+        for chunk in (40, 18):
+            check(engine, [*prompts, [*prompts[0], 7, 8]], rows=4, chunk=chunk)

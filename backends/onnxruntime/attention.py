@@ -24,7 +24,7 @@ from ...passes.pattern import NearMiss, Report
 from ..onnx.rewrites import Appended, appended
 from ..target import Target
 from .choices import choices_of
-from .ops import group_query_attention, multi_head_attention, rotary_table
+from .ops import group_query_attention, rotary_table
 
 LENGTHS, TOTAL = "lengths", "total_length"
 """Inputs of the graph that trusts its prompts to be padded on the right: i32 [B] valid tokens a row, i32 [] most."""
@@ -362,52 +362,3 @@ def _lengths_named(node: Node) -> frozenset[str]:
     """Symbols in the types and attributes of a node."""
     dims = [d for d in node.attributes.values() if isinstance(d, Dim)]
     return frozenset(s for v in node.outputs for s in v.type.symbols) | {s for d in dims for s in d.symbols}
-
-
-class MultiHead:
-    """Attention without causality and with nothing but a key mask => MultiHeadAttention."""
-
-    name = "ort_multi_head_attention"
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-
-    def run(self, graph: Graph) -> Report:
-        report = Report({self.name: 0})
-        for node in graph:
-            if not isinstance(node.op, Attention) or node.attributes["causal"]:
-                continue
-            reason = self.reason(node)
-            if reason is None:
-                with graph.at(node):
-                    graph.replace(node.output, self.attention(node))
-                graph.erase(node)
-                report.counts[self.name] += 1
-            else:
-                report.misses.append(NearMiss(self.name, node.location, reason, 1, 1, frozenset(), True))
-        return report
-
-    def reason(self, node: Node) -> str | None:
-        q, k, mask = node.value("q"), node.value("k"), node["mask"]
-        if q.shape[2] != k.shape[2]:
-            return f"{q.shape[2]} query heads share {k.shape[2]} key heads, and the kernel wants one each"
-        given = {"a bias": node["bias"], "lengths": node["lengths"], "sinks": node["sinks"]}
-        given |= {"a softcap": node.attributes["softcap"]}
-        extra = [name for name, x in given.items() if x is not None]
-        if extra:
-            return f"it has {' and '.join(extra)}"
-        if not self.target.has("MultiHeadAttention", q.dtype):
-            return f"there is no MultiHeadAttention in {q.dtype} on {self.target.provider}"
-        batch, keys = k.shape[:2]
-        if mask is not None and mask.shape != (batch, 1, 1, keys):
-            return f"its mask {mask.type} is not one over keys, [{batch},1,1,{keys}]"
-        return None
-
-    def attention(self, node: Node) -> Value:
-        q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
-        keys = None if mask is None else cast(reshape(mask, shape=(mask.shape[0], mask.shape[3])), dtype=i32)
-        q3, k3, v3 = (reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v))
-        heads = q.shape[2]
-        assert isinstance(heads, int)
-        y = multi_head_attention(q3, k3, v3, keys, heads=heads, scale=node.attributes["scale"])
-        return reshape(y, shape=node.output.shape)

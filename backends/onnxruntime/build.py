@@ -35,7 +35,7 @@ from ..onnx.metadata import TASK, task_json
 from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
-from .attention import GroupQuery, MultiHead
+from .attention import GroupQuery
 from .capturable import by_op, capture_refusals
 from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
@@ -43,6 +43,7 @@ from .feeds import check_feeds
 from .files import Progress, write_variants
 from .held import bytes_of
 from .logits import ROWS
+from .multi_head import MultiHead
 from .quantized import OrtMatMulNBits
 from .tune_result import Tuning
 from .variants import ENCODER, LENGTHS, MASKED, PROMPTS, Variants, variants_of

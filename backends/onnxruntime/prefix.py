@@ -67,14 +67,15 @@ class Prefixes:
     how many were not read again.
     """
 
-    def __init__(self, rows: Rows, limit: int, block: int = BLOCK) -> None:
-        self.rows, self.limit, self.block = rows, limit, block
+    def __init__(self, rows: Rows, limit: int, block: int = BLOCK, least: int = 1) -> None:
+        """least: tokens of a prompt that are left to be read, whatever is known of it."""
+        self.rows, self.limit, self.block, self.least = rows, limit, block, least
         self.roots: dict[Key, Block] = {}
         self.recent: OrderedDict[Block, Key] = OrderedDict()
         self.bytes = self.hits = self.misses = self.tokens = 0
 
     def restore(self, row: int, key: Key, prompt: Sequence[int]) -> int:
-        """Lay the longest known beginning of a prompt into a new row, leaving one token to read; its length."""
+        """Lay the longest known beginning of a prompt into a new row, leaving some tokens to read; its length."""
         if not self.limit:
             return 0
         found = self.longest(key, prompt)
@@ -91,16 +92,16 @@ class Prefixes:
 
     def longest(self, key: Key, prompt: Sequence[int]) -> Block | None:
         """The last block that a prompt can go on from."""
-        best: Block | None = None
+        best, most = None, len(prompt) - self.least
         for block in self.along(key, prompt):
-            if block.end >= len(prompt):
+            if block.end > most:
                 break
             if block.state is not None or (not self.rows.whole and block.part is not None):
                 best = block
             if not self.rows.whole:
                 continue
             for tokens, tail in block.after.items():
-                ends = len(tokens) < self.block and tail.end < len(prompt)
+                ends = len(tokens) < self.block and tail.end <= most
                 if ends and tail.state is not None and tuple(prompt[block.end : tail.end]) == tokens:
                     best = tail if best is None or tail.end > best.end else best
         return best
@@ -117,7 +118,8 @@ class Prefixes:
         them; 0 where every block can be gone on from anyway."""
         if not self.limit or not self.rows.whole:
             return 0
-        return max((block.end for block in self.along(key, prompt) if block.end < len(prompt)), default=0)
+        most = len(prompt) - self.least
+        return max((block.end for block in self.along(key, prompt) if block.end <= most), default=0)
 
     def save(self, row: int, key: Key, tokens: Sequence[int], *, state: bool) -> None:
         """Keep what a row has read, which are these tokens. state: keep what is no key or value as well; without it,

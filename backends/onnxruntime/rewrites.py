@@ -16,9 +16,10 @@ from ...passes.pattern import Rewrite
 from ..onnx.recurrent import RecurrentToOnnx
 from ..onnx.rewrites import AttentionToOnnx, RotaryToOnnx
 from ..target import Target
-from .attention import GroupQuery, MultiHead, PackProjections
+from .attention import GroupQuery, PackProjections
 from .choices import choices_of
 from .logits import select_rows
+from .multi_head import MultiHead
 from .next_token import CHOOSE
 from .ops import quick_gelu, skip_layer_norm, skip_rms_norm, tied_linear
 

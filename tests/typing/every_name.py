@@ -89,7 +89,11 @@ def everything(model: mg.Model, folder: Path) -> None:
     assert_type(sample.text, str)
     opened = mg.open(folder / "cpu")
     assert_type(opened, mg.Engine)
+    small = mg.build(trained, folder / "int4", quantize=mg.Quantization("int4", "rtn", block=16))
+    assert_type(mg.quality(small, mg.python_topics()[:2000], against=trained, tokens=200), mg.Quality)
     print(opened.generate("The for statement", max_new_tokens=4))
+    if opened.tokenizer is None:
+        mg.serve(folder / "cpu", port=8001)
     rows = mg.Instructions.read(trained.tokenizer, folder / "rows.jsonl") if trained.tokenizer else None
     if rows is not None:
         print(mg.finetune(trained, rows, lora=mg.Lora(rank=4), steps=2, folder=folder / "adapter").adapter)
