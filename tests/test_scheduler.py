@@ -303,11 +303,17 @@ def test_prompts_are_read_in_chunks_between_steps(made: Made, monkeypatch: pytes
         rows, calls = scheduler._batch.rows, list[str]()
         read, step = rows.read, rows.step_greedy
         monkeypatch.setattr(rows, "read", lambda r, t, **k: (calls.append(f"read {len(t)}"), read(r, t, **k))[1])
-        monkeypatch.setattr(rows, "step_greedy", lambda r, t, **k: (calls.append(f"step {len(r)}"), step(r, t, **k))[1])
-        first = scheduler.submit([1], Settings(max_new_tokens=40))
+
+        def slowly(r: Any, t: Any, **k: Any) -> Any:
+            calls.append(f"step {len(r)}")
+            time.sleep(0.01)  # The first one still runs when the other is read.
+            return step(r, t, **k)
+
+        monkeypatch.setattr(rows, "step_greedy", slowly)
+        first = scheduler.submit([1], Settings(max_new_tokens=59))
         next(iter(first))
         scheduler.submit(list(range(18)), Settings(max_new_tokens=2)).result(20)
-        first.result(20)
+        first.cancel()
     start = calls.index("read 4")
     assert [c for c in calls[start : start + 10] if c != "step 1"] == ["read 4"] * 4 + ["read 2", "step 2"]
     assert calls[start + 1] == calls[start + 3] == "step 1", "a running row waits for one chunk at most"

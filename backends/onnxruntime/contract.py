@@ -193,7 +193,7 @@ class _Reader:
         for name, n in given["bounds"].items():
             if type(n) is not int or n < 1:
                 self.problems.append(f"'bounds' says {n!r} of {name!r}, expected a whole number")
-        names = ("zeros", "unread", "disabled_optimizers", "why", "uncaptured", "adapters")
+        names = ("zeros", "unread", "disabled_optimizers", "why", "uncaptured", "adapters", "mapped")
         names = {k: tuple(given[k]) for k in names}
         for k, found in names.items():
             if not all(isinstance(n, str) for n in found):

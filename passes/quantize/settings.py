@@ -77,6 +77,7 @@ class Quantization:
 
     @property
     def bits(self) -> int:
+        """Bits of the codes of weights."""
         return int(self.weights[3])
 
     @property
