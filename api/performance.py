@@ -157,8 +157,9 @@ def bench(
             model = model if model.weights is not None else init(model_of(model, "bench"))
             subjects = _of_model(model, Path(place), threads, against)
         else:
-            if not isinstance(model, (str, Path)):
-                model_of(model, "bench")
+            given: object = model  # callers without types give anything
+            if not isinstance(given, (str, Path)):
+                model_of(given, "bench")
             subjects = [of_path(Path(model), threads), *(of_path(Path(p), threads) for p in against)]
         _check_names(subjects)
         load, unit = _load(model, subjects, batch, prompt, new_tokens)

@@ -42,7 +42,8 @@ class Onnx:
         self.names = [i.name for i in self.session.get_inputs()]
 
     def run(self, given: Inputs) -> Array:
-        return self.session.run(None, {k: given[k] for k in self.names})[0]
+        found: Any = self.session.run(None, {k: given[k] for k in self.names})
+        return found[0]
 
 
 class OpenVino:
