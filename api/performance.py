@@ -157,7 +157,7 @@ def bench(
             model = model if model.weights is not None else init(model_of(model, "bench"))
             subjects = _of_model(model, Path(place), threads, against)
         else:
-            given: object = model  # callers without types give anything
+            given: Any = model  # callers without types give anything
             if not isinstance(given, (str, Path)):
                 model_of(given, "bench")
             subjects = [of_path(Path(model), threads), *(of_path(Path(p), threads) for p in against)]
