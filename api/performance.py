@@ -157,9 +157,9 @@ def bench(
             model = model if model.weights is not None else init(model_of(model, "bench"))
             subjects = _of_model(model, Path(place), threads, against)
         else:
-            given: Any = model  # callers without types give anything
-            if not isinstance(given, (str, Path)):
-                model_of(given, "bench")
+            # Callers without types give anything; a path is a text, or says what text it is.
+            if not hasattr(model, "__fspath__") and not hasattr(model, "encode"):
+                model_of(model, "bench")
             subjects = [of_path(Path(model), threads), *(of_path(Path(p), threads) for p in against)]
         _check_names(subjects)
         load, unit = _load(model, subjects, batch, prompt, new_tokens)
