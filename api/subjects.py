@@ -240,8 +240,10 @@ def _takes(session: Any) -> tuple[tuple[str, str, tuple[Any, ...]], ...]:
 def of_module(model: Model, kind: str, threads: int) -> Subject:
     """The model in PyTorch: `eager` or `compiled`."""
     generates = model.task.generates and not model.task.separated
-    made: Callable[[str], Runs] = lambda profile: Module(model, threads, compiled=kind == "compiled")  # noqa: E731
-    return Subject(f"PyTorch {kind}", made, nodes=len(list(model.graph())), generates=generates)
+    compiled, nodes = kind == "compiled", len(list(model.graph()))
+    return Subject(
+        f"PyTorch {kind}", lambda _: Module(model, threads, compiled=compiled), nodes=nodes, generates=generates
+    )
 
 
 def _main_file(folder: Path) -> Path:
