@@ -21,7 +21,7 @@ from ..ir.errors import RuntimeInputError
 from . import generate
 from .generate import Generation, Reason, Settings, Timing
 from .prompts import pad
-from .sampling import Array, penalize
+from .sampling import Array, penalize, without
 from .text import RowText
 
 _LOW = np.float32(-1e9)
@@ -139,9 +139,9 @@ class BeamSearch:
         if self.settings.repetition_penalty != 1.0:
             x = penalize(x, [s for g in running for s in g.seen(first=first)], self.settings.repetition_penalty)
         if running[0].count < self.beams.min_new_tokens:
-            x[:, self.ends[self.ends < x.shape[-1]]] = -np.inf
-        x[:, [*self.suppress, *(self.suppress_first if first else ())]] = -np.inf
-        return x
+            x = without(x, self.ends)
+        never = [*self.suppress, *(self.suppress_first if first else ())]
+        return without(x, never) if never else x
 
     def spread(self, running: list[Group]) -> list[Group]:
         """A row of the session for every beam of the prompts that go on."""

@@ -18,6 +18,7 @@ from .errors import GenerationError
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST = float(np.finfo(np.float32).max)
 _BLOCK = 256
 """Probabilities that are added up together before a token is drawn."""
 
@@ -68,8 +69,32 @@ def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Ar
     for row, ids in zip(result, seen, strict=True):
         known = np.unique(np.asarray(ids, np.int64))
         known = known[known < len(row)]
-        row[known] = np.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+        before = row[known]
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            after = np.where(before < 0, before * penalty, before / penalty)
+        # What is beyond the range of float32 is still a number, so that a token can be chosen.
+        bounded = np.nan_to_num(after, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+        row[known] = np.where(np.isfinite(before), bounded, before)
     return result
+
+
+def without(logits: Array, tokens: Sequence[int] | Array) -> Array:
+    """Logits [B,V] under which none of these tokens is chosen; ids that there are not change nothing."""
+    ids, kept = np.asarray(tokens, np.int64), np.array(logits)
+    kept[:, ids[(ids >= 0) & (ids < kept.shape[-1])]] = -np.inf
+    return kept
+
+
+def cool(logits: Array, temperature: float) -> Array:
+    """Logits / temperature; where that is beyond their range, what the same distribution is with 0 for the largest."""
+    scale = logits.dtype.type(temperature)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        found = logits / scale
+    best = logits.max(axis=-1, keepdims=True)
+    if np.isfinite(found.max(axis=-1)).all() or not np.isfinite(best).all():
+        return found
+    with np.errstate(over="ignore"):
+        return (logits - best) / max(scale, np.finfo(logits.dtype).smallest_subnormal)
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
@@ -132,7 +157,7 @@ def process(logits: Array, seen: Sequence[Sequence[int]], settings: Sampling) ->
         x = penalize(x, seen, settings.repetition_penalty)
     if settings.temperature == 0:
         return x
-    x = x / x.dtype.type(settings.temperature)
+    x = cool(x, settings.temperature)
     if settings.top_k is not None:
         x = keep_top_k(x, settings.top_k)
     if settings.top_p is not None and settings.top_p < 1:

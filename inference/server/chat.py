@@ -190,5 +190,5 @@ def render(service: Service, messages: list[Answer], tools: Tools, variables: An
     return tokenizer.chat(messages, **given)
 
 
-RESERVED = frozenset({"template", "messages", "tools", "documents", "add_generation_prompt"})
-"""Variables of a template that a request does not set."""
+RESERVED = frozenset({"self", "template", "messages", "tools", "documents", "add_generation_prompt"})
+"""Variables of a template that a request does not set, and names that are none in a template."""
