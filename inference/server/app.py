@@ -152,6 +152,8 @@ async def read(request: Request) -> bytes:
     if kind != "application/json":
         what = f"the content type is {kind[:80]!r}, expected application/json"
         raise HttpError(415, what)
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise HttpError(415, f"the content encoding is {coding[:80]!r}, expected none")
     return await request.body()
 
 

@@ -102,7 +102,9 @@ class Guard:
         """Run the endpoint until it has answered, its client has gone or its time is over."""
         gone = asyncio.Event()
         replay = _Replay(body, gone)
-        work = asyncio.ensure_future(self.app(scope, replay, answer))
+        # Whoever asks for the head alone gets that of the whole: uvicorn leaves the body out.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        work = asyncio.ensure_future(self.app(asked, replay, answer))
         watch = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait({work, watch}, timeout=self.limits.timeout + GRACE, return_when=asyncio.FIRST_COMPLETED)
