@@ -59,7 +59,7 @@ class Scheduler:
 
     Requests get rows in the order in which they came. One that fails, ends or is cancelled frees its row before the
     next step, and the others go on; where the session itself fails, all that run fail with SessionError, and those
-    that wait are served by new rows.
+    that wait are served by new rows. failure: why the thread has ended by itself, so that nothing is served any more.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Scheduler:
         self._queue = deque[Request]()
         self._counts, self._ended, self._next = Counter[str](), Counter[str](), 0
         self._closing = self._stop = self._look = self._idle = False
+        self.failure: MonographError | None = None
         self._batch = self._new_batch()
         self._eos = tuple(dict.fromkeys([*(tokenizer.eos_ids if tokenizer is not None else ()),
                                          *said_ends(session.folder, session.config)]))  # fmt: skip
@@ -285,6 +286,7 @@ class Scheduler:
 
     def _finish(self, error: MonographError) -> None:
         """Nobody waits for a thread that has ended."""
+        self.failure = None if isinstance(error, ClosedError) else error
         with self._changed:
             self._closing = self._stop = True
             waiting = [*self._queue]

@@ -80,7 +80,7 @@ def _add_probes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> Answer:  # pyright: ignore[reportUnusedFunction] - the router has it
         if service.state == "failed":
-            raise HttpError(503, "the model could not be opened; the log says why")
+            raise HttpError(503, "the model cannot be served; the log says why")
         return {"status": service.state}
 
     @app.get("/ready")
