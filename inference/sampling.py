@@ -87,14 +87,14 @@ def without(logits: Array, tokens: Sequence[int] | Array) -> Array:
 
 def cool(logits: Array, temperature: float) -> Array:
     """Logits / temperature; where that is beyond their range, what the same distribution is with 0 for the largest."""
-    scale = logits.dtype.type(temperature)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        found = logits / scale
-    best = logits.max(axis=-1, keepdims=True)
-    if np.isfinite(found.max(axis=-1)).all() or not np.isfinite(best).all():
-        return found
+    limits = np.finfo(logits.dtype)
+    scale = logits.dtype.type(min(max(temperature, float(limits.smallest_subnormal)), float(limits.max)))
     with np.errstate(over="ignore"):
-        return (logits - best) / max(scale, np.finfo(logits.dtype).smallest_subnormal)
+        found = logits / scale
+        best = logits.max(axis=-1, keepdims=True)
+        if np.isfinite(found.max(axis=-1)).all() or not np.isfinite(best).all():
+            return found
+        return (logits - best) / scale
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
