@@ -143,6 +143,8 @@ def conversation(messages: list[Message], limits: Limits) -> list[Answer]:
             value = getattr(message, name)
             if value is not None:
                 plain[name] = value
+        if plain["content"] is None and message.refusal is not None:
+            plain["content"] = message.refusal
         if plain["content"] is None and not message.tool_calls:
             what = f"messages.{i} has no content"
             raise HttpError(400, what, param=f"messages.{i}.content", code="missing_required_parameter")
@@ -154,11 +156,11 @@ def _content(message: Message, index: int) -> str | None:
     if not isinstance(message.content, list):
         return message.content
     for i, part in enumerate(message.content):
-        if part.type != "text" or part.text is None:
+        if part.said is None:
             place = f"messages.{index}.content.{i}"
             what = f"{place} is of type {part.type[:40]!r}, but this model reads text only"
             raise HttpError(400, what, param=place, code="unsupported_content")
-    return "\n".join(part.text or "" for part in message.content)
+    return "\n".join(part.said or "" for part in message.content)
 
 
 def _called(call: Answer, index: int) -> Answer:

@@ -123,6 +123,7 @@ class Completion(Sampled):
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampled.refused, "suffix": ("",), "best_of": (1,)}
     prompt: Any
+    max_tokens: int | None = Field(None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -165,8 +166,14 @@ class Text(Part):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @property
+    def said(self) -> str | None:
+        """Its text, or what the model refused with; None for what is no text."""
+        return {"text": self.text, "refusal": self.refusal}.get(self.type)
 
 
 class Message(Part):
