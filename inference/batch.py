@@ -58,7 +58,7 @@ class Running:
         """Whether its next token is the likeliest one, whatever came before."""
         asked = self.request.asked
         settings = asked.settings
-        greedy = settings.temperature == 0 and settings.repetition_penalty == 1.0
+        greedy = settings.temperature == 0 and settings.unchanged
         return greedy and asked.settings.logprobs is None and asked.constraint is None
 
 
@@ -230,7 +230,7 @@ class Batch:
         asked = running.request.asked
         try:
             held = restrict(logits[None], [asked.constraint])
-            processed = running.sampler.processed(held, [running.known])
+            processed = running.sampler.processed(held, [running.known], [len(running.prompt)])
             token = int(running.sampler.pick(processed)[0])
         except (*FAILURES, *OF_A_REQUEST) as e:
             self.fail(running, e if isinstance(e, MonographError) else GenerationError(f"{type(e).__name__}: {e}"))

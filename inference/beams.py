@@ -93,6 +93,8 @@ class BeamSearch:
         settings.check(rows)
         if settings.temperature:
             raise RuntimeInputError(f"temperature is {settings.temperature}, but beams are not drawn: expected 0")
+        if settings.told:
+            raise RuntimeInputError("beams have no logit_bias, frequency_penalty and presence_penalty")
         if settings.stops:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} are not looked for in beams")
         if settings.logprobs is not None or settings.prompt_logprobs is not None:

@@ -1,12 +1,13 @@
 """Choosing the next token: what is done to the logits, in which order, and how a token is drawn.
 
-The order is that of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p. Each filter sets
-the logits it removes to -inf and sees what the ones before it left. Everything is computed in float32 or wider.
+The order is that of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p; what OpenAI has
+besides stands where vLLM has it: the bias before the repetition penalty, the other two penalties after it. Each filter
+sets the logits it removes to -inf and sees what the ones before it left. Everything is computed in float32 or wider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
@@ -19,6 +20,8 @@ from .errors import GenerationError
 Array = np.ndarray[Any, Any]
 
 _LARGEST = float(np.finfo(np.float32).max)
+_FAR = 1e6
+"""The largest bias and penalty: far beyond the logits of a model, and exact enough in float32."""
 _BLOCK = 256
 """Probabilities that are added up together before a token is drawn."""
 
@@ -29,7 +32,8 @@ class Sampling:
 
     seed: a number for the batch, or a list with one per row; None: different each time. Each row draws from its own
     stream, which depends on the seed and the index of the row only; in a list, as if the row were alone with its seed.
-    Raises RuntimeInputError for a value out of range.
+    frequency_penalty, presence_penalty: what a logit loses for each time that its token was chosen, and once if it was.
+    logit_bias: what is added to logits, by id (None: nothing). Raises RuntimeInputError for a value out of range.
     """
 
     temperature: float = 0.0
@@ -38,14 +42,21 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | Sequence[int] | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         def require(fits: bool, name: str, expected: str) -> None:
             if not fits:
                 raise RuntimeInputError(f"{name} is {getattr(self, name)!r:.60}, expected {expected}")
 
-        for name in ("temperature", "repetition_penalty"):
+        for name in ("temperature", "repetition_penalty", "frequency_penalty", "presence_penalty"):
             require(isinstance(getattr(self, name), Real), name, "a number")
+        for name in ("frequency_penalty", "presence_penalty"):
+            require(-_FAR <= getattr(self, name) <= _FAR, name, f"a number between -{_FAR:g} and {_FAR:g}")
+        fits = self.logit_bias is None or all(_biases(i, b) for i, b in self.logit_bias.items())
+        require(fits, "logit_bias", f"numbers between -{_FAR:g} and {_FAR:g} by token id")
         for name, kind in (("top_k", Integral), ("top_p", Real), ("min_p", Real)):
             fits = getattr(self, name) is None or isinstance(getattr(self, name), kind)
             require(fits, name, "a whole number" if kind is Integral else "a number")
@@ -58,6 +69,38 @@ class Sampling:
         whole = all(isinstance(s, Integral) and int(s) >= 0 for s in seeds)
         require(whole, "seed", "a whole number from 0, or a list with one a row")
         require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "a positive number (1: none)")
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the logits stay as the model gave them until temperature and filters come."""
+        return self.repetition_penalty == 1 and not self.told
+
+    @property
+    def told(self) -> bool:
+        """Whether there is a bias, or a penalty for what was chosen."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
+
+
+def _biases(id: Any, bias: Any) -> bool:
+    whole = isinstance(id, Integral) and not isinstance(id, bool) and int(id) >= 0
+    return whole and isinstance(bias, Real) and -_FAR <= float(bias) <= _FAR
+
+
+def biased(logits: Array, bias: Mapping[int, float]) -> Array:
+    """Logits [B,V] with a number added to those of some ids; ids that there are not change nothing."""
+    result, ids = logits.copy(), np.fromiter(bias, np.int64, len(bias))
+    known = ids < result.shape[-1]
+    result[:, ids[known]] += np.fromiter(bias.values(), result.dtype, len(bias))[known]
+    return result
+
+
+def discourage(logits: Array, chosen: Sequence[Sequence[int]], frequency: float, presence: float) -> Array:
+    """Logits [B,V] less `frequency` for each time that row b has chosen a token, and `presence` once."""
+    result = logits.copy()
+    for row, ids in zip(result, chosen, strict=True):
+        known, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
+        row[known] -= (frequency * counts + presence).astype(row.dtype)
+    return result
 
 
 def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Array:
@@ -150,11 +193,22 @@ def softmax(logits: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def process(logits: Array, seen: Sequence[Sequence[int]], settings: Sampling) -> Array:
-    """All that `settings` ask for, in the documented order; with temperature 0 only the penalty. [B,V] -> [B,V]"""
+def process(
+    logits: Array, seen: Sequence[Sequence[int]], settings: Sampling, prompts: Sequence[int] | None = None
+) -> Array:
+    """All that `settings` ask for, in the documented order; with temperature 0 only penalties and bias. [B,V] -> [B,V]
+
+    prompts: how many of the ids that each row has seen are its prompt, which was not chosen (None: none are).
+    """
     x = logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float32)
+    if settings.logit_bias:
+        x = biased(x, settings.logit_bias)
     if settings.repetition_penalty != 1.0:
         x = penalize(x, seen, settings.repetition_penalty)
+    if settings.frequency_penalty or settings.presence_penalty:
+        starts = prompts if prompts is not None else [0] * len(seen)
+        chosen = [ids[start:] for ids, start in zip(seen, starts, strict=True)]
+        x = discourage(x, chosen, settings.frequency_penalty, settings.presence_penalty)
     if settings.temperature == 0:
         return x
     x = cool(x, settings.temperature)
@@ -175,16 +229,16 @@ class Sampler:
         seeds = _seeds(settings.seed, rows)
         self.streams = [np.random.default_rng(s) for s in seeds] if settings.temperature else []
 
-    def __call__(self, logits: Array, seen: Sequence[Sequence[int]]) -> Array:
-        """Next tokens i64 [B] from logits [B,V]; seen: prompt and generated ids of each row.
+    def __call__(self, logits: Array, seen: Sequence[Sequence[int]], prompts: Sequence[int] | None = None) -> Array:
+        """Next tokens i64 [B] from logits [B,V]; seen, prompts: see `process`.
 
         Every call takes one number from every stream. Raises GenerationError for NaN, +inf or nothing but -inf.
         """
-        return self.pick(self.processed(logits, seen))
+        return self.pick(self.processed(logits, seen, prompts))
 
-    def processed(self, logits: Array, seen: Sequence[Sequence[int]]) -> Array:
+    def processed(self, logits: Array, seen: Sequence[Sequence[int]], prompts: Sequence[int] | None = None) -> Array:
         """What tokens are chosen from, [B,V]; the logits themselves where nothing is done to them."""
-        return process(logits, seen, self.settings)
+        return process(logits, seen, self.settings, prompts)
 
     def pick(self, x: Array) -> Array:
         """Next tokens from what `processed` gave."""

@@ -252,3 +252,24 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(
             assert ask() == wanted and ask() == wanted
             assert running.gauges().prefix_hits >= 3
             assert running.failure is None
+
+
+@pytest.mark.parametrize("more", [{"frequency_penalty": 1.5}, {"presence_penalty": 2}, {"logit_bias": {"5": 100}}])
+def test_bias_and_penalties_are_those_of_the_engine(client: OpenAI, server: Serving, more: dict[str, Any]) -> None:
+    given = {k: {int(i): b for i, b in v.items()} if k == "logit_bias" else v for k, v in more.items()}
+    for prompt in ("the cat", "naïve café", "where is the end of"):
+        wanted = server.service.engine.generate(prompt, max_new_tokens=12, eos=(), **given)
+        found: Any = client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=12, temperature=0, **more,
+            extra_body={"return_token_ids": True, "ignore_eos": True},
+        )  # fmt: skip
+        assert found.choices[0].token_ids == wanted.ids
+        if "logit_bias" in more:
+            assert wanted.ids == [5] * 12
+
+
+@pytest.mark.parametrize("bias", [{"a": 1}, {"-1": 1}, {"99999": 1}, {"5": 101}, {"5": "1"}, [5], {"²": 1}, {"": 1}])
+def test_a_bias_that_cannot_be(server: Serving, bias: Any) -> None:
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 1, "logit_bias": bias}
+    answer = httpx.post(f"{server.url}{TEXT}", json=asked)
+    assert answer.status_code == 400 and answer.json()["error"]["param"].startswith("logit_bias")

@@ -13,8 +13,10 @@ from monograph.frontends.huggingface import load_folder
 from monograph.inference.beams import Beams, BeamSearch
 from monograph.inference.engine import Engine
 from monograph.inference.generate import Settings
-from monograph.inference.sampling import Sampler, Sampling, cool, penalize, without
+from monograph.inference.sampling import Sampler, Sampling, cool, penalize, process, without
+from monograph.ir.errors import RuntimeInputError
 from test_beams import END, MODELS, VOCAB, reference
+from test_scheduler_models import model
 
 Array = np.ndarray[Any, Any]
 INF = np.inf
@@ -88,9 +90,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Engine]
     for seed in (100, 103, 111):
         torch.manual_seed(seed)
         folder: Path = tmp_path_factory.mktemp(f"t5-{seed}")
-        model = MODELS["t5"]().eval()
-        model.save_pretrained(folder / "model")
-        found.append((model, mg.build(load_folder(folder / "model"), folder / "built", threads=1)))
+        made = MODELS["t5"]().eval()
+        made.save_pretrained(folder / "model")
+        found.append((made, mg.build(load_folder(folder / "model"), folder / "built", threads=1)))
     return found
 
 
@@ -118,13 +120,13 @@ def test_beams_of_t5_are_those_of_transformers_but_for_ties(engines: list[tuple[
     in float64 do, too. Any other difference is a fault."""
     rng = np.random.default_rng(seed)
     ties = total = 0
-    for model, engine in engines:
+    for known_model, engine in engines:
         for _ in range(25):
             prompts, given = drawn(rng)
             width = max(map(len, prompts))
             ids = torch.tensor([p + [0] * (width - len(p)) for p in prompts])
             mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts])
-            wanted = reference(model, {"input_ids": ids, "attention_mask": mask}, 1, dict(given))
+            wanted = reference(known_model, {"input_ids": ids, "attention_mask": mask}, 1, dict(given))
             for some, known in zip(engine.generate(prompts, **given), wanted, strict=True):
                 several = some if isinstance(some, list) else [some]
                 scores, expected = np.array([g.score for g in several]), np.array([s for _, s in known])
@@ -133,3 +135,92 @@ def test_beams_of_t5_are_those_of_transformers_but_for_ties(engines: list[tuple[
                 ties += [g.ids for g in several] != [i for i, _ in known]
                 total += 1
     assert ties <= total / 20
+
+
+# -- bias, and penalties for what was chosen -----------------------------------------------------------------------------
+
+
+def expected(x: list[float], chosen: list[int], bias: dict[int, float], frequency: float, presence: float) -> list[float]:
+    """By OpenAI's formula: mu[j] -> mu[j] + bias[j] - c[j] * frequency - (c[j] > 0) * presence."""
+    found = list(x)
+    for j in range(len(x)):
+        count = sum(1 for i in chosen if i == j)
+        found[j] += bias.get(j, 0.0) - count * frequency - (presence if count else 0.0)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bias_and_penalties_are_those_of_the_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3, 9)).astype(np.float32)
+    x[0, 4] = -INF
+    prompts = [rng.integers(0, 9, n).tolist() for n in (0, 3, 6)]
+    chosen = [rng.integers(0, 9, n).tolist() for n in (5, 0, 8)]
+    bias = {int(i): float(rng.normal()) for i in rng.integers(0, 14, 3)}
+    frequency, presence = float(rng.uniform(-2, 2)), float(rng.uniform(-2, 2))
+    settings = Sampling(frequency_penalty=frequency, presence_penalty=presence, logit_bias=bias)
+    seen = [p + c for p, c in zip(prompts, chosen, strict=True)]
+    found = process(x, seen, settings, [len(p) for p in prompts])
+    wanted = [expected(r.tolist(), c, bias, frequency, presence) for r, c in zip(x, chosen, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not settings.unchanged
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"logit_bias": {-1: 1.0}}, {"logit_bias": {"5": 1.0}}, {"logit_bias": {5: "1"}}, {"logit_bias": {5: INF}},
+        {"logit_bias": {True: 1.0}}, {"frequency_penalty": float("nan")}, {"presence_penalty": INF},
+        {"frequency_penalty": "1"}, {"presence_penalty": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bias_and_penalties_out_of_range(given: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeInputError, match=next(iter(given))):
+        Settings(**given)
+
+
+CHANGED = [
+    {"logit_bias": {3: 5.0, 7: -100.0}}, {"frequency_penalty": 2.0}, {"presence_penalty": 1.0, "temperature": 1.0},
+    {"frequency_penalty": 0.7, "presence_penalty": -0.3, "logit_bias": {9: 1.0}, "top_k": 5, "temperature": 0.8},
+    {"frequency_penalty": 1.0, "repetition_penalty": 1.3, "logprobs": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", CHANGED, ids=str)
+def test_every_way_to_decode_has_them(tmp_path: Path, given: dict[str, Any]) -> None:
+    """Token by token with a session that chooses, by a scheduler beside others, and by guesses: the same ids, which
+    are those of choosing from whole logits by hand."""
+    prompts = [[5, 9, 5, 9, 5, 9], [3, 3, 3], [8, 1, 2, 30, 8, 1]]
+    seeds = [11, 12, 13]
+    with mg.build(model("llama"), tmp_path / "a", threads=1) as engine:
+        plain = {**given, "max_new_tokens": 14, "eos": ()}
+        found = [g.ids for g in engine.generate(prompts, **plain, seed=seeds)]
+        unchanged = {k: v for k, v in plain.items() if k in ("temperature", "top_k", "max_new_tokens", "eos")}
+        assert found != [g.ids for g in engine.generate(prompts, **unchanged, seed=seeds)]
+        for how in ({"lookup": 6}, *([{"draft": engine, "draft_tokens": 3}] if "temperature" not in given else [])):
+            assert [g.ids for g in engine.generate(prompts, **plain, seed=seeds, **how)] == found
+        with engine.scheduler(rows=2, chunk=4) as running:
+            asked = [
+                running.submit(p, Settings(**plain, seed=[s])) for p, s in zip([*prompts, [1, 2]], [*seeds, 1], strict=True)
+            ]
+            assert [r.result(60).ids for r in asked[:3]] == found
+        for prompt, seed, ids in zip(prompts, seeds, found, strict=True):
+            sampler, known = Sampler(Settings(**plain, seed=[seed]), 1), list(prompt)
+            logits = engine.session.prefill(np.array([known]), np.array([len(known)]))
+            for token in ids:
+                assert int(sampler(logits, [known], [len(prompt)])[0]) == token
+                known.append(token)
+                logits = engine.session.step(np.array([token]))
+        with pytest.raises(RuntimeInputError, match="beams"):
+            engine.generate(prompts, max_new_tokens=3, num_beams=2, frequency_penalty=1.0)
+
+
+def test_a_draft_that_cannot_read_the_prompt_guesses_nothing(tmp_path: Path) -> None:
+    with (
+        mg.build(model("llama"), tmp_path / "a", threads=1) as engine,
+        mg.build(model("llama", max_positions=6), tmp_path / "b", threads=1) as draft,
+    ):
+        for prompts in ([[1] * 7], [[5, 9, 5], [3] * 20], [[4] * 6], [[2, 3], [4] * 5]):
+            plain = [g.ids for g in engine.generate(prompts, max_new_tokens=9, eos=(3,))]
+            assert [g.ids for g in engine.generate(prompts, max_new_tokens=9, eos=(3,), draft=draft)] == plain
