@@ -58,7 +58,7 @@ class Monograph:
         self.chosen = self.session.prefill(given, np.full(rows, len(tokens))).argmax(-1)
 
     def step(self) -> None:
-        self.chosen = self.session.step(self.chosen).argmax(-1)
+        self.chosen = self.session.step_greedy(self.chosen)
 
     def logits(self, tokens: list[int]) -> Array:
         """Through whichever of the graphs for prompts and for steps is farther from the text."""
