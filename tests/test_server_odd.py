@@ -116,7 +116,7 @@ def test_references_are_those_of_schemas() -> None:
     assert rebased(schema, "") == schema
 
 
-# -- odd requests that are right ---------------------------------------------------------------------------------------
+# -- odd requests that are right --------------------------------------------------------------------------------
 
 
 def test_no_tokens_are_asked_for(client: OpenAI) -> None:
@@ -166,7 +166,7 @@ def test_variables_of_a_template_are_no_arguments(server: Serving, name: str, va
     assert httpx.post(f"{server.url}{CHAT}", json=asked).status_code == 200
 
 
-# -- connections ---------------------------------------------------------------------------------------------------------
+# -- connections --------------------------------------------------------------------------------
 
 HALVES = {
     "of a head": post(TEXT, b"{}")[:40],
@@ -211,7 +211,7 @@ def test_an_unforeseen_error_is_500_and_the_connection_goes_on(
     assert 'monograph_http_requests_total{path="/v1/completions",status="500"}' in counts
 
 
-# -- what fails inside ---------------------------------------------------------------------------------------------------
+# -- what fails inside --------------------------------------------------------------------------------
 
 
 def test_a_session_that_is_lost_makes_the_server_failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +242,7 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(
     with Engine.open(folder, threads=1) as engine:
         wanted = [engine.generate([p], max_new_tokens=4, eos=())[0].ids for p in prompts]
         with engine.scheduler(rows=2) as running:
+
             def ask() -> list[list[int]]:
                 return [running.submit(p, Settings(max_new_tokens=4, eos=())).result(30).ids for p in prompts]
 

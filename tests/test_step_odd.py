@@ -140,7 +140,9 @@ def test_beams_of_t5_are_those_of_transformers_but_for_ties(engines: list[tuple[
 # -- bias, and penalties for what was chosen -----------------------------------------------------------------------------
 
 
-def expected(x: list[float], chosen: list[int], bias: dict[int, float], frequency: float, presence: float) -> list[float]:
+def expected(
+    x: list[float], chosen: list[int], bias: dict[int, float], frequency: float, presence: float
+) -> list[float]:
     """By OpenAI's formula: mu[j] -> mu[j] + bias[j] - c[j] * frequency - (c[j] > 0) * presence."""
     found = list(x)
     for j in range(len(x)):
@@ -202,7 +204,8 @@ def test_every_way_to_decode_has_them(tmp_path: Path, given: dict[str, Any]) -> 
             assert [g.ids for g in engine.generate(prompts, **plain, seed=seeds, **how)] == found
         with engine.scheduler(rows=2, chunk=4) as running:
             asked = [
-                running.submit(p, Settings(**plain, seed=[s])) for p, s in zip([*prompts, [1, 2]], [*seeds, 1], strict=True)
+                running.submit(p, Settings(**plain, seed=[s]))
+                for p, s in zip([*prompts, [1, 2]], [*seeds, 1], strict=True)
             ]
             assert [r.result(60).ids for r in asked[:3]] == found
         for prompt, seed, ids in zip(prompts, seeds, found, strict=True):
