@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import enum
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pydantic
 import pytest
 from monograph.backends.onnxruntime import Session
 from monograph.backends.onnxruntime.prefix import Prefixes
+from monograph.frontends.audio import read_wav
 from monograph.inference.engine import Engine
 from monograph.inference.generate import Settings
 from monograph.inference.server import app
 from monograph.inference.server.references import rebased, references
 from monograph.inference.server.run import Serving
+from monograph.ir.errors import RuntimeInputError
 from openai import OpenAI
 from served import as_json, post, raw, status, tiny_decoder
 from test_server import until
+from test_server_speech import noise, wav
 
 pytestmark = pytest.mark.slow
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -274,3 +279,28 @@ def test_a_bias_that_cannot_be(server: Serving, bias: Any) -> None:
     asked = {"model": "tiny", "prompt": "a", "max_tokens": 1, "logit_bias": bias}
     answer = httpx.post(f"{server.url}{TEXT}", json=asked)
     assert answer.status_code == 400 and answer.json()["error"]["param"].startswith("logit_bias")
+
+
+# -- sounds ------------------------------------------------------------------------------------------------------
+
+
+def test_mutated_sounds_are_read_or_refused() -> None:
+    """Any bytes in the head, and any cut: samples, or an error that says what is wrong."""
+    rng = np.random.default_rng(3)
+    good = wav(noise(1, 300), channels=2)
+    files = [good[:n] for n in range(0, 60)]
+    for _ in range(1500):
+        file = bytearray(good)
+        for place in rng.integers(0, 44, int(rng.integers(1, 7))):
+            file[place] = int(rng.choice([0, 255, int(rng.integers(256))]))
+        files.append(bytes(file))
+    read = 0
+    for file in files:
+        try:
+            samples, _ = read_wav(io.BytesIO(file))
+        except RuntimeInputError as e:
+            assert len(e.what) > 20
+        else:
+            read += 1
+            assert samples.ndim == 1 and np.isfinite(samples).all()
+    assert 50 < read < len(files)

@@ -137,7 +137,7 @@ def test_beams_of_t5_are_those_of_transformers_but_for_ties(engines: list[tuple[
     assert ties <= total / 20
 
 
-# -- bias, and penalties for what was chosen -----------------------------------------------------------------------------
+# -- bias, and penalties for what was chosen ----------------------------------------
 
 
 def expected(

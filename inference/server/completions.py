@@ -128,7 +128,8 @@ async def complete(service: Service, body: Completion, stack: AsyncExitStack) ->
     asked: list[tuple[list[int], Settings]] = []
     for prompt in given:
         ids = await service.encode(prompt, "prompt")
-        text = prompt if isinstance(prompt, str) else service.tokenizer.decode(ids) if body.echo else ""
+        known = service.engine.tokenizer if body.echo else None
+        text = prompt if isinstance(prompt, str) else known.decode(ids) if known is not None else ""
         prompts.append(Prompt(ids, text))
         settings = settings_of(service, body, ids, new_tokens(service, body, ids), param="prompt")
         asked += [(ids, s) for s in choices_of(settings, count)]
