@@ -15,6 +15,7 @@ import pydantic
 import pytest
 from monograph.backends.onnxruntime import Session
 from monograph.backends.onnxruntime.prefix import Prefixes
+from monograph.data.byte_level import decode_bytes
 from monograph.frontends.audio import read_wav
 from monograph.inference.engine import Engine
 from monograph.inference.generate import Settings
@@ -288,7 +289,7 @@ def test_mutated_sounds_are_read_or_refused() -> None:
     """Any bytes in the head, and any cut: samples, or an error that says what is wrong."""
     rng = np.random.default_rng(3)
     good = wav(noise(1, 300), channels=2)
-    files = [good[:n] for n in range(0, 60)]
+    files = [good[:n] for n in range(60)]
     for _ in range(1500):
         file = bytearray(good)
         for place in rng.integers(0, 44, int(rng.integers(1, 7))):
@@ -304,3 +305,30 @@ def test_mutated_sounds_are_read_or_refused() -> None:
             read += 1
             assert samples.ndim == 1 and np.isfinite(samples).all()
     assert 50 < read < len(files)
+
+
+# -- bytes of tokens ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("bias", [{}, {"226": 30.0, "133": 30.0, "200": 30.0}], ids=["plain", "single bytes"])
+def test_bytes_of_tokens_join_to_the_text(
+    client: OpenAI, server: Serving, bias: dict[str, float], stream: bool
+) -> None:
+    """Also where a character is several tokens: what no token decodes to by itself is there as bytes."""
+    asked: dict[str, Any] = {
+        "model": "tiny", "messages": HELLO, "max_tokens": 60, "seed": 4, "logprobs": True, "top_logprobs": 3,
+        "logit_bias": bias, "extra_body": {"ignore_eos": True, "return_token_ids": True},
+    }  # fmt: skip
+    if stream:
+        choices = [x for c in client.chat.completions.create(**asked, stream=True) for x in c.choices]
+        told = [t for x in choices if x.logprobs and x.logprobs.content for t in x.logprobs.content]
+        ids = [i for x in choices for i in getattr(x, "token_ids", None) or ()]
+    else:
+        choice = client.chat.completions.create(**asked).choices[0]
+        told, ids = (choice.logprobs.content if choice.logprobs else None) or [], choice.token_ids  # type: ignore[attr-defined]
+    tokenizer = server.service.tokenizer
+    assert b"".join(bytes(t.bytes or ()) for t in told) == decode_bytes(tokenizer, ids)
+    assert all(len(t.top_logprobs) == 3 and all(x.bytes is not None for x in t.top_logprobs) for t in told)
+    if bias:
+        assert "\ufffd" in tokenizer.decode(ids)

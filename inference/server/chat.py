@@ -55,7 +55,8 @@ class Chatting:
         return {**choice, "token_ids": found.ids} if self.body.return_token_ids else choice
 
     def _logprobs(self, found: Any) -> Answer | None:
-        return chat_logprobs(self.service.engine.tokenizer, found) if self.body.logprobs else None
+        service = self.service
+        return chat_logprobs(service.engine.tokenizer, found, service.spelling) if self.body.logprobs else None
 
     async def chunks(self) -> AsyncGenerator[Answer]:
         """The answer as it comes. Text that may be a call is held until that is certain."""
@@ -110,6 +111,8 @@ async def chat(service: Service, body: Chat, stack: AsyncExitStack) -> Chatting:
     new = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     settings = settings_of(service, body, ids, new, param="messages")
     asked = [(ids, s) for s in choices_of(settings, count)]
+    if body.logprobs:
+        await service.thread(service.spelling, ids[0])  # reads the vocabulary when it is first asked
     requests = await stack.enter_async_context(
         service.running(
             asked,

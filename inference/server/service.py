@@ -15,7 +15,7 @@ from ...frontends.tokenizer import Tokenizer
 from ...ir.errors import MonographError, RuntimeInputError
 from ...ir.slots import TOKENS
 from ..engine import Engine
-from ..errors import ClosedError, DeadlineError, QueueFullError
+from ..errors import ClosedError, DeadlineError, GrammarError, QueueFullError
 from ..generate import Settings
 from ..grammar import Grammars
 from ..request import Piece, Request
@@ -152,6 +152,13 @@ class Service:
     def grammars(self) -> Grammars:
         """Compiled schemas over the tokens of the model."""
         return Grammars(self.tokenizer)
+
+    def spelling(self, id: int) -> bytes | None:
+        """The bytes of a token, of which a character may need several; None where its tokenizer does not tell."""
+        try:
+            return self.grammars.spelling(id, frozenset(self.ends))
+        except GrammarError:
+            return None
 
     @functools.cached_property
     def vocabulary(self) -> int:
