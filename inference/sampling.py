@@ -81,9 +81,13 @@ class Sampling:
         return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; a switch is none."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
 def _biases(id: Any, bias: Any) -> bool:
-    whole = isinstance(id, Integral) and not isinstance(id, bool) and int(id) >= 0
-    return whole and isinstance(bias, Real) and -_FAR <= float(bias) <= _FAR
+    return is_whole(id) and id >= 0 and isinstance(bias, Real) and -_FAR <= float(bias) <= _FAR
 
 
 def biased(logits: Array, bias: Mapping[int, float]) -> Array:
@@ -114,9 +118,9 @@ def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Ar
         known = known[known < len(row)]
         before = row[known]
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            after = np.where(before < 0, before * penalty, before / penalty)
+            after: Array = np.where(before < 0, before * penalty, before / penalty)
         # What is beyond the range of float32 is still a number, so that a token can be chosen.
-        bounded = np.nan_to_num(after, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+        bounded: Array = np.nan_to_num(after, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
         row[known] = np.where(np.isfinite(before), bounded, before)
     return result
 

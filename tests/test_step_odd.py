@@ -14,9 +14,9 @@ from monograph.inference.beams import Beams, BeamSearch
 from monograph.inference.engine import Engine
 from monograph.inference.generate import Settings
 from monograph.inference.sampling import Sampler, Sampling, cool, penalize, process, without
-from monograph.ir.errors import RuntimeInputError
+from monograph.ir.errors import MonographError, RuntimeInputError
 from test_beams import END, MODELS, VOCAB, reference
-from test_scheduler_models import model
+from test_scheduler_models import PLAIN, model
 
 Array = np.ndarray[Any, Any]
 INF = np.inf
@@ -227,3 +227,56 @@ def test_a_draft_that_cannot_read_the_prompt_guesses_nothing(tmp_path: Path) -> 
         for prompts in ([[1] * 7], [[5, 9, 5], [3] * 20], [[4] * 6], [[2, 3], [4] * 5]):
             plain = [g.ids for g in engine.generate(prompts, max_new_tokens=9, eos=(3,))]
             assert [g.ids for g in engine.generate(prompts, max_new_tokens=9, eos=(3,), draft=draft)] == plain
+
+
+# -- wrong types -------------------------------------------------------------------------------------------------
+
+WRONG: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    (([1.5, 2], PLAIN), {}), ((["a"], PLAIN), {}), (("ab", PLAIN), {}), (([[1, 2]], PLAIN), {}),
+    (([1 << 70], PLAIN), {}),
+    (([True], PLAIN), {}), ((None, PLAIN), {}), (([None], PLAIN), {}), ((5, PLAIN), {}), (([[1], [2, 3]], PLAIN), {}),
+    (({1: 2}, PLAIN), {}), (([float("nan")], PLAIN), {}), (([], PLAIN), {}), (([-1], PLAIN), {}), (([50], PLAIN), {}),
+    (([1], None), {}), (([1], {"max_new_tokens": 3}), {}), (([1], PLAIN), {"timeout": "a"}),
+    (([1], PLAIN), {"timeout": float("nan")}), (([1], PLAIN), {"timeout": True}), (([1], PLAIN), {"inputs": 5}),
+    (([1], PLAIN), {"logprobs": 1.5}), (([1], PLAIN), {"prompt_logprobs": True}), (([1], PLAIN), {"adapter": 5}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return mg.build(model("llama"), tmp_path_factory.mktemp("wrong") / "built", threads=1)
+
+
+def test_arguments_of_wrong_types_are_told_where_they_are_given(llama: Engine) -> None:
+    with llama.scheduler(rows=2) as running:
+        for given, named in WRONG:
+            with pytest.raises(RuntimeInputError):
+                running.submit(*given, **named)
+        for prompt in ((1, 2), range(1, 3), np.array([1, 2], np.uint8)):
+            assert running.submit(prompt, PLAIN).result(30).ids == running.submit([1, 2], PLAIN).result(30).ids
+    with pytest.raises(RuntimeInputError, match="draft is int"):
+        llama.generate([[1]], draft=5)
+
+
+@pytest.mark.parametrize("name", ["rows", "queue", "chunk", "prefix_bytes"])
+@pytest.mark.parametrize("value", [2.5, "8", None, float("nan"), True, -1], ids=str)
+def test_a_scheduler_takes_whole_numbers(llama: Engine, name: str, value: Any) -> None:
+    with pytest.raises(RuntimeInputError, match=name):
+        llama.scheduler(**{name: value})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("place", ["join", "read", "step_greedy", "ordered"])
+def test_nobody_waits_for_a_thread_that_has_ended(llama: Engine, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Whatever a fault inside raises: who runs, who waits and who is about to get a row is told."""
+
+    def broken(*given: Any, **named: Any) -> Any:
+        raise TypeError("a fault of our own")
+
+    running = llama.scheduler(rows=1)
+    monkeypatch.setattr(running._batch.rows, place, broken)
+    asked = [running.submit([1, 2], PLAIN) for _ in range(3)]
+    for request in asked:
+        with pytest.raises(MonographError):
+            request.result(20)
+    running.close()
