@@ -118,7 +118,7 @@ def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Ar
         known = known[known < len(row)]
         before = row[known]
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            after: Array = np.where(before < 0, before * penalty, before / penalty)
+            after: Any = np.where(before < 0, before * penalty, before / penalty)
         # What is beyond the range of float32 is still a number, so that a token can be chosen.
         bounded: Array = np.nan_to_num(after, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
         row[known] = np.where(np.isfinite(before), bounded, before)
