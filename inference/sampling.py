@@ -116,12 +116,14 @@ def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Ar
     for row, ids in zip(result, seen, strict=True):
         known = np.unique(np.asarray(ids, np.int64))
         known = known[known < len(row)]
-        before = row[known]
+        before: Array = row[known]
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            after: Any = np.where(before < 0, before * penalty, before / penalty)
+            row[known] = np.where(before < 0, before * penalty, before / penalty)
         # What is beyond the range of float32 is still a number, so that a token can be chosen.
-        bounded: Array = np.nan_to_num(after, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
-        row[known] = np.where(np.isfinite(before), bounded, before)
+        number = np.isfinite(before)
+        far = known[number & ~np.isfinite(row[known])]
+        row[far] = np.nan_to_num(row[far], nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+        row[known[~number]] = before[~number]
     return result
 
 
