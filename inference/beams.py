@@ -34,9 +34,13 @@ class Session(generate.Session, Protocol):
     def reorder(self, parents: Any, common: Any = None) -> None: ...
 
 
+MOST_BEAMS = 1024
+"""Rows that a session has for one prompt: their caches lie side by side in memory."""
+
+
 @dataclass(frozen=True)
 class Beams:
-    """num_beams: texts that are followed at once. num_return_sequences: how many of the best are given.
+    """num_beams: texts that are followed at once, at most MOST_BEAMS. num_return_sequences: how many of the best are given.
 
     length_penalty: above 0 longer texts are better off, below 0 shorter ones. early_stopping: True: a prompt is done as
     soon as num_beams texts have ended; False: when the best that runs could not beat them at its present length;
@@ -54,6 +58,8 @@ class Beams:
             value: Any = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number of at least {least}")
+        if self.num_beams > MOST_BEAMS:
+            raise RuntimeInputError(f"num_beams is {self.num_beams}, expected at most {MOST_BEAMS}")
         if self.num_return_sequences > self.num_beams:
             what = f"num_return_sequences is {self.num_return_sequences}, but there are {self.num_beams} beams"
             raise RuntimeInputError(what)
