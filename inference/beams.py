@@ -40,7 +40,7 @@ MOST_BEAMS = 1024
 
 @dataclass(frozen=True)
 class Beams:
-    """num_beams: texts that are followed at once, at most MOST_BEAMS. num_return_sequences: how many of the best are given.
+    """num_beams: texts that are followed at once, at most MOST_BEAMS. num_return_sequences: how many of them are given.
 
     length_penalty: above 0 longer texts are better off, below 0 shorter ones. early_stopping: True: a prompt is done as
     soon as num_beams texts have ended; False: when the best that runs could not beat them at its present length;
