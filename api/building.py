@@ -34,7 +34,6 @@ from .quantizing import fine_of, quantized
 if TYPE_CHECKING:
     import torch.fx
 
-    from .backends.onnxruntime.build import BuildReport
     from .backends.onnxruntime.choices import Choices
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine

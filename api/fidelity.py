@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .budgets import exponential, log_softmax
 from .backends.onnxruntime.contract import FILE as CONTRACT
+from .budgets import exponential, log_softmax
 from .building import weights_of
 from .frontends.dsl import Model
 from .frontends.task import LOGITS

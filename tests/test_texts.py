@@ -1,4 +1,4 @@
-"""Text for calibration and quality: any encoding but UTF-8 is refused with its place, and of a long file little is read."""
+"""Text for calibration and quality: what is not UTF-8 is refused with its place, and of a long file little is read."""
 
 from __future__ import annotations
 
