@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model
-from .ir.errors import RuntimeInputError
+from .ir.errors import ConfigError, RuntimeInputError
 from .passes.quantize.report import QUALITY, QuantizationReport
 from .passes.quantize.settings import Quantization
 
@@ -30,7 +30,7 @@ def after_build(
         from .inference.engine import Engine
 
         with Engine.built(report) as engine:
-            _note(quality(engine, text, against=model), report.folder, done)
+            _note(quality(engine, text, against=model), report.folder, asked, done)
 
     return measure
 
@@ -47,7 +47,7 @@ def after_export(
         from .fidelity import quality
 
         try:
-            _note(quality(folder, text, against=model), folder, done)
+            _note(quality(folder, text, against=model), folder, asked, done)
         except RuntimeInputError as e:
             if done is not None:
                 done.quality = {"not_measured": e.what}
@@ -55,8 +55,15 @@ def after_export(
     return measure
 
 
-def _note(found: Quality, folder: Path, done: QuantizationReport | None) -> None:
-    """Write what was found into a folder and the report of its quantization."""
+def _note(found: Quality, folder: Path, asked: Quantization | None, done: QuantizationReport | None) -> None:
+    """Write what was found into a folder and the report of its quantization.
+
+    Raises ConfigError where all that was asked for together costs more than was asked.
+    """
+    most = None if asked is None else asked.quality
+    if most is not None and found.rise is not None and found.rise > most:
+        what = f"quality is {most:.2%}, but perplexity of what was built rises by {found.rise:.2%}"
+        raise ConfigError(what, place="quantize", hint="ask for less at once, or for a rise that is smaller by as much")
     text = found.to_json()
     (folder / QUALITY).write_text(text, encoding="utf-8")
     if done is not None:

@@ -136,7 +136,7 @@ def test_an_export_without_its_model_or_for_another_runtime_says_so(tmp_path: Pa
     mg.export(source, tmp_path / "out")
     with pytest.raises(ConfigError, match="is a portable export, which is measured beside its model"):
         mg.quality(tmp_path / "out", TEXT)
-    with pytest.raises(mg.MonographError, match="has neither model.onnx"):
+    with pytest.raises(mg.MonographError, match="has neither model"):
         mg.quality(tmp_path, TEXT, against=source)
 
 

@@ -90,7 +90,7 @@ def quantization(
         if again or any(v is not None for v in rest):
             raise ConfigError("options of a quantization were given, but not which", hint="add --weights int4")
         return None
-    # A budget alone chooses from int4 on; beside something else that was asked for it is a bound on that, and only that.
+    # A budget alone chooses from int4 on; beside something else that was asked for, it bounds that and only that.
     form = weights if weights is not None else "int4" if cache is None and prompts is None else ""
     return Quantization(
         form,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -101,10 +102,18 @@ class Stream:
     """A graph, its weights and samples, run stage by stage.
 
     scratch: an empty folder for activations; each is removed after its last reader. What is computed from weights
-    alone is computed once a stage.
+    alone is computed once a stage. read(weight, x): what a layer multiplies in place of its input x.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], samples: Sequence[Sample], scratch: Path) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        samples: Sequence[Sample],
+        scratch: Path,
+        read: Callable[[str, Array], Array] = lambda weight, x: x,
+    ) -> None:
+        self.read = read
         self.graph, self.weights, self.samples, self.scratch = layered(graph), weights, samples, scratch
         self.fixed = param_only(self.graph)
         self.stages = _stages(self.graph, self.fixed)
@@ -175,7 +184,8 @@ class Stream:
             w, b = self._weight(node, changed), node["b"]
             bias = None if b is None else _evaluated(b, self.weights)
             for s in range(len(self.samples)):
-                self._store(node.output, s, _product(self._load(node.value("x"), s), w, bias))
+                x = self.read(Layer(node).weight, self._load(node.value("x"), s))
+                self._store(node.output, s, _product(x, w, bias))
             del w
         kept = _Kept(self.weights)
         rest = tuple(node for node in stage.nodes if not layer_of(node))
@@ -205,6 +215,9 @@ class Stream:
         outputs = {*self.graph.outputs.values()}
         for node in nodes:
             operands = [None if v is None else self._operand(v, s, values, kept) for v in node.operands]
+            layer = layer_of(node)
+            if layer is not None:
+                operands[0] = self.read(layer.weight, cast("Array", operands[0]))
             results = evaluate(node.op, operands, node.attributes, self.dims[s], [type_of(v) for v in node.operands])
             values.update(zip(node.outputs, results, strict=True))
             for v in node.arguments:
