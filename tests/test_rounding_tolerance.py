@@ -1,4 +1,4 @@
-"""How far products over 8-bit activations may be off comes from rounding those of the reference, not from a constant."""
+"""How far products over 8-bit activations may be off comes from rounding those of the reference: no constant."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def built(model: Model, form: str, folder: Path, changed: float = 0.0) -> Parity
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
 @pytest.mark.parametrize("form", ["int8-dynamic", "int4"])
 @pytest.mark.parametrize("seed", [1, 3])
-def test_a_rounding_that_chooses_other_experts_is_allowed_for(
+def test_a_rounding_may_choose_other_experts(
     family: str, form: str, seed: int, tmp_path: Path
 ) -> None:
     assert built(mg.init(tiny(family), seed=seed), form, tmp_path).passed
