@@ -37,9 +37,7 @@ def built(model: Model, form: str, folder: Path, changed: float = 0.0) -> Parity
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
 @pytest.mark.parametrize("form", ["int8-dynamic", "int4"])
 @pytest.mark.parametrize("seed", [1, 3])
-def test_a_rounding_may_choose_other_experts(
-    family: str, form: str, seed: int, tmp_path: Path
-) -> None:
+def test_a_rounding_may_choose_other_experts(family: str, form: str, seed: int, tmp_path: Path) -> None:
     assert built(mg.init(tiny(family), seed=seed), form, tmp_path).passed
 
 
