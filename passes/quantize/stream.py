@@ -11,6 +11,8 @@ products, every op of the IR has a reference, and no session has to be opened fo
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ from ..dce import dce
 from ..encode import plain_again
 from ..fuse import LAYERS
 from ..pipelines import CLEAN
+
+_HEADER = 128
+"""Least bytes of a file of NumPy before its numbers."""
 
 Sample = Mapping[str, Array]
 """The inputs of a graph by name."""
@@ -240,8 +245,12 @@ class Stream:
         return self.scratch / f"{self._numbers[v]}.{s}.npy"
 
     def _store(self, v: Value, s: int, x: Array) -> None:
+        file = self._file(v, s)
         try:
-            np.save(self._file(v, s), x)
+            np.save(file, x)
+            # The last bytes go out when the file is closed, and NumPy does not look whether they do.
+            if file.stat().st_size < _HEADER + x.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
             raise WriteError(e, place=str(self.scratch)) from e
 
