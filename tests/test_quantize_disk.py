@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +43,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(form: str, method: str, most: i
     command = [sys.executable, "-c", FULL, *folders, form, method, str(most)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("WriteError") and "cannot be written" in done.stdout, done.stdout
-    assert not os.listdir(tmp_path / "to")
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_an_older_build_is_replaced_as_a_whole_and_other_files_are_kept(tmp_path: Path) -> None:
