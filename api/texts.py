@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -80,7 +80,8 @@ def _file(text: Text) -> Path | None:
 
 def _joined(text: Text) -> str:
     given: Any = text  # callers without types give anything
-    parts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    parts: list[Any] = list(cast("Sequence[Any]", given)) if several else [given]
     wrong = next((type(p).__name__ for p in parts if not isinstance(p, str)), None)
     if wrong is not None:
         raise ConfigError(f"a text holds {wrong}, expected characters, a file, or a list of texts", place="text")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ class Beside:
     """
 
     adapters: Adapters | None = None
-    fine: frozenset[str] = frozenset()
+    fine: Collection[str] = ()
     quantization: QuantizationReport | None = None
     cache: str = ""
     evidence: str = ""
