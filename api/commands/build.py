@@ -237,7 +237,7 @@ def _print(report: Mapping[str, Any], explain: bool) -> None:
     console.print(table("graphs", rows))
     if report.get("tuning") is not None:
         console.print(report["tuning"].table().text(), markup=False)
-    elif "choices" in report:
+    if "choices" in report:
         console.print(f"choices: {report['choices'][0]}", markup=False)
     for line in _notes(report, explain):
         console.print(line, markup=False)

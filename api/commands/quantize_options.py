@@ -90,7 +90,8 @@ def quantization(
         if again or any(v is not None for v in rest):
             raise ConfigError("options of a quantization were given, but not which", hint="add --weights int4")
         return None
-    form = weights if weights is not None else "int4" if budgets else ""
+    # A budget alone chooses from int4 on; beside something else that was asked for, it bounds that and only that.
+    form = weights if weights is not None else "int4" if cache is None and prompts is None else ""
     return Quantization(
         form,
         method,

@@ -55,7 +55,8 @@ class Quantization:
     def __post_init__(self) -> None:
         problems = [*self._names(), *self._numbers(), *self._combinations()]
         if problems:
-            raise ConfigError("is not a quantization that can be built", place="quantize", details=problems)
+            hint = "weights int4 rounds those, too" if not self.weights and self._budgeted else ""
+            raise ConfigError("is not a quantization that can be built", place="quantize", details=problems, hint=hint)
 
     @staticmethod
     def of(given: str | Quantization | Mapping[str, Any] | None) -> Quantization | None:
@@ -92,6 +93,10 @@ class Quantization:
         # Zero points save nothing worth a byte a block where there are 256 codes.
         given = (symmetric or self.bits == 8) if self.symmetric is None else self.symmetric
         return replace(self, method=self.chosen_method, block=self.block or block, symmetric=given)
+
+    @property
+    def _budgeted(self) -> bool:
+        return self.quality is not None or self.size is not None
 
     def _names(self) -> list[str]:
         found: list[str] = []
