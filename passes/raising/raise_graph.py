@@ -1,0 +1,35 @@
+"""The order of raising: one spelling first, then attention, then norms, rotary positions, activations and layers."""
+
+from __future__ import annotations
+
+from ...ir.graph import Graph
+from ..canonicalize import canonicalize, remove_dropout
+from ..cse import cse
+from ..dce import dce
+from ..fold import fold
+from .attention import raise_attention
+from .check import Check
+from .constants import Read
+from .masks import Masks
+from .report import RaisingReport
+
+
+def clean(graph: Graph) -> None:
+    """One spelling for each thing; nothing that is not needed."""
+    for step in (canonicalize, fold, cse, dce):
+        step(graph)
+
+
+def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
+    """Raise a graph of primitives in place; says what was raised and what was not.
+
+    read: the arrays of parameters, for tables of masks and of angles that a file stores. Every replacement is computed
+    beside what it replaces, on padded and holed masks, batches of 1 and 3 and two lengths, before it is made.
+    """
+    report = RaisingReport()
+    remove_dropout(graph)
+    clean(graph)
+    check = Check(graph, read)
+    raise_attention(graph, Masks(graph, read), check, report)
+    clean(graph)
+    return report
