@@ -7,11 +7,15 @@ from ..canonicalize import canonicalize, remove_dropout
 from ..cse import cse
 from ..dce import dce
 from ..fold import fold
+from .activations import Activations
 from .attention import raise_attention
 from .check import Check
 from .constants import Read
+from .layers import raise_layers
 from .masks import Masks
+from .norms import raise_norms
 from .report import RaisingReport
+from .rotary import Rotations
 
 
 def clean(graph: Graph) -> None:
@@ -31,5 +35,11 @@ def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
     clean(graph)
     check = Check(graph, read)
     raise_attention(graph, Masks(graph, read), check, report)
+    dce(graph)
+    raise_norms(graph, check, report)
+    Rotations(graph, check, report, read).run()
+    dce(graph)
+    Activations(graph, report).run()
     clean(graph)
+    raise_layers(graph, report)
     return report

@@ -1,0 +1,103 @@
+"""Layers that have one spelling once the graph is canonical, and the reshapes and packed weights around them."""
+
+from __future__ import annotations
+
+from ...ir import ops
+from ...ir.graph import Graph, Node, Value
+from ...ir.ops.elementwise import Mul
+from ...ir.ops.feed_forward import FeedForward, GatedFeedForward, Gelu, Relu, Silu
+from ...ir.ops.linear import Embedding, Linear
+from ...ir.ops.norm import AddLayerNorm, AddRMSNorm
+from ...ir.ops.shape import Reshape, Slice
+from .. import fuse
+from ..canonicalize import canonicalize
+from ..cse import cse
+from ..dce import dce
+from ..manager import RewritePass
+from ..pattern import Fuse
+from .report import Raised, RaisingReport
+
+_ACTIVATIONS = (Gelu, Silu, Relu)
+_COUNTED = (Linear, Embedding, FeedForward, GatedFeedForward, AddLayerNorm, AddRMSNorm)
+
+
+def _weight(w: Value, **_: object) -> bool | str:
+    return w.is_param or f"{w!r} is not a parameter"
+
+
+def _table(table: Value, **_: object) -> bool | str:
+    return table.is_param or f"{table!r} is not a parameter"
+
+
+def raise_layers(graph: Graph, report: RaisingReport) -> None:
+    """Linear layers and embeddings, feed-forward blocks, and norms that take the residual sum."""
+    known = {n for n in graph if isinstance(n.op, _COUNTED)}
+    RewritePass("raise_layers", [Fuse(ops.linear, _weight), Fuse(ops.embedding, _table)]).run(graph)
+    dce(graph)
+    _sink_reshapes(graph)
+    unpack_gates(graph)
+    for step in (canonicalize, cse, dce):
+        step(graph)
+    for blocks in (fuse.BLOCKS, fuse.RESIDUALS):
+        blocks.run(graph)
+    dce(graph)
+    made = (n for n in graph if isinstance(n.op, _COUNTED) and n not in known)
+    report.raised += [Raised(n.op.name, n.location) for n in made]
+
+
+def _sink_reshapes(graph: Graph) -> int:
+    """A reshape of leading axes before a linear layer or an activation goes behind it, where others can join it."""
+    moved = 0
+    for node in graph:
+        if not isinstance(node.op, (Linear, *_ACTIVATIONS)):
+            continue
+        x = node.value("x")
+        inner = x.producer
+        if inner is None or not isinstance(inner.op, Reshape):
+            continue
+        source = inner.value("x")
+        if not source.rank or source.shape[-1] != x.shape[-1]:
+            continue
+        with graph.at(node):
+            (y,) = graph.add(node.op, [source, *node.operands[1:]], node.attributes)
+            graph.replace(node.output, y.reshape(*node.output.shape))
+        graph.erase(node)
+        moved += 1
+    return moved
+
+
+def unpack_gates(graph: Graph) -> int:
+    """A linear layer whose halves are an activated gate and what it gates, as two layers over parts of its weight."""
+    split = 0
+    for node in graph:
+        halves = _halves(node) if isinstance(node.op, Linear) and node.value("w").is_param else None
+        if halves is None:
+            continue
+        x, w, b = node.value("x"), node.value("w"), node["b"]
+        axis = -1 if node.attributes["transposed"] else -2
+        for half in halves:
+            start, length = half.attributes["start"], half.attributes["length"]
+            with graph.at(half):
+                own = ops.slice_(w, axis=axis, start=start, length=length)
+                bias = None if b is None else ops.slice_(b, axis=-1, start=start, length=length)
+                graph.replace(half.output, ops.linear(x, own, bias, transposed=node.attributes["transposed"]))
+            graph.erase(half)
+        split += 1
+    return split
+
+
+def _halves(node: Node) -> list[Node] | None:
+    users = node.output.users
+    if len(users) != 2:
+        return None
+    if not all(isinstance(u.op, Slice) and u.attributes["axis"] == -1 for u in users):
+        return None
+    if users[0].output.type != users[1].output.type:
+        return None
+    for gate, up in (users, users[::-1]):
+        act = gate.output.users
+        if len(act) == 1 and isinstance(act[0].op, _ACTIVATIONS):
+            product = act[0].output.users
+            if len(product) == 1 and isinstance(product[0].op, Mul) and up.output in product[0].arguments:
+                return users
+    return None
