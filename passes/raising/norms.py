@@ -33,8 +33,8 @@ def raise_norms(graph: Graph, check: Check, report: RaisingReport) -> int:
     raised = 0
     for node in [n for n in graph if isinstance(n.op, Rsqrt)]:
         root = _root(node) if node.order >= 0 else None
-        found = None if root is None else _applied(node, root)
-        if root is not None and found is not None:
+        for found in [] if root is None else _applied(node, root):
+            assert root is not None
             raised += _replace(graph, root, found, check, report)
     return raised
 
@@ -99,30 +99,38 @@ class Applied:
     b: Value | None = None
 
 
-def _applied(node: Node, root: Root) -> Applied | None:
-    """Follow the inverse root to the last value that is still the norm of x."""
+def _applied(node: Node, root: Root) -> list[Applied]:
+    """Follow the inverse root to the last values that are still norms of x; several may share it."""
+    return _follow(node.output, Applied(node.output), root, joined=False)
+
+
+def _follow(v: Value, state: Applied, root: Root, *, joined: bool) -> list[Applied]:
+    """Norms below v, which is `state` so far. joined: x has been multiplied in."""
+    complete = joined and v.shape == root.x.shape and not (root.mean is None and state.b is not None)
+    best = [Applied(v, state.w, state.b)] if complete else []
+    users = v.users
+    if not joined and len(users) == 2 and (shifted := _shifted(users, v, root, state)) is not None:
+        return [shifted]
+    if v.graph.is_output(v) or (len(users) != 1 and not joined):
+        return best
+    found = [_through(user, v, state, root, joined=joined) for user in users]
+    return [norm for norms in found for norm in norms] if found and all(found) else best
+
+
+def _through(user: Node, v: Value, state: Applied, root: Root, *, joined: bool) -> list[Applied]:
+    """Norms below one reader of v."""
     size = root.x.shape[-1]
-    state, v, joined = Applied(node.output), node.output, False
-    best: Applied | None = None
-    while True:
-        users = v.users
-        if not joined and len(users) == 2 and (shifted := _shifted(users, v, root, state)) is not None:
-            return shifted
-        if len(users) != 1 or v.graph.is_output(v):
-            return best
-        user = users[0]
-        side = next((x for x in user.arguments if x is not v), None)
-        if isinstance(user.op, Mul) and side is not None and not joined and _uncast(side) in _same(root):
-            joined = True
-        elif isinstance(user.op, Mul) and side is not None and state.w is None and _vector(side, size):
-            state.w = side
-        elif isinstance(user.op, Add) and joined and side is not None and state.b is None and _vector(side, size):
-            state.b = side
-        elif not (isinstance(user.op, Cast) and user.output.dtype.is_float):
-            return best
-        v = user.output
-        if joined and v.shape == root.x.shape and not (root.mean is None and state.b is not None):
-            best = Applied(v, state.w, state.b)
+    side = next((x for x in user.arguments if x is not v), None)
+    y = user.output
+    if isinstance(user.op, Mul) and side is not None and not joined and _uncast(side) in _same(root):
+        return _follow(y, Applied(y, state.w, state.b), root, joined=True)
+    if isinstance(user.op, Mul) and side is not None and state.w is None and state.b is None and _vector(side, size):
+        return _follow(y, Applied(y, side, None), root, joined=joined)
+    if isinstance(user.op, Add) and joined and side is not None and state.b is None and _vector(side, size):
+        return _follow(y, Applied(y, state.w, side), root, joined=joined)
+    if isinstance(user.op, Cast) and y.dtype.is_float:
+        return _follow(y, Applied(y, state.w, state.b), root, joined=joined)
+    return []
 
 
 def _same(root: Root) -> set[Value]:

@@ -92,7 +92,8 @@ class Rotations:
         if angles is None:
             return False
         for x in sources:
-            if x.type == root.type and self._try(root, x, angles):
+            same = x.dtype == root.dtype and x.type.elements == root.type.elements
+            if same and self._try(root, x, angles):
                 return True
         return False
 
@@ -107,10 +108,11 @@ class Rotations:
     def _try(self, root: Value, x: Value, angles: Angles) -> bool:
         assert root.producer is not None
         for interleaved in (False, True):
-            for permutation in _layouts(x):
+            for permutation in _layouts(root):
                 with self.graph.at(root.producer):
                     try:
-                        new, made = _turned(x, angles, permutation, interleaved=interleaved)
+                        shaped = x if x.shape == root.shape else x.reshape(*root.shape)
+                        new, made = _turned(shaped, angles, permutation, interleaved=interleaved)
                     except (MonographError, Unaligned):
                         continue
                 wrong = self.check.difference(root, new, {x, angles.positions}, {made})
