@@ -112,9 +112,11 @@ def align(a: Group, b: Group) -> None:
 
 
 def paired(a: Group, b: Group) -> dict[Atom, Atom | None]:
-    """Atoms of the aligned factorisation `a` with those of `b` that lie at the same place; None: b is broadcast."""
+    """Atoms of the aligned factorisation `a` with those of `b` that lie at the same place; None: b repeats there."""
     left, right = flat(a), flat(b)
-    return dict.fromkeys(left) if not right else dict(zip(left, right, strict=True))
+    if not right:
+        return dict.fromkeys(left)
+    return {x: y if y.real else None for x, y in zip(left, right, strict=True)}
 
 
 @dataclass
@@ -244,16 +246,21 @@ def built(view: View, groups: Sequence[Group], *, expanded: bool) -> Value:
     """
     order, wanted = flat(view.order), flats(groups)
     real = [a for g in wanted for a in g if a.real]
-    x = _reshaped(view.source, tuple(a.size for a in order))
     permutation = tuple(order.index(a) for a in real)
-    if permutation != tuple(range(len(order))):
-        x = transpose(x, permutation=permutation)
+    moves = permutation != tuple(range(len(order)))
     full = [expanded or any(a.real for a in g) for g in wanted]
     kept = [a for g, keep in zip(wanted, full, strict=True) if keep for a in g]
-    if any(not a.real for a in kept):
+    repeats = any(not a.real for a in kept)
+    shape = tuple(product(a.size for a in g) if keep else 1 for g, keep in zip(wanted, full, strict=True))
+    if not moves and not repeats:
+        return _reshaped(view.source, shape)
+    x = _reshaped(view.source, tuple(a.size for a in order))
+    if moves:
+        x = transpose(x, permutation=permutation)
+    if repeats:
         x = _reshaped(x, tuple(a.size if a.real else 1 for a in kept))
         x = expand(x, shape=tuple(a.size for a in kept))
-    return _reshaped(x, tuple(product(a.size for a in g) if keep else 1 for g, keep in zip(wanted, full, strict=True)))
+    return _reshaped(x, shape)
 
 
 def _reshaped(x: Value, shape: tuple[DimLike, ...]) -> Value:
