@@ -14,6 +14,8 @@ from ...ir.ops.elementwise import Add, Cast, Maximum, Minimum, Mul, Neg, Sub
 from ...ir.ops.logic import Equal, Less, LessEqual, LogicalAnd, LogicalNot, LogicalOr, Where
 from ...ir.ops.shape import Concat, Expand, Gather, Reshape, Slice, Transpose
 from ...ir.types import bool_
+from ...ir.value import leaves
+from .affine import affine
 from .constants import Read, array_of, scalar_of
 
 Truth = Value | bool
@@ -227,11 +229,11 @@ class Masks:
             number = scalar_of(y)
             if number not in (0.0, 1.0, False, True):
                 continue
-            found = self.indicator(x)
-            if found is not None:
-                return found if number else negated(found)
             if number == 0:
                 return self._zero(x)
+            found = self.indicator(x)
+            if found is not None and not assumed(x):
+                return found
         return None
 
     def _zero(self, v: Value) -> Truth | None:
@@ -240,7 +242,7 @@ class Masks:
         if found is not None:
             return found
         chosen = self.indicator(v)
-        if chosen is not None:
+        if chosen is not None and (not assumed(v) or _brought(v)):
             return negated(chosen)
         node = v.producer
         if node is None or not isinstance(node.op, Add):
@@ -254,7 +256,7 @@ class Masks:
         x, y = node.arguments
         for a, b, upper in ((x, y, True), (y, x, False)):
             number = scalar_of(b)
-            if number is None or affine_like(a) or (found := self.indicator(a)) is None:
+            if number is None or affine_like(a) or assumed(a) or (found := self.indicator(a)) is None:
                 continue
             zero, one = ((v < number if strict else v <= number) if upper else (number < v if strict else number <= v)
                          for v in (0, 1))  # fmt: skip
@@ -305,9 +307,19 @@ class Masks:
 
 def affine_like(v: Value) -> bool:
     """Whether a value is made of ranges: a comparison of it is one of positions."""
-    from .affine import affine
-
     return affine(v) is not None
+
+
+def assumed(v: Value) -> bool:
+    """Whether a value holds zeros and ones only if an integer input does, which a mask does and ids do not."""
+    return any(x.dtype != bool_ and not x.is_param for x in leaves(v))
+
+
+def _brought(v: Value) -> bool:
+    """Whether a value is an input, rearranged and converted: it is 0 where that is."""
+    while v.producer is not None and isinstance(v.producer.op, (Cast, *_VIEWS)):
+        v = v.producer.arguments[0]
+    return v.producer is None
 
 
 def logic_table(graph: Graph, table: Array) -> Value:
