@@ -16,6 +16,7 @@ from ...ir.ops.logic import Less, LessEqual, Where
 from ...ir.types import bool_
 from .constants import scalar_of
 from .report import Raised, RaisingReport
+from .unread import erase_unread
 
 GRID = np.concatenate([np.linspace(-30, 30, 2401), np.linspace(-3, 3, 601), [-80.0, -60.0, 60.0, 80.0, 0.0]])
 """Numbers on which an expression must agree with an activation."""
@@ -73,7 +74,7 @@ class Activations:
                 assert root.producer is not None
                 self.report.raised.append(Raised(name, root.producer.location))
                 self.graph.replace(root, new)
-                _erase_unread(self.graph, root)
+                erase_unread(self.graph, root)
                 return True
         return False
 
@@ -148,14 +149,3 @@ def _on_grid(root: Value, source: Value) -> Array | None:
 
     found = compute(root)
     return found.astype(np.float64) if found.shape == GRID.shape else None
-
-
-def _erase_unread(graph: Graph, v: Value) -> None:
-    """Erase what only the replaced value was made of, so that no part of it is found again."""
-    node = v.producer
-    if node is None or node.order < 0 or any(x.uses or graph.is_output(x) for x in node.outputs):
-        return
-    read = node.arguments
-    graph.erase(node)
-    for x in read:
-        _erase_unread(graph, x)

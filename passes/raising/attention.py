@@ -23,6 +23,7 @@ from .masks import NEVER, Masks, Truth, both, negated
 from .report import Left, Raised, RaisingReport
 from .scores import Obstacle, Way, is_softmax, ways
 from .structure import Structure, structured
+from .unread import erase_unread
 from .views import Atom, Group, Unaligned, View, align, built, factor, flat, flats, paired, rearranged, view_of
 
 
@@ -112,9 +113,11 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
 
     wrong = check.difference(old, new, cuts, allowed, alive)
     if wrong:
+        erase_unread(graph, new)
         report.undone.append(Left.at("attention", way.softmax, way.values, wrong))
         raise Obstacle(f"attention would change a number: {wrong}", way.softmax)
     graph.replace(old, new)
+    erase_unread(graph, old)
     return node
 
 

@@ -34,9 +34,7 @@ def raise_layers(graph: Graph, report: RaisingReport) -> None:
     known = {n for n in graph if isinstance(n.op, _COUNTED)}
     RewritePass("raise_layers", [Fuse(ops.linear, _weight), Fuse(ops.embedding, _table)]).run(graph)
     dce(graph)
-    _sink_reshapes(graph)
-    unpack_gates(graph)
-    for step in (canonicalize, cse, dce):
+    for step in (_sink_reshapes, canonicalize, dce, unpack_gates, canonicalize, cse, dce):
         step(graph)
     for blocks in (fuse.BLOCKS, fuse.RESIDUALS):
         blocks.run(graph)
@@ -46,24 +44,35 @@ def raise_layers(graph: Graph, report: RaisingReport) -> None:
 
 
 def _sink_reshapes(graph: Graph) -> int:
-    """A reshape of leading axes before a linear layer or an activation goes behind it, where others can join it."""
+    """A reshape of leading axes before a layer goes behind it, where others can join it. Gives how many."""
     moved = 0
     for node in graph:
-        if not isinstance(node.op, (Linear, *_ACTIVATIONS)):
-            continue
-        x = node.value("x")
-        inner = x.producer
-        if inner is None or not isinstance(inner.op, Reshape):
-            continue
-        source = inner.value("x")
-        if not source.rank or source.shape[-1] != x.shape[-1]:
+        sources = _below_reshapes(node)
+        if sources is None:
             continue
         with graph.at(node):
-            (y,) = graph.add(node.op, [source, *node.operands[1:]], node.attributes)
+            (y,) = graph.add(node.op, [*sources, *node.operands[len(sources) :]], node.attributes)
             graph.replace(node.output, y.reshape(*node.output.shape))
         graph.erase(node)
         moved += 1
     return moved
+
+
+def _below_reshapes(node: Node) -> list[Value] | None:
+    """What reshapes of leading axes alone are made of that a node reads, if it works along the last axis."""
+    last = isinstance(node.op, Slice) and node.attributes["axis"] == -1
+    if not isinstance(node.op, (Linear, Mul, *_ACTIVATIONS)) and not last:
+        return None
+    reshaped = [v.producer for v in (node.arguments if isinstance(node.op, Mul) else node.arguments[:1])]
+    sources: list[Value] = []
+    for inner in reshaped:
+        if inner is None or not isinstance(inner.op, Reshape):
+            return None
+        source, x = inner.value("x"), inner.output
+        if not source.rank or source.shape[-1] != x.shape[-1]:
+            return None
+        sources.append(source)
+    return sources if len({x.shape for x in sources}) == 1 else None
 
 
 def unpack_gates(graph: Graph) -> int:

@@ -16,6 +16,7 @@ from ...ir.types import DimLike, f32, i64
 from .check import Check
 from .constants import Read, array_of, scalar_of
 from .report import Raised, RaisingReport
+from .unread import erase_unread
 from .views import Unaligned, factor
 
 _MOVES = (Reshape, Transpose, Expand, Cast, Slice)
@@ -121,7 +122,9 @@ class Rotations:
                     words = ["interleaved"] * interleaved + [f"{width} channels"] * (width is not None)
                     self.report.raised.append(Raised("rope", root.producer.location, ", ".join(words)))
                     self.graph.replace(root, new)
+                    erase_unread(self.graph, root)
                     return True
+                erase_unread(self.graph, new)
         return False
 
 
