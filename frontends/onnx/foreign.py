@@ -74,12 +74,18 @@ def attributes_of(fields: Fields) -> list[onnx.AttributeProto]:
 
 def node_of(attributes: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
     """The node. inputs: names of the operands that are given, without those that subgraphs capture."""
-    names, rest = list[str](), list(inputs)
-    while rest or len(names) in attributes["absent"]:
-        names.append("" if len(names) in attributes["absent"] else rest.pop(0))
-    node = onnx.helper.make_node(attributes["name"], names, list(outputs), domain=attributes["domain"])
+    given, made = _spaced(inputs, attributes["absent"]), _spaced(outputs, attributes["skipped"])
+    node = onnx.helper.make_node(attributes["name"], given, made, domain=attributes["domain"])
     node.attribute.extend(attributes_of(attributes["fields"]))
     return node
+
+
+def _spaced(names: Sequence[str], gaps: Sequence[int]) -> list[str]:
+    """Names with nothing at these places."""
+    found, rest = list[str](), list(names)
+    while rest or len(found) in gaps:
+        found.append("" if len(found) in gaps else rest.pop(0))
+    return found
 
 
 def single(attributes: Any, given: Sequence[TensorType]) -> onnx.ModelProto:

@@ -272,9 +272,10 @@ class Importer:
             if array is not None:
                 data[n] = numpy_helper.from_array(array, n)
         types = self.inference.types(node, use.version, {n: v.type for n, v in given.items()}, data)
-        return self._add_foreign(
-            node, use.version, [given[n] if n else None for n in node.input], captured, types, [given[n] for n in captured]
-        )
+        operands = [given[n] if n else None for n in node.input]
+        made = self._add_foreign(node, use.version, operands, captured, types, [given[n] for n in captured])
+        rest = iter(made)
+        return [next(rest) if n else None for n in node.output]
 
     def _add_foreign(
         self,
@@ -292,6 +293,7 @@ class Importer:
             "fields": fields_of(node),
             "types": tuple((t.dtype, t.shape) for t in types),
             "absent": tuple(i for i, v in enumerate(inputs) if v is None),
+            "skipped": tuple(i for i, n in enumerate(node.output) if not n and any(node.output[i:])),
             "captures": tuple(captures),
         }
         operands = [v for v in (*inputs, *captured) if v is not None]

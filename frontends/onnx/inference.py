@@ -33,7 +33,7 @@ class Inference:
         given: Mapping[str, TensorType],
         data: Mapping[str, onnx.TensorProto],
     ) -> list[TensorType]:
-        """One type an output. given: of the operands by name. data: those whose numbers are known.
+        """One type for each output with a name. given: of the operands by name. data: those whose numbers are known.
 
         Raises OnnxFileError for what the schema forbids, and where nothing says a type.
         """
@@ -48,8 +48,7 @@ class Inference:
         if lost is not None:
             what = f"nothing says the type of its output {lost!r}"
             raise OnnxFileError(what, place=place_of(self.file.path, node), hint="write value_info for it into the file")
-        first = next(iter(found.values()))
-        return [found[name] if name else first for name in node.output]
+        return [found[name] for name in node.output if name]
 
     def _by_schema(
         self,

@@ -79,8 +79,12 @@ def _clip(use: Use) -> Value:
     return x if bounds[1] is None else ops.minimum(x, bounds[1])
 
 
+_OWN = {DType.bf16, DType.i4, DType.u4}
+"""Types that are not NumPy's own and that casts of the IR know."""
+
+
 def cast_to(x: Value, dtype: DType) -> Value:
-    if DType.text in (x.dtype, dtype) or dtype in (DType.f8e4m3fn, DType.f8e5m2):
+    if DType.text in (x.dtype, dtype) or any(d.numpy.kind not in "iufb" and d not in _OWN for d in (x.dtype, dtype)):
         raise Unmapped(f"a cast from {x.dtype} to {dtype} is not one of numbers alone")
     return x if x.dtype == dtype else x.cast(dtype)
 

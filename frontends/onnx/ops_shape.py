@@ -317,7 +317,8 @@ def _space_to_depth(use: Use) -> Value:
     x, n = use[0], use.attribute("blocksize")
     b, c, h, w = x.shape
     split = ops.reshape(x, shape=(b, c, h // n, n, w // n, n))
-    return ops.reshape(ops.transpose(split, permutation=(0, 3, 5, 1, 2, 4)), shape=(b, c * n * n, h // n, w // n))
+    order = (0, 3, 5, 1, 2, 4) if use.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return ops.reshape(ops.transpose(split, permutation=order), shape=(b, c * n * n, h // n, w // n))
 
 
 MOVES: Handlers = {

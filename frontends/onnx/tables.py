@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .ops_attention import ATTENTION
 from .ops_elementwise import ELEMENTWISE
+from .ops_microsoft import MICROSOFT
+from .ops_products import PRODUCTS
+from .ops_quantized import MICROSOFT_QUANTIZED, QUANTIZED
 from .ops_reduce import REDUCTIONS
 from .ops_shape import MOVES
 from .use import Handler, Handlers
@@ -18,4 +22,9 @@ HANDLERS: Mapping[tuple[str, str], Handler] = {
     **_of("", ELEMENTWISE),
     **_of("", MOVES),
     **_of("", REDUCTIONS),
+    **_of("", PRODUCTS),
+    **_of("", ATTENTION),
+    **_of("", QUANTIZED),
+    **_of("com.microsoft", MICROSOFT),
+    **_of("com.microsoft", MICROSOFT_QUANTIZED),
 }
