@@ -40,12 +40,24 @@ class Location:
 NOWHERE = Location("", 0)
 
 
+FIXED = "fixed"
+"""The kind of a parameter that is a buffer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a parameter starts when trained from nothing: normal(std), uniform(std) around 0, zeros or ones."""
+    """How a parameter starts when trained from nothing: normal(std), uniform(std) around 0, zeros or ones.
+
+    `fixed` is none of these: a buffer, which has values that no training draws or changes.
+    """
 
     kind: str
     std: float = 0.0
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is a buffer."""
+        return self.kind == FIXED
 
     def __str__(self) -> str:
         return f"{self.kind}({self.std!r})" if self.kind in ("normal", "uniform") else self.kind

@@ -369,6 +369,7 @@ FEED_FORWARD = [
     *(variant(_GATED, name, activation=name) for name in ("gelu", "gelu_tanh", "silu", "relu")),
     variant(_GATED, "bias", b_gate="f32[6]", b_up="f32[6]", b_down="f32[8]"),
     Case("dropout", {"x": X}, {"p": 0.25}),
+    Case("detach", {"x": X}),
 ]
 
 CACHE = [

@@ -256,6 +256,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "feed_forward": feed_forward,
     "gated_feed_forward": gated_feed_forward,
     "dropout": lambda x, p: x,
+    "detach": lambda x: x,
     "cache_append": lambda past, new: np.concatenate([past, new.swapaxes(1, 2)], axis=2),
     "cache_read": lambda cache: cache.swapaxes(1, 2),
     "cross_entropy": cross_entropy,

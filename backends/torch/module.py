@@ -65,7 +65,9 @@ def to_torch(
     root = nn.Module()
     for path, v in graph.params.items():
         array = held(given[path], v.type, path)
-        _register(root, path, to_tensor(array), trainable=v.dtype.is_float and v.type.encoding is None)
+        fixed = v.init is not None and v.init.fixed
+        trainable = v.dtype.is_float and v.type.encoding is None and not fixed
+        _register(root, path, to_tensor(array), trainable=trainable)
     if lowering.constants:
         root.add_module(CONSTANTS, Constants(lowering.constants))
     if lowering.plan is not None:

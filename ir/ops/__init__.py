@@ -44,6 +44,7 @@ from .feed_forward import gelu as gelu
 from .feed_forward import relu as relu
 from .feed_forward import silu as silu
 from .feed_forward import softplus as softplus
+from .gradient import detach as detach
 from .linear import embedding as embedding
 from .linear import linear as linear
 from .linear import matmul as matmul
@@ -98,7 +99,7 @@ from .state_space import state_space as state_space
 __all__ = [
     "abs", "add", "add_layer_norm", "add_rms_norm", "any", "argmax", "attention", "bitwise_and", "bitwise_not",
     "bitwise_or", "bitwise_xor", "cache_append", "cache_read", "cast", "causal_conv", "ceil", "compact", "concat",
-    "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum", "dequantize", "div", "dropout", "embedding",
+    "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum", "dequantize", "detach", "div", "dropout", "embedding",
     "encoded_part", "equal", "erf", "exp", "expand", "feed_forward", "floor", "floor_div",
     "gated_feed_forward", "gather", "gather_nd", "gelu", "gru", "iota", "layer_norm", "less", "less_equal", "linear",
     "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean", "min", "minimum",
