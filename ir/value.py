@@ -40,15 +40,15 @@ class Location:
 NOWHERE = Location("", 0)
 
 
-FIXED = "fixed"
-"""The kind of a parameter that is a buffer."""
+FIXED, FROZEN = "fixed", "frozen"
+"""The kinds of buffers, and of parameters that do not train."""
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
     """How a parameter starts when trained from nothing: normal(std), uniform(std) around 0, zeros or ones.
 
-    `fixed` is none of these: a buffer, which has values that no training draws or changes.
+    `fixed` and `frozen` are none of these: buffers, and parameters that do not train. No seed draws them.
     """
 
     kind: str
@@ -58,6 +58,11 @@ class Init:
     def fixed(self) -> bool:
         """Whether it is a buffer."""
         return self.kind == FIXED
+
+    @property
+    def trains(self) -> bool:
+        """Whether training changes it."""
+        return self.kind not in (FIXED, FROZEN)
 
     def __str__(self) -> str:
         return f"{self.kind}({self.std!r})" if self.kind in ("normal", "uniform") else self.kind

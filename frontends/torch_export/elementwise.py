@@ -58,10 +58,15 @@ def _logical(function: Binary) -> Callable[..., Value]:
     return handler
 
 
-def _bitwise(on_bools: Binary, on_integers: Binary) -> Callable[..., Value]:
+def _bitwise(on_bools: Binary, on_integers: Binary, neutral: bool | None = None) -> Callable[..., Value]:
+    """neutral: the bool beside which the result is the other operand."""
+
     def handler(c: Call, x: Number, y: Number) -> Value:
-        function = on_bools if c.dtype == bool_ else on_integers
-        return function(c.value(x, c.dtype), c.value(y, c.dtype))
+        first, second = c.value(x, c.dtype), c.value(y, c.dtype)
+        for one, other in ((first, second), (second, first)):
+            if c.dtype == bool_ and one.number is neutral and other.shape == c.shape:
+                return other
+        return (on_bools if c.dtype == bool_ else on_integers)(first, second)
 
     return handler
 
@@ -324,10 +329,10 @@ ELEMENTWISE: Table = {
     "aten.logical_xor.default": _logical(_xor),
     "aten.logical_not.default": _not,
     **dict.fromkeys(
-        ("aten.bitwise_and.Tensor", "aten.bitwise_and.Scalar"), _bitwise(ops.logical_and, ops.bitwise_and)
+        ("aten.bitwise_and.Tensor", "aten.bitwise_and.Scalar"), _bitwise(ops.logical_and, ops.bitwise_and, True)
     ),
-    **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.bitwise_or.Scalar"), _bitwise(ops.logical_or, ops.bitwise_or)),
-    **dict.fromkeys(("aten.bitwise_xor.Tensor", "aten.bitwise_xor.Scalar"), _bitwise(_xor, ops.bitwise_xor)),
+    **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.bitwise_or.Scalar"), _bitwise(ops.logical_or, ops.bitwise_or, False)),
+    **dict.fromkeys(("aten.bitwise_xor.Tensor", "aten.bitwise_xor.Scalar"), _bitwise(_xor, ops.bitwise_xor, False)),
     "aten.bitwise_not.default": _bitwise_not,
     "aten.neg.default": lambda c, x: ops.neg(x),
     "aten.abs.default": lambda c, x: ops.abs(x),

@@ -11,7 +11,7 @@ from ...ir.errors import MonographError
 from ...ir.graph import Location
 from ...ir.tensors import Tensor
 from ...ir.types import TensorType
-from ...ir.value import FIXED
+from ...ir.value import FIXED, FROZEN
 from ...ir.weights import Weights
 from .call import Call, Handler, Table
 from .dims import Dims, least_values, symbol_names
@@ -104,12 +104,13 @@ class Importer:
             if id(tensor) in first:
                 continue
             first[id(tensor)] = path
-            self._param(path, tensor, fixed=path in buffers)
+            kind = FIXED if path in buffers else None if tensor.requires_grad else FROZEN
+            self._param(path, tensor, kind)
         self.placed = {path: first[id(tensor)] for path, tensor in state.items()}
 
-    def _param(self, path: str, tensor: Any, *, fixed: bool) -> Value:
+    def _param(self, path: str, tensor: Any, kind: str | None) -> Value:
         self.tensors[path] = LiveTensor(tensor)
-        return self.graph.param(path, self.tensors[path].type, Init(FIXED) if fixed else None)
+        return self.graph.param(path, self.tensors[path].type, None if kind is None else Init(kind))
 
     def _declare_inputs(self) -> None:
         specs = {s.arg.name: s for s in self.program.graph_signature.input_specs}
@@ -121,7 +122,7 @@ class Importer:
                 self._input(node, spec)
             elif spec.target in self.placed:
                 self.values[node] = self.graph.params[self.placed[spec.target]]
-                if spec.kind.name == "PARAMETER":
+                if spec.kind.name == "PARAMETER" and self.program.state_dict[spec.target].requires_grad:
                     self.learns.add(node)
             elif node.users:
                 self.values[node] = self._constant(spec.target, self.program.constants[spec.target])
@@ -142,7 +143,7 @@ class Importer:
     def _constant(self, path: str, tensor: Any) -> Value:
         """A tensor that is in no checkpoint: written out, or a fixed parameter if it is large."""
         if tensor.numel() > _WRITTEN_OUT or tensor.numel() == 0:
-            return self._param(path, tensor, fixed=True)
+            return self._param(path, tensor, FIXED)
         with building(self.graph):
             return ops.constant(value=written_out(tensor), dtype=dtype_of(tensor.dtype))
 

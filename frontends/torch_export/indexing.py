@@ -78,7 +78,8 @@ def _by_ranges(c: Call, x: Value, first: int, given: list[Value]) -> Value | Non
     if len(set(places)) != len(places) or not counted:
         return None
     moved = [axis for _, axis in sorted(order)]
-    x = ops.transpose(x, permutation=(*range(first), *moved, *range(first + len(given), x.rank)))
+    turned = (*range(first), *moved, *range(first + len(given), x.rank))
+    x = x if turned == tuple(range(x.rank)) else ops.transpose(x, permutation=turned)
     return c.reshaped(x, (*x.shape[:first], *shape, *x.shape[first + len(given) :]))
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
 from ...ir import Graph
@@ -123,7 +124,11 @@ def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
         packet = getattr(getattr(torch.ops, namespace), op, None)
         if packet is not None and overload in packet.overloads():
             table.pop(getattr(packet, overload), None)
-    return _without_gradients(program).run_decompositions(table)
+    ready = _without_gradients(program).run_decompositions(table)
+    unknown = {n.target for n in ready.graph.nodes if n.op == "call_function" and str(n.target) not in TABLE}
+    # Of some core ops PyTorch knows the parts, too.
+    parts = get_decompositions([op for op in unknown if isinstance(op, torch._ops.OpOverload)])
+    return ready.run_decompositions(parts) if parts else ready
 
 
 def _without_gradients(program: ExportedProgram) -> ExportedProgram:
