@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ...ir import Graph, Init, Value, building, ops
 from ...ir.errors import MonographError
-from ...ir.graph import Location
+from ...ir.graph import NOWHERE, Location
 from ...ir.tensors import Tensor
 from ...ir.types import TensorType
 from ...ir.value import FIXED, FROZEN
@@ -144,7 +144,7 @@ class Importer:
         """A tensor that is in no checkpoint: written out, or a fixed parameter if it is large."""
         if tensor.numel() > _WRITTEN_OUT or tensor.numel() == 0:
             return self._param(path, tensor, FIXED)
-        with building(self.graph):
+        with building(self.graph), self.graph.at(None, NOWHERE):
             return ops.constant(value=written_out(tensor), dtype=dtype_of(tensor.dtype))
 
     def _outputs(self) -> None:

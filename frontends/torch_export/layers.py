@@ -102,6 +102,28 @@ def _batch_norm(
     return _by_channel(c, y, channels, w, b)
 
 
+def _evaluated(
+    c: Call, x: Value, w: Value | None, b: Value | None, mean: Value, variance: Value, momentum: float, eps: float
+) -> Any:
+    return _batch_norm(c, x, w, b, mean, variance, False, momentum, eps), None, None
+
+
+def _instance_norm(
+    c: Call, x: Value, w: Value | None, b: Value | None, training: bool, momentum: float, eps: float
+) -> Any:
+    """Statistics of this batch, and none that are kept: over all axes but the channels."""
+    axes = [a for a in range(x.rank) if a != 1]
+    centred = x - over(c, ops.mean, x, axes, True)
+    y = centred * ops.rsqrt(over(c, ops.mean, centred * centred, axes, True) + eps)
+    return _by_channel(c, y, x.shape[1], w, b), None, None
+
+
+def _native_group_norm(
+    c: Call, x: Value, w: Value | None, b: Value | None, rows: Any, channels: Any, size: Any, groups: int, eps: float
+) -> Any:
+    return _group_norm(c, x, groups, w, b, eps), None, None
+
+
 # -- attention -------------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +351,10 @@ LAYERS: Table = {
     "aten.native_layer_norm.default": lambda c, *given: (_layer_norm(c, *given), None, None),
     "aten.rms_norm.default": _rms_norm,
     "aten.group_norm.default": _group_norm,
+    "aten.native_group_norm.default": _native_group_norm,
     "aten.batch_norm.default": _batch_norm,
+    "aten._native_batch_norm_legit_no_training.default": _evaluated,
+    "aten._native_batch_norm_legit.no_stats": _instance_norm,
     "aten.scaled_dot_product_attention.default": _attention,
     **dict.fromkeys(
         ("aten.conv1d.default", "aten.conv2d.default", "aten.conv1d.padding", "aten.conv2d.padding"), _convolution

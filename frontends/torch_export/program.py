@@ -18,6 +18,17 @@ from ..task import Task, task_of
 from .errors import NotImportableError
 from .importing import TABLE, Importer
 
+_HAS_PARTS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "upsample_bilinear2d.vec", "upsample_bilinear2d.default", "upsample_nearest2d.vec", "upsample_nearest2d.default",
+        "upsample_nearest1d.vec", "upsample_linear1d.vec", "upsample_bicubic2d.vec", "pixel_shuffle.default",
+        "pixel_unshuffle.default", "grid_sampler_2d.default", "reflection_pad1d.default", "reflection_pad2d.default",
+        "replication_pad1d.default", "replication_pad2d.default", "_cdist_forward.default", "_pdist_forward.default",
+    )
+)  # fmt: skip
+"""Core ops that the table does not have, and of which PyTorch knows the parts."""
+
 CUSTOM = "module"
 """What the task of a module is called that is none of the built-in ones."""
 
@@ -125,9 +136,8 @@ def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
         if packet is not None and overload in packet.overloads():
             table.pop(getattr(packet, overload), None)
     ready = _without_gradients(program).run_decompositions(table)
-    unknown = {n.target for n in ready.graph.nodes if n.op == "call_function" and str(n.target) not in TABLE}
-    # Of some core ops PyTorch knows the parts, too.
-    parts = get_decompositions([op for op in unknown if isinstance(op, torch._ops.OpOverload)])
+    used = {n.target for n in ready.graph.nodes if n.op == "call_function"}
+    parts = get_decompositions([op for op in used if str(op) in _HAS_PARTS])
     return ready.run_decompositions(parts) if parts else ready
 
 
