@@ -1,0 +1,13 @@
+"""What goes wrong while an ONNX file is read."""
+
+from __future__ import annotations
+
+from ...ir.errors import MonographError
+
+
+class OnnxFileError(MonographError):
+    """An ONNX file is damaged, lies about sizes, points outside its folder, or says what the standard does not allow."""
+
+
+class Unmapped(Exception):
+    """A use of an operator has no form in the IR's primitives: the node stays foreign. Its text says why."""
