@@ -34,6 +34,7 @@ class Angles:
     scale: what sines and cosines are multiplied with.
     """
 
+    product: Node
     positions: Value
     frequencies: Value
     numbers: np.ndarray | None
@@ -84,7 +85,7 @@ class Rotations:
 
     def _raise_at(self, node: Node, below: set[Node]) -> bool:
         root = node.output
-        if root.rank not in (3, 4) or not root.dtype.is_float:
+        if root.rank not in (3, 4, 5) or not root.dtype.is_float:
             return False
         sources, bases = _region(root, below)
         if len(bases) < 2 or not sources:
@@ -108,15 +109,18 @@ class Rotations:
 
     def _try(self, root: Value, x: Value, angles: Angles) -> bool:
         assert root.producer is not None
+        # Five axes: pairs of channels are still apart.
+        shape = root.shape if root.rank < 5 else (*root.shape[:3], root.shape[3] * root.shape[4])
         for interleaved in (False, True):
-            for permutation in _layouts(root):
+            for permutation in _layouts(len(shape)):
                 with self.graph.at(root.producer):
                     try:
-                        shaped = x if x.shape == root.shape else x.reshape(*root.shape)
+                        shaped = x if x.shape == shape else x.reshape(*shape)
                         new, made = _turned(shaped, angles, permutation, interleaved=interleaved)
+                        new = new if root.shape == shape else new.reshape(*root.shape)
                     except (MonographError, Unaligned):
                         continue
-                wrong = self.check.difference(root, new, {x, angles.positions}, {made})
+                wrong = self.check.difference(root, new, {x, angles.positions}, {made, angles.product})
                 if wrong is None:
                     width = made.attributes["rotary_dim"]
                     words = ["interleaved"] * interleaved + [f"{width} channels"] * (width is not None)
@@ -179,7 +183,7 @@ def _made_of(v: Value, x: Value, left: int) -> bool:
 def _angles(bases: list[Node]) -> Angles | None:
     """The factors of the angle that sines and cosines share."""
     v, steps = bases[0].value("x"), 0
-    while v.producer is not None and isinstance(v.producer.op, (*_MOVES, Concat)) and steps < DEEPEST:
+    while v.producer is not None and isinstance(v.producer.op, (*_MOVES, Concat, Gather)) and steps < DEEPEST:
         v, steps = v.producer.arguments[0], steps + 1
     node = v.producer
     if node is None or not isinstance(node.op, (Mul, Matmul, Div)):
@@ -188,7 +192,7 @@ def _angles(bases: list[Node]) -> Angles | None:
     for a, b in ((x, y), (y, x)) if not isinstance(node.op, Div) else ((x, y),):
         positions, frequencies = _positions(a), _frequencies(b, inverse=isinstance(node.op, Div))
         if positions is not None and frequencies is not None:
-            return Angles(positions, *frequencies, _factor_of(bases))
+            return Angles(node, positions, *frequencies, _factor_of(bases))
     return None
 
 
@@ -235,9 +239,9 @@ def _factor_of(bases: list[Node]) -> float:
     return 1.0
 
 
-def _layouts(x: Value) -> list[tuple[int, ...]]:
-    """Orders of the axes of x that make it [B,S,H,D]; of three axes, [B,S,D]."""
-    return [(0, 1, 2, 3), (0, 2, 1, 3), (1, 0, 2, 3)] if x.rank == 4 else [(0, 1, 2), (1, 0, 2)]
+def _layouts(rank: int) -> list[tuple[int, ...]]:
+    """Orders of axes that may be [B,S,H,D]; of three axes, [B,S,D]."""
+    return [(0, 1, 2, 3), (0, 2, 1, 3), (1, 0, 2, 3)] if rank == 4 else [(0, 1, 2), (1, 0, 2)]
 
 
 def _turned(x: Value, a: Angles, order: tuple[int, ...], *, interleaved: bool) -> tuple[Value, Node]:
