@@ -17,6 +17,9 @@ from ...ir.ops.elementwise import Add, Cast, Div, Mul, Neg, Sub, Tanh
 from ...ir.ops.logic import Where
 from ...ir.ops.shape import Concat, Reshape, Slice, Transpose
 from ...ir.types import DimLike, product
+from ..decompose import inline_body
+from ..manager import RewritePass
+from ..pattern import Fuse
 from .check import Check, Run
 from .constants import scalar_of
 from .masks import NEVER, Masks, Truth, both, negated
@@ -66,6 +69,21 @@ def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingRep
         raised += 1
         report.raised.append(Raised("attention", node.location, described(made)))
     return raised
+
+
+def take_apart(graph: Graph) -> int:
+    """Inline attention that a file has as one op, so that its mask is read like any other. Gives how many."""
+    found = [n for n in graph if isinstance(n.op, Attention)]
+    for node in found:
+        inline_body(graph, node)
+    return len(found)
+
+
+def put_back(graph: Graph, report: RaisingReport) -> None:
+    """Attention that was taken apart and not raised becomes the op that it was."""
+    RewritePass("put_back", [Fuse(ops.attention)]).run(graph)
+    left = {n.location for n in graph if is_softmax(n)}
+    report.left = [x for x in report.left if x.location in left]
 
 
 def described(node: Node) -> str:

@@ -34,7 +34,7 @@ def raise_layers(graph: Graph, report: RaisingReport) -> None:
     known = {n for n in graph if isinstance(n.op, _COUNTED)}
     RewritePass("raise_layers", [Fuse(ops.linear, _weight), Fuse(ops.embedding, _table)]).run(graph)
     dce(graph)
-    for step in (_sink_reshapes, canonicalize, dce, unpack_gates, canonicalize, cse, dce):
+    for step in (_sink_reshapes, canonicalize, dce, unpack_gates, straighten_gates, canonicalize, cse, dce):
         step(graph)
     for blocks in (fuse.BLOCKS, fuse.RESIDUALS):
         blocks.run(graph)
@@ -52,7 +52,7 @@ def _sink_reshapes(graph: Graph) -> int:
             continue
         with graph.at(node):
             (y,) = graph.add(node.op, [*sources, *node.operands[len(sources) :]], node.attributes)
-            graph.replace(node.output, y.reshape(*node.output.shape))
+            graph.replace(node.output, y if y.shape == node.output.shape else y.reshape(*node.output.shape))
         graph.erase(node)
         moved += 1
     return moved
@@ -63,16 +63,20 @@ def _below_reshapes(node: Node) -> list[Value] | None:
     last = isinstance(node.op, Slice) and node.attributes["axis"] == -1
     if not isinstance(node.op, (Linear, Mul, *_ACTIVATIONS)) and not last:
         return None
-    reshaped = [v.producer for v in (node.arguments if isinstance(node.op, Mul) else node.arguments[:1])]
-    sources: list[Value] = []
-    for inner in reshaped:
-        if inner is None or not isinstance(inner.op, Reshape):
-            return None
-        source, x = inner.value("x"), inner.output
-        if not source.rank or source.shape[-1] != x.shape[-1]:
-            return None
-        sources.append(source)
-    return sources if len({x.shape for x in sources}) == 1 else None
+    read = node.arguments if isinstance(node.op, Mul) else node.arguments[:1]
+    sources = [_before_reshapes(v) for v in read]
+    moved = any(s is not v for s, v in zip(sources, read, strict=True))
+    return sources if moved and len({x.shape for x in sources}) == 1 else None
+
+
+def _before_reshapes(v: Value) -> Value:
+    """The value above reshapes that leave the last axis alone."""
+    while v.producer is not None and isinstance(v.producer.op, Reshape):
+        x = v.producer.value("x")
+        if not x.rank or x.shape[-1] != v.shape[-1]:
+            break
+        v = x
+    return v
 
 
 def unpack_gates(graph: Graph) -> int:
@@ -93,6 +97,42 @@ def unpack_gates(graph: Graph) -> int:
             graph.erase(half)
         split += 1
     return split
+
+
+def straighten_gates(graph: Graph) -> int:
+    """The three linear layers of a gated block read weights as [out, in], which is how the block takes them."""
+    turned = 0
+    for node in graph:
+        if not isinstance(node.op, Mul):
+            continue
+        inner = [_linear_below(v) for v in node.arguments]
+        users = node.output.users
+        outer = users[0] if len(users) == 1 and isinstance(users[0].op, Linear) else None
+        layers = [n for n in (*inner, outer) if n is not None]
+        gated = any(v.producer is not None and isinstance(v.producer.op, _ACTIVATIONS) for v in node.arguments)
+        if len(layers) < 3 or not gated:
+            continue
+        for layer in layers:
+            turned += _straightened(graph, layer)
+    return turned
+
+
+def _linear_below(v: Value) -> Node | None:
+    """The linear layer that makes a value, or what it activates."""
+    node = v.producer
+    if node is not None and isinstance(node.op, _ACTIVATIONS):
+        node = node.value("x").producer
+    return node if node is not None and isinstance(node.op, Linear) else None
+
+
+def _straightened(graph: Graph, node: Node) -> int:
+    if not node.attributes["transposed"] or node.order < 0:
+        return 0
+    with graph.at(node):
+        w = ops.transpose(node.value("w"), permutation=(1, 0))
+        graph.replace(node.output, ops.linear(node.value("x"), w, node["b"]))
+    graph.erase(node)
+    return 1
 
 
 def _halves(node: Node) -> list[Node] | None:

@@ -8,7 +8,7 @@ from ..cse import cse
 from ..dce import dce
 from ..fold import fold
 from .activations import Activations
-from .attention import raise_attention
+from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read
 from .layers import raise_layers
@@ -34,7 +34,10 @@ def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
     remove_dropout(graph)
     clean(graph)
     check = Check(graph, read)
+    take_apart(graph)
+    canonicalize(graph)
     raise_attention(graph, Masks(graph, read), check, report)
+    put_back(graph, report)
     dce(graph)
     raise_norms(graph, check, report)
     Rotations(graph, check, report, read).run()
