@@ -13,7 +13,7 @@ from ...ir.interpret import Array, evaluate
 from ...ir.types import Dim, DType, bool_, substitute
 from ...ir.value import type_of
 from ..differential import MASKS, attention_mask, rows_indexed
-from .constants import Read
+from .constants import Reader
 
 BOUNDS = {DType.f64: 1e-6, DType.f32: 1e-4, DType.f16: 2e-2, DType.bf16: 1e-1}
 """How far results may lie apart, as a share of the largest: the arithmetic of a sum of a few hundred terms."""
@@ -47,7 +47,7 @@ class Check:
     """Compares values of one graph. read: arrays of parameters, where they are known."""
 
     graph: Graph
-    read: Read | None = None
+    read: Reader | None = None
     trials: tuple[Trial, ...] = TRIALS
 
     def difference(
@@ -138,8 +138,9 @@ class Run:
         concrete = tuple(d for d in shape if isinstance(d, int))
         if v.type.encoding is not None:
             return v.type.encoding.random(self.rng, concrete, 1.0)
-        if v.is_param and self.check.read is not None and not v.dtype.is_float:
-            return self.check.read(v.name)
+        read = self.check.read
+        if v.is_param and read is not None and (not v.dtype.is_float or v.name in read.names):
+            return read.read(v.name)
         if v.dtype.is_float:
             return self.rng.standard_normal(concrete).astype(v.dtype.numpy)
         if v.producer is None and not v.is_param and v.rank >= 2 and rows_indexed(v) == 10:

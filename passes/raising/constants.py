@@ -16,6 +16,18 @@ Read = Callable[[str], Array]
 """The array of a parameter, by its path."""
 
 
+class Reader:
+    """Reads parameters, and remembers which: what was decided by their numbers is compared with these."""
+
+    def __init__(self, read: Read) -> None:
+        self.read = read
+        self.names: set[str] = set()
+
+    def __call__(self, name: str) -> Array:
+        self.names.add(name)
+        return self.read(name)
+
+
 def scalar_of(v: Value) -> float | None:
     """The one number that all elements of a value are, if that is known; an axis of size 1 does not matter."""
     node = v.producer

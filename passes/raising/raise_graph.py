@@ -10,7 +10,7 @@ from ..fold import fold
 from .activations import Activations
 from .attention import put_back, raise_attention, take_apart
 from .check import Check
-from .constants import Read
+from .constants import Read, Reader
 from .layers import raise_layers
 from .masks import Masks
 from .norms import raise_norms
@@ -33,14 +33,15 @@ def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
     report = RaisingReport()
     remove_dropout(graph)
     clean(graph)
-    check = Check(graph, read)
+    reader = None if read is None else Reader(read)
+    check = Check(graph, reader)
     take_apart(graph)
     canonicalize(graph)
-    raise_attention(graph, Masks(graph, read), check, report)
+    raise_attention(graph, Masks(graph, reader), check, report)
     put_back(graph, report)
     dce(graph)
     raise_norms(graph, check, report)
-    Rotations(graph, check, report, read).run()
+    Rotations(graph, check, report, reader).run()
     dce(graph)
     Activations(graph, report).run()
     clean(graph)
