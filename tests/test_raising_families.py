@@ -40,7 +40,7 @@ def test_family(family: str) -> None:
 
 def _check_structure(graph: Graph, raised: Graph) -> None:
     """Masks came back as the structure that they were written in."""
-    wanted, found = ([n for n in pipelines.encode(graph) if isinstance(n.op, Attention)], [n for n in raised if isinstance(n.op, Attention)])  # fmt: skip
+    wanted, found = ([n for n in g if isinstance(n.op, Attention)] for g in (pipelines.encode(graph), raised))
     for a, b in zip(wanted, found, strict=True):
         for key in ("causal", "window"):
             assert a.attributes[key] == b.attributes[key]

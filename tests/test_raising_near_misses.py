@@ -1,4 +1,4 @@
-"""What looks like attention, or like a mask of a kind, and is not: it stays, with its first obstacle, or keeps its mask."""
+"""What looks like attention, or like a mask of a kind, and is not: it stays with its obstacle, or keeps its mask."""
 
 from __future__ import annotations
 

@@ -9,8 +9,24 @@ import numpy as np
 from ...ir import ops
 from ...ir.graph import Graph, Node, Value
 from ...ir.interpret import Array, evaluate
-from ...ir.ops.elementwise import Abs, Add, Div, Erf, Exp, Log, Maximum, Minimum, Mul, Neg, Pow, Rsqrt, Sigmoid, Sqrt
-from ...ir.ops.elementwise import Sub, Tanh
+from ...ir.ops.elementwise import (
+    Abs,
+    Add,
+    Div,
+    Erf,
+    Exp,
+    Log,
+    Maximum,
+    Minimum,
+    Mul,
+    Neg,
+    Pow,
+    Rsqrt,
+    Sigmoid,
+    Sqrt,
+    Sub,
+    Tanh,
+)
 from ...ir.ops.feed_forward import Gelu, Relu, Silu, Softplus
 from ...ir.ops.logic import Less, LessEqual, Where
 from ...ir.types import bool_
@@ -117,7 +133,9 @@ def _roots(seed: Node, source: Value) -> list[Value]:
         node = waiting.pop(0)
         if not isinstance(node.op, _INNER) or node.output in inside:
             continue
-        if not all(x in inside or scalar_of(x) is not None or _function_of(x, source, FARTHEST) for x in node.arguments):
+        if not all(
+            x in inside or scalar_of(x) is not None or _function_of(x, source, FARTHEST) for x in node.arguments
+        ):
             continue
         inside.add(node.output)
         found.append(node.output)

@@ -83,11 +83,14 @@ def _combined(op: Add | Sub | Mul, x: Affine, y: Affine) -> Affine | None:
 def _moved(node: Node, x: Affine) -> Affine | None:
     before, after = node.arguments[0].shape, node.output.shape
     if isinstance(node.op, Transpose):
-        return Affine(tuple(x.slopes[i] for i in node.attributes["permutation"]), x.offset)
+        permutation: tuple[int, ...] = node.attributes["permutation"]
+        return Affine(tuple(x.slopes[i] for i in permutation), x.offset)
     if isinstance(node.op, Reshape):
         return _reshaped(x, before, after)
     if isinstance(node.op, Slice):
-        return Affine(x.slopes, x.offset + node.attributes["start"] * x.slopes[node.attributes["axis"]])
+        start: DimLike = node.attributes["start"]
+        axis: int = node.attributes["axis"]
+        return Affine(x.slopes, x.offset + start * x.slopes[axis])
     if isinstance(node.op, Cumsum):
         if any(x.slopes) or not isinstance(x.offset, int):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Check:
         new: Value,
         cuts: Collection[Value],
         allowed: Collection[Node],
-        alive: Callable[[Callable[[Value], Array]], Mapping[Value, Array]] | None = None,
+        alive: Callable[[Run], Mapping[Value, Array]] | None = None,
     ) -> str | None:
         """None if both are equal, within the bound of their type, on all trials; else where and by how much.
 
@@ -133,9 +134,9 @@ class Run:
     def drawn(self, v: Value) -> Array:
         """Numbers for a value that both sides read: of a mask by the trial, of indices within their table."""
         shape = substitute(v.shape, self.dims)
-        if any(isinstance(d, Dim) for d in shape) or np.prod([int(d) for d in shape if not isinstance(d, Dim)]) > LARGEST:  # fmt: skip
-            raise Unbound
         concrete = tuple(d for d in shape if isinstance(d, int))
+        if len(concrete) < len(shape) or math.prod(concrete) > LARGEST:
+            raise Unbound
         if v.type.encoding is not None:
             return v.type.encoding.random(self.rng, concrete, 1.0)
         read = self.check.read
@@ -151,13 +152,14 @@ class Run:
 
 def _masked(trial: Trial, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """A mask [B, ..., T] of the trial's kind, the same for all axes between; of two axes of tokens, random."""
-    if len(shape) > 2 and shape[-2] != 1:
+    batch, *between, length = shape
+    if between and between[-1] != 1:
         drawn = rng.random(shape) < 0.7
         return drawn | (trial.mask == "all-ones")
-    if shape[-1] < 4:
+    if length < 4:
         return np.ones(shape, np.int64)
-    mask = attention_mask(trial.mask, shape[0], shape[-1])
-    return np.broadcast_to(mask.reshape(shape[0], *[1] * (len(shape) - 2), shape[-1]), shape)
+    mask = attention_mask(trial.mask, batch, length)
+    return np.broadcast_to(mask.reshape(batch, *[1] * len(between), length), shape)
 
 
 def sizes(graph: Graph, trial: Trial, inside: Collection[Node]) -> dict[str, int]:

@@ -60,7 +60,8 @@ def _root(node: Node) -> Root | None:
     if square is None or averaged is None:
         return None
     a, b = square.arguments if len(square.arguments) == 2 else (None, None)
-    squared = isinstance(square.op, Mul) and a is b or (isinstance(square.op, Pow) and b is not None and scalar_of(b) == 2)
+    powered = isinstance(square.op, Pow) and b is not None and scalar_of(b) == 2
+    squared = powered or (isinstance(square.op, Mul) and a is b)
     if not squared or a is None:
         return None
     centred = _uncast(a).producer

@@ -1,4 +1,4 @@
-"""Rotary positions by meaning: what turns pairs of channels by angles of positions, compared with every known layout."""
+"""Rotary positions by meaning: what turns pairs of channels by angles, compared with every known layout."""
 
 from __future__ import annotations
 
@@ -253,9 +253,10 @@ def _turned(x: Value, a: Angles, order: tuple[int, ...], *, interleaved: bool) -
     positions = a.positions if a.positions.dtype == i64 else a.positions.cast(i64)
     positions = positions if positions.shape == (batch, length) else ops.expand(positions, shape=(batch, length))
     frequencies = a.vector(width)
-    turned = ops.rope(
-        y, positions, frequencies, interleaved=interleaved, rotary_dim=2 * frequencies.shape[0], scale=a.scale
-    )
+    count = frequencies.shape[0]
+    if not isinstance(count, int):
+        raise Unaligned
+    turned = ops.rope(y, positions, frequencies, interleaved=interleaved, rotary_dim=2 * count, scale=a.scale)
     made = turned.producer
     assert made is not None
     turned = turned.reshape(*shape) if x.rank != 4 else turned

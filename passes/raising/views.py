@@ -25,7 +25,7 @@ class Unaligned(Exception):
 
 @dataclass(eq=False)
 class Atom:
-    """A factor of an axis. real: the source has it; else elements are repeated along it. parts: what it was split in."""
+    """A factor of an axis. real: the source has it; else elements repeat along it. parts: what it was split in."""
 
     size: DimLike
     real: bool = True
@@ -221,7 +221,8 @@ def _picked(node: Node) -> tuple[Value, int, np.ndarray] | None:
         x = node.value("x")
         if indices is None or indices.ndim != 1 or not isinstance(x.shape[axis], int):
             return None
-        return x, axis % x.rank, np.where(indices < 0, indices + x.shape[axis], indices)
+        size = x.shape[axis]
+        return x, axis % x.rank, indices % size if isinstance(size, int) else indices
     parts = [_part(v, axis) for v in node.arguments]
     known = [p for p in parts if p is not None]
     if len(known) < len(parts) or any(p[0] is not known[0][0] for p in known):
