@@ -248,6 +248,12 @@ def _windowed(g: Graph, x: Value, keys: Dim) -> Value:
     return ops.where(_lower(keys) & near, x, number(LOWEST))
 
 
+def _biased(g: Graph, x: Value, keys: Dim) -> Value:
+    """As T5: the bias of positions and the mask are added up first."""
+    m = (number(1.0) - _key(g, keys).reshape(B, 1, 1, keys).cast(f32)) * LOWEST
+    return x + (g.input("bias", tensor(f32, 1, HEADS, S, keys)) + m)
+
+
 def _lengths(g: Graph, x: Value, keys: Dim) -> Value:
     count = g.input("lengths", tensor(i64, B)).reshape(B, 1, 1, 1)
     return ops.where(ops.iota(start=0, length=keys).reshape(1, 1, 1, keys) < count, x, number(LOWEST))
@@ -266,9 +272,10 @@ MASKS: dict[str, Mask] = {
     "1e4": _ten_thousand, "bert": _bert, "full": _full, "full-added": _additive_full, "causal": _causal,
     "causal-added": _causal_added, "cumsum": _causal_cumsum, "product": _causal_product, "both": _causal_and_key,
     "vmapped": _vmapped, "twice": _added_twice, "window": _windowed, "lengths": _lengths, "triangle": _triangle,
+    "biased": _biased,
 }  # fmt: skip
 CAUSAL = {"causal", "causal-added", "cumsum", "product", "both", "vmapped", "twice", "window", "triangle"}
-PADDED = {"where", "where-inf", "inverted", "less-one", "1e4", "bert", "product", "both", "vmapped", "twice"}
+PADDED = {"where", "where-inf", "inverted", "less-one", "1e4", "bert", "product", "both", "vmapped", "twice", "biased"}
 SQUARE = {"cumsum", "product", "triangle"}
 
 
@@ -336,7 +343,7 @@ def expected(s: Spelling, given: dict[str, Array], sinks: Array | None) -> tuple
     scores = np.einsum("bshd,bthd->bhst", q, k) * scale
     if s.softcap is not None:
         scores = np.tanh(scores / s.softcap) * s.softcap
-    if s.bias:
+    if s.bias or s.mask == "biased":
         scores = scores + given["bias"]
     keep = _kept(s, given, batch, rows, keys)
     scores = np.where(keep, scores, -np.inf)

@@ -47,7 +47,7 @@ def _check_structure(spelling: Spelling, node: object) -> None:
     assert (node["mask"] is not None) == (spelling.mask in PADDED | {"full", "full-added"})
     if spelling.mask in PADDED:
         assert node.value("mask").shape[1:3] == (1, 1), "the mask of keys has no axis of queries"
-    assert (node["bias"] is not None) == spelling.bias
+    assert (node["bias"] is not None) == (spelling.bias or spelling.mask == "biased")
     assert (node["sinks"] is not None) == spelling.sinks
     assert at["softcap"] == spelling.softcap or at["softcap"] == pytest.approx(spelling.softcap)
     assert at["scale"] == pytest.approx(1.0 if spelling.scale == "none" else 6**-0.5, rel=1e-6)

@@ -144,6 +144,8 @@ class Run:
             return read.read(v.name)
         if v.dtype.is_float:
             return self.rng.standard_normal(concrete).astype(v.dtype.numpy)
+        if v in self.cuts and v.dtype != bool_:
+            return self.rng.integers(0, 50, concrete).astype(v.dtype.numpy)
         if v.producer is None and not v.is_param and v.rank >= 2 and rows_indexed(v) == 10:
             return _masked(self.trial, concrete, self.rng).astype(v.dtype.numpy)
         most = 2 if v.dtype == bool_ else max(1, rows_indexed(v))

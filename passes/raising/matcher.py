@@ -156,6 +156,9 @@ class Matcher:
         kept = self.masks.keep(side) if sign > 0 else None
         if kept is not None:
             self.terms.masks.append((kept, flats(groups)))
+        elif side.producer is not None and isinstance(side.producer.op, Add):
+            for part in side.producer.arguments:
+                self._added(part, sign, groups, node)
         else:
             self.terms.biases.append((side, sign, flats(groups)))
 

@@ -15,6 +15,7 @@ from ...ir.types import DimLike, product
 from .check import Check
 from .constants import scalar_of
 from .report import Left, Raised, RaisingReport
+from .unread import erase_unread
 from .views import factor
 
 
@@ -188,6 +189,7 @@ def _replace(graph: Graph, root: Root, found: Applied, check: Check, report: Rai
     assert made is not None
     wrong = check.difference(old, new, {x}, {made})
     if wrong:
+        erase_unread(graph, new)
         report.undone.append(Left.at(kind, old.producer, None, wrong))
         return 0
     location = old.producer.location
