@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from ...frontends.dsl import Model
 from ...frontends.onnx import model_of_proto
+from ...frontends.onnx.foreign import is_plain
 from ...ir.errors import RuntimeInputError
 from ...ir.graph import Graph
 from ...ir.interpret import interpret
@@ -39,7 +40,7 @@ class Prepared(BackendRep):
             found = interpret(self.graph, given, params)
         else:
             names = list(self.graph.outputs)
-            found = dict(zip(names, self.session.run(names, given), strict=True))
+            found = dict(zip(names, self.session(names, given), strict=True))
         return namedtupledict("Outputs", [*found])(*found.values())
 
 
@@ -53,14 +54,24 @@ def _named(graph: Graph, inputs: Any) -> dict[str, Array]:
     return {k: v.astype(object) if v.dtype.kind in "US" else v for k, v in found.items()}
 
 
-def _session(graph: Graph, weights: Weights, opset: int) -> Any:
+def _session(graph: Graph, weights: Weights, opset: int) -> Callable[[list[str], dict[str, Array]], Sequence[Array]]:
+    """What runs a written model: ONNX Runtime, or ONNX's own evaluator for what that has no kernel for."""
     with needed("running a written model"):
         import onnxruntime
+    from onnx.reference import ReferenceEvaluator
 
+    state: Any = onnxruntime.capi.onnxruntime_pybind11_state
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    written = onnx_ir.to_proto(lower(graph, weights, opset)).SerializeToString()
-    return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    written = onnx_ir.to_proto(lower(graph, weights, opset))
+    data = written.SerializeToString()
+    types = [v.dtype for v in (*graph.inputs.values(), *graph.outputs.values())]
+    if all(map(is_plain, types)):
+        try:
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run
+        except (state.Fail, state.InvalidGraph, state.NotImplemented, state.RuntimeException):
+            pass
+    return ReferenceEvaluator(written).run
 
 
 class MonographBackend(Backend):

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir
 from onnx import version_converter
 
-from ...frontends.onnx.file import reads, subgraphs
+from ...frontends.onnx.file import reads, rename, subgraphs
 from ...frontends.onnx.foreign import node_of, single
 from ...ir.errors import LoweringError
 from ...ir.types import TensorType
@@ -95,20 +95,6 @@ def placed_node(
     attributes = [onnx_ir.serde.deserialize_attribute(a) for a in copy.attribute]
     inputs = [known[n] if n else None for n in node.input]
     return onnx_ir.Node(node.domain, node.op_type, inputs, attributes, outputs=list(outputs))
-
-
-def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Give what a subgraph reads from outside it other names."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    own |= {s.values.name for s in graph.sparse_initializer} | {o for n in graph.node for o in n.output}
-    free = {k: v for k, v in names.items() if k not in own}
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = free.get(name, name)
-        for inner in subgraphs(node):
-            rename(inner, free)
-    for v in graph.output:
-        v.name = free.get(v.name, v.name)
 
 
 def captured(node: onnx.NodeProto) -> list[str]:

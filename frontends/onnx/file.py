@@ -25,13 +25,14 @@ OLDEST, NEWEST = 7, onnx.defs.onnx_opset_version()
 @dataclass(frozen=True)
 class OnnxFile:
     """A parsed model whose functions are inlined. tensors: the initializers of its main graph, unread. opsets: version
-    by domain.
+    by domain. opaque: its nodes are kept as one foreign node.
     """
 
     path: Path
     model: onnx.ModelProto
     tensors: Mapping[str, Tensor]
     opsets: Mapping[str, int]
+    opaque: bool = False
 
 
 def open_onnx(path: str | Path) -> OnnxFile:
@@ -196,6 +197,20 @@ def reads(node: onnx.NodeProto) -> list[str]:
             own.update(inner.output)
         found += [v.name for v in graph.output if v.name not in own]
     return list(dict.fromkeys(found))
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give what a subgraph reads from outside it other names."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {s.values.name for s in graph.sparse_initializer} | {o for n in graph.node for o in n.output}
+    free = {k: v for k, v in names.items() if k not in own}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = free.get(name, name)
+        for inner in subgraphs(node):
+            rename(inner, free)
+    for v in graph.output:
+        v.name = free.get(v.name, v.name)
 
 
 def _sort(graph: onnx.GraphProto, known: set[str], path: Path) -> None:

@@ -21,7 +21,7 @@ from .types import ELEMENTS, proto_of
 _A = onnx.AttributeProto
 _PLAIN = {_A.INT, _A.FLOAT, _A.INTS, _A.FLOATS}
 
-def _plain(dtype: DType) -> bool:
+def is_plain(dtype: DType) -> bool:
     """Whether ONNX Runtime takes a type in NumPy arrays: those that NumPy has itself."""
     return dtype.numpy.kind in "iufbO" and dtype.numpy.isbuiltin == 1
 
@@ -33,7 +33,7 @@ class OnnxNode(Foreign):
         given = [x for x in xs if x is not None]
         model = single(attributes, [TensorType(DType.of(x.dtype), x.shape) for x in given])
         outputs = [dtype for dtype, _ in attributes["types"]]
-        plain = all(map(_plain, [*outputs, *(DType.of(x.dtype) for x in given)]))
+        plain = all(map(is_plain, [*outputs, *(DType.of(x.dtype) for x in given)]))
         run = runner(model.SerializeToString(deterministic=True), plain)
         names = [v.name for v in model.graph.input]
         found = run(dict(zip(names, given, strict=True)))

@@ -180,7 +180,7 @@ class Importer:
         if domain == "" and node.op_type == "Constant":
             self._constant(use)
             return
-        if domain == "" and node.op_type == "If" and self._chosen(use):
+        if domain == "" and node.op_type == "If" and not self.file.opaque and self._chosen(use):
             return
         result: Result | None = None
         last = next(self.graph.reversed(), None)
@@ -191,10 +191,13 @@ class Importer:
         if result is None and handler is not None:
             try:
                 result = handler(use)
+                if over := use.overlooked():
+                    raise Unmapped(f"{over} is not known here")
             except OnnxFileError:
                 raise
             except (Unmapped, MonographError, ValueError, IndexError, TypeError, KeyError) as e:
                 why = str(e).splitlines()[0] if str(e) else type(e).__name__
+                result = None
                 self._undo(last)
         if result is None:
             self.left[node.name or node.output[0]] = why

@@ -11,7 +11,7 @@ from onnx import shape_inference
 
 from ...ir.errors import MonographError
 from ...ir.types import Dim, DimLike, TensorType, parse_dim
-from .errors import OnnxFileError
+from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, subgraphs
 from .initializers import place_of
 from .types import DTYPES, Symbols, proto_of, type_of
@@ -39,7 +39,7 @@ class Inference:
         """
         found: dict[str, TensorType] = {}
         if not subgraphs(node):
-            found = self._by_schema(node, version, given, data)
+            found = self._reduced(node, given, data) or self._by_schema(node, version, given, data)
         for source in (self._said, self._inferred, self._by_runtime):
             if all(name in found for name in node.output if name):
                 break
@@ -47,8 +47,24 @@ class Inference:
         lost = next((n for n in node.output if n and n not in found), None)
         if lost is not None:
             what = f"nothing says the type of its output {lost!r}"
-            raise OnnxFileError(what, place=place_of(self.file.path, node), hint="write value_info for it into the file")
+            raise UntypedError(what, place=place_of(self.file.path, node))
         return [found[name] for name in node.output if name]
+
+    def _reduced(
+        self, node: onnx.NodeProto, given: Mapping[str, TensorType], data: Mapping[str, onnx.TensorProto]
+    ) -> dict[str, TensorType]:
+        """Of a reduction over axes that are computed: ONNX's inference says that it has no axes at all."""
+        axes = node.input[1] if len(node.input) > 1 else ""
+        if not node.op_type.startswith("Reduce") or not axes or axes in data:
+            return {}
+        x, said = given[node.input[0]], {a.name: a.i for a in node.attribute}
+        count, none = given[axes].shape[0], said.get("noop_with_empty_axes", 0)
+        if said.get("keepdims", 1):
+            return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in x.shape))}
+        if not isinstance(count, int):
+            raise UntypedError(f"how many axes {node.op_type} takes away is not known", place=place_of(self.file.path, node))
+        left = x.rank - count if count or none else 0
+        return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in range(left)))}
 
     def _by_schema(
         self,

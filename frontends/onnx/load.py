@@ -13,9 +13,10 @@ from ...ir.weights import Weights
 from ..dsl import Model, Program
 from ..entries import Note
 from ..task import Task
-from .errors import OnnxFileError
+from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, checked, open_onnx
 from .importer import Importer
+from .whole import wrapped
 
 TASK = "onnx"
 """The name of the task of a model that is its graph."""
@@ -48,7 +49,11 @@ def _model(file: OnnxFile) -> Model:
 def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
     """(the graph, its weights, the nodes that stay foreign with the reason)."""
     importer = Importer(file)
-    graph, weights = importer.run()
+    try:
+        graph, weights = importer.run()
+    except UntypedError:
+        importer = Importer(wrapped(file))
+        graph, weights = importer.run()
     return graph, weights, importer.left
 
 

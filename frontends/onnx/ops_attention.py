@@ -87,8 +87,13 @@ def _rotary(use: Use) -> Value:
     return turned_by(x, cosines, sines, positions, heads, use)
 
 
-def turned_by(x: Value, cosines: Value, sines: Value, positions: Value | None, heads: int, use: Use) -> Value:
-    """x [B,S,H*D] or [B,H,S,D] turned by tables [M,R/2] at positions [B,S], or by angles [B,S,R/2]."""
+def turned_by(
+    x: Value, cosines: Value, sines: Value, positions: Value | None, heads: int, use: Use, kind: str = "interleaved"
+) -> Value:
+    """x [B,S,H*D] or [B,H,S,D] turned by tables [M,R/2] at positions [B,S], or by angles [B,S,R/2].
+
+    kind: the attribute that says how pairs lie.
+    """
     wide = x.rank == 4
     width: DimLike = use.attribute("rotary_embedding_dim", 0)
     if wide:
@@ -103,7 +108,7 @@ def turned_by(x: Value, cosines: Value, sines: Value, positions: Value | None, h
     cosines, sines = (ops.reshape(t, shape=shape) for t in (cosines, sines))
     whole = 2 * half == y.shape[-1]
     z = rotate(
-        y, cosines, sines, interleaved=bool(use.attribute("interleaved", 0)), rotary_dim=None if whole else 2 * half
+        y, cosines, sines, interleaved=bool(use.attribute(kind, 0)), rotary_dim=None if whole else 2 * half
     )
     return turned(z) if wide else merged(z)
 

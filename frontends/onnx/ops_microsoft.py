@@ -209,6 +209,7 @@ def _grouped(use: Use) -> Parts:
     quantized = any(use.attribute(f"{x}_quant_type", "NONE") != "NONE" for x in "kv")
     if any(use.attribute(name, 0) for name in odd) or use.outputs(3) or quantized or any(map(use.has, (12, 13, 14, 15))):
         raise Unmapped("a form of it that keeps or gives more than keys and values")
+    use.attribute("rotary_interleaved", 0)
     if k is None or v is None:
         width = q.shape[2] // (heads + 2 * groups)
         starts, counts = (0, heads, heads + groups), (heads, groups, groups)
@@ -218,7 +219,7 @@ def _grouped(use: Use) -> Parts:
     before = ops.maximum(valid - dimension(length), 0)
     if use.attribute("do_rotary", 0):
         places = use.get(9) or (ops.iota(start=0, length=length) + before)
-        q, k = (turned_by(x, use[7], use[8], places, n, use) for x, n in ((q, heads), (k, groups)))
+        q, k = (turned_by(x, use[7], use[8], places, n, use, "rotary_interleaved") for x, n in ((q, heads), (k, groups)))
     q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
     room: DimLike = past_k.shape[2] if past_k is not None else 0
     if past_k is not None and past_v is not None and total != room + length:
