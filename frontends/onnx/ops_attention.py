@@ -38,6 +38,7 @@ def _attention(use: Use) -> list[Value | None]:
     """Attention-23 and -24: rows that may look at nothing give zeros, as those of the IR."""
     if use.outputs(3):
         raise Unmapped("its scores are read")
+    use.attribute("qk_matmul_output_mode")
     q, k, v, mask = use[0], use[1], use[2], use.get(3)
     flat = q.rank == 3
     if flat:
@@ -46,6 +47,7 @@ def _attention(use: Use) -> list[Value | None]:
             for x, kind in ((q, "q"), (k, "kv"), (v, "kv"))
         )
     else:
+        use.attribute("q_num_heads"), use.attribute("kv_num_heads")
         q, k, v = turned(q), turned(k), turned(v)
     past_k, past_v = use.get(4), use.get(5)
     presents: list[Value | None] = [None, None]

@@ -78,7 +78,7 @@ def _concat(use: Use) -> Value:
 
 def _split(use: Use) -> list[Value]:
     x, axis = use[0], use.axis(use.attribute("axis", 0), use[0].rank)
-    count = len(use.node.output)
+    count = use.attribute("num_outputs", len(use.node.output))
     if use.version < 13:
         sizes: Sequence[DimLike] | None = use.attribute("split")
     else:
