@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import inliner
 
 from ...ir.errors import unreadable
@@ -18,7 +18,7 @@ from .initializers import place_of, read_initializer, read_sparse
 
 MOST_BYTES = (1 << 31) - 1
 """Bytes of the largest message that protobuf reads; larger models keep their tensors in other files."""
-MOST_NODES, MOST_DEPTH = 5_000_000, 32
+MOST_NODES, MOST_DEPTH = 5_000_000, 24
 OLDEST, NEWEST = 7, onnx.defs.onnx_opset_version()
 
 
@@ -54,6 +54,7 @@ def open_onnx(path: str | Path) -> OnnxFile:
 
 def checked(model: onnx.ModelProto, path: Path) -> OnnxFile:
     """A model in memory as an OnnxFile. path: for messages, and of the folder in which external data lies."""
+    _check_texts(model, path)
     if not model.HasField("graph"):
         raise OnnxFileError("has no graph", place=str(path))
     opsets = _opsets(model, path)
@@ -74,6 +75,20 @@ def checked(model: onnx.ModelProto, path: Path) -> OnnxFile:
     for s in model.graph.sparse_initializer:
         tensors[s.values.name] = read_sparse(s, path)
     return OnnxFile(path, model, tensors, opsets)
+
+
+def _check_texts(message: Message, path: Path) -> None:
+    """Every text is UTF-8: what is not comes out of protobuf as bytes, and would be a name that is none."""
+    stack: list[Message] = [message]
+    while stack:
+        found = stack.pop()
+        for field, value in found.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                stack += value if field.is_repeated else [value]
+            elif field.type == field.TYPE_STRING:
+                for text in value if field.is_repeated else [value]:
+                    if isinstance(text, bytes):
+                        raise OnnxFileError(f"has a {field.name} that is not UTF-8: {text[:40]!r}", place=str(path))
 
 
 def _opsets(model: onnx.ModelProto, path: Path) -> dict[str, int]:
