@@ -83,18 +83,24 @@ def _converted(
     return [*holders, *found.graph.node]
 
 
-def placed_node(
-    node: onnx.NodeProto, known: Mapping[str, onnx_ir.Value], outputs: Sequence[onnx_ir.Value]
-) -> onnx_ir.Node:
+def placed_node(node: onnx.NodeProto, known: Mapping[str, onnx_ir.Value]) -> onnx_ir.Node:
     """The node over values of the graph. known: by the names that the node, and subgraphs of it, read."""
-    renamed = {name: str(v.name) for name, v in known.items()}
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
+    names = {name: str(v.name) for name, v in known.items()}
     for graph in subgraphs(copy):
-        rename(graph, renamed)
-    attributes = [onnx_ir.serde.deserialize_attribute(a) for a in copy.attribute]
-    inputs = [known[n] if n else None for n in node.input]
-    return onnx_ir.Node(node.domain, node.op_type, inputs, attributes, outputs=list(outputs))
+        rename(graph, names)
+    for i, name in enumerate(copy.input):
+        copy.input[i] = names.get(name, name)
+    read = dict.fromkeys(reads(copy))
+    around = onnx.GraphProto(name="around", node=[copy], input=[onnx.ValueInfoProto(name=n) for n in read])
+    holder = onnx_ir.serde.deserialize_graph(around)
+    (made,) = holder
+    values = {str(v.name): v for v in known.values()}
+    for v in list(holder.inputs):
+        v.replace_all_uses_with(values[str(v.name)])
+    holder.remove(made)
+    return made
 
 
 def captured(node: onnx.NodeProto) -> list[str]:
