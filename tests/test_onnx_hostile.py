@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,9 @@ def functions(*calls: tuple[str, list[str]]) -> onnx.ModelProto:
     found = model([helper.make_node(calls[0][0], ["x"], ["y"], domain="own")])
     found.opset_import.append(helper.make_opsetid("own", 1))
     for name, called in calls:
-        nodes = [helper.make_node(c, ["a" if i == 0 else f"t{i - 1}"], [f"t{i}"], domain="own") for i, c in enumerate(called)]
+        nodes = [
+            helper.make_node(c, ["a" if i == 0 else f"t{i - 1}"], [f"t{i}"], domain="own") for i, c in enumerate(called)
+        ]
         nodes = nodes or [helper.make_node("Relu", ["a"], ["t0"])]
         nodes.append(helper.make_node("Identity", [nodes[-1].output[0]], ["b"]))
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
@@ -96,7 +97,9 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "no graph": (no_graph, "has no graph"),
     "opset too new": (lambda: model([relu("x", "y")], opset_imports=[helper.make_opsetid("", 999)]), "opset 999; 7 to"),
     "opset twice": (
-        lambda: model([relu("x", "y")], opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx", 18)]),
+        lambda: model(
+            [relu("x", "y")], opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx", 18)]
+        ),
         "at versions 17 and 18",
     ),
     "cycle": (lambda: model([relu("b", "a"), relu("a", "b"), relu("x", "y")]), "cycle of nodes .2 of 3"),
@@ -135,13 +138,18 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: functions(*((f"f{i}", [f"f{i + 1}"] * 10) for i in range(9)), ("f9", [])),
         "nodes inlined; 5000000 are the most",
     ),
-    "operator of nobody": (lambda: model([helper.make_node("Nonsense", ["x"], ["y"])]), "of which rank and element type"),
+    "operator of nobody": (
+        lambda: model([helper.make_node("Nonsense", ["x"], ["y"])]),
+        "of which rank and element type",
+    ),
     "operator of no version": (
         lambda: model([helper.make_node("StringConcat", ["x", "x"], ["y"])]),
         "StringConcat does not exist in version 17",
     ),
     "shapes that clash": (
-        lambda: model([helper.make_node("MatMul", ["x", "w"], ["y"])], [helper.make_tensor("w", P.FLOAT, [3], [1.0] * 3)]),
+        lambda: model(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], [helper.make_tensor("w", P.FLOAT, [3], [1.0] * 3)]
+        ),
         "is not what MatMul allows",
     ),
 }
@@ -153,7 +161,7 @@ def folder(tmp_path: Path) -> Path:
     (inside / "folder").mkdir(parents=True)
     (inside / "w.bin").write_bytes(bytes(100))
     (tmp_path / "secret.bin").write_bytes(bytes(100))
-    os.symlink(tmp_path / "secret.bin", inside / "link.bin")
+    (inside / "link.bin").symlink_to(tmp_path / "secret.bin")
     return inside
 
 

@@ -75,7 +75,7 @@ def _session(graph: Graph, weights: Weights, opset: int) -> Callable[[list[str],
 
 
 class MonographBackend(Backend):
-    """`onnx.backend` over Monograph: mode "reference" runs the graph in NumPy, "onnx" writes it and runs ONNX Runtime."""
+    """`onnx.backend` over Monograph. mode: "reference" runs in NumPy, "onnx" writes the graph and runs ONNX Runtime."""
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
@@ -93,5 +93,3 @@ class MonographBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Whether a device is the CPU."""
         return device == "CPU"
-
-

@@ -40,25 +40,43 @@ def add_foreign(op: Builder, xs: Sequence[Handle | None], attributes: Mapping[st
     return results
 
 
+_CHANGED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (13,)),
+    "BatchNormalization": (14, 15),
+    "GroupNormalization": (21,),
+    "RoiAlign": (16,),
+    "Scan": (9,),
+    "Split": (18,),
+}
+"""Versions from which an operator means something else although it is written alike."""
+
+
 def _same(name: str, version: int, opset: int, node: onnx.NodeProto) -> bool:
-    """Whether an operator, and all in its subgraphs, means the same in both versions."""
+    """Whether an operator, and all in its subgraphs, is written alike and means the same in both versions."""
     own = (n for g in subgraphs(node) for n in g.node)
-    inside = all(_same(n.op_type, version, opset, n) for n in own if n.domain in ("", "ai.onnx"))
+    if not all(_same(n.op_type, version, opset, n) for n in own if n.domain in ("", "ai.onnx")):
+        return False
     if not onnx.defs.has(name):
-        return inside
+        return True
     try:
-        schemas = [onnx.defs.get_schema(name, v, "") for v in (version, opset)]
+        old, new = (onnx.defs.get_schema(name, v, "") for v in (version, opset))
     except onnx.defs.SchemaError:
         return False
-    return inside and schemas[0].since_version == schemas[1].since_version
+    if old.since_version == new.since_version or opset < version:
+        return old.since_version == new.since_version
+    changed = any(version < v <= opset for v in _CHANGED.get(name, ()))
+    return not changed and {a.name for a in node.attribute} <= set(new.attributes)
 
 
 def _converted(
     op: Builder, attributes: Mapping[str, Any], given: Sequence[TensorType], outputs: Sequence[str]
 ) -> list[onnx.NodeProto]:
     """The nodes that mean the same at the opset that is written, by ONNX's own converter."""
-    model = single(attributes, given)
     name, version = attributes["name"], attributes["version"]
+    if subgraphs(node_of(attributes, (), ())):
+        what = f"{name} of opset {version} has subgraphs that mean something else at opset {op.opset}"
+        raise LoweringError(what, hint=f"export with opset={version}")
+    model = single(attributes, given)
     try:
         found = version_converter.convert_version(model, op.opset)
     except (RuntimeError, ValueError) as e:
@@ -72,7 +90,8 @@ def _converted(
             node.input[i] = renamed.get(given_name, given_name)
     holders = [
         onnx.NodeProto(
-            op_type="Constant", output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
+            op_type="Constant",
+            output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
             attribute=[onnx.helper.make_attribute("value", t)],
         )
         for t in found.graph.initializer

@@ -10,8 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx import inliner
 
-from ...ir.errors import unreadable
 from ...ir.documents import open_regular
+from ...ir.errors import unreadable
 from ...ir.tensors import Tensor
 from .errors import OnnxFileError
 from .initializers import place_of, read_initializer, read_sparse
@@ -48,7 +48,9 @@ def open_onnx(path: str | Path) -> OnnxFile:
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as e:
-        raise OnnxFileError(f"is not an ONNX model: its {len(data)} bytes do not parse ({e})", place=str(path)) from None
+        raise OnnxFileError(
+            f"is not an ONNX model: its {len(data)} bytes do not parse ({e})", place=str(path)
+        ) from None
     return checked(model, path)
 
 
@@ -114,7 +116,7 @@ def _check_functions(model: onnx.ModelProto, path: Path) -> None:
         key, done = stack.pop()
         if key in sizes:
             continue
-        nodes = [n for n in _nodes(table[key].node, path)]
+        nodes = list(_nodes(table[key].node, path))
         called = [k for n in nodes if (k := (n.domain, n.op_type, n.overload)) in table]
         if done:
             active.discard(key)

@@ -206,7 +206,8 @@ class Importer:
         for name, part in zip(node.output, made, strict=False):
             if name and part is not None:
                 self.define(name, part)
-        lost = next((n for n, part in zip(node.output, [*made, *[None] * 99], strict=False) if n and part is None), None)
+        given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
+        lost = next((n for n, there in zip(node.output, given, strict=True) if n and not there), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
@@ -307,5 +308,3 @@ def _free(graph: onnx.GraphProto) -> list[str]:
     """Names that a subgraph takes from outside it."""
     holder = onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)])
     return reads(holder)
-
-

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ...ir.errors import unreadable
 from ...ir.documents import open_regular
+from ...ir.errors import unreadable
 from ...ir.tensors import Array, ArrayTensor, Mapped, Span, StoredTensor, Tensor, stamp_of
 from ...ir.types import DType, TensorType
 from .errors import OnnxFileError

@@ -120,7 +120,7 @@ def _spread(v: Value, x: Value, axis: int, block: int) -> Value:
 def _arithmetic(use: Use) -> Value:
     x, scale, zero = use[0], use[1], use.get(2)
     kinds = (x.dtype.numpy.kind, scale.dtype.is_float)
-    if kinds[0] not in "iu" and x.dtype not in (DType.i4, DType.u4) or not kinds[1]:
+    if (kinds[0] not in "iu" and x.dtype not in (DType.i4, DType.u4)) or not kinds[1]:
         raise Unmapped(f"{x.type} with scales {scale.type}")
     axis, block = use.axis(use.attribute("axis", 1), x.rank) if x.rank else 0, use.attribute("block_size", 0)
     y = x.cast(f32)

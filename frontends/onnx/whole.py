@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import onnx
 
 from ...ir.tensors import ArrayTensor
 from .errors import OnnxFileError
-from .file import OnnxFile, rename, subgraphs
+from .file import OnnxFile, subgraphs
 from .types import DTYPES
 
 CONDITION = "monograph_always"
@@ -41,27 +43,44 @@ def wrapped(file: OnnxFile) -> OnnxFile:
     model.graph.initializer.append(always)
     model.graph.initializer.extend(own.initializer)
     model.graph.sparse_initializer.extend(own.sparse_initializer)
-    return OnnxFile(file.path, model, {**file.tensors, CONDITION: ArrayTensor(np.array([True]))}, file.opsets, opaque=True)
+    return OnnxFile(
+        file.path, model, {**file.tensors, CONDITION: ArrayTensor(np.array([True]))}, file.opsets, opaque=True
+    )
 
 
 def _branch(own: onnx.GraphProto, name: str) -> onnx.GraphProto:
-    """The nodes of a graph under names of their own."""
+    """The nodes of a graph, under names of their own also in their subgraphs."""
     graph = onnx.GraphProto(name=name)
     graph.node.extend(own.node)
     graph.output.extend(own.output)
-    made = {o for n in graph.node for o in n.output if o}
-    names = {o: f"{name}/{o}" for o in made}
-    for node in graph.node:
-        for i, given in enumerate(node.input):
-            node.input[i] = names.get(given, given)
-        for i, given in enumerate(node.output):
-            node.output[i] = names.get(given, given)
-        for inner in subgraphs(node):
-            rename(inner, names)
+    made = {o for n in graph.node for o in n.output}
     for i, v in enumerate(graph.output):
-        if v.name not in names:
-            copy = onnx.helper.make_node("Identity", [v.name], [f"{name}/{i}/{v.name}"])
-            graph.node.append(copy)
-            names[v.name] = copy.output[0]
-        v.name = names[v.name]
+        if v.name not in made:
+            graph.node.append(onnx.helper.make_node("Identity", [v.name], [f"{i}/{v.name}"]))
+            v.name = f"{i}/{v.name}"
+    names = {n: f"{name}/{n}" for n in _defined(graph) if n}
+    _renamed(graph, names)
     return graph
+
+
+def _defined(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that the nodes of a graph, and graphs inside it, make or declare."""
+    for node in graph.node:
+        yield from node.output
+        for inner in subgraphs(node):
+            yield from (v.name for v in inner.input)
+            yield from (t.name for t in inner.initializer)
+            yield from (s.values.name for s in inner.sparse_initializer)
+            yield from _defined(inner)
+
+
+def _renamed(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for v in (*graph.input, *graph.output, *graph.initializer, *(s.values for s in graph.sparse_initializer)):
+        v.name = names.get(v.name, v.name)
+    del graph.value_info[:]
+    for node in graph.node:
+        for listed in (node.input, node.output):
+            for i, given in enumerate(listed):
+                listed[i] = names.get(given, given)
+        for inner in subgraphs(node):
+            _renamed(inner, names)
