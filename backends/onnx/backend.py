@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir
 from onnx.backend.base import Backend, BackendRep, namedtupledict
+from onnx.reference import ReferenceEvaluator
 
 from ...frontends.dsl import Model
 from ...frontends.onnx import model_of_proto
 from ...frontends.onnx.foreign import is_plain
+from ...frontends.onnx.runtime import open_session
 from ...ir.errors import RuntimeInputError
 from ...ir.graph import Graph
 from ...ir.interpret import interpret
-from ...ir.missing import needed
 from ...ir.tensors import Array, held
 from ...ir.weights import Weights
 from .lower import lower
@@ -45,33 +46,27 @@ class Prepared(BackendRep):
 
 
 def _named(graph: Graph, inputs: Any) -> dict[str, Array]:
-    if not isinstance(inputs, dict):
-        sequence: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    given: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(inputs, Mapping):
+        sequence: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]  # pyright: ignore[reportUnknownArgumentType]
         if len(sequence) != len(graph.inputs):
             raise RuntimeInputError(f"{len(sequence)} inputs are given, expected {len(graph.inputs)}")
-        inputs = dict(zip(graph.inputs, sequence, strict=True))
-    found = {k: np.asarray(v) for k, v in inputs.items()}
+        given = dict(zip(graph.inputs, sequence, strict=True))
+    found: dict[str, Array] = {k: np.asarray(v) for k, v in given.items()}
     return {k: v.astype(object) if v.dtype.kind in "US" else v for k, v in found.items()}
 
 
 def _session(graph: Graph, weights: Weights, opset: int) -> Callable[[list[str], dict[str, Array]], Sequence[Array]]:
     """What runs a written model: ONNX Runtime, or ONNX's own evaluator for what that has no kernel for."""
-    with needed("running a written model"):
-        import onnxruntime
-    from onnx.reference import ReferenceEvaluator
-
-    state: Any = onnxruntime.capi.onnxruntime_pybind11_state
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     written = onnx_ir.to_proto(lower(graph, weights, opset))
-    data = written.SerializeToString()
     types = [v.dtype for v in (*graph.inputs.values(), *graph.outputs.values())]
     if all(map(is_plain, types)):
         try:
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run
-        except (state.Fail, state.InvalidGraph, state.NotImplemented, state.RuntimeException):
+            return open_session(written.SerializeToString()).run
+        except RuntimeInputError:  # The evaluator knows newer versions and rarer types.
             pass
-    return ReferenceEvaluator(written).run
+    evaluator: Any = ReferenceEvaluator(written)
+    return evaluator.run
 
 
 class MonographBackend(Backend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,9 +137,9 @@ def _check_functions(model: onnx.ModelProto, path: Path) -> None:
         raise OnnxFileError(f"has {total} nodes with its functions inlined; {MOST_NODES} are the most", place=str(path))
 
 
-def _nodes(nodes: object, path: Path) -> Iterator[onnx.NodeProto]:
+def _nodes(nodes: Iterable[onnx.NodeProto], path: Path) -> Iterator[onnx.NodeProto]:
     """All nodes of a list and of the subgraphs in it. Raises OnnxFileError where they are nested too deep."""
-    stack = [(n, 0) for n in reversed(list(nodes))]  # type: ignore[call-overload]
+    stack = [(n, 0) for n in reversed(list(nodes))]
     while stack:
         node, depth = stack.pop()
         if depth > MOST_DEPTH:

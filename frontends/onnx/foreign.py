@@ -16,6 +16,7 @@ from ...ir.op import op
 from ...ir.ops.foreign import Fields, Foreign
 from ...ir.tensors import Array
 from ...ir.types import DType, TensorType
+from .runtime import failures, open_session
 from .types import ELEMENTS, proto_of
 
 _A = onnx.AttributeProto
@@ -152,21 +153,12 @@ def runner(model: bytes, plain: bool) -> Run:
 
 
 def _runtime(model: bytes, names: list[str]) -> Run:
-    import onnxruntime as ort
-
-    state: Any = ort.capi.onnxruntime_pybind11_state
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        session: Any = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException) as e:
-        raise RuntimeInputError(str(e)) from None
+    session = open_session(model)
 
     def run(inputs: dict[str, Array]) -> Iterable[Array]:
         try:
             return session.run(names, inputs)
-        except (state.Fail, state.InvalidArgument, state.NotImplemented, state.RuntimeException) as e:
+        except failures() as e:
             raise RuntimeInputError(str(e)) from None
 
     return run

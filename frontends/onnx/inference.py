@@ -9,11 +9,12 @@ from typing import Any
 import onnx
 from onnx import shape_inference
 
-from ...ir.errors import MonographError
+from ...ir.errors import MonographError, RuntimeInputError
 from ...ir.types import Dim, DimLike, TensorType, parse_dim
 from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, subgraphs
 from .initializers import place_of
+from .runtime import open_session
 from .types import DTYPES, Symbols, proto_of, type_of
 
 _SMALL = 1024
@@ -160,22 +161,14 @@ class Inference:
 
     @cached_property
     def _runtime(self) -> dict[str, tuple[str, list[Any] | None]]:
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            return {}
-        state: Any = ort.capi.onnxruntime_pybind11_state
         model = onnx.ModelProto()
         model.CopyFrom(self._skeleton)
         listed = {v.name for v in model.graph.output}
         made = [n for node in model.graph.node for n in node.output if n and n not in listed]
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in made)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException):
+            session = open_session(model.SerializeToString(), optimized=False)
+        except (ImportError, RuntimeInputError):
             return {}
         return {o.name: (o.type, o.shape) for o in session.get_outputs()}
 

@@ -21,7 +21,7 @@ from .types import DTYPES, ELEMENTS
 MOST_DENSE = 1 << 32
 """Bytes of the largest tensor that is made of a sparse one."""
 
-_TYPED = {
+_TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
     onnx.TensorProto.INT64: "int64_data",

@@ -7,7 +7,7 @@ from functools import reduce
 from ...ir import ops
 from ...ir.graph import Value
 from ...ir.ops.position import rotate
-from ...ir.types import DimLike, bool_, i64
+from ...ir.types import DimLike, bool_, exact_div, i64
 from .errors import Unmapped
 from .ops_shape import dimension
 from .use import Handlers, Use
@@ -44,7 +44,7 @@ def _attention(use: Use) -> list[Value | None]:
     if flat:
         q, k, v = (split_heads(x, use.attribute(f"{kind}_num_heads")) for x, kind in ((q, "q"), (k, "kv"), (v, "kv")))
     else:
-        use.attribute("q_num_heads"), use.attribute("kv_num_heads")
+        use.skip("q_num_heads", "kv_num_heads")
         q, k, v = turned(q), turned(k), turned(v)
     past_k, past_v = use.get(4), use.get(5)
     presents: list[Value | None] = [None, None]
@@ -123,7 +123,7 @@ def _int(d: DimLike) -> int:
 
 
 def _heads(x: Value, width: DimLike) -> int:
-    return _int(x.shape[2] // width)
+    return _int(exact_div(x.shape[2], width))
 
 
 def _tensor_scatter(use: Use) -> Value:

@@ -211,7 +211,7 @@ def _grouped(use: Use) -> Parts:
         or any(map(use.has, (12, 13, 14, 15)))
     ):
         raise Unmapped("a form of it that keeps or gives more than keys and values")
-    use.attribute("rotary_interleaved", 0), use.has(7), use.has(8), use.has(9)
+    use.skip("rotary_interleaved", 7, 8, 9)
     if k is None or v is None:
         width = q.shape[2] // (heads + 2 * groups)
         starts, counts = (0, heads, heads + groups), (heads, groups, groups)

@@ -92,7 +92,7 @@ def _split(use: Use) -> list[Value]:
             sizes = [size // count] * count
     found: list[Value] = []
     start: DimLike = 0
-    for length in sizes:
+    for length in sizes or ():
         found.append(ops.slice_(x, axis=axis, start=start, length=length))
         start = start + length
     return found

@@ -67,6 +67,10 @@ class Use:
         names = [f"attribute {k}" for k in self.attributes if k not in self._asked and k not in _HINTS]
         return next(iter([*inputs, *names]), "")
 
+    def skip(self, *what: int | str) -> None:
+        """Say that operands or attributes change nothing here."""
+        self._asked.update(what)
+
     def has(self, i: int) -> bool:
         """Whether operand `i` is given."""
         self._asked.add(i)
@@ -127,7 +131,10 @@ class Use:
         found: Any = onnx.helper.get_attribute_value(self.attributes[name])
         if isinstance(found, bytes):
             return found.decode("utf-8", "replace")
-        return tuple(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
+        if isinstance(found, str) or not isinstance(found, Sequence):
+            return found
+        several: Sequence[Any] = found
+        return tuple(several)
 
     def axes(self, operand: int, since: int, rank: int) -> tuple[int, ...] | None:
         """Axes, an attribute before version `since` and an operand from then on, counted from 0; None: not given."""
