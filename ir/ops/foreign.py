@@ -10,19 +10,19 @@ from ..errors import LoweringError, check
 from ..flow import Link, Links
 from ..graph import Attributes, Value
 from ..op import Op, unmoved
-from ..types import DType, Shape, TensorType
+from ..types import Dim, DType, TensorType
 
 Fields = tuple[tuple[str, Any], ...]
 """Attributes of a node by name, in the order of its file."""
-Types = tuple[tuple[DType, Shape], ...]
+Types = tuple[tuple[DType, tuple[int | Dim, ...]], ...]
 
 
 class Foreign(Op):
     """An operator `name` of `domain` at `version` that the IR does not know, with attributes as its file has them.
 
     The frontend that reads the format derives from this class and says how such a node runs. types: of the outputs; a
-    symbol that no operand has is a size that only the result shows. captures: names by which the subgraphs read the
-    last operands, if there are subgraphs.
+    symbol that no operand has is a size that only the result shows. absent: places of inputs that are left out, which
+    the operands skip; skipped: those of outputs that nobody asked for. captures: names by which subgraphs read the last operands, if there are subgraphs.
     """
 
     folds: ClassVar[bool] = False
@@ -33,12 +33,15 @@ class Foreign(Op):
 
     def infer(
         self,
+        x: Value | None = None,
         *xs: Value,
         domain: str,
         name: str,
         version: int,
         fields: Fields,
         types: Types,
+        absent: tuple[int, ...] = (),
+        skipped: tuple[int, ...] = (),
         captures: tuple[str, ...] = (),
     ) -> tuple[TensorType, ...]:
         check(bool(types), f"{name} has no outputs")
