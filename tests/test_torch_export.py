@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch_calls import CALLS
 
-ROWS, LENGTH, OTHER = Dim("rows", min=2, max=50), Dim("length", min=6, max=50), Dim("other", min=2, max=50)
+ROWS, LENGTH, OTHER = Dim("rows", min=2, max=50), Dim("length", min=6, max=31), Dim("other", min=2, max=50)
 VARIES = {"x": {0: ROWS, 1: LENGTH}, "ids": {0: ROWS, 1: LENGTH}}
 
 
@@ -336,9 +336,9 @@ def test_sizes_with_floors_and_bounds() -> None:
     module = Strided()
     model = mg.load(module, {"x": torch.randn(2, 3, 8)}, dynamic_shapes={"x": {2: 2 * half}})
     same(module, model, {"x": torch.randn(2, 3, 14)}, served=True)
-    free = Dim("free", min=4, max=40)
-    with pytest.raises(NotImportableError, match="floor|divid|stride"):
-        mg.load(module, {"x": torch.randn(2, 3, 8)}, dynamic_shapes={"x": {2: free}})
+    with pytest.raises(NotImportableError, match="may leave any rest|may not divide") as caught:
+        mg.load(module, {"x": torch.randn(2, 3, 8)}, dynamic_shapes={"x": {2: Dim.DYNAMIC}})
+    assert "test_torch_export.py" in caught.value.details[0]
 
 
 def test_floor_rest_largest_and_smallest_of_sizes() -> None:
@@ -350,7 +350,12 @@ def test_floor_rest_largest_and_smallest_of_sizes() -> None:
     assert dims.largest(2, s + t) == s + t
     assert dims.smallest(s, s + t, s + 3) == s
     assert dims.power(s, 2) == s * s
-    for wrong in (lambda: dims.floor(s, 2), lambda: dims.rest(s + 1, 2), lambda: dims.largest(s, t), lambda: dims.power(s, -1)):
+    for wrong in (
+        lambda: dims.floor(s, 2),
+        lambda: dims.rest(s + 1, 2),
+        lambda: dims.largest(s, t),
+        lambda: dims.power(s, -1),
+    ):
         with pytest.raises(UnknownFormError):
             wrong()
 
@@ -368,8 +373,8 @@ def test_all_that_has_no_counterpart_is_listed_with_its_line() -> None:
     with pytest.raises(NotImportableError) as caught:
         mg.load(Odd(), torch.randn(4, 4))
     lines = caught.value.details
-    assert len(lines) == 2
-    assert any("special_bessel_j0" in line and "test_torch_export.py" in line for line in lines)
+    assert len(lines) == 3
+    assert sum("special_bessel_j0" in line and "test_torch_export.py" in line for line in lines) == 2
     assert any("linalg_inv" in line for line in lines)
 
 
@@ -381,7 +386,7 @@ def test_all_that_has_no_counterpart_is_listed_with_its_line() -> None:
         (lambda x: x * torch.rand(3), "rand"),
         (lambda x: torch.fft.fft(x).real, "fft|complex"),
         (lambda x: x + 1 if float(x.sum()) > 0 else x, "cannot trace"),
-        (lambda x: torch.view_as_complex(x[:, :2]).abs(), "complex"),
+        (lambda x: torch.view_as_complex(x[:, :2].contiguous()).abs(), "complex"),
     ],
 )
 def test_a_typed_error_says_what_cannot_come_in(function: Any, said: str) -> None:

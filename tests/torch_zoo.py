@@ -71,7 +71,16 @@ _MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[Any, ...]]]] = {
     "gpt_neox": (lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_SMALL, **_IDS)), _TEXT),
     "opt": (
         lambda: hf.OPTForCausalLM(
-            hf.OPTConfig(**_IDS, vocab_size=50, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=16)  # fmt: skip
+            hf.OPTConfig(
+                **_IDS,
+                vocab_size=50,
+                hidden_size=16,
+                ffn_dim=32,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                max_position_embeddings=64,
+                word_embed_proj_dim=16,
+            )  # fmt: skip
         ),
         _TEXT,
     ),

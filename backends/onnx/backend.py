@@ -93,5 +93,3 @@ class MonographBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Whether a device is the CPU."""
         return device == "CPU"
-
-

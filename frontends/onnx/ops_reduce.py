@@ -281,4 +281,3 @@ REDUCTIONS: Handlers = {
     "GlobalMaxPool": _global_pool(ops.max),
 }
 """By op type of the standard domain."""
-

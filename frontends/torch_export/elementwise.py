@@ -299,15 +299,12 @@ def _native_dropout(c: Call, x: Value, p: float, train: bool | None) -> tuple[Va
     return (_dropout(c, x, p, train is not False), None)
 
 
-
 ELEMENTWISE: Table = {
     **dict.fromkeys(("aten.add.Tensor", "aten.add.Scalar"), _scaled(ops.add)),
     **dict.fromkeys(("aten.sub.Tensor", "aten.sub.Scalar"), _scaled(ops.sub)),
     "aten.rsub.Scalar": lambda c, x, y, alpha=1: c.value(y, c.dtype) - c.value(x, c.dtype) * alpha,
     **dict.fromkeys(("aten.mul.Tensor", "aten.mul.Scalar"), _times),
-    **dict.fromkeys(
-        ("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"), _divided
-    ),
+    **dict.fromkeys(("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"), _divided),
     "aten.floor_divide.default": _arithmetic(ops.floor_div),
     **dict.fromkeys(("aten.remainder.Tensor", "aten.remainder.Scalar"), _arithmetic(ops.mod)),
     **dict.fromkeys(("aten.fmod.Tensor", "aten.fmod.Scalar"), _fmod),
@@ -331,7 +328,9 @@ ELEMENTWISE: Table = {
     **dict.fromkeys(
         ("aten.bitwise_and.Tensor", "aten.bitwise_and.Scalar"), _bitwise(ops.logical_and, ops.bitwise_and, True)
     ),
-    **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.bitwise_or.Scalar"), _bitwise(ops.logical_or, ops.bitwise_or, False)),
+    **dict.fromkeys(
+        ("aten.bitwise_or.Tensor", "aten.bitwise_or.Scalar"), _bitwise(ops.logical_or, ops.bitwise_or, False)
+    ),
     **dict.fromkeys(("aten.bitwise_xor.Tensor", "aten.bitwise_xor.Scalar"), _bitwise(_xor, ops.bitwise_xor, False)),
     "aten.bitwise_not.default": _bitwise_not,
     "aten.neg.default": lambda c, x: ops.neg(x),
@@ -381,7 +380,9 @@ ELEMENTWISE: Table = {
     "aten.log_sigmoid.default": _log_sigmoid,
     "aten.glu.default": _glu,
     "aten._to_copy.default": _to,
-    **dict.fromkeys(("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"), _to),
+    **dict.fromkeys(
+        ("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"), _to
+    ),
     **dict.fromkeys(
         (
             "aten.alias.default",
