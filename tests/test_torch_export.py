@@ -1,4 +1,4 @@
-"""Modules of people's own through torch.export: each call, names, ties, buffers, sizes, gradients, and what is refused."""
+"""Modules through torch.export: each call, names, ties, buffers, sizes, gradients, and what is refused."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Writer(nn.Module):
 
 
 class Reader(nn.Module):
-    """Attention of PyTorch over another sequence: shared keys, a causal mask of queries and keys of two lengths, bias."""
+    """Attention of PyTorch over another sequence: shared keys, a causal mask over two lengths, bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,12 @@ def tokens(rows: int, length: int) -> torch.Tensor:
 
 OWN: dict[str, tuple[type[nn.Module], Any, Any, Any]] = {
     "tagger": (Tagger, {"tokens": tokens(3, 7)}, {"tokens": {0: ROWS, 1: LENGTH}}, {"tokens": tokens(2, 9)}),
-    "pictures": (Pictures, {"image": torch.randn(2, 3, 16, 16)}, {"image": {0: ROWS}}, {"image": torch.randn(3, 3, 16, 16)}),
+    "pictures": (
+        Pictures,
+        {"image": torch.randn(2, 3, 16, 16)},
+        {"image": {0: ROWS}},
+        {"image": torch.randn(3, 3, 16, 16)},
+    ),
     "writer": (Writer, {"idx": tokens(2, 7)}, {"idx": {0: ROWS, 1: LENGTH}}, {"idx": tokens(3, 9)}),
     "reader": (
         Reader,
@@ -181,7 +186,7 @@ OWN: dict[str, tuple[type[nn.Module], Any, Any, Any]] = {
         {"x": {0: ROWS, 1: LENGTH}, "y": {0: ROWS, 1: OTHER}},
         {"x": torch.randn(3, 9, 16), "y": torch.randn(3, 4, 16)},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -336,7 +341,7 @@ def test_sizes_with_floors_and_bounds() -> None:
     module = Strided()
     model = mg.load(module, {"x": torch.randn(2, 3, 8)}, dynamic_shapes={"x": {2: 2 * half}})
     same(module, model, {"x": torch.randn(2, 3, 14)}, served=True)
-    with pytest.raises(NotImportableError, match="may leave any rest|may not divide") as caught:
+    with pytest.raises(NotImportableError, match=r"may leave any rest|may not divide") as caught:
         mg.load(module, {"x": torch.randn(2, 3, 8)}, dynamic_shapes={"x": {2: Dim.DYNAMIC}})
     assert "test_torch_export.py" in caught.value.details[0]
 

@@ -27,7 +27,16 @@ _IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SHARED = {**_SMALL, **_IDS, "num_key_value_heads": 2}
 _WIDE = {**_SHARED, "head_dim": 8}
 _GPT = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 4, "n_positions": 64, **_IDS}
-_T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 4, "pad_token_id": 0, "eos_token_id": 2}  # fmt: skip
+_T5 = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+}
 _TWO_SIDES = {
     "d_model": 16,
     "encoder_layers": 1,
@@ -80,7 +89,7 @@ _MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[Any, ...]]]] = {
                 num_attention_heads=4,
                 max_position_embeddings=64,
                 word_embed_proj_dim=16,
-            )  # fmt: skip
+            )
         ),
         _TEXT,
     ),
@@ -130,7 +139,7 @@ NAMES = tuple(_MAKE)
 
 @dataclass(frozen=True)
 class Subject:
-    """A module in evaluation mode. traced: example inputs. varies: their sizes that vary, as torch.export takes them."""
+    """A module in evaluation mode. traced: example inputs. varies: their dynamic shapes, as torch.export takes them."""
 
     module: nn.Module
     traced: dict[str, torch.Tensor]

@@ -93,3 +93,5 @@ class MonographBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Whether a device is the CPU."""
         return device == "CPU"
+
+

@@ -72,8 +72,7 @@ def _converted(
             node.input[i] = renamed.get(given_name, given_name)
     holders = [
         onnx.NodeProto(
-            op_type="Constant",
-            output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
+            op_type="Constant", output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
             attribute=[onnx.helper.make_attribute("value", t)],
         )
         for t in found.graph.initializer

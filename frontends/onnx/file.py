@@ -48,9 +48,7 @@ def open_onnx(path: str | Path) -> OnnxFile:
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as e:
-        raise OnnxFileError(
-            f"is not an ONNX model: its {len(data)} bytes do not parse ({e})", place=str(path)
-        ) from None
+        raise OnnxFileError(f"is not an ONNX model: its {len(data)} bytes do not parse ({e})", place=str(path)) from None
     return checked(model, path)
 
 

@@ -164,7 +164,8 @@ def _where(use: Use) -> Known:
         raise Unmapped("the condition is not known")
     shape = np.broadcast_shapes(c.array.shape, x.array.shape, y.array.shape)
     picked = [
-        a if k else b for k, a, b in zip(*(np.broadcast_to(p.array, shape).reshape(-1) for p in (c, x, y)), strict=True)
+        a if k else b
+        for k, a, b in zip(*(np.broadcast_to(p.array, shape).reshape(-1) for p in (c, x, y)), strict=True)
     ]
     found = np.empty(len(picked), object)
     found[:] = picked
@@ -267,3 +268,4 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Expand": _expand,
 }
 """What nodes of the standard domain give whose operands are known, by op type."""
+

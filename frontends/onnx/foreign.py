@@ -21,7 +21,6 @@ from .types import ELEMENTS, proto_of
 _A = onnx.AttributeProto
 _PLAIN = {_A.INT, _A.FLOAT, _A.INTS, _A.FLOATS}
 
-
 def is_plain(dtype: DType) -> bool:
     """Whether ONNX Runtime takes a type in NumPy arrays: those that NumPy has itself."""
     return dtype.numpy.kind in "iufbO" and dtype.numpy.isbuiltin == 1

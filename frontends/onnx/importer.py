@@ -206,9 +206,7 @@ class Importer:
         for name, part in zip(node.output, made, strict=False):
             if name and part is not None:
                 self.define(name, part)
-        lost = next(
-            (n for n, part in zip(node.output, [*made, *[None] * 99], strict=False) if n and part is None), None
-        )
+        lost = next((n for n, part in zip(node.output, [*made, *[None] * 99], strict=False) if n and part is None), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
@@ -309,3 +307,5 @@ def _free(graph: onnx.GraphProto) -> list[str]:
     """Names that a subgraph takes from outside it."""
     holder = onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)])
     return reads(holder)
+
+

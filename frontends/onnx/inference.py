@@ -62,9 +62,7 @@ class Inference:
         if said.get("keepdims", 1):
             return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in x.shape))}
         if not isinstance(count, int):
-            raise UntypedError(
-                f"how many axes {node.op_type} takes away is not known", place=place_of(self.file.path, node)
-            )
+            raise UntypedError(f"how many axes {node.op_type} takes away is not known", place=place_of(self.file.path, node))
         left = x.rank - count if count or none else 0
         return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in range(left)))}
 
@@ -153,9 +151,7 @@ class Inference:
         code = next((k for k, d in DTYPES.items() if _RUNTIME.get(element) == str(d)), None)
         if code is None or shape is None:
             return None
-        dims = [
-            self.symbols.fresh() if d is None else self.symbols.named(d) if isinstance(d, str) else d for d in shape
-        ]
+        dims = [self.symbols.fresh() if d is None else self.symbols.named(d) if isinstance(d, str) else d for d in shape]
         return TensorType(DTYPES[code], tuple(dims))
 
     @cached_property

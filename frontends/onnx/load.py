@@ -71,3 +71,5 @@ def as_it_is(graph: Graph) -> _AsItIs | Graph:
     """What a Program makes: a graph in one float type, or one that keeps its own types whatever is asked for."""
     floats = {v.dtype for v in (*graph.params.values(), *graph.inputs.values()) if v.dtype.is_float}
     return graph if floats == {DType.f32} else _AsItIs(graph)
+
+

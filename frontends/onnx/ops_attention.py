@@ -41,7 +41,10 @@ def _attention(use: Use) -> list[Value | None]:
     q, k, v, mask = use[0], use[1], use[2], use.get(3)
     flat = q.rank == 3
     if flat:
-        q, k, v = (split_heads(x, use.attribute(f"{kind}_num_heads")) for x, kind in ((q, "q"), (k, "kv"), (v, "kv")))
+        q, k, v = (
+            split_heads(x, use.attribute(f"{kind}_num_heads"))
+            for x, kind in ((q, "q"), (k, "kv"), (v, "kv"))
+        )
     else:
         q, k, v = turned(q), turned(k), turned(v)
     past_k, past_v = use.get(4), use.get(5)
@@ -71,14 +74,8 @@ def _attention(use: Use) -> list[Value | None]:
         causal = False
     softcap = use.attribute("softcap", 0.0)
     y = ops.attention(
-        q,
-        k,
-        v,
-        bias,
-        reduce(ops.logical_and, masks) if masks else None,
-        causal=causal,
-        scale=use.attribute("scale"),
-        softcap=softcap or None,
+        q, k, v, bias, reduce(ops.logical_and, masks) if masks else None, causal=causal,
+        scale=use.attribute("scale"), softcap=softcap or None,
     )
     return [merged(y) if flat else turned(y), *presents]
 
@@ -110,7 +107,9 @@ def turned_by(
     shape = (*cosines.shape[:2], 1, half)
     cosines, sines = (ops.reshape(t, shape=shape) for t in (cosines, sines))
     whole = 2 * half == y.shape[-1]
-    z = rotate(y, cosines, sines, interleaved=bool(use.attribute(kind, 0)), rotary_dim=None if whole else 2 * half)
+    z = rotate(
+        y, cosines, sines, interleaved=bool(use.attribute(kind, 0)), rotary_dim=None if whole else 2 * half
+    )
     return turned(z) if wide else merged(z)
 
 

@@ -142,11 +142,7 @@ def _celu(use: Use) -> Value:
 
 
 def _selu(use: Use) -> Value:
-    x, alpha, gamma = (
-        use[0],
-        use.attribute("alpha", 1.67326319217681884765625),
-        use.attribute("gamma", 1.0507010221481323),
-    )
+    x, alpha, gamma = use[0], use.attribute("alpha", 1.67326319217681884765625), use.attribute("gamma", 1.0507010221481323)
     return ops.where(x <= 0.0, (ops.exp(ops.minimum(x, 0.0)) - 1.0) * alpha, x) * gamma
 
 

@@ -281,3 +281,4 @@ REDUCTIONS: Handlers = {
     "GlobalMaxPool": _global_pool(ops.max),
 }
 """By op type of the standard domain."""
+

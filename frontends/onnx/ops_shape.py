@@ -153,9 +153,7 @@ def _strided(x: Value, axis: int, start: DimLike, end: DimLike, step: int) -> Va
         if not chosen:
             return ops.slice_(x, axis=axis, start=0, length=0)
         return ops.gather(x, ops.constant(value=tuple(chosen), dtype=i64), axis=axis)
-    reverse = (
-        step == -1 and isinstance(start, int) and start in (-1, _FAR) or (isinstance(start, int) and start >= _FAR)
-    )
+    reverse = step == -1 and isinstance(start, int) and start in (-1, _FAR) or (isinstance(start, int) and start >= _FAR)
     if step == -1 and reverse and isinstance(end, int) and end <= -_FAR:
         places = ops.iota(start=0, length=size) * -1 + ops.reshape(ops.iota(start=size - 1, length=1), shape=())
         return ops.gather(x, places, axis=axis)
@@ -200,10 +198,7 @@ def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
     if batch:
         places = [
-            ops.expand(
-                ops.reshape(ops.iota(start=0, length=x.shape[i]), shape=_at(i, x.shape[i], indices.rank)),
-                shape=(*indices.shape[:-1], 1),
-            )
+            ops.expand(ops.reshape(ops.iota(start=0, length=x.shape[i]), shape=_at(i, x.shape[i], indices.rank)), shape=(*indices.shape[:-1], 1))
             for i in range(batch)
         ]
         indices = ops.concat(*places, indices, axis=-1)

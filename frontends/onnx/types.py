@@ -110,7 +110,9 @@ def type_of(
     return TensorType(DTYPES[t.elem_type], tuple(dim_of(d, symbols, place, read or symbols.named) for d in t.shape.dim))
 
 
-def dim_of(d: onnx.TensorShapeProto.Dimension, symbols: Symbols, place: str, read: Callable[[str], DimLike]) -> DimLike:
+def dim_of(
+    d: onnx.TensorShapeProto.Dimension, symbols: Symbols, place: str, read: Callable[[str], DimLike]
+) -> DimLike:
     """One dimension; a new symbol where it is not said."""
     if d.HasField("dim_value"):
         if d.dim_value < 0:

@@ -141,18 +141,7 @@ class Use:
         return axis % rank if rank else 0
 
 
-_HINTS = {
-    "accuracy_level",
-    "consumed_inputs",
-    "kernel_shape",
-    "momentum",
-    "ratio",
-    "saturate",
-    "seed",
-    "softmax_precision",
-    "stash_type",
-    "storage_order",
-}
+_HINTS = {"accuracy_level", "consumed_inputs", "kernel_shape", "momentum", "ratio", "saturate", "seed", "softmax_precision", "stash_type", "storage_order"}
 """Attributes that change no result: how numbers are computed, what operands say too, what only training reads."""
 
 Result = Value | Known | Sequence["Value | Known | None"]

@@ -41,9 +41,7 @@ def wrapped(file: OnnxFile) -> OnnxFile:
     model.graph.initializer.append(always)
     model.graph.initializer.extend(own.initializer)
     model.graph.sparse_initializer.extend(own.sparse_initializer)
-    return OnnxFile(
-        file.path, model, {**file.tensors, CONDITION: ArrayTensor(np.array([True]))}, file.opsets, opaque=True
-    )
+    return OnnxFile(file.path, model, {**file.tensors, CONDITION: ArrayTensor(np.array([True]))}, file.opsets, opaque=True)
 
 
 def _branch(own: onnx.GraphProto, name: str) -> onnx.GraphProto:

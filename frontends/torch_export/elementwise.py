@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir import Value, ops
-from ...ir.types import DType, bool_, f32, i64
+from ...ir.types import bool_, f32, i64
 from .call import Call, Number, Table, only
 
 Binary = Callable[[Value, Value], Value]

@@ -206,7 +206,7 @@ class Importer:
             return self._checked(call, self._called(handler, call))
 
     def _called(self, handler: Handler, call: Call) -> Any:
-        """Arguments in the order of the schema, as far as they are given; those that only place elements are left out."""
+        """Arguments in the order of the schema, as far as they are given, but for those that only place elements."""
         node = call.node
         given = list(node.args)
         schema = node.target._schema.arguments
