@@ -16,6 +16,7 @@ from ...ir.types import TensorType
 from ...ir.value import FIXED, FROZEN
 from ...ir.weights import Weights
 from .call import Call, Handler, Table
+from .creation import CREATION
 from .dims import Dims, least_values, symbol_names
 from .elementwise import ELEMENTWISE
 from .errors import NotImportableError, UnknownFormError
@@ -26,7 +27,7 @@ from .reductions import REDUCTIONS
 from .shapes import SHAPES
 from .tensors import LiveTensor, dtype_of, written_out
 
-TABLE: Table = {**ELEMENTWISE, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
+TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
 """What each ATen op is in the IR."""
 
 CHECKS = frozenset(
