@@ -36,9 +36,9 @@ def load(
     """Load the model that `source` names; a Model is returned as it is, and a Family makes one with its defaults.
 
     A module of PyTorch becomes a model by torch.export, called with `example_inputs`: a dict by name, a tuple in order,
-    or one tensor. dynamic_shapes: as torch.export takes it, such as {"x": {0: torch.export.Dim("rows")}}; other sizes are
-    those of the examples. What torch.export gives is a model without them. Both keep the module's parameter names, share
-    its memory, and are of the task that is given, or of one of their own with their inputs and outputs.
+    or one tensor. dynamic_shapes: as torch.export takes it, such as {"x": {0: torch.export.Dim("rows")}}; other sizes
+    are those of the examples. A program that torch.export made needs neither. Both keep the module's parameter names,
+    share its memory, and are of the task that is given, or of one of their own with their inputs and outputs.
 
     source: a Hugging Face folder, the folder of a run, a .gguf file, a config.json (structure only), FILE.py or
     FILE.py:NAME, a hub repository such as "org/name", or the name of an asset such as "smollm2". Only structure is

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir
 from onnx.backend.base import Backend, BackendRep, namedtupledict
+from onnx.reference import ReferenceEvaluator
 
 from ...frontends.dsl import Model
 from ...frontends.onnx import model_of_proto
+from ...frontends.onnx.foreign import is_plain
+from ...frontends.onnx.runtime import open_session
 from ...ir.errors import RuntimeInputError
 from ...ir.graph import Graph
 from ...ir.interpret import interpret
-from ...ir.missing import needed
 from ...ir.tensors import Array, held
 from ...ir.weights import Weights
 from .lower import lower
@@ -39,32 +41,36 @@ class Prepared(BackendRep):
             found = interpret(self.graph, given, params)
         else:
             names = list(self.graph.outputs)
-            found = dict(zip(names, self.session.run(names, given), strict=True))
+            found = dict(zip(names, self.session(names, given), strict=True))
         return namedtupledict("Outputs", [*found])(*found.values())
 
 
 def _named(graph: Graph, inputs: Any) -> dict[str, Array]:
-    if not isinstance(inputs, dict):
-        sequence: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    given: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(inputs, Mapping):
+        sequence: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]  # pyright: ignore[reportUnknownArgumentType]
         if len(sequence) != len(graph.inputs):
             raise RuntimeInputError(f"{len(sequence)} inputs are given, expected {len(graph.inputs)}")
-        inputs = dict(zip(graph.inputs, sequence, strict=True))
-    found = {k: np.asarray(v) for k, v in inputs.items()}
+        given = dict(zip(graph.inputs, sequence, strict=True))
+    found: dict[str, Array] = {k: np.asarray(v) for k, v in given.items()}
     return {k: v.astype(object) if v.dtype.kind in "US" else v for k, v in found.items()}
 
 
-def _session(graph: Graph, weights: Weights, opset: int) -> Any:
-    with needed("running a written model"):
-        import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    written = onnx_ir.to_proto(lower(graph, weights, opset)).SerializeToString()
-    return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+def _session(graph: Graph, weights: Weights, opset: int) -> Callable[[list[str], dict[str, Array]], Sequence[Array]]:
+    """What runs a written model: ONNX Runtime, or ONNX's own evaluator for what that has no kernel for."""
+    written = onnx_ir.to_proto(lower(graph, weights, opset))
+    types = [v.dtype for v in (*graph.inputs.values(), *graph.outputs.values())]
+    if all(map(is_plain, types)):
+        try:
+            return open_session(written.SerializeToString()).run
+        except RuntimeInputError:  # The evaluator knows newer versions and rarer types.
+            pass
+    evaluator: Any = ReferenceEvaluator(written)
+    return evaluator.run
 
 
 class MonographBackend(Backend):
-    """`onnx.backend` over Monograph: mode "reference" runs the graph in NumPy, "onnx" writes it and runs ONNX Runtime."""
+    """`onnx.backend` over Monograph. mode: "reference" runs in NumPy, "onnx" writes the graph and runs ONNX Runtime."""
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
@@ -82,5 +88,3 @@ class MonographBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Whether a device is the CPU."""
         return device == "CPU"
-
-

@@ -248,14 +248,12 @@ class Builder:
         """Add a node as it stands, with values for the names it reads; gives its results by name."""
         self.domains.add(node.domain)
         inner = {name: self._make("Identity", [known[name]], 1, "", {})[0] for name in captured(node)}
-        results = [onnx_ir.Value(name=name) for name in node.output]
-        values = {name: h.value for name, h in {**known, **inner}.items()}
-        made = placed_node(node, values, results)
+        made = placed_node(node, {name: h.value for name, h in {**known, **inner}.items()})
         made.name = self.unique(node.op_type)
         made.metadata_props.update(self._metadata())
         self._captured[made] = [h.value for h in inner.values()]
         self.nodes.append(made)
-        handles = {str(v.name): Handle(v, None) for v in results if v.name}
+        handles = {str(v.name): Handle(v, None) for v in made.outputs if v.name}
         self._numbered["foreign", made.name] = tuple(handles.values())
         return handles
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir
 from onnx import version_converter
 
-from ...frontends.onnx.file import reads, subgraphs
+from ...frontends.onnx.file import reads, rename, subgraphs
 from ...frontends.onnx.foreign import node_of, single
 from ...ir.errors import LoweringError
 from ...ir.types import TensorType
@@ -40,25 +40,43 @@ def add_foreign(op: Builder, xs: Sequence[Handle | None], attributes: Mapping[st
     return results
 
 
+_CHANGED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (13,)),
+    "BatchNormalization": (14, 15),
+    "GroupNormalization": (21,),
+    "RoiAlign": (16,),
+    "Scan": (9,),
+    "Split": (18,),
+}
+"""Versions from which an operator means something else although it is written alike."""
+
+
 def _same(name: str, version: int, opset: int, node: onnx.NodeProto) -> bool:
-    """Whether an operator, and all in its subgraphs, means the same in both versions."""
+    """Whether an operator, and all in its subgraphs, is written alike and means the same in both versions."""
     own = (n for g in subgraphs(node) for n in g.node)
-    inside = all(_same(n.op_type, version, opset, n) for n in own if n.domain in ("", "ai.onnx"))
+    if not all(_same(n.op_type, version, opset, n) for n in own if n.domain in ("", "ai.onnx")):
+        return False
     if not onnx.defs.has(name):
-        return inside
+        return True
     try:
-        schemas = [onnx.defs.get_schema(name, v, "") for v in (version, opset)]
+        old, new = (onnx.defs.get_schema(name, v, "") for v in (version, opset))
     except onnx.defs.SchemaError:
         return False
-    return inside and schemas[0].since_version == schemas[1].since_version
+    if old.since_version == new.since_version or opset < version:
+        return old.since_version == new.since_version
+    changed = any(version < v <= opset for v in _CHANGED.get(name, ()))
+    return not changed and {a.name for a in node.attribute} <= set(new.attributes)
 
 
 def _converted(
     op: Builder, attributes: Mapping[str, Any], given: Sequence[TensorType], outputs: Sequence[str]
 ) -> list[onnx.NodeProto]:
     """The nodes that mean the same at the opset that is written, by ONNX's own converter."""
-    model = single(attributes, given)
     name, version = attributes["name"], attributes["version"]
+    if subgraphs(node_of(attributes, (), ())):
+        what = f"{name} of opset {version} has subgraphs that mean something else at opset {op.opset}"
+        raise LoweringError(what, hint=f"export with opset={version}")
+    model = single(attributes, given)
     try:
         found = version_converter.convert_version(model, op.opset)
     except (RuntimeError, ValueError) as e:
@@ -72,7 +90,8 @@ def _converted(
             node.input[i] = renamed.get(given_name, given_name)
     holders = [
         onnx.NodeProto(
-            op_type="Constant", output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
+            op_type="Constant",
+            output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
             attribute=[onnx.helper.make_attribute("value", t)],
         )
         for t in found.graph.initializer
@@ -83,32 +102,24 @@ def _converted(
     return [*holders, *found.graph.node]
 
 
-def placed_node(
-    node: onnx.NodeProto, known: Mapping[str, onnx_ir.Value], outputs: Sequence[onnx_ir.Value]
-) -> onnx_ir.Node:
+def placed_node(node: onnx.NodeProto, known: Mapping[str, onnx_ir.Value]) -> onnx_ir.Node:
     """The node over values of the graph. known: by the names that the node, and subgraphs of it, read."""
-    renamed = {name: str(v.name) for name, v in known.items()}
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
+    names = {name: str(v.name) for name, v in known.items()}
     for graph in subgraphs(copy):
-        rename(graph, renamed)
-    attributes = [onnx_ir.serde.deserialize_attribute(a) for a in copy.attribute]
-    inputs = [known[n] if n else None for n in node.input]
-    return onnx_ir.Node(node.domain, node.op_type, inputs, attributes, outputs=list(outputs))
-
-
-def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Give what a subgraph reads from outside it other names."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    own |= {s.values.name for s in graph.sparse_initializer} | {o for n in graph.node for o in n.output}
-    free = {k: v for k, v in names.items() if k not in own}
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = free.get(name, name)
-        for inner in subgraphs(node):
-            rename(inner, free)
-    for v in graph.output:
-        v.name = free.get(v.name, v.name)
+        rename(graph, names)
+    for i, name in enumerate(copy.input):
+        copy.input[i] = names.get(name, name)
+    read = dict.fromkeys(reads(copy))
+    around = onnx.GraphProto(name="around", node=[copy], input=[onnx.ValueInfoProto(name=n) for n in read])
+    holder = onnx_ir.serde.deserialize_graph(around)
+    (made,) = holder
+    values = {str(v.name): v for v in known.values()}
+    for v in list(holder.inputs):
+        v.replace_all_uses_with(values[str(v.name)])
+    holder.remove(made)
+    return made
 
 
 def captured(node: onnx.NodeProto) -> list[str]:

@@ -6,7 +6,11 @@ from ...ir.errors import MonographError
 
 
 class OnnxFileError(MonographError):
-    """An ONNX file is damaged, lies about sizes, points outside its folder, or says what the standard does not allow."""
+    """An ONNX file is damaged, lies about sizes, points outside its folder, or breaks the standard."""
+
+
+class UntypedError(OnnxFileError):
+    """Nothing says the rank or the element type of a value, or it is no tensor: the graph stays whole."""
 
 
 class Unmapped(Exception):

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import inliner
 
-from ...ir.errors import unreadable
 from ...ir.documents import open_regular
+from ...ir.errors import unreadable
 from ...ir.tensors import Tensor
 from .errors import OnnxFileError
 from .initializers import place_of, read_initializer, read_sparse
 
 MOST_BYTES = (1 << 31) - 1
 """Bytes of the largest message that protobuf reads; larger models keep their tensors in other files."""
-MOST_NODES, MOST_DEPTH = 5_000_000, 32
+MOST_NODES, MOST_DEPTH = 5_000_000, 24
 OLDEST, NEWEST = 7, onnx.defs.onnx_opset_version()
 
 
 @dataclass(frozen=True)
 class OnnxFile:
     """A parsed model whose functions are inlined. tensors: the initializers of its main graph, unread. opsets: version
-    by domain.
+    by domain. opaque: its nodes are kept as one foreign node.
     """
 
     path: Path
     model: onnx.ModelProto
     tensors: Mapping[str, Tensor]
     opsets: Mapping[str, int]
+    opaque: bool = False
 
 
 def open_onnx(path: str | Path) -> OnnxFile:
@@ -47,12 +48,15 @@ def open_onnx(path: str | Path) -> OnnxFile:
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as e:
-        raise OnnxFileError(f"is not an ONNX model: its {len(data)} bytes do not parse ({e})", place=str(path)) from None
+        raise OnnxFileError(
+            f"is not an ONNX model: its {len(data)} bytes do not parse ({e})", place=str(path)
+        ) from None
     return checked(model, path)
 
 
 def checked(model: onnx.ModelProto, path: Path) -> OnnxFile:
     """A model in memory as an OnnxFile. path: for messages, and of the folder in which external data lies."""
+    _check_texts(model, path)
     if not model.HasField("graph"):
         raise OnnxFileError("has no graph", place=str(path))
     opsets = _opsets(model, path)
@@ -73,6 +77,20 @@ def checked(model: onnx.ModelProto, path: Path) -> OnnxFile:
     for s in model.graph.sparse_initializer:
         tensors[s.values.name] = read_sparse(s, path)
     return OnnxFile(path, model, tensors, opsets)
+
+
+def _check_texts(message: Message, path: Path) -> None:
+    """Every text is UTF-8: what is not comes out of protobuf as bytes, and would be a name that is none."""
+    stack: list[Message] = [message]
+    while stack:
+        found = stack.pop()
+        for field, value in found.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                stack += value if field.is_repeated else [value]
+            elif field.type == field.TYPE_STRING:
+                for text in value if field.is_repeated else [value]:
+                    if isinstance(text, bytes):
+                        raise OnnxFileError(f"has a {field.name} that is not UTF-8: {text[:40]!r}", place=str(path))
 
 
 def _opsets(model: onnx.ModelProto, path: Path) -> dict[str, int]:
@@ -98,7 +116,7 @@ def _check_functions(model: onnx.ModelProto, path: Path) -> None:
         key, done = stack.pop()
         if key in sizes:
             continue
-        nodes = [n for n in _nodes(table[key].node, path)]
+        nodes = list(_nodes(table[key].node, path))
         called = [k for n in nodes if (k := (n.domain, n.op_type, n.overload)) in table]
         if done:
             active.discard(key)
@@ -119,9 +137,9 @@ def _check_functions(model: onnx.ModelProto, path: Path) -> None:
         raise OnnxFileError(f"has {total} nodes with its functions inlined; {MOST_NODES} are the most", place=str(path))
 
 
-def _nodes(nodes: object, path: Path) -> Iterator[onnx.NodeProto]:
+def _nodes(nodes: Iterable[onnx.NodeProto], path: Path) -> Iterator[onnx.NodeProto]:
     """All nodes of a list and of the subgraphs in it. Raises OnnxFileError where they are nested too deep."""
-    stack = [(n, 0) for n in reversed(list(nodes))]  # type: ignore[call-overload]
+    stack = [(n, 0) for n in reversed(list(nodes))]
     while stack:
         node, depth = stack.pop()
         if depth > MOST_DEPTH:
@@ -196,6 +214,20 @@ def reads(node: onnx.NodeProto) -> list[str]:
             own.update(inner.output)
         found += [v.name for v in graph.output if v.name not in own]
     return list(dict.fromkeys(found))
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give what a subgraph reads from outside it other names."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {s.values.name for s in graph.sparse_initializer} | {o for n in graph.node for o in n.output}
+    free = {k: v for k, v in names.items() if k not in own}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = free.get(name, name)
+        for inner in subgraphs(node):
+            rename(inner, free)
+    for v in graph.output:
+        v.name = free.get(v.name, v.name)
 
 
 def _sort(graph: onnx.GraphProto, known: set[str], path: Path) -> None:

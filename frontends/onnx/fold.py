@@ -88,7 +88,7 @@ def _reshape(use: Use) -> Known:
 
 def _cast(use: Use) -> Known:
     data, dtype = _given(use), DTYPES.get(use.attribute("to"))
-    if dtype is None or dtype.is_float or not (dtype.numpy.kind in "iub"):
+    if dtype is None or dtype.is_float or dtype.numpy.kind not in "iub":
         raise Unmapped("not an integer type")
     if dtype.numpy.kind == "b" or (dtype.bits < 32 and not data.numbers):
         raise Unmapped("changes what the numbers are")
@@ -164,8 +164,7 @@ def _where(use: Use) -> Known:
         raise Unmapped("the condition is not known")
     shape = np.broadcast_shapes(c.array.shape, x.array.shape, y.array.shape)
     picked = [
-        a if k else b
-        for k, a, b in zip(*(np.broadcast_to(p.array, shape).reshape(-1) for p in (c, x, y)), strict=True)
+        a if k else b for k, a, b in zip(*(np.broadcast_to(p.array, shape).reshape(-1) for p in (c, x, y)), strict=True)
     ]
     found = np.empty(len(picked), object)
     found[:] = picked
@@ -268,4 +267,3 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Expand": _expand,
 }
 """What nodes of the standard domain give whose operands are known, by op type."""
-

@@ -16,12 +16,14 @@ from ...ir.op import op
 from ...ir.ops.foreign import Fields, Foreign
 from ...ir.tensors import Array
 from ...ir.types import DType, TensorType
+from .runtime import failures, open_session
 from .types import ELEMENTS, proto_of
 
 _A = onnx.AttributeProto
 _PLAIN = {_A.INT, _A.FLOAT, _A.INTS, _A.FLOATS}
 
-def _plain(dtype: DType) -> bool:
+
+def is_plain(dtype: DType) -> bool:
     """Whether ONNX Runtime takes a type in NumPy arrays: those that NumPy has itself."""
     return dtype.numpy.kind in "iufbO" and dtype.numpy.isbuiltin == 1
 
@@ -33,7 +35,7 @@ class OnnxNode(Foreign):
         given = [x for x in xs if x is not None]
         model = single(attributes, [TensorType(DType.of(x.dtype), x.shape) for x in given])
         outputs = [dtype for dtype, _ in attributes["types"]]
-        plain = all(map(_plain, [*outputs, *(DType.of(x.dtype) for x in given)]))
+        plain = all(map(is_plain, [*outputs, *(DType.of(x.dtype) for x in given)]))
         run = runner(model.SerializeToString(deterministic=True), plain)
         names = [v.name for v in model.graph.input]
         found = run(dict(zip(names, given, strict=True)))
@@ -151,21 +153,12 @@ def runner(model: bytes, plain: bool) -> Run:
 
 
 def _runtime(model: bytes, names: list[str]) -> Run:
-    import onnxruntime as ort
-
-    state: Any = ort.capi.onnxruntime_pybind11_state
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        session: Any = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException) as e:
-        raise RuntimeInputError(str(e)) from None
+    session = open_session(model)
 
     def run(inputs: dict[str, Array]) -> Iterable[Array]:
         try:
             return session.run(names, inputs)
-        except (state.Fail, state.InvalidArgument, state.NotImplemented, state.RuntimeException) as e:
+        except failures() as e:
             raise RuntimeInputError(str(e)) from None
 
     return run

@@ -180,7 +180,7 @@ class Importer:
         if domain == "" and node.op_type == "Constant":
             self._constant(use)
             return
-        if domain == "" and node.op_type == "If" and self._chosen(use):
+        if domain == "" and node.op_type == "If" and not self.file.opaque and self._chosen(use):
             return
         result: Result | None = None
         last = next(self.graph.reversed(), None)
@@ -191,10 +191,13 @@ class Importer:
         if result is None and handler is not None:
             try:
                 result = handler(use)
+                if over := use.overlooked():
+                    raise Unmapped(f"{over} is not known here")
             except OnnxFileError:
                 raise
             except (Unmapped, MonographError, ValueError, IndexError, TypeError, KeyError) as e:
                 why = str(e).splitlines()[0] if str(e) else type(e).__name__
+                result = None
                 self._undo(last)
         if result is None:
             self.left[node.name or node.output[0]] = why
@@ -203,7 +206,8 @@ class Importer:
         for name, part in zip(node.output, made, strict=False):
             if name and part is not None:
                 self.define(name, part)
-        lost = next((n for n, part in zip(node.output, [*made, *[None] * 99], strict=False) if n and part is None), None)
+        given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
+        lost = next((n for n, there in zip(node.output, given, strict=True) if n and not there), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
@@ -304,5 +308,3 @@ def _free(graph: onnx.GraphProto) -> list[str]:
     """Names that a subgraph takes from outside it."""
     holder = onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)])
     return reads(holder)
-
-

@@ -9,11 +9,12 @@ from typing import Any
 import onnx
 from onnx import shape_inference
 
-from ...ir.errors import MonographError
+from ...ir.errors import MonographError, RuntimeInputError
 from ...ir.types import Dim, DimLike, TensorType, parse_dim
-from .errors import OnnxFileError
+from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, subgraphs
 from .initializers import place_of
+from .runtime import open_session
 from .types import DTYPES, Symbols, proto_of, type_of
 
 _SMALL = 1024
@@ -39,7 +40,7 @@ class Inference:
         """
         found: dict[str, TensorType] = {}
         if not subgraphs(node):
-            found = self._by_schema(node, version, given, data)
+            found = self._reduced(node, given, data) or self._by_schema(node, version, given, data)
         for source in (self._said, self._inferred, self._by_runtime):
             if all(name in found for name in node.output if name):
                 break
@@ -47,8 +48,26 @@ class Inference:
         lost = next((n for n in node.output if n and n not in found), None)
         if lost is not None:
             what = f"nothing says the type of its output {lost!r}"
-            raise OnnxFileError(what, place=place_of(self.file.path, node), hint="write value_info for it into the file")
+            raise UntypedError(what, place=place_of(self.file.path, node))
         return [found[name] for name in node.output if name]
+
+    def _reduced(
+        self, node: onnx.NodeProto, given: Mapping[str, TensorType], data: Mapping[str, onnx.TensorProto]
+    ) -> dict[str, TensorType]:
+        """Of a reduction over axes that are computed: ONNX's inference says that it has no axes at all."""
+        axes = node.input[1] if len(node.input) > 1 else ""
+        if not node.op_type.startswith("Reduce") or not axes or axes in data:
+            return {}
+        x, said = given[node.input[0]], {a.name: a.i for a in node.attribute}
+        count, none = given[axes].shape[0], said.get("noop_with_empty_axes", 0)
+        if said.get("keepdims", 1):
+            return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in x.shape))}
+        if not isinstance(count, int):
+            raise UntypedError(
+                f"how many axes {node.op_type} takes away is not known", place=place_of(self.file.path, node)
+            )
+        left = x.rank - count if count or none else 0
+        return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in range(left)))}
 
     def _by_schema(
         self,
@@ -135,27 +154,21 @@ class Inference:
         code = next((k for k, d in DTYPES.items() if _RUNTIME.get(element) == str(d)), None)
         if code is None or shape is None:
             return None
-        dims = [self.symbols.fresh() if d is None else self.symbols.named(d) if isinstance(d, str) else d for d in shape]
+        dims = [
+            self.symbols.fresh() if d is None else self.symbols.named(d) if isinstance(d, str) else d for d in shape
+        ]
         return TensorType(DTYPES[code], tuple(dims))
 
     @cached_property
     def _runtime(self) -> dict[str, tuple[str, list[Any] | None]]:
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            return {}
-        state: Any = ort.capi.onnxruntime_pybind11_state
         model = onnx.ModelProto()
         model.CopyFrom(self._skeleton)
         listed = {v.name for v in model.graph.output}
         made = [n for node in model.graph.node for n in node.output if n and n not in listed]
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in made)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException):
+            session = open_session(model.SerializeToString(), optimized=False)
+        except (ImportError, RuntimeInputError):
             return {}
         return {o.name: (o.type, o.shape) for o in session.get_outputs()}
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ...ir.errors import unreadable
 from ...ir.documents import open_regular
+from ...ir.errors import unreadable
 from ...ir.tensors import Array, ArrayTensor, Mapped, Span, StoredTensor, Tensor, stamp_of
 from ...ir.types import DType, TensorType
 from .errors import OnnxFileError
@@ -21,7 +21,7 @@ from .types import DTYPES, ELEMENTS
 MOST_DENSE = 1 << 32
 """Bytes of the largest tensor that is made of a sparse one."""
 
-_TYPED = {
+_TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
     onnx.TensorProto.INT64: "int64_data",

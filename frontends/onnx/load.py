@@ -13,9 +13,10 @@ from ...ir.weights import Weights
 from ..dsl import Model, Program
 from ..entries import Note
 from ..task import Task
-from .errors import OnnxFileError
+from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, checked, open_onnx
 from .importer import Importer
+from .whole import wrapped
 
 TASK = "onnx"
 """The name of the task of a model that is its graph."""
@@ -48,7 +49,11 @@ def _model(file: OnnxFile) -> Model:
 def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
     """(the graph, its weights, the nodes that stay foreign with the reason)."""
     importer = Importer(file)
-    graph, weights = importer.run()
+    try:
+        graph, weights = importer.run()
+    except UntypedError:
+        importer = Importer(wrapped(file))
+        graph, weights = importer.run()
     return graph, weights, importer.left
 
 
@@ -66,5 +71,3 @@ def as_it_is(graph: Graph) -> _AsItIs | Graph:
     """What a Program makes: a graph in one float type, or one that keeps its own types whatever is asked for."""
     floats = {v.dtype for v in (*graph.params.values(), *graph.inputs.values()) if v.dtype.is_float}
     return graph if floats == {DType.f32} else _AsItIs(graph)
-
-

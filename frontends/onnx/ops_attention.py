@@ -7,7 +7,7 @@ from functools import reduce
 from ...ir import ops
 from ...ir.graph import Value
 from ...ir.ops.position import rotate
-from ...ir.types import DimLike, bool_, i64
+from ...ir.types import DimLike, bool_, exact_div, i64
 from .errors import Unmapped
 from .ops_shape import dimension
 from .use import Handlers, Use
@@ -38,14 +38,13 @@ def _attention(use: Use) -> list[Value | None]:
     """Attention-23 and -24: rows that may look at nothing give zeros, as those of the IR."""
     if use.outputs(3):
         raise Unmapped("its scores are read")
+    use.attribute("qk_matmul_output_mode")
     q, k, v, mask = use[0], use[1], use[2], use.get(3)
     flat = q.rank == 3
     if flat:
-        q, k, v = (
-            split_heads(x, use.attribute(f"{kind}_num_heads"))
-            for x, kind in ((q, "q"), (k, "kv"), (v, "kv"))
-        )
+        q, k, v = (split_heads(x, use.attribute(f"{kind}_num_heads")) for x, kind in ((q, "q"), (k, "kv"), (v, "kv")))
     else:
+        use.skip("q_num_heads", "kv_num_heads")
         q, k, v = turned(q), turned(k), turned(v)
     past_k, past_v = use.get(4), use.get(5)
     presents: list[Value | None] = [None, None]
@@ -74,8 +73,14 @@ def _attention(use: Use) -> list[Value | None]:
         causal = False
     softcap = use.attribute("softcap", 0.0)
     y = ops.attention(
-        q, k, v, bias, reduce(ops.logical_and, masks) if masks else None, causal=causal,
-        scale=use.attribute("scale"), softcap=softcap or None,
+        q,
+        k,
+        v,
+        bias,
+        reduce(ops.logical_and, masks) if masks else None,
+        causal=causal,
+        scale=use.attribute("scale"),
+        softcap=softcap or None,
     )
     return [merged(y) if flat else turned(y), *presents]
 
@@ -87,8 +92,13 @@ def _rotary(use: Use) -> Value:
     return turned_by(x, cosines, sines, positions, heads, use)
 
 
-def turned_by(x: Value, cosines: Value, sines: Value, positions: Value | None, heads: int, use: Use) -> Value:
-    """x [B,S,H*D] or [B,H,S,D] turned by tables [M,R/2] at positions [B,S], or by angles [B,S,R/2]."""
+def turned_by(
+    x: Value, cosines: Value, sines: Value, positions: Value | None, heads: int, use: Use, kind: str = "interleaved"
+) -> Value:
+    """x [B,S,H*D] or [B,H,S,D] turned by tables [M,R/2] at positions [B,S], or by angles [B,S,R/2].
+
+    kind: the attribute that says how pairs lie.
+    """
     wide = x.rank == 4
     width: DimLike = use.attribute("rotary_embedding_dim", 0)
     if wide:
@@ -102,9 +112,7 @@ def turned_by(x: Value, cosines: Value, sines: Value, positions: Value | None, h
     shape = (*cosines.shape[:2], 1, half)
     cosines, sines = (ops.reshape(t, shape=shape) for t in (cosines, sines))
     whole = 2 * half == y.shape[-1]
-    z = rotate(
-        y, cosines, sines, interleaved=bool(use.attribute("interleaved", 0)), rotary_dim=None if whole else 2 * half
-    )
+    z = rotate(y, cosines, sines, interleaved=bool(use.attribute(kind, 0)), rotary_dim=None if whole else 2 * half)
     return turned(z) if wide else merged(z)
 
 
@@ -115,7 +123,7 @@ def _int(d: DimLike) -> int:
 
 
 def _heads(x: Value, width: DimLike) -> int:
-    return _int(x.shape[2] // width)
+    return _int(exact_div(x.shape[2], width))
 
 
 def _tensor_scatter(use: Use) -> Value:

@@ -79,12 +79,15 @@ def _clip(use: Use) -> Value:
     return x if bounds[1] is None else ops.minimum(x, bounds[1])
 
 
-_OWN = {DType.bf16, DType.i4, DType.u4}
-"""Types that are not NumPy's own and that casts of the IR know."""
+_NUMBERS = {
+    DType.f64, DType.f32, DType.f16, DType.bf16, DType.i64, DType.i32, DType.i16, DType.i8, DType.i4,
+    DType.u64, DType.u32, DType.u16, DType.u8, DType.u4, DType.bool_,
+}  # fmt: skip
+"""Types between which casts mean the same here and in ONNX; those of 8-bit floats saturate there."""
 
 
 def cast_to(x: Value, dtype: DType) -> Value:
-    if DType.text in (x.dtype, dtype) or any(d.numpy.kind not in "iufb" and d not in _OWN for d in (x.dtype, dtype)):
+    if not _NUMBERS.issuperset((x.dtype, dtype)):
         raise Unmapped(f"a cast from {x.dtype} to {dtype} is not one of numbers alone")
     return x if x.dtype == dtype else x.cast(dtype)
 
@@ -139,7 +142,11 @@ def _celu(use: Use) -> Value:
 
 
 def _selu(use: Use) -> Value:
-    x, alpha, gamma = use[0], use.attribute("alpha", 1.67326319217681884765625), use.attribute("gamma", 1.0507010221481323)
+    x, alpha, gamma = (
+        use[0],
+        use.attribute("alpha", 1.67326319217681884765625),
+        use.attribute("gamma", 1.0507010221481323),
+    )
     return ops.where(x <= 0.0, (ops.exp(ops.minimum(x, 0.0)) - 1.0) * alpha, x) * gamma
 
 
@@ -208,7 +215,8 @@ def _same(use: Use) -> Value:
 
 
 def _dropout(use: Use) -> Value:
-    """In evaluation; a mask that is asked for, or training, leaves it as it is."""
+    """In evaluation, whatever the ratio; a mask that is asked for, or training, leaves it as it is."""
+    use.has(1)
     if use.outputs(1):
         raise Unmapped("its mask is read")
     if use.version >= 12 and use.has(2):

@@ -100,8 +100,7 @@ def _rotary(use: Use) -> Value:
 
 def _penalty(keep: Value, filter_value: float, dtype: DType) -> Value:
     """0 where a key counts, and the number that ONNX Runtime adds where it does not."""
-    wide = ops.where(keep, ops.constant(value=0.0, dtype=dtype), ops.constant(value=filter_value, dtype=dtype))
-    return wide
+    return ops.where(keep, ops.constant(value=0.0, dtype=dtype), ops.constant(value=filter_value, dtype=dtype))
 
 
 def _key_mask(mask: Value, keys: DimLike, filter_value: float, dtype: DType) -> Value:
@@ -177,9 +176,7 @@ def _packed(use: Use) -> Parts:
     before: DimLike = 0
     present: Value | None = None
     if past is not None:
-        halves = [
-            ops.reshape(ops.slice_(past, axis=0, start=i, length=1), shape=past.shape[1:]) for i in (0, 1)
-        ]
+        halves = [ops.reshape(ops.slice_(past, axis=0, start=i, length=1), shape=past.shape[1:]) for i in (0, 1)]
         joined = [ops.cache_append(p, new) for p, new in zip(halves, (k, v), strict=True)]
         before = past.shape[3]
         k, v = (ops.cache_read(c) for c in joined)
@@ -207,18 +204,29 @@ def _grouped(use: Use) -> Parts:
     (total,) = use.dims(6)
     odd = ("smooth_softmax", "qk_output", "kv_cache_bit_width", "sliding_window_cache")
     quantized = any(use.attribute(f"{x}_quant_type", "NONE") != "NONE" for x in "kv")
-    if any(use.attribute(name, 0) for name in odd) or use.outputs(3) or quantized or any(map(use.has, (12, 13, 14, 15))):
+    if (
+        any(use.attribute(name, 0) for name in odd)
+        or use.outputs(3)
+        or quantized
+        or any(map(use.has, (12, 13, 14, 15)))
+    ):
         raise Unmapped("a form of it that keeps or gives more than keys and values")
+    use.skip("rotary_interleaved", 7, 8, 9)
     if k is None or v is None:
         width = q.shape[2] // (heads + 2 * groups)
         starts, counts = (0, heads, heads + groups), (heads, groups, groups)
-        q, k, v = (ops.slice_(q, axis=2, start=a * width, length=n * width) for a, n in zip(starts, counts, strict=True))
+        q, k, v = (
+            ops.slice_(q, axis=2, start=a * width, length=n * width) for a, n in zip(starts, counts, strict=True)
+        )
     batch, length = q.shape[0], q.shape[1]
     valid = ops.reshape(ends, shape=(batch, 1)).cast(i64) + 1
     before = ops.maximum(valid - dimension(length), 0)
     if use.attribute("do_rotary", 0):
-        places = use.get(9) or (ops.iota(start=0, length=length) + before)
-        q, k = (turned_by(x, use[7], use[8], places, n, use) for x, n in ((q, heads), (k, groups)))
+        places = use.get(9)
+        places = ops.iota(start=0, length=length) + before if places is None else places
+        q, k = (
+            turned_by(x, use[7], use[8], places, n, use, "rotary_interleaved") for x, n in ((q, heads), (k, groups))
+        )
     q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
     room: DimLike = past_k.shape[2] if past_k is not None else 0
     if past_k is not None and past_v is not None and total != room + length:
@@ -230,7 +238,14 @@ def _grouped(use: Use) -> Parts:
     if window > 0:
         keep = ops.logical_and(keep, ops.logical_not(below(length, keys.shape[1], ahead - window)))
     y = ops.attention(
-        q, keys, values, use.get(10), keep, None, sinks, scale=use.attribute("scale", 0.0) or None,
+        q,
+        keys,
+        values,
+        use.get(10),
+        keep,
+        None,
+        sinks,
+        scale=use.attribute("scale", 0.0) or None,
         softcap=use.attribute("softcap", 0.0) or None,
     )
     return [merged(y), turned(keys), turned(values)]

@@ -31,9 +31,7 @@ def _conv(use: Use) -> Value:
     )
 
 
-def _pads(
-    use: Use, x: Value, w: Value, stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[list[int], list[int]]:
+def _pads(use: Use, x: Value, w: Value, stride: Sequence[int], dilation: Sequence[int]) -> tuple[list[int], list[int]]:
     axes, auto = x.rank - 2, use.attribute("auto_pad", "NOTSET")
     if auto in ("NOTSET", "VALID", ""):
         pads = use.attribute("pads", (0,) * (2 * axes)) if auto != "VALID" else (0,) * (2 * axes)
@@ -55,7 +53,12 @@ def _einsum(use: Use) -> Value:
     equation = use.attribute("equation").replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    if "." in equation or not re.fullmatch(r"[A-Za-z,]*", left) or len(terms) not in (1, 2) or len(terms) != len(use.node.input):
+    if (
+        "." in equation
+        or not re.fullmatch(r"[A-Za-z,]*", left)
+        or len(terms) not in (1, 2)
+        or len(terms) != len(use.node.input)
+    ):
         raise Unmapped(f"the sum {equation}")
     if not arrow:
         letters = left.replace(",", "")
@@ -96,7 +99,9 @@ def _product(x: Value, y: Value, a: str, b: str, out: str) -> Value:
         return tuple(sizes[c] for c in names)
 
     left = ops.reshape(_ordered(x, a, "".join(batch + rows + inner)), shape=(*shape(batch), size(rows), size(inner)))
-    right = ops.reshape(_ordered(y, b, "".join(batch + inner + columns)), shape=(*shape(batch), size(inner), size(columns)))
+    right = ops.reshape(
+        _ordered(y, b, "".join(batch + inner + columns)), shape=(*shape(batch), size(inner), size(columns))
+    )
     z = ops.reshape(ops.matmul(left, right), shape=shape(batch + rows + columns))
     return _ordered(z, "".join(batch + rows + columns), out)
 

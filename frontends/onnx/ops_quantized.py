@@ -120,7 +120,7 @@ def _spread(v: Value, x: Value, axis: int, block: int) -> Value:
 def _arithmetic(use: Use) -> Value:
     x, scale, zero = use[0], use[1], use.get(2)
     kinds = (x.dtype.numpy.kind, scale.dtype.is_float)
-    if kinds[0] not in "iu" and x.dtype not in (DType.i4, DType.u4) or not kinds[1]:
+    if (kinds[0] not in "iu" and x.dtype not in (DType.i4, DType.u4)) or not kinds[1]:
         raise Unmapped(f"{x.type} with scales {scale.type}")
     axis, block = use.axis(use.attribute("axis", 1), x.rank) if x.rank else 0, use.attribute("block_size", 0)
     y = x.cast(f32)
@@ -176,38 +176,62 @@ def _matmul_integer(use: Use) -> Value:
     return matmul(a, b)
 
 
-def _matmul_nbits(use: Use) -> Value:
-    """MatMulNBits: a linear layer over a weight [N,K] in blocks along K."""
-    stored, scale, zero = weight(use, 1), weight(use, 2), weight(use, 3)
-    k, n, bits, block = (use.attribute(name) for name in ("K", "N", "bits", "block_size"))
-    bits = 4 if bits is None else bits
-    odd = stored is None or scale is None or (use.has(3) and zero is None) or use.has(4) or bits not in (2, 4, 8)
-    if odd or k % block or use.attribute("weight_prepacked", 0):
-        raise Unmapped(f"a weight of {bits} bits in blocks of {block} that is computed, reordered or not whole")
-    assert stored is not None and scale is not None
-    if zero is not None and zero.dtype != u8:
-        raise Unmapped(f"zero points of {zero.dtype}")
-    name = f"int{bits}"
-    e = LAYOUTS[name].by_block(block, zeros=zero is not None or bits == 8, scale=scale.dtype)
-    blocks, shift = k // block, -128 if bits == 8 else 0
+def _in_blocks(use: Use, stored: int, scale: int, zero: int, shape: tuple[int, int], block: int, bits: int) -> Encoding:
+    """The encoding of a matrix [N,K] in blocks along K, whose codes are packed into bytes."""
+    parts = [weight(use, i) for i in (stored, scale)]
+    zeros = weight(use, zero)
+    odd = None in parts or (use.has(zero) and zeros is None) or bits not in (2, 4, 8) or shape[1] % block
+    if odd or parts[0] is None or parts[1] is None or parts[0].dtype != u8 or not parts[1].dtype.is_float:
+        raise Unmapped(f"a weight of {bits} bits in blocks of {block} that is computed, of other types or not whole")
+    if zeros is not None and zeros.dtype != u8:
+        raise Unmapped(f"zero points of {zeros.dtype}")
+    return LAYOUTS[f"int{bits}"].by_block(block, zeros=zeros is not None or bits == 8, scale=parts[1].dtype)
 
-    def unpacked(x: Array, count: int) -> Array:
-        parts = [x >> s & ((1 << bits) - 1) for s in range(0, 8, bits)]
-        return np.stack(parts, axis=-1).reshape(*x.shape[:-1], -1)[..., :count]
+
+def _unpacked(x: Array, bits: int, count: int) -> Array:
+    """The codes in bytes [..., n], the first of a byte in its lowest bits."""
+    parts = [x >> s & ((1 << bits) - 1) for s in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*x.shape[:-1], -1)[..., :count].astype(np.int16)
+
+
+def _packed(use: Use, at: tuple[int, int, int], shape: tuple[int, int], dtype: DType) -> Value:
+    """A packed matrix as an encoded parameter. at: operands that are its codes, scales and zero points."""
+    block, bits = use.attribute("block_size"), use.attribute("bits", 4)
+    e = _in_blocks(use, *at, shape, block, bits)
+    stored, scale, zero = (weight(use, i) for i in at)
+    assert stored is not None and scale is not None
+    n, blocks, shift = shape[0], shape[1] // block, -128 if bits == 8 else 0
 
     def make() -> tuple[Array, Array, Array | None]:
-        codes = unpacked(stored.numpy().reshape(n, blocks, -1), block).astype(np.int16) + shift
+        codes = _unpacked(stored.numpy().reshape(n, blocks, -1), bits, block) + shift
         zeros: Array | None = None
         if zero is not None:
-            zeros = unpacked(zero.numpy().reshape(n, -1), blocks).astype(np.int16)[..., None] + shift
+            zeros = _unpacked(zero.numpy().reshape(n, -1), bits, blocks)[..., None] + shift
         elif bits == 8:
             zeros = np.zeros((n, blocks, 1), np.int16)
         own = None if zeros is None else zeros.astype(e.codes_type.numpy)
         return codes.astype(e.codes_type.numpy), scale.numpy().reshape(n, blocks, 1), own
 
-    x, b = use[0], use.get(5)
-    w = encoded(use, 1, e, (n, k), x.dtype, make)
-    return ops.linear(x, w, b)
+    return encoded(use, at[0], e, shape, dtype, make)
+
+
+def _matmul_nbits(use: Use) -> Value:
+    """MatMulNBits: a linear layer over a weight [N,K] in blocks along K."""
+    if use.has(4) or use.attribute("weight_prepacked", 0):
+        raise Unmapped("its weight is reordered")
+    shape = use.attribute("N"), use.attribute("K")
+    return ops.linear(use[0], _packed(use, (1, 2, 3), shape, use[0].dtype), use.get(5))
+
+
+def _gather_quantized(use: Use) -> Value:
+    """GatherBlockQuantized: rows of a table in blocks along its last axis."""
+    stored, scale = weight(use, 0), weight(use, 2)
+    plain = use.attribute("gather_axis", 0) == 0 and use.attribute("quantize_axis", 1) in (1, -1)
+    if stored is None or scale is None or len(stored.shape) != 2 or not plain:
+        raise Unmapped("a table that is computed, or other axes than rows in blocks along the last")
+    width = stored.shape[1] * 8 // use.attribute("bits", 4)
+    table = _packed(use, (0, 2, 3), (stored.shape[0], width), scale.dtype)
+    return ops.gather(table, use[1], axis=0)
 
 
 QUANTIZED: Handlers = {
@@ -221,5 +245,6 @@ MICROSOFT_QUANTIZED: Handlers = {
     "DequantizeLinear": _dequantize,
     "QuantizeLinear": _quantize,
     "MatMulNBits": _matmul_nbits,
+    "GatherBlockQuantized": _gather_quantized,
 }
 """By op type of the domain com.microsoft."""

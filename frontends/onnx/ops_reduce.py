@@ -25,21 +25,21 @@ def over(x: Value, axes: Sequence[int], step: Step, *, keep: bool) -> Value:
 
 def _axes(use: Use, since: int, rank: int) -> Sequence[int] | None:
     """Axes to reduce: all where none are given; None: none at all."""
-    axes = use.axes(1, since, rank)
-    if not axes:
-        return None if use.attribute("noop_with_empty_axes", 0) else range(rank)
-    return axes
+    axes, keep = use.axes(1, since, rank), bool(use.attribute("noop_with_empty_axes", 0))
+    if axes:
+        return axes
+    return None if keep else range(rank)
 
 
 def _reduction(step: Step, since: int = 18, before: Step | None = None, after: Step | None = None) -> Handler:
     def handler(use: Use) -> Value:
         x = use[0]
-        axes = _axes(use, since, x.rank)
+        axes, keep = _axes(use, since, x.rank), bool(use.attribute("keepdims", 1))
         narrow = x.dtype == i32 and (before is None or step in (ops.sum, ops.prod))
         wide = x.cast(i64) if narrow and step in (ops.sum, ops.prod) else x
         y = wide if before is None else before(wide)
         if axes is not None:
-            y = over(y, axes, step, keep=bool(use.attribute("keepdims", 1)))
+            y = over(y, axes, step, keep=keep)
         y = y if after is None else after(y)
         return y.cast(x.dtype) if y.dtype != x.dtype else y
 
@@ -52,12 +52,12 @@ def _square(x: Value) -> Value:
 
 def _log_sum_exp(use: Use) -> Value:
     x = use[0]
-    axes = _axes(use, 18, x.rank)
+    axes, keep = _axes(use, 18, x.rank), bool(use.attribute("keepdims", 1))
     if axes is None:
         return x
     most = over(x, axes, ops.max, keep=True)
     y = ops.log(over(ops.exp(x - most), axes, ops.sum, keep=True)) + most
-    if use.attribute("keepdims", 1):
+    if keep:
         return y
     return ops.reshape(y, shape=tuple(d for i, d in enumerate(y.shape) if i not in axes))
 
@@ -281,4 +281,3 @@ REDUCTIONS: Handlers = {
     "GlobalMaxPool": _global_pool(ops.max),
 }
 """By op type of the standard domain."""
-

@@ -78,7 +78,7 @@ def _concat(use: Use) -> Value:
 
 def _split(use: Use) -> list[Value]:
     x, axis = use[0], use.axis(use.attribute("axis", 0), use[0].rank)
-    count = len(use.node.output)
+    count = use.attribute("num_outputs", len(use.node.output))
     if use.version < 13:
         sizes: Sequence[DimLike] | None = use.attribute("split")
     else:
@@ -92,7 +92,7 @@ def _split(use: Use) -> list[Value]:
             sizes = [size // count] * count
     found: list[Value] = []
     start: DimLike = 0
-    for length in sizes:
+    for length in sizes or ():
         found.append(ops.slice_(x, axis=axis, start=start, length=length))
         start = start + length
     return found
@@ -132,7 +132,9 @@ def _slice(use: Use) -> Value:
             if isinstance(length, int) and length < 0:
                 length = 0
             whole = isinstance(last, int) and isinstance(size, Dim)
-            if whole and (not isinstance(length, int) or length > 1) or (isinstance(length, Dim) and _may_sink(length)):
+            if (whole and (not isinstance(length, int) or length > 1)) or (
+                isinstance(length, Dim) and _may_sink(length)
+            ):
                 raise Unmapped(f"whether [{start}:{end}] is inside the {size} elements is not known")
             x = ops.slice_(x, axis=axis, start=first, length=length)
         else:
@@ -153,7 +155,9 @@ def _strided(x: Value, axis: int, start: DimLike, end: DimLike, step: int) -> Va
         if not chosen:
             return ops.slice_(x, axis=axis, start=0, length=0)
         return ops.gather(x, ops.constant(value=tuple(chosen), dtype=i64), axis=axis)
-    reverse = step == -1 and isinstance(start, int) and start in (-1, _FAR) or (isinstance(start, int) and start >= _FAR)
+    reverse = (step == -1 and isinstance(start, int) and start in (-1, _FAR)) or (
+        isinstance(start, int) and start >= _FAR
+    )
     if step == -1 and reverse and isinstance(end, int) and end <= -_FAR:
         places = ops.iota(start=0, length=size) * -1 + ops.reshape(ops.iota(start=size - 1, length=1), shape=())
         return ops.gather(x, places, axis=axis)
@@ -198,7 +202,10 @@ def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
     if batch:
         places = [
-            ops.expand(ops.reshape(ops.iota(start=0, length=x.shape[i]), shape=_at(i, x.shape[i], indices.rank)), shape=(*indices.shape[:-1], 1))
+            ops.expand(
+                ops.reshape(ops.iota(start=0, length=x.shape[i]), shape=_at(i, x.shape[i], indices.rank)),
+                shape=(*indices.shape[:-1], 1),
+            )
             for i in range(batch)
         ]
         indices = ops.concat(*places, indices, axis=-1)

@@ -9,7 +9,7 @@ import onnx
 
 from ...ir.errors import MonographError
 from ...ir.types import Dim, DimLike, DType, TensorType, parse_dim
-from .errors import OnnxFileError
+from .errors import OnnxFileError, UntypedError
 
 _P = onnx.TensorProto
 DTYPES: dict[int, DType] = {
@@ -101,18 +101,16 @@ def type_of(
     Raises OnnxFileError for what is no tensor, or holds elements that the IR has no type for.
     """
     if proto.WhichOneof("value") not in ("tensor_type", None):
-        raise OnnxFileError(f"is a {proto.WhichOneof('value')}, and only tensors are known here", place=place)
+        raise UntypedError(f"is a {proto.WhichOneof('value')}, and only tensors are known here", place=place)
     t = proto.tensor_type
     if t.elem_type and t.elem_type not in DTYPES:
-        raise OnnxFileError(f"has element type {t.elem_type}, which has no counterpart in the IR", place=place)
+        raise UntypedError(f"has element type {t.elem_type}, which has no counterpart in the IR", place=place)
     if not t.elem_type or not t.HasField("shape"):
         return None
     return TensorType(DTYPES[t.elem_type], tuple(dim_of(d, symbols, place, read or symbols.named) for d in t.shape.dim))
 
 
-def dim_of(
-    d: onnx.TensorShapeProto.Dimension, symbols: Symbols, place: str, read: Callable[[str], DimLike]
-) -> DimLike:
+def dim_of(d: onnx.TensorShapeProto.Dimension, symbols: Symbols, place: str, read: Callable[[str], DimLike]) -> DimLike:
     """One dimension; a new symbol where it is not said."""
     if d.HasField("dim_value"):
         if d.dim_value < 0:

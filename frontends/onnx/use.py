@@ -57,10 +57,23 @@ class Use:
     def __init__(self, importer: Importer, node: onnx.NodeProto, version: int) -> None:
         self.importer, self.node, self.version = importer, node, version
         self.attributes: Mapping[str, onnx.AttributeProto] = {a.name: a for a in node.attribute}
+        self._asked: set[int | str] = set()
 
     # -- operands ------------------------------------------------------------------------------------------------
 
+    def overlooked(self) -> str:
+        """The first operand or attribute that nobody asked for: what was made without it may mean something else."""
+        inputs = [f"operand {i}" for i, n in enumerate(self.node.input) if n and i not in self._asked]
+        names = [f"attribute {k}" for k in self.attributes if k not in self._asked and k not in _HINTS]
+        return next(iter([*inputs, *names]), "")
+
+    def skip(self, *what: int | str) -> None:
+        """Say that operands or attributes change nothing here."""
+        self._asked.update(what)
+
     def has(self, i: int) -> bool:
+        """Whether operand `i` is given."""
+        self._asked.add(i)
         return i < len(self.node.input) and bool(self.node.input[i])
 
     def get(self, i: int) -> Value | None:
@@ -112,12 +125,16 @@ class Use:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute as Python has it: text, numbers, tuples, protos."""
+        self._asked.add(name)
         if name not in self.attributes:
             return default
         found: Any = onnx.helper.get_attribute_value(self.attributes[name])
         if isinstance(found, bytes):
             return found.decode("utf-8", "replace")
-        return tuple(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
+        if isinstance(found, str) or not isinstance(found, Sequence):
+            return found
+        several: Sequence[Any] = found
+        return tuple(several)
 
     def axes(self, operand: int, since: int, rank: int) -> tuple[int, ...] | None:
         """Axes, an attribute before version `since` and an operand from then on, counted from 0; None: not given."""
@@ -130,6 +147,20 @@ class Use:
             raise Unmapped(f"axis {axis} is outside rank {rank}")
         return axis % rank if rank else 0
 
+
+_HINTS = {
+    "accuracy_level",
+    "consumed_inputs",
+    "kernel_shape",
+    "momentum",
+    "ratio",
+    "saturate",
+    "seed",
+    "softmax_precision",
+    "stash_type",
+    "storage_order",
+}
+"""Attributes that change no result: how numbers are computed, what operands say too, what only training reads."""
 
 Result = Value | Known | Sequence["Value | Known | None"]
 Handler = Callable[[Use], Result]

@@ -104,4 +104,3 @@ def only(value: object, expected: object, what: str) -> None:
 def count_of(shape: Shape, axes: list[int]) -> DimLike:
     """How many elements lie along axes."""
     return product(shape[a] for a in axes)
-

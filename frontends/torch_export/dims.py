@@ -124,8 +124,9 @@ def symbol_names(sizes: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
         said: Mapping[str, str] = getattr(environment, "source_name_to_debug_name", {})
         origins: Mapping[Any, Any] = getattr(environment, "var_to_sources", {})
         for symbol, places in origins.items():
-            names = (said.get(place.name if isinstance(place.name, str) else place.name()) for place in places)
-            found.setdefault(str(symbol), next((n for n in names if n and n.isidentifier()), str(symbol)))
+            sources = [place.name if isinstance(place.name, str) else place.name() for place in places]
+            names = (said.get(origin, origin) for origin in sources)
+            found.setdefault(str(symbol), next((n for n in names if n.isidentifier()), str(symbol)))
     return found
 
 

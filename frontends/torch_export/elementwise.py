@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir import Value, ops
-from ...ir.types import DType, bool_, f32, i64
+from ...ir.types import bool_, i64
 from .call import Call, Number, Table, only
 
 Binary = Callable[[Value, Value], Value]
@@ -253,42 +253,6 @@ def _mixed(c: Call, x: Value, y: Value, weight: Number) -> Value:
     return x + c.value(weight, x.dtype) * (y - x)
 
 
-def _arange(c: Call, start: Number, end: Number, step: Number = 1) -> Value:
-    (length,) = c.shape
-    if isinstance(step, float) or isinstance(start, float):
-        return ops.iota(start=0, length=length, dtype=c.dtype if c.dtype.is_float else f32).cast(c.dtype) * step + start
-    first: Any = start
-    if step == 1:
-        return ops.iota(start=first, length=length, dtype=c.dtype)
-    steps = ops.iota(start=0, length=length, dtype=c.dtype)
-    return steps * step + c.value(start, c.dtype)
-
-
-def _full(c: Call, size: Any, number: Number) -> Value:
-    return c.expanded(c.value(number, c.dtype), c.shape)
-
-
-def _full_like(c: Call, x: Value, number: Number) -> Value:
-    return c.expanded(c.value(number, c.dtype), c.shape)
-
-
-def _all(number: float) -> Callable[..., Value]:
-    """zeros, ones and what is not filled at all, of the shape that is asked for."""
-
-    def handler(c: Call, *rest: Any) -> Value:
-        return c.expanded(c.value(number, c.dtype), c.shape)
-
-    return handler
-
-
-def _scalar(c: Call, number: Number) -> Value:
-    return c.value(number, c.dtype)
-
-
-def _copied(c: Call, x: Value, source: Value) -> Value:
-    return c.expanded(c.cast(source, x.dtype), x.shape)
-
-
 def _dropout(c: Call, x: Value, p: float, train: bool) -> Value:
     if not train or p == 0:
         return x
@@ -299,15 +263,12 @@ def _native_dropout(c: Call, x: Value, p: float, train: bool | None) -> tuple[Va
     return (_dropout(c, x, p, train is not False), None)
 
 
-
 ELEMENTWISE: Table = {
     **dict.fromkeys(("aten.add.Tensor", "aten.add.Scalar"), _scaled(ops.add)),
     **dict.fromkeys(("aten.sub.Tensor", "aten.sub.Scalar"), _scaled(ops.sub)),
     "aten.rsub.Scalar": lambda c, x, y, alpha=1: c.value(y, c.dtype) - c.value(x, c.dtype) * alpha,
     **dict.fromkeys(("aten.mul.Tensor", "aten.mul.Scalar"), _times),
-    **dict.fromkeys(
-        ("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"), _divided
-    ),
+    **dict.fromkeys(("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"), _divided),
     "aten.floor_divide.default": _arithmetic(ops.floor_div),
     **dict.fromkeys(("aten.remainder.Tensor", "aten.remainder.Scalar"), _arithmetic(ops.mod)),
     **dict.fromkeys(("aten.fmod.Tensor", "aten.fmod.Scalar"), _fmod),
@@ -331,7 +292,9 @@ ELEMENTWISE: Table = {
     **dict.fromkeys(
         ("aten.bitwise_and.Tensor", "aten.bitwise_and.Scalar"), _bitwise(ops.logical_and, ops.bitwise_and, True)
     ),
-    **dict.fromkeys(("aten.bitwise_or.Tensor", "aten.bitwise_or.Scalar"), _bitwise(ops.logical_or, ops.bitwise_or, False)),
+    **dict.fromkeys(
+        ("aten.bitwise_or.Tensor", "aten.bitwise_or.Scalar"), _bitwise(ops.logical_or, ops.bitwise_or, False)
+    ),
     **dict.fromkeys(("aten.bitwise_xor.Tensor", "aten.bitwise_xor.Scalar"), _bitwise(_xor, ops.bitwise_xor, False)),
     "aten.bitwise_not.default": _bitwise_not,
     "aten.neg.default": lambda c, x: ops.neg(x),
@@ -381,7 +344,9 @@ ELEMENTWISE: Table = {
     "aten.log_sigmoid.default": _log_sigmoid,
     "aten.glu.default": _glu,
     "aten._to_copy.default": _to,
-    **dict.fromkeys(("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"), _to),
+    **dict.fromkeys(
+        ("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"), _to
+    ),
     **dict.fromkeys(
         (
             "aten.alias.default",
@@ -394,18 +359,6 @@ ELEMENTWISE: Table = {
         _same,
     ),
     "aten.detach.default": _detached,
-    "aten.arange.start_step": _arange,
-    "aten.arange.start": _arange,
-    "aten.arange.default": lambda c, end: _arange(c, 0, end),
-    "aten.full.default": _full,
-    "aten.full_like.default": _full_like,
-    "aten.new_full.default": lambda c, x, size, number: _full(c, size, number),
-    **dict.fromkeys(("aten.zeros.default", "aten.zeros_like.default", "aten.new_zeros.default"), _all(0)),
-    **dict.fromkeys(("aten.ones.default", "aten.ones_like.default", "aten.new_ones.default"), _all(1)),
-    "aten.scalar_tensor.default": _scalar,
-    "aten.fill.Scalar": _full_like,
-    "aten.fill.Tensor": _full_like,
-    "aten.copy.default": _copied,
     "aten.dropout.default": _dropout,
     "aten.native_dropout.default": _native_dropout,
 }

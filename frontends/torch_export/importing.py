@@ -6,6 +6,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
+
 from ...ir import Graph, Init, Value, building, ops
 from ...ir.errors import MonographError
 from ...ir.graph import NOWHERE, Location
@@ -14,6 +16,7 @@ from ...ir.types import TensorType
 from ...ir.value import FIXED, FROZEN
 from ...ir.weights import Weights
 from .call import Call, Handler, Table
+from .creation import CREATION
 from .dims import Dims, least_values, symbol_names
 from .elementwise import ELEMENTWISE
 from .errors import NotImportableError, UnknownFormError
@@ -24,7 +27,7 @@ from .reductions import REDUCTIONS
 from .shapes import SHAPES
 from .tensors import LiveTensor, dtype_of, written_out
 
-TABLE: Table = {**ELEMENTWISE, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
+TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
 """What each ATen op is in the IR."""
 
 CHECKS = frozenset(
@@ -44,7 +47,8 @@ _PLACEMENT = frozenset({"layout", "device", "pin_memory", "memory_format", "non_
 _WRITTEN_OUT = 4096
 """Elements of a constant that stands in the graph; a larger one is a fixed parameter."""
 
-_HANDLED = frozenset({"PARAMETER", "BUFFER", "CONSTANT_TENSOR", "USER_INPUT"})
+_HANDLED = frozenset({"PARAMETER", "BUFFER", "CONSTANT_TENSOR", "USER_INPUT", "TOKEN"})
+"""Kinds of inputs that are known. A token only orders checks that have an effect, see `_called_op`."""
 
 
 class Importer:
@@ -74,7 +78,7 @@ class Importer:
         self._outputs()
         if self.failures:
             lines = [f"{line}{f' ({n} times)' if n > 1 else ''}" for line, n in self.failures.items()]
-            what = f"{len(lines)} calls have no counterpart in the IR"
+            what = f"{len(lines)} call{'s have' if len(lines) > 1 else ' has'} no counterpart in the IR"
             raise NotImportableError(what, place=self.graph.name, details=lines)
         return self.graph, Weights(self.tensors, place=self.graph.name)
 
@@ -84,11 +88,13 @@ class Importer:
         signature = self.program.graph_signature
         lines = [f"input {s.arg.name} is a {s.kind.name}" for s in signature.input_specs if s.kind.name not in _HANDLED]
         for s in signature.output_specs:
-            if s.kind.name not in ("USER_OUTPUT", "LOSS_OUTPUT"):
+            if s.kind.name not in ("USER_OUTPUT", "LOSS_OUTPUT", "TOKEN"):
                 lines.append(f"{s.target or s.arg.name} is changed by the call ({s.kind.name})")
         if lines:
             hint = "load it in evaluation mode, module.eval(), without caches and counters that it keeps"
-            raise NotImportableError(f"{len(lines)} effects beside its outputs", place=self.graph.name, details=lines, hint=hint)
+            raise NotImportableError(
+                "it has effects beside its outputs", place=self.graph.name, details=lines, hint=hint
+            )
 
     def user_inputs(self) -> list[Any]:
         """The nodes of what the program is called with."""
@@ -124,6 +130,8 @@ class Importer:
                 self.values[node] = self.graph.params[self.placed[spec.target]]
                 if spec.kind.name == "PARAMETER" and self.program.state_dict[spec.target].requires_grad:
                     self.learns.add(node)
+            elif spec.kind.name == "TOKEN":
+                self.values[node] = None
             elif node.users:
                 self.values[node] = self._constant(spec.target, self.program.constants[spec.target])
 
@@ -151,7 +159,8 @@ class Importer:
         specs = self.program.graph_signature.output_specs
         (last,) = (n for n in self.program.graph.nodes if n.op == "output")
         names = output_names(self.program.call_spec.out_spec)
-        for name, spec, node in zip(names, specs, last.args[0], strict=True):
+        given = [(s, n) for s, n in zip(specs, last.args[0], strict=True) if s.kind.name != "TOKEN"]
+        for name, (spec, node) in zip(names, given, strict=True):
             if type(spec.arg).__name__ == "ConstantArgument" or node in self.lost:
                 continue
             value = self.values[node]
@@ -163,10 +172,17 @@ class Importer:
 
     def _node(self, node: Any) -> None:
         read = list(node.all_input_nodes)
-        if str(node.target) in CHECKS:
+        if _called_op(node) in CHECKS:
+            self.values[node] = (None,)
             return
         if any(n in self.lost for n in read):
             self.lost.add(node)
+            if (
+                node.target is not operator.getitem
+                and _called_op(node) not in TABLE
+                and hasattr(node.target, "_schema")
+            ):
+                self._fail(node, place_of(node), "")
             return
         if any(n in self.learns for n in read):
             self.learns.add(node)
@@ -191,7 +207,7 @@ class Importer:
             return self._checked(call, self._called(handler, call))
 
     def _called(self, handler: Handler, call: Call) -> Any:
-        """Arguments in the order of the schema, as far as they are given; those that only place elements are left out."""
+        """Arguments in the order of the schema, as far as they are given, but for those that only place elements."""
         node = call.node
         given = list(node.args)
         schema = node.target._schema.arguments
@@ -215,8 +231,13 @@ class Importer:
         return made
 
     def _fail(self, node: Any, place: Location, why: str) -> None:
-        line = f"{node.target} at {place.file}:{place.line}" if place.file else f"{node.target}"
+        line = f"{_called_op(node)} at {place.file}:{place.line}" if place.file else _called_op(node)
         line += f" in {place.scope}" if place.scope else ""
         line += f": {why}" if why and why != "no op of the IR" else ""
         self.failures[line] = self.failures.get(line, 0) + 1
 
+
+def _called_op(node: Any) -> str:
+    """The op of a node as PyTorch prints it; of a call whose effects are ordered by tokens the op that it calls."""
+    ordered = node.target is torch.ops.higher_order.with_effects
+    return str(node.args[1] if ordered else node.target)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...ir import Value, ops
 from ...ir.ops.elementwise import Cast
 from ...ir.ops.shape import Expand, Iota, Reshape

@@ -10,7 +10,6 @@ from ...ir.types import DimLike, Shape, bool_, broadcast, product
 from .call import Call, Table, only
 from .errors import UnknownFormError
 from .reductions import over
-from .shapes import part
 
 
 def _linear(c: Call, x: Value, w: Value, b: Value | None = None) -> Value:

@@ -19,14 +19,23 @@ from .errors import NotImportableError
 from .importing import TABLE, Importer
 
 _HAS_PARTS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "upsample_bilinear2d.vec", "upsample_bilinear2d.default", "upsample_nearest2d.vec", "upsample_nearest2d.default",
-        "upsample_nearest1d.vec", "upsample_linear1d.vec", "upsample_bicubic2d.vec", "pixel_shuffle.default",
-        "pixel_unshuffle.default", "grid_sampler_2d.default", "reflection_pad1d.default", "reflection_pad2d.default",
-        "replication_pad1d.default", "replication_pad2d.default", "_cdist_forward.default", "_pdist_forward.default",
-    )
-)  # fmt: skip
+    {
+        "aten.upsample_bilinear2d.vec",
+        "aten.upsample_bilinear2d.default",
+        "aten.upsample_nearest2d.vec",
+        "aten.upsample_nearest2d.default",
+        "aten.upsample_nearest1d.vec",
+        "aten.upsample_linear1d.vec",
+        "aten.upsample_bicubic2d.vec",
+        "aten.pixel_shuffle.default",
+        "aten.pixel_unshuffle.default",
+        "aten.grid_sampler_2d.default",
+        "aten.reflection_pad1d.default",
+        "aten.reflection_pad2d.default",
+        "aten.replication_pad1d.default",
+        "aten.replication_pad2d.default",
+    }
+)
 """Core ops that the table does not have, and of which PyTorch knows the parts."""
 
 CUSTOM = "module"

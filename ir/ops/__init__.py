@@ -99,14 +99,14 @@ from .state_space import state_space as state_space
 __all__ = [
     "abs", "add", "add_layer_norm", "add_rms_norm", "any", "argmax", "attention", "bitwise_and", "bitwise_not",
     "bitwise_or", "bitwise_xor", "cache_append", "cache_read", "cast", "causal_conv", "ceil", "compact", "concat",
-    "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum", "dequantize", "detach", "div", "dropout", "embedding",
-    "encoded_part", "equal", "erf", "exp", "expand", "feed_forward", "floor", "floor_div",
-    "gated_feed_forward", "gather", "gather_nd", "gelu", "gru", "iota", "layer_norm", "less", "less_equal", "linear",
-    "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean", "min", "minimum",
-    "mod", "moe", "mul", "neg", "pad", "pow", "prod", "relu", "reshape", "rms_norm", "rnn", "rope", "rope_frequencies",
-    "round", "rsqrt", "scatter", "scatter_nd", "sigmoid", "sign", "silu", "sin", "sinusoidal_positions", "slice_",
-    "softmax", "softplus", "sqrt", "state_space", "sub", "sum", "take_along_axis", "tanh", "topk", "transpose",
-    "where",
+    "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum", "dequantize", "detach", "div", "dropout",
+    "embedding", "encoded_part", "equal", "erf", "exp", "expand", "feed_forward", "floor", "floor_div",
+    "gated_feed_forward", "gather", "gather_nd", "gelu", "gru", "iota", "layer_norm", "less", "less_equal",
+    "linear", "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean", "min",
+    "minimum", "mod", "moe", "mul", "neg", "pad", "pow", "prod", "relu", "reshape", "rms_norm", "rnn", "rope",
+    "rope_frequencies", "round", "rsqrt", "scatter", "scatter_nd", "sigmoid", "sign", "silu", "sin",
+    "sinusoidal_positions", "slice_", "softmax", "softplus", "sqrt", "state_space", "sub", "sum", "take_along_axis",
+    "tanh", "topk", "transpose", "where",
 ]  # fmt: skip
 
 

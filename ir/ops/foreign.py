@@ -22,7 +22,8 @@ class Foreign(Op):
 
     The frontend that reads the format derives from this class and says how such a node runs. types: of the outputs; a
     symbol that no operand has is a size that only the result shows. absent: places of inputs that are left out, which
-    the operands skip; skipped: those of outputs that nobody asked for. captures: names by which subgraphs read the last operands, if there are subgraphs.
+    the operands skip; skipped: those of outputs that nobody asked for. captures: names by which subgraphs read the
+    last operands, if there are subgraphs.
     """
 
     folds: ClassVar[bool] = False

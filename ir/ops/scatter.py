@@ -19,6 +19,7 @@ from ..types import Dim, DimLike, TensorType, bool_, i64
 from .checks import same_dtype
 from .reduce import AlongAxis, Reduce
 
+_indices: Any = np.indices
 _AT: Mapping[str, Callable[..., None]] = {
     "add": np.add.at,
     "mul": np.multiply.at,
@@ -111,7 +112,7 @@ class Scatter(AlongAxis):
 
     def numpy(self, x: Any, indices: Any, updates: Any, *, axis: int, reduction: str) -> Any:
         y = np.array(x)
-        places = list(np.indices(indices.shape, sparse=True))
+        places: list[Any] = list(_indices(indices.shape, sparse=True))
         places[axis] = indices
         if reduction == "none":
             y[tuple(places)] = updates
