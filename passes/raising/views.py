@@ -215,7 +215,7 @@ def _repeated(node: Node, scales: bool) -> View | None:
 
 def _picked(node: Node) -> tuple[Value, int, np.ndarray] | None:
     """(x, axis, indices along it) of a concat of parts of x, or a gather by constants of rank 1."""
-    axis = node.attributes["axis"]
+    axis: int = node.attributes["axis"]
     if isinstance(node.op, Gather):
         indices = array_of(node.value("indices"))
         x = node.value("x")
