@@ -1,4 +1,4 @@
-"""Seeded mistakes in spelled attention: whatever raising makes of a wrong graph, it computes what the graph computed."""
+"""Seeded mistakes in spelled attention: what raising makes of a wrong graph computes what the graph computed."""
 
 from __future__ import annotations
 

@@ -19,6 +19,9 @@ from .constants import Reader
 BOUNDS = {DType.f64: 1e-6, DType.f32: 1e-4, DType.f16: 2e-2, DType.bf16: 1e-1}
 """How far results may lie apart, as a share of the largest: the arithmetic of a sum of a few hundred terms."""
 
+FARTHEST = 50
+"""Positions are drawn below this."""
+
 LARGEST = 1 << 24
 """Elements of one value beyond which inputs are not drawn."""
 
@@ -145,7 +148,8 @@ class Run:
         if v.dtype.is_float:
             return self.rng.standard_normal(concrete).astype(v.dtype.numpy)
         if v in self.cuts and v.dtype != bool_:
-            return self.rng.integers(0, 50, concrete).astype(v.dtype.numpy)
+            rows = rows_indexed(v)
+            return self.rng.integers(0, FARTHEST if rows == 10 else min(rows, FARTHEST), concrete).astype(v.dtype.numpy)
         if v.producer is None and not v.is_param and v.rank >= 2 and rows_indexed(v) == 10:
             return _masked(self.trial, concrete, self.rng).astype(v.dtype.numpy)
         most = 2 if v.dtype == bool_ else max(1, rows_indexed(v))

@@ -8,6 +8,7 @@ from ..cse import cse
 from ..dce import dce
 from ..fold import fold
 from .activations import Activations
+from .angle_tables import compute_tables
 from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read, Reader
@@ -41,6 +42,7 @@ def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
     put_back(graph, report)
     dce(graph)
     raise_norms(graph, check, report)
+    compute_tables(graph, check, reader)
     Rotations(graph, check, report, reader).run()
     dce(graph)
     Activations(graph, report).run()
