@@ -50,7 +50,7 @@ class Call:
     @property
     def _results(self) -> list[Any]:
         made = self.node.meta["val"]
-        return list(made) if isinstance(made, (tuple, list)) else [made]
+        return list(cast("list[Any]", made)) if isinstance(made, (tuple, list)) else [made]
 
     def type_of(self, tensor: Any) -> TensorType:
         """The type of a tensor without data. Raises UnknownFormError for what the IR has no type for."""

@@ -25,6 +25,14 @@ def _full(c: Call, size: Any, number: Number) -> Value:
     return c.expanded(c.value(number, c.dtype), c.shape)
 
 
+def _arange_to(c: Call, end: Number) -> Value:
+    return _arange(c, 0, end)
+
+
+def _new_full(c: Call, x: Value, size: Any, number: Number) -> Value:
+    return _full(c, size, number)
+
+
 def _full_like(c: Call, x: Value, number: Number) -> Value:
     return c.expanded(c.value(number, c.dtype), c.shape)
 
@@ -49,10 +57,10 @@ def _copied(c: Call, x: Value, source: Value) -> Value:
 CREATION: Table = {
     "aten.arange.start_step": _arange,
     "aten.arange.start": _arange,
-    "aten.arange.default": lambda c, end: _arange(c, 0, end),
+    "aten.arange.default": _arange_to,
     "aten.full.default": _full,
     "aten.full_like.default": _full_like,
-    "aten.new_full.default": lambda c, x, size, number: _full(c, size, number),
+    "aten.new_full.default": _new_full,
     **dict.fromkeys(("aten.zeros.default", "aten.zeros_like.default", "aten.new_zeros.default"), _all(0)),
     **dict.fromkeys(("aten.ones.default", "aten.ones_like.default", "aten.new_ones.default"), _all(1)),
     "aten.scalar_tensor.default": _scalar,

@@ -33,6 +33,23 @@ def _scaled(function: Binary) -> Callable[..., Value]:
     return handler
 
 
+def _subtracted_from(c: Call, x: Number, y: Number, alpha: float = 1) -> Value:
+    return c.value(y, c.dtype) - c.value(x, c.dtype) * alpha
+
+
+def _plain(function: Callable[[Value], Value]) -> Callable[..., Value]:
+    """Of what the op of the IR takes as it is."""
+
+    def handler(c: Call, x: Value) -> Value:
+        return function(x)
+
+    return handler
+
+
+def _relu(c: Call, x: Value) -> Value:
+    return ops.relu(x) if x.dtype.is_float else _clamped(c, x, 0)
+
+
 def _times(c: Call, x: Number, y: Number) -> Value:
     if c.dtype == bool_:
         return c.value(x, bool_) & c.value(y, bool_)
@@ -266,7 +283,7 @@ def _native_dropout(c: Call, x: Value, p: float, train: bool | None) -> tuple[Va
 ELEMENTWISE: Table = {
     **dict.fromkeys(("aten.add.Tensor", "aten.add.Scalar"), _scaled(ops.add)),
     **dict.fromkeys(("aten.sub.Tensor", "aten.sub.Scalar"), _scaled(ops.sub)),
-    "aten.rsub.Scalar": lambda c, x, y, alpha=1: c.value(y, c.dtype) - c.value(x, c.dtype) * alpha,
+    "aten.rsub.Scalar": _subtracted_from,
     **dict.fromkeys(("aten.mul.Tensor", "aten.mul.Scalar"), _times),
     **dict.fromkeys(("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode"), _divided),
     "aten.floor_divide.default": _arithmetic(ops.floor_div),
@@ -297,8 +314,8 @@ ELEMENTWISE: Table = {
     ),
     **dict.fromkeys(("aten.bitwise_xor.Tensor", "aten.bitwise_xor.Scalar"), _bitwise(_xor, ops.bitwise_xor, False)),
     "aten.bitwise_not.default": _bitwise_not,
-    "aten.neg.default": lambda c, x: ops.neg(x),
-    "aten.abs.default": lambda c, x: ops.abs(x),
+    "aten.neg.default": _plain(ops.neg),
+    "aten.abs.default": _plain(ops.abs),
     "aten.exp.default": _function(ops.exp),
     "aten.expm1.default": _function(lambda x: ops.exp(x) - 1.0),
     "aten.log.default": _function(ops.log),
@@ -319,7 +336,7 @@ ELEMENTWISE: Table = {
     "aten.round.default": _round,
     "aten.round.decimals": _round,
     "aten.trunc.default": _truncated,
-    "aten.sign.default": lambda c, x: ops.sign(x),
+    "aten.sign.default": _plain(ops.sign),
     "aten.isnan.default": _is_nan,
     "aten.isinf.default": _is_infinite,
     "aten.clamp.default": _clamped,
@@ -330,9 +347,9 @@ ELEMENTWISE: Table = {
         ("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar"), _where
     ),
     **dict.fromkeys(("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"), _filled),
-    "aten.relu.default": lambda c, x: ops.relu(x) if x.dtype.is_float else _clamped(c, x, 0),
+    "aten.relu.default": _relu,
     "aten.gelu.default": _gelu,
-    "aten.silu.default": lambda c, x: ops.silu(x),
+    "aten.silu.default": _plain(ops.silu),
     "aten.softplus.default": _softplus,
     "aten.leaky_relu.default": _leaky,
     "aten.elu.default": _elu,

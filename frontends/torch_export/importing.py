@@ -225,10 +225,11 @@ class Importer:
 
     def _checked(self, call: Call, made: Any) -> Any:
         """What a handler made, if it has the types that PyTorch says."""
-        for value, expected in zip(made if isinstance(made, tuple) else (made,), call.types, strict=False):
+        values = cast("tuple[Value | None, ...]", made if isinstance(made, tuple) else (made,))
+        for value, expected in zip(values, call.types, strict=False):
             if value is not None and value.type != expected:
                 raise UnknownFormError(f"gives {value.type} here, {expected} in PyTorch")
-        return made
+        return values if isinstance(made, tuple) else made
 
     def _fail(self, node: Any, place: Location, why: str) -> None:
         line = f"{_called_op(node)} at {place.file}:{place.line}" if place.file else _called_op(node)

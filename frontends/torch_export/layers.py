@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ...ir import Value, ops
 from ...ir.types import DimLike, Shape, bool_, broadcast, product
@@ -49,6 +49,10 @@ def _layer_norm(
     weight = _ones(c, rows) if w is None else _flat(c, w, len(shape))
     bias = None if b is None else _flat(c, b, len(shape))
     return c.reshaped(ops.layer_norm(rows, weight, bias, eps=eps), x.shape)
+
+
+def _native_layer_norm(c: Call, x: Value, shape: list[Any], *rest: Any) -> Any:
+    return _layer_norm(c, x, shape, *rest), None, None
 
 
 def _rms_norm(c: Call, x: Value, shape: list[Any], w: Value | None = None, eps: float | None = None) -> Value:
@@ -193,7 +197,10 @@ def _attention_with_dropout(
     if heads != shared:
         raise UnknownFormError(f"dropout of attention weights where {heads} heads share {shared} of keys")
     width = q.shape[-1]
-    scale = attributes["scale"] if attributes["scale"] is not None or not isinstance(width, int) else width**-0.5
+    scale: Any = attributes["scale"]
+    if scale is None:
+        only(isinstance(width, int), True, f"whether {width} channels are a number")
+        scale = float(str(width)) ** -0.5
     scores = ops.matmul(ops.transpose(q, permutation=(0, 2, 1, 3)) * scale, ops.transpose(k, permutation=(0, 2, 3, 1)))
     scores = scores if bias is None else scores + bias
     if attributes["causal"]:
@@ -211,7 +218,7 @@ def _attention_with_dropout(
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
-    given = list(value) if isinstance(value, (list, tuple)) else [value]  # pyright: ignore[reportUnknownArgumentType]
+    given = list(cast("list[int]", value)) if isinstance(value, (list, tuple)) else [cast("int", value)]
     return tuple(given * axes if len(given) == 1 else given)
 
 
@@ -347,7 +354,7 @@ LAYERS: Table = {
     "aten.addmm.default": _added_product,
     "aten.baddbmm.default": _added_product,
     "aten.layer_norm.default": _layer_norm,
-    "aten.native_layer_norm.default": lambda c, *given: (_layer_norm(c, *given), None, None),
+    "aten.native_layer_norm.default": _native_layer_norm,
     "aten.rms_norm.default": _rms_norm,
     "aten.group_norm.default": _group_norm,
     "aten.native_group_norm.default": _native_group_norm,

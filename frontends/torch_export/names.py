@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ def place_of(node: Any) -> Location:
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [(file, line) for file, line in frames if not file.startswith(_LIBRARY) and "<" not in file]
     file, line = own[-1] if own else ("", 0)
-    modules = list((node.meta.get("nn_module_stack") or {}).values())
-    scope = str(modules[-1][0]) if modules and isinstance(modules[-1], tuple) else ""
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    modules = list(stack.values())
+    scope = str(modules[-1][0]) if modules else ""
     return Location(file, int(line), scope if _is_path(scope) else "")
 
 

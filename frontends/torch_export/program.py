@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import nn
-from torch._decomp import get_decompositions
+from torch import _decomp, nn
 from torch.export import ExportedProgram
 
 from ...ir import Graph
@@ -133,20 +132,23 @@ def _stream_names(importer: Importer) -> dict[str, str]:
     return {k: v for k, v in found.items() if importer.dims.name(k) != v}
 
 
+_parts_of: Any = _decomp.get_decompositions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
 # -- to core ops -----------------------------------------------------------------------------------------------------
 
 
 def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
     """The program without mutation, in ops that the table has and core ATen ops."""
-    table = torch.export.default_decompositions()
+    table: Any = torch.export.default_decompositions()
     for key in TABLE:
         namespace, op, overload = key.split(".")
         packet = getattr(getattr(torch.ops, namespace), op, None)
         if packet is not None and overload in packet.overloads():
             table.pop(getattr(packet, overload), None)
-    ready = _without_gradients(program).run_decompositions(table)
+    ready: Any = _without_gradients(program)
+    ready = ready.run_decompositions(table)
     used = {n.target for n in ready.graph.nodes if n.op == "call_function"}
-    parts = get_decompositions([op for op in used if str(op) in _HAS_PARTS])
+    parts = _parts_of([op for op in used if str(op) in _HAS_PARTS])
     return ready.run_decompositions(parts) if parts else ready
 
 
@@ -164,12 +166,13 @@ def _without_gradients(program: ExportedProgram) -> ExportedProgram:
                 stopped.meta = dict(made.meta)
                 made.replace_all_uses_with(stopped, delete_user_cb=lambda user, own=stopped: user is not own)
     module.recompile()
+    constraints = cast("dict[Any, Any]", program.range_constraints)  # pyright: ignore[reportUnknownMemberType]
     return ExportedProgram(
         module,
         module.graph,
         program.graph_signature,
         program.state_dict,
-        program.range_constraints,
+        constraints,
         program.module_call_graph,
         program.example_inputs,
         program.constants,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...ir import Value, ops
 from ...ir.types import bool_, i32, i64
-from .call import Call, Result, Table, axes_of, count_of, only
+from .call import Call, Number, Result, Table, axes_of, count_of, only
 from .errors import UnknownFormError
 
 Reduction = Callable[..., Value]
@@ -137,7 +137,7 @@ def _norm(c: Call, x: Value, order: float = 2, dims: Any = None, keepdim: bool =
     return over(c, ops.sum, ops.abs(y), dims, keepdim)
 
 
-def _largest(c: Call, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:
+def _largest(c: Call, x: Value, k: Number, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:
     at = dim % x.rank
     if not isinstance(k, int):
         raise UnknownFormError(f"topk takes {k} of the elements, which is no number")
