@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from ...ir import ops
@@ -57,19 +59,20 @@ def _blocks(table: Array) -> list[tuple[bool, Array]] | None:
     count = table.shape[0]
     if count < FEWEST or not np.isin(table[0], (0.0, 1.0)).all() or np.abs(table).max() > 1:
         return None
-    cosine = table[0] == 1.0
-    wide = table.astype(np.float64)
-    rates = np.where(cosine, np.arccos(np.clip(wide[1], -1, 1)), np.arcsin(np.clip(wide[1], -1, 1)))
-    places = np.arange(count, dtype=np.float64)[:, None]
+    cosine: Array = table[0] == 1.0
+    wide: Array = table.astype(np.float64)
+    second: Array = wide[1]
+    rates: Array = np.where(cosine, np.arccos(np.clip(second, -1, 1)), np.arcsin(np.clip(second, -1, 1)))
+    places: Array = np.arange(count, dtype=np.float32)[:, None]
     for step in (2**i for i in range(1, 20) if 2**i < count):
         rates = _refined(rates, wide[step], step, cosine)
     rates = rates.astype(np.float32)
-    found = places.astype(np.float32) * rates
-    made = np.where(cosine, np.cos(found), np.sin(found))
+    found: Array = places * rates
+    made: Array = np.where(cosine, np.cos(found), np.sin(found))
     if np.abs(made - table).max() > 2e-6 * max(count, 8):
         return None
     edges = [0, *(np.flatnonzero(cosine[1:] != cosine[:-1]) + 1).tolist(), cosine.size]
-    return [(bool(cosine[a]), rates[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [(bool(cosine[a]), rates[a:b]) for a, b in pairwise(edges)]
 
 
 def _refined(rates: Array, row: Array, step: int, cosine: Array) -> Array:

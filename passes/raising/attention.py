@@ -22,7 +22,10 @@ from .views import Unaligned
 
 
 def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingReport) -> int:
-    """Replace every attention by the op; each softmax that stays is in the report. Gives how many were raised."""
+    """Replace every attention by the op; each softmax that stays is in the report. Gives how many were raised.
+
+    Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared.
+    """
     raised = 0
     for node in [n for n in graph if is_softmax(n)]:
         if node.order < 0:

@@ -188,7 +188,9 @@ class Masks:
             x, y = (self.indicator(a) for a in node.arguments)
             return None if x is None or y is None else either(x, y)
         if isinstance(op, Where):
-            c, x, y = self.truth(node.value("condition")), self.indicator(node.value("x")), self.indicator(node["y"])  # type: ignore[arg-type]
+            condition, *branches = node.arguments
+            c = self.truth(condition)
+            x, y = (self.indicator(a) for a in branches)
             return None if x is None or y is None else either(both(c, x), both(negated(c), y))
         return self._moved(node, self.indicator) if isinstance(op, _VIEWS) else None
 

@@ -43,7 +43,7 @@ def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
     dce(graph)
     raise_norms(graph, check, report)
     compute_tables(graph, check, reader)
-    Rotations(graph, check, report, reader).run()
+    Rotations(graph, check, report).run()
     dce(graph)
     Activations(graph, report).run()
     clean(graph)

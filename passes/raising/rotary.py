@@ -14,7 +14,7 @@ from ...ir.ops.linear import Matmul
 from ...ir.ops.shape import Concat, Expand, Gather, Iota, Reshape, Slice, TakeAlongAxis, Transpose
 from ...ir.types import DimLike, f32, i64
 from .check import Check
-from .constants import Read, array_of, scalar_of
+from .constants import array_of, scalar_of
 from .report import Raised, RaisingReport
 from .unread import erase_unread
 from .views import Unaligned, factor
@@ -56,10 +56,10 @@ class Angles:
 
 
 class Rotations:
-    """Finds rotations in one graph. read: arrays of parameters, for tables of sines."""
+    """Finds rotations in one graph."""
 
-    def __init__(self, graph: Graph, check: Check, report: RaisingReport, read: Read | None = None) -> None:
-        self.graph, self.check, self.report, self.read = graph, check, report, read
+    def __init__(self, graph: Graph, check: Check, report: RaisingReport) -> None:
+        self.graph, self.check, self.report = graph, check, report
         self._angles: dict[Value, Angles | None] = {}
 
     def run(self) -> int:
