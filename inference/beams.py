@@ -21,7 +21,7 @@ from ..ir.errors import RuntimeInputError
 from . import generate
 from .generate import Generation, Reason, Settings, Timing
 from .prompts import pad
-from .sampling import Array, penalize
+from .sampling import Array, penalize, without
 from .text import RowText
 
 _LOW = np.float32(-1e9)
@@ -93,6 +93,8 @@ class BeamSearch:
         settings.check(rows)
         if settings.temperature:
             raise RuntimeInputError(f"temperature is {settings.temperature}, but beams are not drawn: expected 0")
+        if settings.told:
+            raise RuntimeInputError("beams have no logit_bias, frequency_penalty and presence_penalty")
         if settings.stops:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} are not looked for in beams")
         if settings.logprobs is not None or settings.prompt_logprobs is not None:
@@ -139,9 +141,9 @@ class BeamSearch:
         if self.settings.repetition_penalty != 1.0:
             x = penalize(x, [s for g in running for s in g.seen(first=first)], self.settings.repetition_penalty)
         if running[0].count < self.beams.min_new_tokens:
-            x[:, self.ends[self.ends < x.shape[-1]]] = -np.inf
-        x[:, [*self.suppress, *(self.suppress_first if first else ())]] = -np.inf
-        return x
+            x = without(x, self.ends)
+        never = [*self.suppress, *(self.suppress_first if first else ())]
+        return without(x, never) if never else x
 
     def spread(self, running: list[Group]) -> list[Group]:
         """A row of the session for every beam of the prompts that go on."""
