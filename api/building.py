@@ -75,7 +75,11 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     with needed("to_torch"):
         from .backends import torch as backend
 
-    return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
+    plain = model.graph(dtype)
+    graph = pipelines.train(plain)
+    for path, v in plain.params.items():
+        graph.param(path, v.type, v.init)  # Also what nothing reads: it belongs to the checkpoint.
+    return backend.to_torch(graph, model.weights, seed=seed)
 
 
 @dataclass(repr=False)
