@@ -118,7 +118,6 @@ CASES: dict[str, Case] = {
         3,
         {**GROUPED, "do_rotary": 1, "rotary_interleaved": 1},
     ),
-    "grouped, chunk": ("GroupQueryAttention", grouped(3, 4, [6, 6]), 3, GROUPED),
     "grouped, packed, windowed": (
         "GroupQueryAttention",
         {"q": f(2, 5, 32), "k": None, "v": None, "pk": f(2, 1, 0, 8), "pv": f(2, 1, 0, 8)}

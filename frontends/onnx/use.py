@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -133,8 +133,7 @@ class Use:
             return found.decode("utf-8", "replace")
         if isinstance(found, str) or not isinstance(found, Sequence):
             return found
-        several: Sequence[Any] = found
-        return tuple(several)
+        return tuple(cast("Sequence[Any]", found))
 
     def axes(self, operand: int, since: int, rank: int) -> tuple[int, ...] | None:
         """Axes, an attribute before version `since` and an operand from then on, counted from 0; None: not given."""

@@ -59,8 +59,7 @@ class Foreign(Op):
         raise LoweringError(f"nothing here says how {_shown(attributes)} runs: import the frontend that brought it")
 
     def torch(self, torch: Any, *xs: Any, **attributes: Any) -> Any:
-        hint = "a model with foreign nodes is exported, built and run, and not trained"
-        raise LoweringError(f"{_shown(attributes)} is a foreign node, which PyTorch has no form of", hint=hint)
+        raise LoweringError(f"{_shown(attributes)} is a foreign node, which PyTorch has no form of")
 
     def onnx(self, op: Any, *xs: Any, **attributes: Any) -> Any:
         return op.foreign(xs, **attributes)
