@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
 from ...ir.ops.cache import CacheAppend, CacheRead
 from ...ir.ops.elementwise import constant
-from ...ir.ops.logic import where
+from ...ir.ops.linear import Embedding
+from ...ir.ops.logic import equal, where
 from ...ir.ops.position import rope, rotary_angles
 from ...ir.ops.reduce import any as any_
 from ...ir.ops.shape import expand, reshape, transpose
@@ -107,6 +110,39 @@ def never_empty(node: Node) -> bool:
     return not node.attributes["causal"] or never_negative(node.value("k").shape[1] - node.value("q").shape[1])
 
 
+_ABOVE = 0.9
+"""Of the lowest number of a type: a score of it is masked as well, and runtimes take it for a number."""
+
+
+def above_lowest(bias: Value) -> Value:
+    """A bias in which the lowest number is a little larger.
+
+    ONNX Runtime takes a row of scores that are all the lowest number for one without keys and gives zeros. Softmax of
+    equal numbers is their mean, as for any others.
+    """
+    lowest = bias.dtype.lowest
+    masked = equal(bias, constant(value=lowest, dtype=bias.dtype))
+    return where(masked, constant(value=_ABOVE * lowest, dtype=bias.dtype), bias)
+
+
+def may_be_lowest(bias: Value) -> bool:
+    """Whether a bias may hold the lowest number of its type: from a constant, a stored mask, or a caller."""
+    waiting, seen = [bias], {bias}
+    while waiting:
+        v = waiting.pop()
+        node = v.producer
+        if node is None:
+            if v.dtype.is_float:
+                return True
+        elif node.op.constant and v.dtype.is_float:
+            if np.min(np.asarray(node.attributes["value"], np.float64), initial=0.0) <= v.dtype.lowest:
+                return True
+        elif not node.op.heavy and not isinstance(node.op, Embedding):
+            waiting += [x for x in node.arguments if x not in seen]
+            seen.update(node.arguments)
+    return False
+
+
 def zero_where_empty(y: Value, keep: Value) -> Value:
     """y [B,S,H,D] with zeros in the rows for which `keep` has no key at all."""
     batch, rows, heads, width = y.shape
@@ -158,6 +194,7 @@ class AttentionToOnnx:
         keep = keys_of(node)
         mask = keep
         if bias is not None:
+            bias = above_lowest(bias) if may_be_lowest(bias) else bias
             mask = bias if keep is None else where(keep, bias, constant(value=q.dtype.lowest, dtype=q.dtype))
         mask = None if mask is None else full_rows(mask, rows, keys)
         ks, vs = appended(k, node), appended(v, node)
