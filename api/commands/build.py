@@ -62,7 +62,7 @@ def build(
     tables: TablesOption = None,
     again: AgainOption = False,
     dtype: Annotated[
-        str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; none: the target's")
+        str | None, typer.Option(help="of activations and wide weights: f32, f16, bf16; by default the target's")
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="measure here which of several legal ops is fastest")] = False,
     retune: Annotated[bool, typer.Option("--retune", help="the same, also where it was measured before")] = False,
@@ -70,14 +70,16 @@ def build(
         list[str] | None,
         typer.Option(metavar="1x512+128", help="what to tune for: rows x tokens + new tokens; may be repeated"),
     ] = None,
-    tune_seconds: Annotated[float | None, typer.Option(help="about how long tuning takes; none: 60")] = None,
+    tune_seconds: Annotated[float | None, typer.Option(help="about how long tuning takes; by default 60")] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="a LoRA adapter to be chosen by row; may be repeated")
     ] = None,
     max_positions: Annotated[
-        int | None, typer.Option(help="most tokens a row may have (cpu); none: the config's")
+        int | None, typer.Option(help="most tokens a row may have (cpu); by default the config's")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="of a portable export; none: 23, or the layout's")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="of a portable export; by default 23, or what the client of --for reads")
+    ] = None,
     layout: Annotated[
         str | None, typer.Option("--for", help="the client that opens it: optimum, genai or web (portable export)")
     ] = None,

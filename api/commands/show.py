@@ -22,7 +22,7 @@ from .options import FamilyOption, ModelArgument, RandomOption, pipelines
 
 PipelineOption = Annotated[
     str | None,
-    typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}; none: the plain graph", autocompletion=pipelines),
+    typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}; by default the plain graph", autocompletion=pipelines),
 ]
 Decompose = Annotated[bool, typer.Option("--decompose", help="take every layer apart before the passes run")]
 
