@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .ir.display import size
+from .ir.errors import ConfigError
 from .ir.files import staged
 from .ir.missing import needed
 from .machine import cpu_name
@@ -88,8 +89,11 @@ def _counted(count: int, what: str) -> str:
 # -- the picture ---------------------------------------------------------------------------------------------------
 
 
-def check_drawing() -> None:
-    """Raises MissingPackageError without matplotlib."""
+def check_drawing(*files: Path) -> None:
+    """Raises MissingPackageError without matplotlib, and ConfigError if one of the files to write is a folder."""
+    for file in files:
+        if file.is_dir():
+            raise ConfigError("is a folder, expected the name of a file to write", place=str(file))
     with needed("a plot of a benchmark"):
         import matplotlib.figure as figure  # noqa: F401
 

@@ -57,8 +57,8 @@ def bench(
     subject = (
         model if family is None and random is None and is_runnable(Path(model)) else resolve(model, family, random)
     )
-    if plot is not None or page is not None:
-        check_drawing()
+    if drawn := [file for file in (plot, page) if file is not None]:
+        check_drawing(*drawn)
     name = Path(model).name
     with progress(json_output) as bars:
         bar = bars.add_task("", total=None)
