@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,14 @@ class Onnx:
 
 
 class OpenVino:
-    """A folder of optimum-intel."""
+    """A folder of optimum-intel. exactly: in f32, where it would choose bf16 on a CPU that multiplies it."""
 
-    def __init__(self, folder: str, threads: int) -> None:
+    def __init__(self, folder: str, threads: int, *, exactly: bool = False) -> None:
         import openvino  # pyright: ignore[reportMissingImports]
 
         core = openvino.Core()
         settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        settings |= {"INFERENCE_PRECISION_HINT": "f32"} if exactly else {}
         self.request = core.compile_model(f"{folder}/openvino_model.xml", "CPU", settings).create_infer_request()
         self.names = {n for i in self.request.get_compiled_model().inputs for n in i.get_names()}
 
@@ -92,7 +94,8 @@ def main() -> None:
     name, folder, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # What libraries print goes elsewhere.
-    kinds: dict[str, Any] = {"monograph": Monograph, "onnx": Onnx, "openvino": OpenVino, "transformers": Transformers}
+    kinds: dict[str, Any] = {"monograph": Monograph, "onnx": Onnx, "openvino": OpenVino, "transformers": Transformers,
+                             "openvino-f32": partial(OpenVino, exactly=True)}  # fmt: skip
     engine = kinds[name](folder, threads)
     channel.write(json.dumps({"ready": name}) + "\n")
     for line in sys.stdin:

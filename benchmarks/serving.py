@@ -236,29 +236,55 @@ def ours(precision: str, settings: Mapping[str, Any], source: Path) -> Path:
 
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("Monograph", {}),
-    "int8": ("Monograph int8", {"quantize": "int8-dynamic"}),
+    "int8": ("Monograph int8, rows", {"quantize": "int8-dynamic"}),
     "int4": ("Monograph int4", {"quantize": "int4"}),
 }
 
 
-def entries(modules: Path, wanted: str) -> list[Entry]:
+def calibration() -> Path:
+    """A file with what follows the text of the perplexity."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from king_james import text  # pyright: ignore[reportMissingImports]
+
+    file = PLACE / "calibration.txt"
+    file.write_text(text()[10 * TOKENS :])
+    return file
+
+
+def more(wanted: str) -> list[Entry]:
+    """Our other builds at one precision."""
+    if wanted == "int8":
+        rounded = {"quantize": mg.Quantization("int8", prompts="int8")}
+        return [Entry("Monograph int8, blocks", wanted, "monograph", ours("int8-blocks", rounded, HF))]
+    if wanted == "int4":
+        kept = ours("blocks", {}, fetch("smollm2"))
+        fast = ours("int4-prompts", {"quantize": mg.Quantization("int4", prompts="int8")}, HF)
+        asked = mg.Quantization("int4", "gptq", 64, tables="int4", prompts="int8", calibrate=calibration())
+        least = ours("int4-gptq", {"quantize": asked}, HF)
+        return [
+            Entry("Monograph int4, prompts in int8", wanted, "monograph", fast),
+            Entry("the same by GPTQ, blocks of 64, tables too", wanted, "monograph", least),
+            Entry("Monograph, the blocks of the GGUF", wanted, "monograph", kept),
+        ]
+    return []
+
+
+def entries(wanted: str) -> list[Entry]:
     """Everybody at one precision."""
     name, settings = OURS[wanted]
     found = [
         Entry(name, wanted, "monograph", ours(wanted, settings, HF)),
+        *more(wanted),
         Entry("onnxruntime-genai 0.18", wanted, "genai", genai(wanted), "genai"),
         Entry("OpenVINO 2026.4", wanted, "openvino", openvino(wanted), "openvino"),
         Entry("OpenVINO GenAI 2026.4", wanted, "openvino-genai", openvino(wanted), "openvino", "openvino"),
         Entry("llama.cpp", wanted, "llama.cpp", gguf(wanted)),
     ]
-    if wanted == "int4":
-        kept = ours("blocks", {}, fetch("smollm2"))
-        found.insert(1, Entry("Monograph, the blocks of the GGUF", wanted, "monograph", kept))
-        fast = ours("int4-prompts", {"quantize": mg.Quantization("int4", prompts="int8")}, HF)
-        found.insert(1, Entry("Monograph int4, prompts in int8", wanted, "monograph", fast))
     if wanted == "fp32":
-        alone = ("batch 8 decode",)
+        alone, own = ("batch 8 decode",), openvino(wanted)
         found += [
+            Entry("OpenVINO 2026.4, in f32", wanted, "openvino-f32", own, "openvino"),
+            Entry("OpenVINO GenAI 2026.4, in f32", wanted, "openvino-genai-f32", own, "openvino", "openvino-f32"),
             Entry("transformers 5.24 exported, fused", wanted, "exported", exported(), "exported"),
             Entry("onnx-genai 0.1.0.dev6", wanted, "onnx-genai", portable(), "onnx-genai", "none", alone),
             Entry("transformers 5.24 eager", wanted, "transformers", HF),
@@ -367,7 +393,7 @@ def main() -> None:
     )
     for precision in given.precision:
         with working(f"{precision}: models"):
-            found = entries(modules, precision)
+            found = entries(precision)
         with working(f"{precision}: perplexity"):
             scores = {e.name: perplexity(e, ids, given.threads, modules) for e in found}
         with working(f"{precision}: {given.rounds} rounds"):

@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 STEPS = 15
+IN_F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+"""Settings of OpenVINO."""
 
 
 class Engine(Protocol):
@@ -55,7 +58,7 @@ class Monograph:
         self.chosen = self.session.prefill(given, np.full(rows, len(tokens))).argmax(-1)
 
     def step(self) -> None:
-        self.chosen = self.session.step(self.chosen).argmax(-1)
+        self.chosen = self.session.step_greedy(self.chosen)
 
     def logits(self, tokens: list[int]) -> Array:
         """Through whichever of the graphs for prompts and for steps is farther from the text."""
@@ -112,13 +115,18 @@ class Genai:
 
 
 class OpenVino:
-    """A folder of optimum-intel, through OpenVINO's own runtime with its state inside, as its pipelines run it."""
+    """A folder of optimum-intel, through OpenVINO's own runtime with its state inside, as its pipelines run it.
 
-    def __init__(self, folder: str, threads: int) -> None:
+    exactly: in f32, where it would choose bf16 on a CPU that multiplies it.
+    """
+
+    def __init__(self, folder: str, threads: int, *, exactly: bool = False) -> None:
         import openvino  # pyright: ignore[reportMissingImports]
 
         core = openvino.Core()
         core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"})
+        if exactly:
+            core.set_property("CPU", IN_F32)
         self.request = core.compile_model(f"{folder}/openvino_model.xml", "CPU").create_infer_request()
         self.names = {n for i in self.request.get_compiled_model().inputs for n in i.get_names()}
         self.length, self.chosen = 0, np.zeros(1, np.int64)
@@ -152,11 +160,12 @@ class OpenVino:
 class OpenVinoGenai:
     """The same folder through openvino_genai's pipeline, which chooses tokens itself: one call for all steps."""
 
-    def __init__(self, folder: str, threads: int) -> None:
+    def __init__(self, folder: str, threads: int, *, exactly: bool = False) -> None:
         import openvino_genai  # pyright: ignore[reportMissingImports]
 
         self.library = openvino_genai
-        self.pipeline = openvino_genai.LLMPipeline(folder, "CPU", INFERENCE_NUM_THREADS=threads)
+        settings = {"INFERENCE_NUM_THREADS": threads} | (IN_F32 if exactly else {})
+        self.pipeline = openvino_genai.LLMPipeline(folder, "CPU", **settings)
 
     def measured(self, tokens: list[int], rows: int, new: int) -> dict[str, float]:
         """Seconds to the first token and of each later step, by the pipeline's own clock."""
@@ -286,7 +295,9 @@ ENGINES: dict[str, Callable[[str, int], Any]] = {
     "monograph": Monograph,
     "genai": Genai,
     "openvino": OpenVino,
+    "openvino-f32": partial(OpenVino, exactly=True),
     "openvino-genai": OpenVinoGenai,
+    "openvino-genai-f32": partial(OpenVinoGenai, exactly=True),
     "transformers": Transformers,
     "exported": Exported,
     "onnx-genai": OnnxGenai,

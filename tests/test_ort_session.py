@@ -222,6 +222,20 @@ def test_capacity(built: Callable[[str], Built], name: str) -> None:
         session.run({"input_ids": np.zeros((1, 81), np.int64)})
 
 
+def test_rows_that_were_long_do_not_make_other_rows_large(built: Callable[[str], Built]) -> None:
+    """Eight short rows after a long one take the room of eight short rows."""
+    b = built("llama")
+    session, ids = b.open(capacity=8), ids_of(8, 70)
+    session.prefill(ids[:1], [70])
+    assert session.capacity >= 70
+    session.prefill(ids[:, :6], np.full(8, 6))
+    assert session.capacity == 8
+    for i in range(6, 20):
+        logits = session.step(ids[:, i])
+    for row in range(8):
+        close(logits[row], b.last(ids[row, :20].tolist()), row)
+
+
 def unbounded(b: Built) -> Session:
     """A session that lets ids beyond the vocabulary through, so that the runtime fails in the middle of a call."""
     session = b.open()

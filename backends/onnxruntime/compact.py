@@ -35,7 +35,7 @@ class Compact:
         self, loaded: Loaded, contract: Contract, memory: Memory, capacity: int, captures: Captures = NEVER
     ) -> None:
         self.loaded, self.contract, self.memory, self.captures = loaded, contract, memory, captures
-        self.size = min(capacity, contract.limit)
+        self.size = self.least = min(capacity, contract.limit)
         self.lengths: Array = NOTHING
         self.batch = 0
         self.used: dict[int, Array] = {}
@@ -83,6 +83,8 @@ class Compact:
 
     def prepare(self, batch: int, rows: int, fixed: Mapping[str, Array]) -> None:
         """Buffers for a new batch: those of the one before, where it had as many rows."""
+        if batch != self.batch:  # Rows that were long once do not make other rows large.
+            self.size = self.least
         size = self.room(rows)
         grown = size > self.size and any(h.grows for h in self.held)
         self.size = size

@@ -16,6 +16,7 @@ from ..target import PROVIDERS
 from . import device_graphs
 from .capture import Captures
 from .contract import Contract
+from .huge_pages import huge_pages
 from .runtime import CAPTURE, RUNTIME_ERRORS, Loaded, available_providers, missing_libraries
 
 FLASH_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
@@ -81,15 +82,16 @@ def load(
     tiled = chosen.flash if flash is None else flash
 
     def opened(provided: Mapping[str, str]) -> Loaded:
-        return Loaded(
-            path,
-            provider,
-            threads=threads or chosen.threads or physical_cores(),
-            settings=settings,
-            disabled_optimizers=contract.disabled_optimizers,
-            provided=provided,
-            profile=profile,
-        )
+        with huge_pages(chosen.huge_pages and contract.provider == "cpu"):
+            return Loaded(
+                path,
+                provider,
+                threads=threads or chosen.threads or physical_cores(),
+                settings=settings,
+                disabled_optimizers=contract.disabled_optimizers,
+                provided=provided,
+                profile=profile,
+            )
 
     _check_libraries(contract.provider, str(path))
     provided = _provided(contract)
