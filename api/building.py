@@ -24,6 +24,7 @@ from .ir.missing import needed
 from .ir.silent import silent
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
+from .machine import peak_memory
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
@@ -289,6 +290,7 @@ def build(
         raise
     report.tuning = tuning
     if asked is not None and asked.weights and asked.calibrate is not None and aim.provider == "cpu":
+        report.written = peak_memory()
         _measure(report, model, asked)
     return Engine.built(report, threads=threads, owned=folder is None)
 

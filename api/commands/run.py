@@ -27,14 +27,16 @@ def run(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="to go on from, translate, label, embed or fill masks in; a question and a text; WAV files"
+            help="texts to continue, translate, label, embed or fill masks in; a question and a text; WAV files"
         ),
     ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--input", "-i", help="NAME=FILE.npy, NAME=[1, 2], FILE.npz or FILE.json; may be repeated"),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npz for what comes out of --input")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="with --input: the .npz file to write the outputs to")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,

@@ -20,7 +20,7 @@ def triton(
     threads: Annotated[int | None, typer.Option(help="by default one a physical core")] = None,
     json_output: Json = False,
 ) -> None:
-    """Write a model of a Triton repository: configuration, loader and a copy of the built folder."""
+    """Write a model into a Triton repository: configuration, loader and a copy of the built folder."""
     written = write_repository(folder, repository, name=name, rows=rows, threads=threads)
     if json_output:
         print_json({"folder": str(written)})
