@@ -30,7 +30,7 @@ _COLOURS = (
     "#d47fb0",
     "#7a5230",
 )
-_LAYERS, _NAME, _FEW = 12, 24, 3
+_LAYERS, _NAME, _FEW = 12, 24, 2
 """Most rows of a profile; most characters of a name in one line of a picture; bars that there is always room for."""
 
 
