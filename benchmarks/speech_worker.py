@@ -62,7 +62,7 @@ class CTranslate2:
         self.model = ctranslate2.models.Whisper(path, compute_type=kind, inter_threads=1, intra_threads=threads)
 
     def transcribe(self, asked: dict[str, Any]) -> list[int]:
-        features = self.library.StorageView.from_array(np.load(asked["features"]))
+        features = self.library.StorageView.from_array(np.ascontiguousarray(np.load(asked["features"])))
         found = self.model.generate(
             features, [asked["prompt"]], beam_size=asked["beams"], max_length=asked["most"] + len(asked["prompt"])
         )
