@@ -7,6 +7,7 @@ import html
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def check_drawing(*files: Path) -> None:
         if file.is_dir():
             raise ConfigError("is a folder, expected the name of a file to write", place=str(file))
     with needed("a plot of a benchmark"):
-        import matplotlib.figure as figure  # noqa: F401
+        import_module("matplotlib.figure")
 
 
 def png(found: Benchmark) -> bytes:
