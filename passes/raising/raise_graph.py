@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ...ir.graph import Graph
 from ..canonicalize import canonicalize, remove_dropout
 from ..cse import cse
@@ -25,27 +27,38 @@ def clean(graph: Graph) -> None:
         step(graph)
 
 
-def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
+KINDS = ("attention", "norms", "tables", "rotary", "activations", "layers")
+"""What is raised, in this order; each can be left out."""
+
+
+def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[str] = ()) -> RaisingReport:
     """Raise a graph of primitives in place; says what was raised and what was not.
 
-    read: the arrays of parameters, for tables of masks and of angles that a file stores. Every replacement is computed
-    beside what it replaces, on padded and holed masks, batches of 1 and 3 and two lengths, before it is made.
+    read: the arrays of parameters, for tables of masks and of angles that a file stores. without: some of KINDS, and
+    `places` of an earlier report, that stay as they are. Every replacement is computed beside what it replaces, on
+    padded and holed masks, batches of 1 and 3 and two lengths, before it is made.
     """
     report = RaisingReport()
     remove_dropout(graph)
     clean(graph)
     reader = None if read is None else Reader(read)
-    check = Check(graph, reader)
-    take_apart(graph)
-    canonicalize(graph)
-    raise_attention(graph, Masks(graph, reader), check, report)
-    put_back(graph, report)
+    check = Check(graph, reader, without=without, accepted=report.places)
+    if "attention" not in without:
+        take_apart(graph)
+        canonicalize(graph)
+        raise_attention(graph, Masks(graph, reader), check, report)
+        put_back(graph, report)
+        dce(graph)
+    if "norms" not in without:
+        raise_norms(graph, check, report)
+    if "tables" not in without:
+        compute_tables(graph, check, reader)
+    if "rotary" not in without:
+        Rotations(graph, check, report).run()
     dce(graph)
-    raise_norms(graph, check, report)
-    compute_tables(graph, check, reader)
-    Rotations(graph, check, report).run()
-    dce(graph)
-    Activations(graph, report).run()
+    if "activations" not in without:
+        Activations(graph, report).run()
     clean(graph)
-    raise_layers(graph, report)
+    if "layers" not in without:
+        raise_layers(graph, report)
     return report

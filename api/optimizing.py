@@ -1,0 +1,163 @@
+"""`mg.optimize`: an ONNX file of any exporter, raised and fused, and held against itself in ONNX Runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+
+from .backends.onnx.folder import check_outside, foreign
+from .backends.onnx.lower import PRODUCER
+from .backends.onnx.save import save
+from .frontends.onnx.errors import OnnxFileError
+from .frontends.onnx.file import OnnxFile, open_onnx
+from .frontends.onnx.load import read_graph
+from .ir.display import Shown, Table
+from .ir.errors import LoweringError, MonographError
+from .ir.files import check_writable, whole
+from .ir.graph import Graph
+from .ir.weights import Weights
+from .original import Original
+from .passes.raising.report import Left
+from .raised import FAULTS, SWITCHES, Raised, raised_model
+from .undoing import Undone, right_without
+
+FILE = "model.onnx"
+
+
+@dataclass(repr=False)
+class OptimizeReport(Shown):
+    """What `optimize` did.
+
+    nodes: of the graph as it was read and as it was written. counts: ONNX nodes by op type, of what was written.
+    layers: what was raised, by op. left: every softmax that is no attention, with its first obstacle. undone: rewrites
+    that changed an output, by name, with the difference. unfused: attentions that stayed in parts, with the reason.
+    kept: why the file went out as it came ("": it did not). trials: sets of inputs compared. refused: those that the
+    original does not take. error: the largest difference, as a share of the largest number; bound: what is allowed.
+    """
+
+    folder: Path
+    nodes: tuple[int, int] = (0, 0)
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    layers: dict[str, int] = field(default_factory=dict[str, int])
+    left: list[Left] = field(default_factory=list[Left])
+    undone: list[Undone] = field(default_factory=list[Undone])
+    unfused: list[str] = field(default_factory=list[str])
+    kept: str = ""
+    trials: int = 0
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+    error: float = 0.0
+    bound: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def refusals(self) -> list[str]:
+        """All that was asked for and not done, a line each."""
+        whole = [f"the file is as it came: {self.kept}"] if self.kept else []
+        return [*whole, *map(str, self.undone), *(f"not raised: {x}" for x in self.left), *self.unfused]
+
+    def table(self) -> Table:
+        """What was done, for `repr` and notebooks."""
+        rows = [
+            ("folder", str(self.folder)),
+            ("nodes", f"{self.nodes[0]:,} to {self.nodes[1]:,}"),
+            ("raised", ", ".join(f"{n} {op}" for op, n in self.layers.items()) or "nothing"),
+            ("refused", "\n".join(self.refusals) or "nothing"),
+            ("compared", f"{self.trials} sets of inputs, error {self.error:.2g} of at most {self.bound:.2g}"),
+            ("took", f"{self.seconds:.1f} s"),
+        ]
+        return Table("optimize", rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain dictionaries and lists."""
+        left = [{"what": x.what, "place": str(x.location), "node": x.node, "reason": x.reason} for x in self.left]
+        return {**asdict(self), "folder": str(self.folder), "left": left, "refusals": self.refusals}
+
+
+def optimize(file: str | Path, folder: str | Path, *, strict: bool = False) -> OptimizeReport:
+    """Write `folder`/model.onnx and one data file: the model of an ONNX file with its layers fused for the CPU.
+
+    Inputs and outputs keep their names and types. The written file gives what the original gives in ONNX Runtime, on
+    masks of ones, padded on either side and with holes, batches of 1 and 3 and several lengths, within a bound from the
+    arithmetic; at tokens that a mask hides, and where the original gives no number, nothing is promised. A rewrite that
+    breaks this is undone, and named in the report. strict: raise LoweringError for anything that was not raised, not
+    fused or undone. Raises OnnxFileError for a file that is damaged, RuntimeInputError for one that ONNX Runtime does
+    not take. The folder appears whole or not at all.
+    """
+    start = time.perf_counter()
+    source = _file_of(Path(file))
+    check_outside(check_writable(folder, foreign))
+    read = open_onnx(source)
+    graph, weights, _ = read_graph(read)
+    original = Original.of(source, graph)
+    report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
+    with whole(folder, replaces=foreign) as stage:
+        _write(read, graph, weights, original, stage.work / FILE, report)
+        report.seconds = time.perf_counter() - start
+        if strict and report.refusals:
+            what = f"{len(report.refusals)} rewrites were refused, and all were asked for"
+            raise LoweringError(what, place=str(file), details=report.refusals)
+    return report
+
+
+def _file_of(path: Path) -> Path:
+    """The ONNX file that a path means: itself, or the one in a folder. Raises OnnxFileError."""
+    if not path.is_dir():
+        return path
+    found = [path / FILE] if (path / FILE).is_file() else sorted(path.glob("*.onnx"))
+    if len(found) != 1:
+        raise OnnxFileError(f"has {len(found)} ONNX files, expected one", place=str(path))
+    return found[0]
+
+
+def _write(
+    read: OnnxFile, graph: Graph, weights: Weights, original: Original, path: Path, report: OptimizeReport
+) -> None:
+    """Write the best model that gives what the original gives."""
+    report.nodes = len(read.model.graph.node), 0
+    if not original.expected:
+        reason = next(iter(original.refused.values()), "it has no inputs")
+        _keep(read, path, report, f"nothing to compare with: {reason}")
+        return
+    made: list[Raised] = []
+
+    def wrong(off: Collection[str]) -> str:
+        """What is wrong with the model that is made without some rewrites."""
+        made.clear()
+        try:
+            made.append(raised_model(graph, weights, off, read.opsets.get("", 0)))
+            save(made[0].model, path)
+        except MonographError as e:
+            return e.what
+        except FAULTS as e:
+            return f"a fault, {type(e).__name__}: {e}"
+        difference, report.error = original.difference(path)
+        return difference
+
+    def places() -> list[str]:
+        return made[0].report.places if made else []
+
+    report.undone, last = right_without(wrong, SWITCHES, places)
+    if last:
+        _keep(read, path, report, last)
+        return
+    (found,) = made
+    report.layers, report.left, report.unfused = found.report.counts, found.left, found.unfused
+    report.nodes = len(read.model.graph.node), sum(found.counts.values())
+    report.counts = found.counts
+
+
+def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> None:
+    """Write the file as it came, with its weights in one data file."""
+    report.kept, report.error = reason, 0.0
+    model = onnx_ir.load(read.path)
+    model.producer_name = PRODUCER
+    path.parent.joinpath(f"{FILE}.data").unlink(missing_ok=True)
+    onnx_ir.save(model, path, external_data=f"{FILE}.data")
+    report.nodes = len(read.model.graph.node), len(model.graph)
+
+

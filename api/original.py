@@ -1,0 +1,164 @@
+"""What an ONNX file gives in ONNX Runtime on hard inputs, and whether another file gives the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .frontends.onnx.runtime import failures
+from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
+from .ir.errors import RuntimeInputError
+from .ir.graph import Graph
+from .ir.missing import needed
+from .ir.ops.foreign import Foreign
+from .ir.ops.rounding import Round
+from .ir.tensors import Array
+from .ir.types import DType
+
+EPSILONS = {DType.f64: 2.0**-52, DType.f32: 2.0**-23, DType.f16: 2.0**-10, DType.bf16: 2.0**-7}
+MARGIN = 16
+"""How many times the typical error of a sum in another order may be reached."""
+MOST = 0.05
+"""The largest bound, as a share of the largest number: beyond it nothing would be said."""
+STEPS = 254
+"""Half steps of the range of an 8-bit number: by one of them a value changes that is rounded the other way."""
+SMALLEST = 1e-3
+"""What errors are a share of where all numbers are smaller: what such numbers are the difference of may be larger."""
+
+
+def bound_of(graph: Graph) -> float:
+    """How far outputs may lie apart, as a share of the largest, when sums are taken in another order.
+
+    Errors of sums of n terms grow with the root of n (a random walk), and add up along the graph as such walks do; each
+    rounding to integers may go either way.
+    """
+    terms, roundings = 64.0, 0
+    for node in graph:
+        roundings += isinstance(node.op, Round) or (isinstance(node.op, Foreign) and _quantizes(node.attributes["name"]))
+        if node.op.heavy and node.arguments:
+            last = node.arguments[0].shape[-1:]
+            terms += max((d for d in last if isinstance(d, int)), default=64)
+    widths = [v.dtype for v in (*graph.params.values(), *(o for n in graph for o in n.outputs))]
+    widest = max((EPSILONS.get(d, 0.0) for d in widths), default=0.0)
+    return min(MOST, MARGIN * widest * math.sqrt(terms) + math.sqrt(roundings) / STEPS)
+
+
+def _quantizes(name: str) -> bool:
+    return "Quantize" in name or "Integer" in name or "QLinear" in name
+
+
+def session(path: Path) -> Any:
+    """A session of a file on the CPU. Raises RuntimeInputError for what the runtime does not take."""
+    with needed("optimize"):
+        import onnxruntime
+    ort: Any = onnxruntime
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except failures() as e:
+        raise RuntimeInputError(f"ONNX Runtime does not take it: {_first(e)}", place=str(path)) from None
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One trial that the original file ran: its inputs, and its outputs by name with the elements that count."""
+
+    trial: Trial
+    hard: Hard
+    outputs: Mapping[str, tuple[Array, Array]]
+
+
+@dataclass
+class Original:
+    """The results of a file on all trials that it takes. refused: those that it does not, and why. bound: see there."""
+
+    bound: float
+    expected: list[Expected] = field(default_factory=list[Expected])
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, path: Path, graph: Graph, trials: tuple[Trial, ...] = TRIALS) -> Original:
+        """Run the file. Raises RuntimeInputError where ONNX Runtime does not take it at all."""
+        made = cls(bound_of(graph))
+        own = session(path)
+        for trial in trials:
+            reason = made._run(own, graph, trial)
+            if reason:
+                reason = made._run(own, graph, replace(trial, joined=True))
+            if reason:
+                made.refused[str(trial)] = reason
+        return made
+
+    def _run(self, own: Any, graph: Graph, trial: Trial) -> str:
+        """Keep the outputs of a trial; else why there are none."""
+        hard = hard_inputs(graph, trial)
+        if hard is None:
+            return "its inputs have sizes that are not known, or are too large"
+        try:
+            found = _outputs(own, hard)
+        except failures() as e:
+            return _first(e)
+        counted = {k: (y, valid(graph.outputs[k], y, hard)) for k, y in found.items()}
+        self.expected.append(Expected(trial, hard, counted))
+        return ""
+
+    def difference(self, path: Path) -> tuple[str, float]:
+        """(what is wrong with another file, "" if nothing is; the largest error as a share of the largest number)."""
+        worst = 0.0
+        try:
+            other = session(path)
+        except RuntimeInputError as e:
+            return e.what, worst
+        for one in self.expected:
+            try:
+                found = _outputs(other, one.hard)
+            except failures() as e:
+                return f"{one.trial}: {_first(e)}", worst
+            for name, (wanted, counts) in one.outputs.items():
+                wrong, error = _apart(wanted, found.get(name), counts, self.bound)
+                if wrong:
+                    return f"{one.trial}: output {name}{wrong}", error
+                worst = max(worst, error)
+        return "", worst
+
+
+def _outputs(own: Any, hard: Hard) -> dict[str, Array]:
+    names = [o.name for o in own.get_outputs()]
+    given = {i.name: hard.feeds[i.name] for i in own.get_inputs()}
+    return {k: np.asarray(y) for k, y in zip(names, own.run(names, given), strict=True)}
+
+
+def _apart(wanted: Array, found: Array | None, counts: Array, bound: float) -> tuple[str, float]:
+    """What differs, and by how much. Elements that are no numbers in the original say nothing."""
+    if found is None:
+        return " is gone", math.inf
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        return f" is {found.dtype}{list(found.shape)}, expected {wanted.dtype}{list(wanted.shape)}", math.inf
+    if wanted.dtype.kind not in "fV":
+        different = (wanted != found) & counts
+        return ("", 0.0) if not different.any() else (f" differs in {int(different.sum())} elements", math.inf)
+    a, b = wanted.astype(np.float64), found.astype(np.float64)
+    counts = counts & ~np.isnan(a)
+    finite = counts & np.isfinite(a)
+    scale = max(float(np.abs(a[finite]).max(initial=0.0)), SMALLEST)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(counts & (a != b), np.abs(a - b), 0.0)
+    gap = np.where(np.isnan(gap), np.inf, gap)
+    error = float(gap.max(initial=0.0)) / scale
+    if error <= bound:
+        return "", error
+    at = np.unravel_index(int(np.argmax(gap)), gap.shape)
+    place = ",".join(map(str, at))
+    return f"[{place}] is {b[at]:.6g}, expected {a[at]:.6g} (bound {bound * scale:.2g})", error
+
+

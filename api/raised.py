@@ -1,0 +1,108 @@
+"""A graph from elsewhere, raised and lowered as a model of our own: with all rewrites, or without some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir
+
+from .backends.onnx.lower import lower
+from .backends.onnx.ops import OnnxAttention, OnnxCachedAttention
+from .backends.onnx.rewrites import AS_IT_IS
+from .backends.onnx.save import count
+from .backends.onnxruntime.ops import OrtMultiHeadAttention
+from .backends.onnxruntime.rewrites import common, mask_variant
+from .backends.target import Target
+from .frontends.onnx.file import subgraphs
+from .frontends.onnx.foreign import node_of
+from .ir.graph import Graph, Node
+from .ir.ops.attention import Attention
+from .ir.ops.foreign import Foreign
+from .ir.tensors import Array, Tensor, held
+from .passes.manager import Pass, Pipeline
+from .passes.pattern import NearMiss
+from .passes.pipelines import PIPELINES
+from .passes.raising import KINDS, raise_graph
+from .passes.raising.report import Left, RaisingReport
+from .passes.raising.scores import is_softmax
+
+OPSET = 23
+TARGET = Target.of("cpu")
+
+
+def _passes() -> list[Pass]:
+    """What runs after raising: the passes of a model without a cache, and those to the ops of ONNX Runtime."""
+    return [*PIPELINES["encode"].passes, *common(TARGET).passes, *mask_variant(TARGET).passes]
+
+
+SWITCHES: tuple[str, ...] = tuple(dict.fromkeys((*KINDS, *(p.name for p in _passes()))))
+"""Every rewrite that can be left out, in the order in which they are made."""
+
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a rewrite raises that has a fault: it is left out as one that computes something else."""
+
+_FUSED = (OrtMultiHeadAttention, OnnxAttention, OnnxCachedAttention)
+
+
+@dataclass
+class Raised:
+    """graph: as it is written. report: of raising. left: every softmax that is no attention, with its first obstacle.
+    unfused: attentions that are written in parts. counts: ONNX nodes by op type. misses: what was almost fused."""
+
+    model: onnx_ir.Model
+    graph: Graph
+    report: RaisingReport
+    left: list[Left]
+    unfused: list[str] = field(default_factory=list[str])
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    misses: list[NearMiss] = field(default_factory=list[NearMiss])
+
+    @property
+    def fused(self) -> list[Node]:
+        """Attentions that are one op of the runtime."""
+        return [n for n in self.graph if isinstance(n.op, _FUSED)]
+
+
+def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[str] = (), opset: int = 0) -> Raised:
+    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report. No weight is copied.
+
+    Raises MonographError for what has no ONNX form, and for a graph that a pass left broken.
+    """
+    made = graph.copy()
+
+    def read(name: str) -> Array:
+        return held(weights[name], graph.params[name].type, name)
+
+    report = raise_graph(made, read, without=off)
+    left = accounted(made, report)
+    found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made)
+    model = lower(made, weights, max(OPSET, opset), pipeline=AS_IT_IS)
+    unfused = [f"attention at {n.location} is written in parts" for n in made if isinstance(n.op, Attention)]
+    return Raised(model, made, report, left, unfused, count(model), found.misses)
+
+
+def accounted(graph: Graph, report: RaisingReport) -> list[Left]:
+    """Every softmax of a raised graph with the first obstacle to raising it, also those that raising never sees."""
+    known = {x.location: x for x in report.left}
+    found: list[Left] = []
+    for node in graph:
+        if is_softmax(node):
+            unseen = Left.at("softmax", node, None, "it was not looked at: attention was not raised at all")
+            found.append(known.get(node.location, unseen))
+        elif isinstance(node.op, Foreign):
+            inside = sum(name.endswith("Softmax") for name in _operators(node))
+            why = f"{inside} softmax inside of {node.attributes['name']}, which stays as the file has it"
+            found += [Left.at("softmax", node, None, why)] * bool(inside)
+    return found
+
+
+def _operators(node: Node) -> Iterator[str]:
+    """Names of the operators of a foreign node and of all graphs inside it."""
+    attributes = node.attributes
+    yield attributes["name"]
+    waiting = subgraphs(node_of(attributes, [], []))
+    while waiting:
+        for inner in waiting.pop().node:
+            yield inner.op_type
+            waiting += subgraphs(inner)
