@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .frontends.given import init as init
     from .inference.engine import Engine as Engine
     from .inference.server.run import serve as serve
+    from .optimizing import optimize as optimize
     from .parity import verify as verify
     from .performance import bench as bench
     from .resolve import load as load
@@ -71,6 +72,7 @@ _LATER = {
     "open": "building",
     "Engine": "inference.engine",
     "serve": "inference.server.run",
+    "optimize": "optimizing",
     "verify": "parity",
     "bench": "performance",
     "Quality": "fidelity",
@@ -96,7 +98,7 @@ __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
     "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill",
-    "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "python_topics",
+    "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "optimize", "python_topics",
     "quality", "serve", "to_torch", "train", "verify",
 ]  # fmt: skip
 

@@ -12,12 +12,14 @@ from .commands.build import build
 from .commands.compare import compare
 from .commands.data import data
 from .commands.doctor import doctor
+from .commands.explain import explain
 from .commands.finetune import finetune, merge
+from .commands.optimize import optimize_
 from .commands.options import WithSeed
 from .commands.quality import quality
 from .commands.run import run
 from .commands.serve import serve
-from .commands.show import explain, optimize_, show
+from .commands.show import show
 from .commands.train import train
 from .commands.triton import triton
 from .commands.verify import verify

@@ -89,7 +89,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False) -> O
     not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
-    source = _file_of(Path(file))
+    source = file_of(Path(file))
     check_outside(check_writable(folder, foreign))
     read = open_onnx(source)
     graph, weights, _ = read_graph(read)
@@ -104,7 +104,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False) -> O
     return report
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
     """The ONNX file that a path means: itself, or the one in a folder. Raises OnnxFileError."""
     if not path.is_dir():
         return path

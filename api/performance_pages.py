@@ -16,6 +16,7 @@ from .ir.errors import ConfigError
 from .ir.files import staged
 from .ir.missing import needed
 from .machine import cpu_name
+from .page_of_tables import plain_page, table_of
 from .performance import Benchmark, Speed, share
 from .profiling import Layer
 
@@ -210,14 +211,12 @@ def page(found: Benchmark, name: str) -> str:
     parts = [
         f"<h1>{html.escape(name)}</h1>",
         f"<p>{html.escape(limits(found))} Measured on {html.escape(cpu_name())}.</p>",
-        _table(list(table[0]), [list(row.values()) for row in table]),
+        table_of(list(table[0]), [list(row.values()) for row in table]),
         *(f"<p class=warning>{html.escape(w)}</p>" for w in found.warnings),
         f'<img alt="bars and a roofline of the table above" src="data:image/png;base64,{picture}">',
         *(_layers(r.variant, r.layers) for r in found.rows if r.layers),
     ]
-    body = "\n".join(parts)
-    head = f"<title>{html.escape(name)}: benchmark</title><style>{_STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{_META}{head}</head><body>{body}</body></html>\n"
+    return plain_page(f"{name}: benchmark", parts)
 
 
 def _layers(variant: str, layers: Sequence[Layer]) -> str:
@@ -225,32 +224,10 @@ def _layers(variant: str, layers: Sequence[Layer]) -> str:
         [x.scope or "none", x.op, f"{x.count:,}", f"{x.milliseconds:,.1f}", f"{x.share:.1%}"] for x in layers[:_LAYERS]
     ]
     title = f"<h2>{html.escape(variant)}: where the time goes</h2>"
-    return title + _table(["layer", "op", "calls", "ms", "share"], cells)
-
-
-def _table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    def line(values: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(v)}</{kind}>" for v in values) + "</tr>"
-
-    return f"<div><table>{line(head, 'th')}{''.join(line(r, 'td') for r in cells)}</table></div>"
+    return title + table_of(["layer", "op", "calls", "ms", "share"], cells)
 
 
 def write(content: bytes, file: Path) -> None:
     """Write a picture or a page whole or not at all. Raises WriteError."""
     with staged(file.parent) as stage, stage.open(file.name) as f:
         f.write(content)
-
-
-_META = (
-    '<meta charset=utf-8><meta name=viewport content="width=device-width"><meta name=color-scheme content="light dark">'
-)
-_STYLE = (
-    ":root{color-scheme:light dark}"
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-    "div{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
-    "td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #8886}"
-    "td{white-space:nowrap}td:first-child,th:first-child{text-align:left}"
-    "img{max-width:100%;background:#fff;border-radius:4px}"
-    ".warning{color:#a33f55}@media(prefers-color-scheme:dark){.warning{color:#f0a0b0}}"
-)
-"""No colours of its own but those of warnings and lines; the picture keeps its white ground."""

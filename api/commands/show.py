@@ -1,4 +1,4 @@
-"""`monograph show`, `explain` and `optimize`: the graph of a model, before and after passes, and what was not fused."""
+"""`monograph show`: the graph of a model, before and after passes, and what was not fused."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def show(
         _draw(made, {".svg": svg, ".png": png}, html, pipeline or "decode", decomposed, json_output)
         return
     made = resolve(model, family, random)
-    graph, report = _graph(made, pipeline, decomposed)
+    graph, report = graph_after(made, pipeline, decomposed)
     payload: dict[str, Any] = {"name": graph.name, "pipeline": pipeline, "nodes": len(graph), "counts": graph.counts()}
     if graph.slots:
         payload["slots"] = [str(s) for s in graph.slots]
     if report is not None:
-        payload |= {"fused": report.counts, "misses": [_miss(m) for m in report.misses]}
+        payload |= {"fused": report.counts, "misses": [miss_json(m) for m in report.misses]}
     if notes:
         payload["notes"] = [str(note) for note in made.notes]
     if json_output:
@@ -82,7 +82,7 @@ def show(
     elif not explain:
         out().print(str(graph), markup=False, end="")
     if explain:
-        _print_misses(report, pipeline)
+        print_misses(report, pipeline)
 
 
 def _draw(
@@ -123,54 +123,7 @@ def _show_plan(model: str, size: int, json_output: bool, family: str | None) -> 
         out().print(table(f"{found.graph.name} over {size} processes", found.rows()))
 
 
-@command
-def explain(
-    model: ModelArgument,
-    pipeline: PipelineOption = "decode",
-    decomposed: Decompose = False,
-    family: FamilyOption = None,
-    json_output: Json = False,
-) -> None:
-    """List what the passes fused and, with layer, line and reason, what they almost fused but did not."""
-    graph, report = _graph(resolve(model, family), pipeline or "decode", decomposed)
-    if json_output:
-        fused = {} if report is None else report.counts
-        print_json({"name": graph.name, "fused": fused, "misses": [_miss(m) for m in report.misses] if report else []})
-        return
-    _print_misses(report, pipeline or "decode")
-
-
-@command
-def optimize_(
-    model: ModelArgument,
-    pipeline: Annotated[
-        str, typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}", autocompletion=pipelines)
-    ] = "decode",
-    decomposed: Decompose = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="compare numbers across every pass with the reference")
-    ] = False,
-    dump: Annotated[Path | None, typer.Option(help="folder for the graph after every pass")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="file for the final graph")] = None,
-    family: FamilyOption = None,
-    json_output: Json = False,
-) -> None:
-    """Run a pipeline and print what every pass did: seconds, nodes, rewrites."""
-    graph, report = _graph(resolve(model, family), pipeline, decomposed, check=check, dump=dump, quiet=json_output)
-    assert report is not None
-    if output is not None:
-        output.write_text(str(graph))
-    if json_output:
-        print_json({"name": graph.name, "pipeline": pipeline, "seconds": report.seconds, "steps": report.steps})
-        return
-    rows = [{"pass": s.name, "ms": 1e3 * s.seconds, "before": s.before, "after": s.after} for s in report.steps]
-    done = [", ".join(f"{k} {n}" for k, n in s.counts.items() if n) or "-" for s in report.steps]
-    out().print(table(f"{graph.name}: {pipeline}", [{**r, "did": d} for r, d in zip(rows, done, strict=True)]))
-    if check:
-        out().print("no pass changed what the graph computes")
-
-
-def _graph(
+def graph_after(
     model: Model,
     pipeline: str | None,
     decomposed: bool,
@@ -195,7 +148,7 @@ def _count_rows(graph: Graph) -> list[dict[str, Any]]:
     return [{"op": name, "nodes": n} for name, n in graph.counts().items()]
 
 
-def _miss(miss: NearMiss) -> dict[str, Any]:
+def miss_json(miss: NearMiss) -> dict[str, Any]:
     place = miss.location
     return {
         "rewrite": miss.rewrite,
@@ -208,7 +161,7 @@ def _miss(miss: NearMiss) -> dict[str, Any]:
     }
 
 
-def _print_misses(report: PipelineReport | None, pipeline: str | None) -> None:
+def print_misses(report: PipelineReport | None, pipeline: str | None) -> None:
     if report is None:
         raise MonographError("nothing was fused: no pipeline ran", hint="say --pipeline decode")
     fused = ", ".join(f"{name} {n}" for name, n in report.counts.items() if n and name.startswith("fuse_"))
