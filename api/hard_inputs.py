@@ -1,4 +1,4 @@
-"""Inputs on which rewrites break, for a graph of any names and types: padded and holed masks, batches, lengths, pasts."""
+"""Inputs on which rewrites break, for a graph of any names and types: padded and holed masks, batches, lengths."""
 
 from __future__ import annotations
 
@@ -142,9 +142,7 @@ def _symbols(d: DimLike) -> frozenset[str]:
     return d.symbols if isinstance(d, Dim) else frozenset()
 
 
-def _drawn(
-    name: str, v: Value, shape: tuple[int, ...], trial: Trial, made: Hard, rng: np.random.Generator
-) -> Array:
+def _drawn(name: str, v: Value, shape: tuple[int, ...], trial: Trial, made: Hard, rng: np.random.Generator) -> Array:
     lowered = name.lower()
     if v.dtype is bool_ and v.rank < 2:
         return np.ones(shape, np.bool_)
@@ -191,4 +189,3 @@ def _positions(shape: tuple[int, ...], made: Hard, rows: int | None) -> Array:
     else:
         found = np.broadcast_to(np.arange(length), shape)
     return np.minimum(found, (rows or 1 << 30) - 1)
-

@@ -159,5 +159,3 @@ def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> No
     path.parent.joinpath(f"{FILE}.data").unlink(missing_ok=True)
     onnx_ir.save(model, path, external_data=f"{FILE}.data")
     report.nodes = len(read.model.graph.node), len(model.graph)
-
-

@@ -39,7 +39,9 @@ def bound_of(graph: Graph) -> float:
     """
     terms, roundings = 64.0, 0
     for node in graph:
-        roundings += isinstance(node.op, Round) or (isinstance(node.op, Foreign) and _quantizes(node.attributes["name"]))
+        roundings += isinstance(node.op, Round) or (
+            isinstance(node.op, Foreign) and _quantizes(node.attributes["name"])
+        )
         if node.op.heavy and node.arguments:
             last = node.arguments[0].shape[-1:]
             terms += max((d for d in last if isinstance(d, int)), default=64)
@@ -160,5 +162,3 @@ def _apart(wanted: Array, found: Array | None, counts: Array, bound: float) -> t
     at = np.unravel_index(int(np.argmax(gap)), gap.shape)
     place = ",".join(map(str, at))
     return f"[{place}] is {b[at]:.6g}, expected {a[at]:.6g} (bound {bound * scale:.2g})", error
-
-

@@ -34,7 +34,13 @@ def exported(kind: str, folder: Path, attention: str = "sdpa") -> Path:
     """A file of one of SIZES with random weights."""
     import transformers
 
-    names = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 0, **SIZES[kind]}
+    names = {
+        "vocab_size": 40,
+        "max_position_embeddings": 32,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        **SIZES[kind],
+    }
     config = transformers.AutoConfig.for_model(kind, **names, attn_implementation=attention)
     torch.manual_seed(0)
     autos = {"t5": transformers.T5EncoderModel, "bert": transformers.BertModel}

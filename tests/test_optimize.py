@@ -110,7 +110,9 @@ def weights(*shapes: tuple[int, ...]) -> list[onnx.TensorProto]:
     return [onnx.numpy_helper.from_array(a, f"w{i}") for i, a in enumerate(arrays)]
 
 
-def saved(path: Path, nodes: list[Any], inputs: dict[str, tuple[int, list[Any]]], shapes: list[tuple[int, ...]]) -> Path:
+def saved(
+    path: Path, nodes: list[Any], inputs: dict[str, tuple[int, list[Any]]], shapes: list[tuple[int, ...]]
+) -> Path:
     """A file whose last node makes its output `y`, of rank 3."""
     given = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in inputs.items()]
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None, None])
