@@ -13,7 +13,7 @@ import numpy as np
 from .frontends.onnx.runtime import failures
 from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
 from .ir.errors import RuntimeInputError
-from .ir.graph import Graph
+from .ir.graph import Graph, Node
 from .ir.missing import needed
 from .ir.ops.foreign import Foreign
 from .ir.ops.rounding import Round
@@ -39,9 +39,7 @@ def bound_of(graph: Graph) -> float:
     """
     terms, roundings = 64.0, 0
     for node in graph:
-        roundings += isinstance(node.op, Round) or (
-            isinstance(node.op, Foreign) and _quantizes(node.attributes["name"])
-        )
+        roundings += isinstance(node.op, Round) or _quantizes(node)
         if node.op.heavy and node.arguments:
             last = node.arguments[0].shape[-1:]
             terms += max((d for d in last if isinstance(d, int)), default=64)
@@ -50,7 +48,8 @@ def bound_of(graph: Graph) -> float:
     return min(MOST, MARGIN * widest * math.sqrt(terms) + math.sqrt(roundings) / STEPS)
 
 
-def _quantizes(name: str) -> bool:
+def _quantizes(node: Node) -> bool:
+    name = str(node.attributes["name"]) if isinstance(node.op, Foreign) else ""
     return "Quantize" in name or "Integer" in name or "QLinear" in name
 
 

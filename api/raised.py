@@ -65,7 +65,7 @@ class Raised:
 
 
 def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[str] = (), opset: int = 0) -> Raised:
-    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report. No weight is copied.
+    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report.
 
     Raises MonographError for what has no ONNX form, and for a graph that a pass left broken.
     """
