@@ -45,8 +45,9 @@ def right_without(
         kind = _guilty(wrong, [s for s in switches if s not in off], off)
         place = ""
         if singles < PLACES:
-            wrong(off)
-            place = _place(wrong, places(), off)
+            early = [*off, *switches[switches.index(kind) + 1 :]]
+            wrong(early)
+            place = _place(wrong, places(), early)
             singles += bool(place)
         off.append(place or kind)
         undone.append(Undone(f"{kind} at {place}" if place else kind, reason))

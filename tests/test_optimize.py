@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from monograph.ir.ops.feed_forward import Gelu
 from monograph.optimizing import OptimizeReport, optimize
 from monograph.passes.raising.check import Check
 from monograph.passes.raising.matcher import Matcher
+from monograph.undoing import right_without
 from onnx import TensorProto, helper
 
 raising = importlib.import_module("monograph.passes.raising.raise_graph")
@@ -255,6 +257,26 @@ def test_what_cannot_be_made_right_goes_out_as_it_came(
     assert "KeyError" in report.kept
     for feeds in BATCHES:
         assert apart(files["gpt2"], tmp_path / "fast" / "model.onnx", feeds) == 0
+
+
+@pytest.mark.parametrize("guilty", [{"b"}, {"a", "f"}, {"b", "c", "e"}, {"p0"}, {"p1", "p3"}, {"p2", "d"}])
+def test_all_guilty_rewrites_are_found_and_no_other(guilty: set[str]) -> None:
+    """`a` has four places, the other kinds none."""
+    places = [f"p{i}" for i in range(4)]
+
+    def wrong(off: Collection[str]) -> str:
+        left = sorted(g for g in guilty if g not in off and not (g in places and "a" in off))
+        return f"wrong by {left}" if left else ""
+
+    undone, still = right_without(wrong, list("abcdef"), lambda: places)
+    assert still == ""
+    assert {u.rewrite for u in undone} == {f"a at {g}" if g in places else g for g in guilty}
+    assert all("wrong by" in u.reason for u in undone)
+
+
+def test_what_is_wrong_without_any_rewrite_is_said() -> None:
+    undone, still = right_without(lambda off: "always", ["a", "b"], list)
+    assert (undone, still) == ([], "always")
 
 
 # -- errors and commands ----------------------------------------------------------------------------------------------
