@@ -103,9 +103,10 @@ def rows_of(v: Value) -> int | None:
         x = waiting.pop()
         for node in x.users:
             if isinstance(node.op, Embedding) and node["ids"] is x:
-                rows: DimLike = node.value("table").shape[0]
+                rows = node.value("table").shape[0]
             elif isinstance(node.op, Gather) and node["indices"] is x:
-                rows = node.value("x").shape[node.attributes["axis"]]
+                axis: int = node.attributes["axis"]
+                rows = node.value("x").shape[axis]
             elif isinstance(node.op, _MOVES) and node.output not in seen:
                 seen.add(node.output)
                 waiting.append(node.output)

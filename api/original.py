@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -56,8 +57,7 @@ def _quantizes(node: Node) -> bool:
 def session(path: Path) -> Any:
     """A session of a file on the CPU. Raises RuntimeInputError for what the runtime does not take."""
     with needed("optimize"):
-        import onnxruntime
-    ort: Any = onnxruntime
+        ort: Any = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -226,7 +226,7 @@ class Builder:
         self.domains.add(domain)
         scope = self._scope(inputs)
         name = self.unique(f"{scope}/{op_type}" if scope else op_type)
-        results = [onnx_ir.Value(name=f"{name}_output{i or ''}") for i in range(outputs)]
+        results = [onnx_ir.Value(name=self.unique(f"{name}_output{i or ''}")) for i in range(outputs)]
         node = onnx_ir.Node(
             domain,
             op_type,
