@@ -15,10 +15,11 @@ import numpy as np
 from .frontends.dsl import Model
 from .frontends.task import LOGITS
 from .ir.display import size
-from .ir.encodings import int8
+from .ir.encodings import Encoding, int8
 from .ir.errors import ConfigError
 from .ir.tensors import Array, Tensor
 from .ir.types import DType
+from .passes.quantize.activations import rounding
 from .passes.quantize.calibration import Ready
 from .passes.quantize.choose import Planned
 from .passes.quantize.methods import plain_method
@@ -28,8 +29,8 @@ from .passes.quantize.settings import Quantization
 from .passes.quantize.stream import Stream
 from .samples import Reader, Sample, samples_of
 
-MEASURED = 2000
-"""Tokens of the text on which a choice is measured."""
+MEASURED = 4000
+"""Tokens of the text on which a choice is measured: those on which the build is, when it is done."""
 
 _TRIALS = 6
 """Choices that are measured after the two ends."""
@@ -67,9 +68,11 @@ def within_budget(
     place: Path,
     dtype: DType,
     progress: Callable[[str], None],
+    rounds: Callable[[str, Encoding], bool] = lambda name, encoding: False,
 ) -> Planned:
     """The plan with more bits where the budgets of size and quality allow or want them.
 
+    rounds: whether the target multiplies a weight of an encoding by activations in 8 bits, which costs quality, too.
     Raises ConfigError with the numbers where they cannot be met.
     """
     search = _search(model, weights, planned, samples, place, dtype, progress)
@@ -81,7 +84,7 @@ def within_budget(
         most = max(i for i in range(len(search.moves) + 1) if search.bytes(i) <= asked.size)
     count = most
     if asked.quality is not None:
-        count = _least(model, weights, asked, search, most, place, progress)
+        count = _least(_Score(model, asked, place, rounds), weights, asked, search, most, progress)
     return _planned(planned, search, count)
 
 
@@ -120,22 +123,17 @@ def _level(name: str, plan: Plan, weights: Mapping[str, Tensor], place: Path) ->
 
 
 def _least(
-    model: Model,
+    score: _Score,
     weights: Mapping[str, Tensor],
     asked: Quantization,
     search: _Search,
     most: int,
-    place: Path,
     progress: Callable[[str], None],
 ) -> int:
     """The fewest moves with which perplexity rises by no more than was asked."""
     assert asked.quality is not None
-    assert asked.calibrate is not None
-    reader = Reader.of_model(model)
-    rows = reader.first(asked.calibrate, MEASURED)
-    score = _Score(model, rows, place)
     progress("measuring the model")
-    before = score(weights)
+    before = score.before(weights)
     if not math.isfinite(before):
         what = f"quality is {asked.quality:.2%}, but {score.name} of the model itself is {before} on that text"
         raise ConfigError(what, place="quantize")
@@ -169,16 +167,27 @@ def _least(
 class _Score:
     """Perplexity of a text, or how far the output is off where the model does not continue text."""
 
-    def __init__(self, model: Model, rows: Sequence[Sequence[int]], place: Path) -> None:
-        self.model, self.rows, self.place = model, rows, place
-        self.samples = samples_of(model, rows)
+    def __init__(self, model: Model, asked: Quantization, place: Path, rounds: Callable[[str, Encoding], bool]) -> None:
+        assert asked.calibrate is not None
+        self.rows = Reader.of_model(model).first(asked.calibrate, MEASURED)
+        self.model, self.place, self.rounds = model, place, rounds
+        self.samples = samples_of(model, self.rows)
         self.continues = model.task.generates and model.task.output == LOGITS
         self.name = "perplexity" if self.continues else "the error of the output"
         self.wide: list[Array] = []
 
+    def before(self, weights: Mapping[str, Tensor]) -> float:
+        """Of the model itself, in float."""
+        return self._score(weights, {})
+
     def __call__(self, weights: Mapping[str, Tensor]) -> float:
-        outputs = (o[self.model.task.output][0] for o in
-                   Stream(self.model.graph(), weights, self.samples, self.place).outputs())  # fmt: skip
+        """With weights as they are stored, and activations as they are multiplied with them."""
+        encodings = {k: t.type.encoding for k, t in weights.items() if t.type.encoding is not None}
+        return self._score(weights, {k: e for k, e in encodings.items() if self.rounds(k, e)})
+
+    def _score(self, weights: Mapping[str, Tensor], encodings: Mapping[str, Encoding]) -> float:
+        stream = Stream(self.model.graph(), weights, self.samples, self.place, rounding(encodings))
+        outputs = (o[self.model.task.output][0] for o in stream.outputs())
         if self.continues:
             return perplexity(outputs, self.rows)
         found = [np.asarray(o, np.float64) for o in outputs]

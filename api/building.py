@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,24 +17,23 @@ from .frontends.own import check_not_reading
 from .ir import DType, Graph, MonographError
 from .ir.display import Shown, Table, size
 from .ir.errors import ConfigError, LoweringError, WeightsError
-from .ir.files import check_writable, staged
-from .ir.manifest import seal
+from .ir.files import check_writable
 from .ir.missing import needed
 from .ir.silent import silent
 from .ir.types import f32
 from .ir.weights import NO_WEIGHTS, Weights
+from .measured import after_build, after_export
 from .passes import pipelines
 from .passes.encode import keep_encodings
 from .passes.encoder_decoder import separate
 from .passes.precision import DEFAULT_POSITIONS, Precision, is_f32, narrowed
-from .passes.quantize.report import QUALITY, QuantizationReport
+from .passes.quantize.report import QuantizationReport
 from .passes.quantize.settings import Quantization
 from .quantizing import fine_of, quantized
 
 if TYPE_CHECKING:
     import torch.fx
 
-    from .backends.onnxruntime.build import BuildReport
     from .backends.onnxruntime.choices import Choices
     from .backends.onnxruntime.tune_result import Tuning
     from .inference.engine import Engine
@@ -77,7 +75,11 @@ def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.Gra
     with needed("to_torch"):
         from .backends import torch as backend
 
-    return backend.to_torch(pipelines.train(model.graph(dtype)), model.weights, seed=seed)
+    plain = model.graph(dtype)
+    graph = pipelines.train(plain)
+    for path, v in plain.params.items():
+        graph.param(path, v.type, v.init)  # Also what nothing reads: it belongs to the checkpoint.
+    return backend.to_torch(graph, model.weights, seed=seed)
 
 
 @dataclass(repr=False)
@@ -167,11 +169,12 @@ def write_export(
     if asked is not None:
         _check_portable(asked, oldest, SINCE)
     settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
+    given = model
     with quantized(model, asked, None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
         graphs = serving_graphs(model, dtype, dump, report.precision)
         exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
-        exported.quantization = done
+        exported.quantization, exported.finish = done, after_export(given, asked, done)
         report.nodes, report.through_float, report.bound = exported.nodes, exported.through_float, exported.bound
         if done is None:
             (announce or silent)(report.bound)
@@ -254,7 +257,7 @@ def build(
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    beside = _beside(model, adapters)
+    by_row = _beside(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
@@ -266,6 +269,15 @@ def build(
             fine = fine_of(model, aim, place) if done is None else done.fine
             settings = {"budget": tune_seconds, "positions": max_positions, "threads": threads, "fine": fine}
             tuning = _tuned(served, aim, tune, loads, progress, settings) if tune else None
+            beside = backend.Beside(
+                by_row,
+                fine,
+                done,
+                cache=str(cache) if cache is not None else "",
+                evidence=tuning.to_json() if tuning is not None else "",
+                dump=dump,
+                finish=after_build(model, asked, aim.provider, done),
+            )
             report = backend.build(
                 served,
                 None,
@@ -274,12 +286,7 @@ def build(
                 max_positions=max_positions,
                 strict=strict,
                 choices=_choices(aim, asked, tuning),
-                evidence=tuning.to_json() if tuning is not None else "",
-                quantization=done,
-                cache=str(cache) if cache is not None else "",
-                fine=fine,
-                dump=dump,
-                adapters=beside,
+                beside=beside,
                 announce=announce if done is None else None,
                 progress=progress,
             )
@@ -288,25 +295,7 @@ def build(
             shutil.rmtree(place, ignore_errors=True)
         raise
     report.tuning = tuning
-    if asked is not None and asked.weights and asked.calibrate is not None and aim.provider == "cpu":
-        _measure(report, model, asked)
     return Engine.built(report, threads=threads, owned=folder is None)
-
-
-def _measure(report: BuildReport, model: Model, asked: Quantization) -> None:
-    """Measure what was built on the text that was given, and note it in the folder and in the report."""
-    from .fidelity import quality
-    from .inference.engine import Engine
-
-    assert asked.calibrate is not None
-    with Engine.built(report) as engine:
-        found = quality(engine, asked.calibrate, against=model)
-    with staged(report.folder) as stage, stage.open(QUALITY) as f:
-        f.write(found.to_json().encode())
-    seal(report.folder)
-    if report.quantization is not None:
-        said = json.loads(found.to_json())
-        report.quantization.quality = {k: v for k, v in said.items() if v is not None}
 
 
 def _tuned(
@@ -330,12 +319,14 @@ def _tuned(
 
 def _choices(target: Target, asked: Quantization | None, tuning: Tuning | None) -> Choices | None:
     """The choices of a build: those measured, else those shipped (None), with what was asked for in their place."""
-    from .backends.onnxruntime.choices import choices_of
+    from .backends.onnxruntime.choices import choices_of, why
 
     found = None if tuning is None else tuning.chosen
     if asked is None or not asked.prompts:
         return found
-    return dataclasses.replace(found or choices_of(target), prompts=cast("Any", asked.prompts))
+    lead, *rest = why(target) if found is None else found.evidence
+    evidence = (f"prompts {asked.prompts}, as asked; {lead}", *rest)
+    return dataclasses.replace(found or choices_of(target), prompts=cast("Any", asked.prompts), evidence=evidence)
 
 
 def _check_prompts(model: Model, asked: Quantization | None) -> None:

@@ -91,7 +91,10 @@ def prepared(
         weights = done.weights
         planned = Planned(_noted(done), planned.wide)
     if asked.quality is not None or asked.size is not None:
-        planned = within_budget(model, weights, asked, planned, samples, place, dtype, told)
+        whole = trapped_in(model, weights, planned.choices, samples, place, narrow) if asked.quality is not None else {}
+        planned = within_budget(
+            model, weights, asked, planned, samples, place, dtype, told, lambda k, e: narrow(e) and k not in whole
+        )
     trapped = trapped_in(model, weights, planned.choices, samples, place, narrow)
     return Prepared(weights, Planned(_without_rows(planned.choices, trapped, dtype), planned.wide), trapped)
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .backends.onnxruntime.contract import FILE as CONTRACT
 from .budgets import exponential, log_softmax
 from .building import weights_of
 from .frontends.dsl import Model
@@ -23,7 +24,9 @@ from .ir.silent import silent
 from .ir.slots import TARGETS, TOKENS
 from .ir.tensors import Array
 from .passes.quantize.stream import Stream
-from .samples import WINDOW, Reader, Sample, Text, samples_of, texts_of
+from .runners import Portable
+from .samples import WINDOW, Reader, Sample, samples_of
+from .texts import Text, named
 
 if TYPE_CHECKING:
     from .inference.engine import Engine
@@ -104,20 +107,20 @@ def quality(
 ) -> Quality:
     """Measure a built folder on a text; beside its model, if that is given.
 
-    built: an engine or its folder, run as it serves, activations in 8 bits and all. text: a text, several, or a file.
-    against: the model before quantization, which runs layer by layer and is never in memory as a whole. observe: called
-    with what runs. Raises ConfigError for a text without tokens, or a model that reads none.
+    built: an engine or its folder, run as it serves, activations in 8 bits and all, or the folder of a portable export,
+    run by ordinary sessions of ONNX Runtime; then `against` is needed. text: a text, several, or a file. against: the
+    model before quantization, which runs layer by layer and is never in memory as a whole. observe: called with what
+    runs. Raises ConfigError for a text without tokens, or a model that reads none, RuntimeInputError for a folder that
+    cannot run here.
     """
-    from .building import open as open_engine
     from .resolve import load
 
     observe, begun = observe or silent, time.perf_counter()
-    engine = open_engine(built) if isinstance(built, (str, Path)) else built
     model = None if against is None else load(against)
-    folder = _Folder(engine)
+    folder = _measured(built, model)
     rows = folder.reader.first(text, tokens, window)
     own: list[list[int]] = []
-    if model is not None and folder.reader.generates and not engine.session.contract.encoder:
+    if model is not None and folder.reader.generates and not folder.encodes:
         observe("greedy tokens")
         own = folder.continued(rows, prompts, new)
     observe("the folder" if model is None else "the model, layer by layer")
@@ -129,30 +132,65 @@ def quality(
         for row in own:
             tally.chose(row, next(expected), new)
     return Quality(
-        _name(text),
+        named(text),
         sum(map(len, rows)),
         window,
         **tally.result(),
         prompts=len(own),
         new=new if own else 0,
-        bytes=_bytes(engine.folder),
+        bytes=_bytes(folder.place),
         bytes_before=0 if model is None else weights_of(model).bytes,
         seconds=time.perf_counter() - begun,
     )
 
 
-def _name(text: Text) -> str:
-    """The file of a text, or its first words."""
-    if isinstance(text, Path) or (isinstance(text, str) and Path(text[:255].split("\n")[0]).is_file()):
-        return Path(text).name
-    return repr(" ".join(texts_of(text)[0].split()[:6]))
+class _Measured(Protocol):
+    """A folder that is measured: how it reads text, its main output, and what it makes of ids."""
+
+    place: Path
+    reader: Reader
+    output: str
+    encodes: bool
+
+    def run(self, row: Sequence[int], beside: Sample) -> Array:
+        """The main output for a row of ids, [S,...]. beside: what the model was given, for inputs that are no ids."""
+        ...
+
+    def continued(self, rows: Sequence[Sequence[int]], prompts: int, new: int) -> list[list[int]]:
+        """The beginnings of some rows, each with the `new` tokens that the folder chooses behind it."""
+        ...
+
+
+def _measured(built: str | Path | Engine, model: Model | None) -> _Measured:
+    from .building import open as open_engine
+
+    if not isinstance(built, (str, Path)):
+        return _Folder(built)
+    if (Path(built) / CONTRACT).exists() or not any(Path(built).rglob("*.onnx")):
+        return _Folder(open_engine(built))
+    if model is None:
+        raise ConfigError(
+            "is a portable export, which is measured beside its model", place=str(built), hint="--against"
+        )
+    return _Export(Path(built), model)
+
+
+def _begins(reader: Reader, rows: Sequence[Sequence[int]], prompts: int, new: int) -> list[list[int]]:
+    """Beginnings of rows, and where there are too few rows, pieces from inside of them."""
+    room = reader.positions - new
+    begins = [list(row[: max(2, min(len(row) // 2, room, 64))]) for row in rows[:prompts]]
+    while len(begins) < prompts and any(len(row) > 64 for row in rows):
+        at = 64 * (1 + len(begins) // len(rows))
+        begins.append(list(rows[len(begins) % len(rows)][at : at + 64]) or begins[0])
+    return begins
 
 
 class _Folder:
-    """A built folder that is measured: how it reads text, and what it makes of ids."""
+    """A built folder, as its engine serves it."""
 
     def __init__(self, engine: Engine) -> None:
         self.session, contract = engine.session, engine.session.contract
+        self.place, self.encodes = engine.folder, bool(contract.encoder)
         generates = contract.kind == "decoder"
         positions = contract.positions or 2**31
         self.reader = Reader.of(
@@ -166,21 +204,16 @@ class _Folder:
             raise ConfigError(f"{contract.family} is a {contract.task} model, which reads no text")
 
     def run(self, row: Sequence[int], beside: Sample) -> Array:
-        """The main output for a row of ids, [S,...]. beside: what the model was given, for inputs that are no ids."""
+        """See `_Measured`."""
         given = {k: np.array([row], np.int64) for k in self.ids}
         taken = {k for types in self.session.contract.inputs.values() for k in types}
         features = {k: v for k, v in beside.items() if k in taken and v.dtype.kind == "f"}
         return self.session.run({**given, **features})[self.output][0]
 
     def continued(self, rows: Sequence[Sequence[int]], prompts: int, new: int) -> list[list[int]]:
-        """The beginnings of some rows, each with the `new` tokens that the folder chooses behind it."""
-        room = self.reader.positions - new
-        begins = [list(row[: max(2, min(len(row) // 2, room, 64))]) for row in rows[:prompts]]
-        while len(begins) < prompts and any(len(row) > 64 for row in rows):
-            at = 64 * (1 + len(begins) // len(rows))
-            begins.append(list(rows[len(begins) % len(rows)][at : at + 64]) or begins[0])
+        """See `_Measured`."""
         found: list[list[int]] = []
-        for begin in begins:
+        for begin in _begins(self.reader, rows, prompts, new):
             chosen = self.session.prefill(np.array([begin]), np.array([len(begin)])).argmax(-1)
             for _ in range(new - 1):
                 begin.append(int(chosen[0]))
@@ -189,8 +222,35 @@ class _Folder:
         return found
 
 
+class _Export:
+    """A portable folder, as any client of ONNX Runtime runs it."""
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        self.place, self.model, self.output = folder, model, model.task.output
+        self.reader = Reader.of_model(model)
+        self.file = Portable(folder, model.graph())
+        self.encodes = self.file.encoder is not None
+
+    def run(self, row: Sequence[int], beside: Sample) -> Array:
+        """See `_Measured`."""
+        source, state = self.file.begin(beside)
+        return self.file.read(beside, (0, len(row)), {**source, **state})[0][self.output][0]
+
+    def continued(self, rows: Sequence[Sequence[int]], prompts: int, new: int) -> list[list[int]]:
+        """See `_Measured`."""
+        found: list[list[int]] = []
+        for ids in _begins(self.reader, rows, prompts, new):
+            state, known = self.file.begin(samples_of(self.model, [ids])[0])[1], 0
+            for _ in range(new):
+                results, state = self.file.read(samples_of(self.model, [ids])[0], (known, len(ids)), state)
+                known = len(ids)
+                ids.append(int(results[self.output][0, -1].argmax()))
+            found.append(ids)
+        return found
+
+
 def _expected(
-    model: Model | None, folder: _Folder, rows: Sequence[Sequence[int]], scratch: Path
+    model: Model | None, folder: _Measured, rows: Sequence[Sequence[int]], scratch: Path
 ) -> Iterator[tuple[Sample, Array | None]]:
     """The inputs of the model for each row, and its main output [S,...]; nothing and None where there is none."""
     if model is None:
@@ -205,7 +265,7 @@ def _expected(
 class _Tally:
     """Sums over all positions that were compared."""
 
-    def __init__(self, folder: _Folder) -> None:
+    def __init__(self, folder: _Measured) -> None:
         self.folder = folder
         self.count = self.predicted = self.chosen = 0
         self.surprise = self.before = self.equal = self.divergence = self.same = 0.0

@@ -17,6 +17,7 @@ from .ir.errors import LoweringError, WeightsError
 from .ir.files import beside
 from .ir.types import DType
 from .ir.weights import NO_WEIGHTS, Weights
+from .passes.finite import check_weights
 from .passes.quantize.choose import choose
 from .passes.quantize.plan import rounded
 from .passes.quantize.report import QuantizationReport
@@ -44,11 +45,15 @@ def quantized(
     all, name). Raises LoweringError for a form that the target has no kernel for, ConfigError where nothing can be
     rounded, WeightsError for weights that are missing, damaged or not finite.
     """
-    if asked is None or not asked.weights:
+    if asked is None:
         yield model, None
         return
     if model.weights is None:
         raise WeightsError(f"model {model.name} has no weights", hint=NO_WEIGHTS)
+    check_weights(model.weights, plain_graph(model, dtype).params)
+    if not asked.weights:
+        yield model, None
+        return
     if dtype == DType.f64:
         raise LoweringError("weights in fewer bits are multiplied in f32, f16 or bf16, not in f64")
     settings = filled(asked, target)

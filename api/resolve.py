@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .frontends.json_file import read_json
 from .frontends.load import kept_family
 from .frontends.own import ModelFile
 from .frontends.reference import read_config
+from .frontends.task import Task
 from .frontends.tokenizer import Tokenizer
 from .ir import MonographError
 from .ir.errors import ConfigError, did_you_mean
@@ -22,8 +24,21 @@ HELP = (
 )
 
 
-def load(source: object, *, tokenizer: bool = True, family: Family | None = None, task: str | None = None) -> Model:
+def load(
+    source: object,
+    example_inputs: object = None,
+    *,
+    dynamic_shapes: object = None,
+    tokenizer: bool = True,
+    family: Family | None = None,
+    task: str | Task | None = None,
+) -> Model:
     """Load the model that `source` names; a Model is returned as it is, and a Family makes one with its defaults.
+
+    A module of PyTorch becomes a model by torch.export, called with `example_inputs`: a dict by name, a tuple in order,
+    or one tensor. dynamic_shapes: as torch.export takes it, such as {"x": {0: torch.export.Dim("rows")}}; other sizes
+    are those of the examples. A program that torch.export made needs neither. Both keep the module's parameter names,
+    share its memory, and are of the task that is given, or of one of their own with their inputs and outputs.
 
     source: a Hugging Face folder, the folder of a run, a .gguf file, a config.json (structure only), FILE.py or
     FILE.py:NAME, a hub repository such as "org/name", or the name of an asset such as "smollm2". Only structure is
@@ -31,12 +46,18 @@ def load(source: object, *, tokenizer: bool = True, family: Family | None = None
     is run, and so is the one that the folder of a run keeps of its own model.
     family: the family of a model of your own that is stored in the folder; built-in families are found by model_type.
     task: which head, if the family has several (None: that of the checkpoint).
-    Raises MonographError naming the file, and NotAModelError for something that is not a model.
+    Raises MonographError naming the file, NotAModelError for something that is not a model, and for a module
+    NotImportableError that lists every op that the IR does not have, with its line.
     """
+    if (traced := _traced(source, example_inputs, dynamic_shapes, task)) is not None:
+        return traced
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise MonographError("example_inputs and dynamic_shapes belong to a module of PyTorch, and this is none")
     if isinstance(source, (Model, Family)):
         return source if isinstance(source, Model) else source()
     if not isinstance(source, (str, Path)):
         raise not_loadable(source)
+    task = None if task is None else str(task)
     if file := _python(str(source)):
         return _from_source(*file)
     path = Path(source).expanduser()
@@ -47,6 +68,23 @@ def load(source: object, *, tokenizer: bool = True, family: Family | None = None
 
     name: str | Path = fetch(source) if isinstance(source, str) and source in ASSETS and not path.exists() else source
     return open_checkpoint(name, tokenizer=tokenizer, family=family, task=task)
+
+
+def _traced(source: object, example_inputs: object, dynamic_shapes: object, task: str | Task | None) -> Model | None:
+    """The model of a module or an exported program; None for anything else, for which PyTorch is not imported."""
+    if "torch" not in sys.modules or isinstance(source, (str, Path, Model, Family)):
+        return None
+    from .frontends import torch_export
+
+    if torch_export.is_program(source):
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise MonographError("an exported program has its example inputs and sizes already")
+        return torch_export.from_program(source, task=task)
+    if not torch_export.is_module(source):
+        return None
+    if example_inputs is None:
+        raise not_loadable(source)
+    return torch_export.from_module(source, example_inputs, dynamic_shapes=dynamic_shapes, task=task)
 
 
 def resolve(name: str, family: str | None = None, random: int | None = None) -> Model:

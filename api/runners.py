@@ -186,15 +186,52 @@ def onnx_runner(folder: Path, graph: Graph, *, threads: int | None = None) -> Ru
 
     threads: None takes what the runtime takes.
     """
-    from .backends import ort
+    # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
+    opened, tokens = Portable(folder, graph, threads=threads, exact=True), Tokens(graph)
 
-    def session(name: str) -> Any:
+    def run(call: Call) -> Outputs:
+        source, state = opened.begin(call.inputs)
+        parts: list[Outputs] = []
+        for span in call.spans:
+            results, state = opened.read(call.inputs, span, {**source, **state})
+            parts.append({**source, **results})
+        return tokens.joined(parts)
+
+    return run
+
+
+class Portable:
+    """An exported folder in ordinary sessions of ONNX Runtime.
+
+    graph: the plain one of its model. exact: products with blocks multiply whole activations, which the runtime would
+    round to 8 bits. Raises RuntimeInputError for a folder that is none, or that this runtime cannot run.
+    """
+
+    def __init__(self, folder: Path, graph: Graph, *, threads: int | None = None, exact: bool = False) -> None:
+        self.graph, self.threads, self.exact = graph, threads, exact
+        inside = folder / LAYOUTS["web"].folder
+        self.folder = inside if inside.is_dir() else folder
+        if (self.folder / f"{MERGED}.onnx").exists():
+            what = f"holds {MERGED}.onnx, which takes no masks of its tokens, as the client wants it that it is for"
+            hint = "check an export without a layout: the graphs are the same"
+            raise RuntimeInputError(what, place=str(self.folder), hint=hint)
+        if (self.folder / "encoder_model.onnx").exists():
+            self.encoder, self.main = self._session("encoder_model"), self._session("decoder_model")
+        elif (self.folder / "model.onnx").exists():
+            self.encoder, self.main = None, self._session("model")
+        else:
+            raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(self.folder))
+        self.slots = slots_of(self.main)
+
+    def _session(self, name: str) -> Any:
+        from .backends import ort
+
         library = ort.library()
         options = library.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        # The file is held against its model, not the 8 bits in which the runtime then multiplies by blocks.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-        file = folder / f"{name}.onnx"
+        options.intra_op_num_threads = self.threads or 0
+        if self.exact:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        file = self.folder / f"{name}.onnx"
         try:
             return library.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except ort.internals().NotImplemented as e:
@@ -202,38 +239,23 @@ def onnx_runner(folder: Path, graph: Graph, *, threads: int | None = None) -> Ru
             what = f"cannot be compared here: onnxruntime {library.__version__} says on the CPU: {e}"
             raise RuntimeInputError(what, place=str(file)) from None
 
-    inside = folder / LAYOUTS["web"].folder
-    folder = inside if inside.is_dir() else folder
-    if (folder / f"{MERGED}.onnx").exists():
-        what = (
-            f"holds {MERGED}.onnx, which takes no masks of its tokens, as the client wants it that it is laid out for"
-        )
-        raise RuntimeInputError(
-            what, place=str(folder), hint="check an export without a layout: the graphs are the same"
-        )
-    if (folder / "encoder_model.onnx").exists():
-        encoder, main = session("encoder_model"), session("decoder_model")
-    elif (folder / "model.onnx").exists():
-        encoder, main = None, session("model")
-    else:
-        raise RuntimeInputError("has neither model.onnx nor encoder_model.onnx", place=str(folder))
-    slots, tokens = slots_of(main), Tokens(graph)
+    def begin(self, inputs: Inputs) -> tuple[Outputs, Outputs]:
+        """What the encoder gives, if there is one, and the state before the first token."""
+        source = {} if self.encoder is None else _call(self.encoder, inputs)
+        batch = next(iter(inputs.values())).shape[0]
+        return source, first_state(self.main, batch) | next_state(source, self.slots)
 
-    def run(call: Call) -> Outputs:
-        source = {} if encoder is None else _call(encoder, call.inputs)
-        batch = next(iter(call.inputs.values())).shape[0]
-        state = first_state(main, batch) | next_state(source, slots)
-        parts: list[Outputs] = []
-        for start, stop in call.spans:
-            results = _call(main, {**source, **window(graph, call.inputs, start, stop), **state})
-            state |= next_state(results, slots)
-            parts.append({**source, **results})
-        return tokens.joined(parts)
-
-    return run
+    def read(self, inputs: Inputs, span: tuple[int, int], state: Inputs) -> tuple[Outputs, Outputs]:
+        """The outputs for some tokens, and the state behind them."""
+        results = _call(self.main, {**window(self.graph, inputs, *span), **state})
+        return results, {**state, **next_state(results, self.slots)}
 
 
 def _call(session: Any, inputs: Inputs) -> Outputs:
     names = [o.name for o in session.get_outputs()]
-    given = {i.name: inputs[i.name] for i in session.get_inputs()}
+    wanted = [i.name for i in session.get_inputs()]
+    missing = [name for name in wanted if name not in inputs]
+    if missing:
+        raise RuntimeInputError(f"takes {', '.join(missing)} in, which the model of it does not have")
+    given = {name: inputs[name] for name in wanted}
     return dict(zip(names, session.run(names, given), strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,13 +15,10 @@ from .ir.graph import Graph
 from .ir.slots import Stream
 from .ir.tensors import Array
 from .passes.differential import Case, attention_mask, sample_inputs
-from .training.corpus import read_text
+from .texts import Text, beginning, pieces
 
 Sample = Mapping[str, Array]
 """Inputs of a model by name."""
-
-Text = str | Path | Sequence[str]
-"""A text, several, or a file with one."""
 
 WINDOW = 512
 """Tokens that are read together, each window without what comes before it."""
@@ -32,21 +28,6 @@ _MEASURED = 24_000
 
 _CHARACTERS = 16
 """Characters of text in which there is a token, whatever the language."""
-
-
-def texts_of(given: Text) -> list[str]:
-    """The texts; a str or Path that names a file is read. Raises ConfigError where there is none."""
-    if isinstance(given, Path) or (isinstance(given, str) and _is_file(given)):
-        found = [read_text(given)]
-    else:
-        found = [given] if isinstance(given, str) else list(given)
-    if not any(t.strip() for t in found):
-        raise ConfigError("there is no text to read", place=str(given) if isinstance(given, Path) else "")
-    return found
-
-
-def _is_file(text: str) -> bool:
-    return len(text) < 4096 and "\n" not in text and Path(text).is_file()
 
 
 @dataclass(frozen=True)
@@ -78,20 +59,15 @@ class Reader:
 
     def first(self, text: Text, tokens: int, window: int = WINDOW) -> list[list[int]]:
         """The first tokens of a text, window by window."""
-        joined = "\n\n".join(texts_of(text))
         room = self._room(window)
-        ids = self.tokenizer.encode(joined[: (tokens + window) * _CHARACTERS], add_special=False)[:tokens]
+        ids = self.tokenizer.encode(beginning(text, (tokens + window) * _CHARACTERS), add_special=False)[:tokens]
         return self._framed([ids[i : i + room] for i in range(0, len(ids), room)])
 
     def spread(self, text: Text, tokens: int, window: int = WINDOW) -> list[list[int]]:
         """Windows from all over a text, to calibrate on; not from the beginning of a long one, which is measured."""
-        joined = "\n\n".join(texts_of(text))
         room = self._room(window)
-        width = room * _CHARACTERS
-        begin = _MEASURED if len(joined) > 4 * _MEASURED else 0
-        starts = np.linspace(begin, max(begin, len(joined) - width), max(1, -(-tokens // room))).astype(int)
-        pieces = [joined[at : at + width] for at in dict.fromkeys(starts.tolist())]
-        return self._framed([self.tokenizer.encode(piece, add_special=False)[:room] for piece in pieces])
+        found = pieces(text, room * _CHARACTERS, max(1, -(-tokens // room)), _MEASURED)
+        return self._framed([self.tokenizer.encode(piece, add_special=False)[:room] for piece in found])
 
     def _room(self, window: int) -> int:
         """Tokens of text in a window."""
@@ -100,14 +76,14 @@ class Reader:
         special = int(self.start is not None) if self.generates else len(self.tokenizer.encode(""))
         return max(2, min(window, self.positions) - special)
 
-    def _framed(self, pieces: list[list[int]]) -> list[list[int]]:
-        pieces = [p for p in pieces if len(p) > 1]
-        if not pieces:
+    def _framed(self, given: list[list[int]]) -> list[list[int]]:
+        windows = [p for p in given if len(p) > 1]
+        if not windows:
             raise ConfigError(f"the text has not even two tokens of {self.name}")
         if self.generates:
-            return [[*([] if self.start is None else [self.start]), *p] for p in pieces]
+            return [[*([] if self.start is None else [self.start]), *p] for p in windows]
         special = len(self.tokenizer.encode(""))
-        return [self.tokenizer.encode(self.tokenizer.decode(p), max_length=len(p) + special) for p in pieces]
+        return [self.tokenizer.encode(self.tokenizer.decode(p), max_length=len(p) + special) for p in windows]
 
 
 def _positions(model: Model) -> int:

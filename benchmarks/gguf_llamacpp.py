@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,18 +63,15 @@ def text() -> str:
     return "\n\n".join(page.read_text() for page in pages)
 
 
-def ask(modules: Path, file: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """What llama.cpp answers, see llamacpp.mjs."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "request.json"
-        place.write_text(json.dumps(request))
-        script = Path(__file__).parent / "llamacpp.mjs"
-        done = subprocess.run(
-            ["node", str(script), str(modules), str(file), str(place)], capture_output=True, text=True, check=False
-        )
-    if done.returncode:
-        sys.exit(f"llama.cpp failed on {file}:\n{done.stdout}{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def ask(modules: Path, file: Path, threads: int, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What llama.cpp answers to each request, see llamacpp.mjs."""
+    command = ["node", str(Path(__file__).parent / "llamacpp.mjs"), str(modules), str(file), str(threads)]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    _ready, *answers = done.stdout.splitlines() or [""]
+    if done.returncode or len(answers) != len(requests):
+        sys.exit(f"llama.cpp failed on {file}:\n{done.stdout[-2000:]}{done.stderr}")
+    return [json.loads(line) for line in answers]
 
 
 def surprise(session: Session, ids: Sequence[int]) -> float:
@@ -133,16 +129,19 @@ def compare(name: str, file: Path, modules: Path, threads: int) -> list[Row]:
     ids = tokenizer.encode(texts[-1], add_special=False)
     first = [model.generation["bos_token_id"]] if prompts[0][0] == model.generation.get("bos_token_id") else []
     chunks = [first + ids[i : i + CHUNK] for i in range(0, TOKENS, CHUNK)]
-    request = {"threads": threads, "texts": texts, "prompts": prompts, "chunks": chunks, "new": NEW}
+    requests: list[dict[str, Any]] = [{"do": "ids", "texts": texts}]
+    requests += [{"do": "greedy", "tokens": prompt, "new": NEW} for prompt in prompts]
+    requests += [{"do": "surprise", "tokens": chunk} for chunk in chunks]
     with working(f"{name}: llama.cpp"):
-        theirs = ask(modules, file, request)
+        read, *rest = ask(modules, file, threads, requests)
+    continued, surprises = rest[: len(prompts)], [answer["nats"] for answer in rest[len(prompts) :]]
     bare = [tokenizer.encode(t, add_special=False) for t in texts]
-    wrong = [t[:40] for t, mine, other in zip(texts, bare, theirs["ids"], strict=True) if mine != other]
+    wrong = [t[:40] for t, mine, other in zip(texts, bare, read["ids"], strict=True) if mine != other]
     if wrong:
         sys.exit(f"{name}: {len(wrong)} texts have other token ids than in llama.cpp, such as {wrong[0]!r}")
     tokens = sum(len(c) - 1 for c in chunks)
-    reference = [g["ids"] for g in theirs["greedy"]]
-    found = {"greedy": reference, "seconds": [g["seconds"] for g in theirs["greedy"]], "surprise": theirs["surprise"]}
+    reference = [g["ids"] for g in continued]
+    found = {"greedy": reference, "seconds": [g["seconds"] for g in continued], "surprise": surprises}
     rows = [row(name, "llama.cpp", file.stat().st_size, found, reference, tokens)]
     assert model.weights is not None
     kept = len(through_float(model.graph(encoded=True), model.weights))

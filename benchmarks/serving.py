@@ -67,7 +67,7 @@ class Entry:
 
     def command(self, threads: int, modules: Path, kind: str = "") -> list[str]:
         if self.kind == "llama.cpp":
-            return ["node", str(WORKER.with_name("serving_llamacpp.mjs")), str(modules), str(self.folder), str(threads)]
+            return ["node", str(WORKER.with_name("llamacpp.mjs")), str(modules), str(self.folder), str(threads)]
         python = PLACE / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
         return [str(python), str(WORKER), kind or self.kind, str(self.folder), str(threads)]
 

@@ -30,11 +30,13 @@ def read_wav(path: str | Path | BinaryIO) -> tuple[Array, int]:
         with wave.open(str(path) if isinstance(path, (str, Path)) else path, "rb") as f:
             width, channels, rate = f.getsampwidth(), f.getnchannels(), f.getframerate()
             data = f.readframes(f.getnframes())
-    except (wave.Error, EOFError, OSError) as e:
-        raise RuntimeInputError(f"cannot be read as a WAV file: {e}", place=place) from None
+    except (wave.Error, EOFError, OSError, RuntimeError) as e:  # the last one for parts longer than the file
+        what = str(e) or "it ends too early, or its parts are longer than it is"
+        raise RuntimeInputError(f"cannot be read as a WAV file: {what}", place=place) from None
     if width not in _WIDTHS:
         raise RuntimeInputError(f"has samples of {8 * width} bits, expected 8, 16 or 32", place=place)
-    numbers = np.frombuffer(data, _WIDTHS[width]).astype(np.float64)
+    whole = len(data) - len(data) % (width * channels)  # a file that was cut off may end within a sample
+    numbers = np.frombuffer(data[:whole], _WIDTHS[width]).astype(np.float64)
     numbers = numbers / 128 - 1 if width == 1 else numbers / 2 ** (8 * width - 1)
     return numbers.reshape(-1, channels).mean(axis=1).astype(np.float32), rate
 

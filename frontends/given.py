@@ -74,7 +74,7 @@ def _described(given: object) -> tuple[str, str]:
         case bool() | int() | float():
             return repr(given), ""
         case _ if any(c.__module__.startswith("torch.nn") for c in type(given).__mro__):
-            hint = "Monograph makes modules of models (mg.to_torch), not the reverse: load its checkpoint folder"
+            hint = "give inputs to trace it with: mg.load(module, example_inputs)"
             return f"a torch module ({type(given).__name__})", hint
         case _:
             return f"a {type(given).__module__}.{type(given).__qualname__}".replace("builtins.", ""), ""

@@ -1,4 +1,4 @@
-"""One door for every kind of checkpoint: a folder, a GGUF file or a hub id."""
+"""One door for every kind of checkpoint: a folder, a GGUF or ONNX file, or a hub id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .own import kept
 
 
 def load(source: str | Path, *, tokenizer: bool = True, family: Family | None = None, task: str | None = None) -> Model:
-    """The model in a Hugging Face folder, a .gguf file, or a hub repository such as "org/name".
+    """The model in a Hugging Face folder, a .gguf or .onnx file, or a hub repository such as "org/name".
 
     Only structure is read; tensors come when asked for. What lies on disk wins over a repository of the same name.
     family: a model of your own that was saved to the folder; others are found by the model_type they have.
@@ -60,6 +60,10 @@ def _load_file(path: Path, tokenizer: bool) -> Model:
         magic = f.read(4)
     if magic == b"GGUF" or path.suffix == ".gguf":
         return load_gguf(path, tokenizer=tokenizer)
+    if path.suffix == ".onnx":
+        from .onnx import load_onnx
+
+        return load_onnx(path)
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise ConfigError("is one file of a checkpoint", place=str(path), hint=f"load its folder: {path.parent}")
-    raise ConfigError("is neither a folder nor a GGUF file", place=str(path))
+    raise ConfigError("is neither a folder nor a GGUF or ONNX file", place=str(path))

@@ -58,7 +58,7 @@ class Running:
         """Whether its next token is the likeliest one, whatever came before."""
         asked = self.request.asked
         settings = asked.settings
-        greedy = settings.temperature == 0 and settings.repetition_penalty == 1.0
+        greedy = settings.temperature == 0 and settings.unchanged
         return greedy and asked.settings.logprobs is None and asked.constraint is None
 
 
@@ -150,12 +150,12 @@ class Batch:
             if every:
                 self.tell(running, logits)
             running.read = stop
-            if stop in (running.parting, len(prompt)):
-                self.prefixes.save(running.row, running.key, prompt[:stop], state=stop == running.parting)
         except FAILURES as e:
             self.fail(running, failed(e))
             self.broken = not self.running
             return most
+        if stop in (running.parting, len(prompt)):
+            self.keep(running, prompt[:stop], state=stop == running.parting)
         if running.ready:
             self.tokens_in += len(prompt)
             self.choose(running, logits[-1] if every else logits)
@@ -230,7 +230,7 @@ class Batch:
         asked = running.request.asked
         try:
             held = restrict(logits[None], [asked.constraint])
-            processed = running.sampler.processed(held, [running.known])
+            processed = running.sampler.processed(held, [running.known], [len(running.prompt)])
             token = int(running.sampler.pick(processed)[0])
         except (*FAILURES, *OF_A_REQUEST) as e:
             self.fail(running, e if isinstance(e, MonographError) else GenerationError(f"{type(e).__name__}: {e}"))
@@ -248,7 +248,7 @@ class Batch:
             self.fail(running, e if isinstance(e, MonographError) else GenerationError(f"{type(e).__name__}: {e}"))
             return
         if piece.reason is not None:
-            self.keep(running)
+            self.keep(running, running.known[: self.rows.length(running.row)], state=True)
             self.leave(running, piece.reason)
         running.request.give(piece)
 
@@ -274,12 +274,11 @@ class Batch:
             reason = "stop" if running.text.stopped else reason
         return Piece(ids, text, told, reason)
 
-    def keep(self, running: Running) -> None:
-        """Keep what a row has read for prompts that go on from it; without memory for it, nothing is kept at all."""
-        length = self.rows.length(running.row)
+    def keep(self, running: Running, tokens: Sequence[int], *, state: bool) -> None:
+        """Keep what a row has read for prompts that go on from it; where it cannot be, nothing is kept at all."""
         try:
-            self.prefixes.save(running.row, running.key, running.known[:length], state=True)
-        except MemoryError:
+            self.prefixes.save(running.row, running.key, tokens, state=state)
+        except FAILURES:
             self.prefixes.clear()
 
     def fail(self, running: Running, error: MonographError) -> None:

@@ -21,7 +21,7 @@ from ..ir.errors import RuntimeInputError
 from . import generate
 from .generate import Generation, Reason, Settings, Timing
 from .prompts import pad
-from .sampling import Array, penalize
+from .sampling import Array, penalize, without
 from .text import RowText
 
 _LOW = np.float32(-1e9)
@@ -34,9 +34,13 @@ class Session(generate.Session, Protocol):
     def reorder(self, parents: Any, common: Any = None) -> None: ...
 
 
+MOST_BEAMS = 1024
+"""Rows that a session has for one prompt: their caches lie side by side in memory."""
+
+
 @dataclass(frozen=True)
 class Beams:
-    """num_beams: texts that are followed at once. num_return_sequences: how many of the best are given.
+    """num_beams: texts that are followed at once, at most MOST_BEAMS. num_return_sequences: how many of them are given.
 
     length_penalty: above 0 longer texts are better off, below 0 shorter ones. early_stopping: True: a prompt is done as
     soon as num_beams texts have ended; False: when the best that runs could not beat them at its present length;
@@ -54,6 +58,8 @@ class Beams:
             value: Any = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number of at least {least}")
+        if self.num_beams > MOST_BEAMS:
+            raise RuntimeInputError(f"num_beams is {self.num_beams}, expected at most {MOST_BEAMS}")
         if self.num_return_sequences > self.num_beams:
             what = f"num_return_sequences is {self.num_return_sequences}, but there are {self.num_beams} beams"
             raise RuntimeInputError(what)
@@ -93,6 +99,8 @@ class BeamSearch:
         settings.check(rows)
         if settings.temperature:
             raise RuntimeInputError(f"temperature is {settings.temperature}, but beams are not drawn: expected 0")
+        if settings.told:
+            raise RuntimeInputError("beams have no logit_bias, frequency_penalty and presence_penalty")
         if settings.stops:
             raise RuntimeInputError(f"stop strings {list(settings.stops)} are not looked for in beams")
         if settings.logprobs is not None or settings.prompt_logprobs is not None:
@@ -139,9 +147,9 @@ class BeamSearch:
         if self.settings.repetition_penalty != 1.0:
             x = penalize(x, [s for g in running for s in g.seen(first=first)], self.settings.repetition_penalty)
         if running[0].count < self.beams.min_new_tokens:
-            x[:, self.ends[self.ends < x.shape[-1]]] = -np.inf
-        x[:, [*self.suppress, *(self.suppress_first if first else ())]] = -np.inf
-        return x
+            x = without(x, self.ends)
+        never = [*self.suppress, *(self.suppress_first if first else ())]
+        return without(x, never) if never else x
 
     def spread(self, running: list[Group]) -> list[Group]:
         """A row of the session for every beam of the prompts that go on."""

@@ -307,7 +307,7 @@ class Decoding:
     def next(self, tokens: Array) -> Array:
         """Read a token of each row and choose the next ones, from no more of the logits than is needed."""
         session, settings = self.choosing, self.settings
-        free = settings.repetition_penalty == 1 and all(r.constraint is None for r in self.rows)
+        free = settings.unchanged and all(r.constraint is None for r in self.rows)
         if session is not None and free and settings.logprobs is None:
             if settings.temperature == 0:
                 return certain(session.step_greedy(tokens))
@@ -317,7 +317,7 @@ class Decoding:
 
     def choose(self, logits: Array) -> Array:
         allowed = restrict(logits, [r.constraint if r.reason is None else None for r in self.rows])
-        processed = self.sampler.processed(allowed, [r.seen for r in self.rows])
+        processed = self.sampler.processed(allowed, [r.seen for r in self.rows], [len(r.prompt) for r in self.rows])
         tokens = self.sampler.pick(processed)
         if self.settings.logprobs is not None:
             for i, row in enumerate(self.rows):

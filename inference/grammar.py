@@ -99,6 +99,13 @@ class Grammars:
             self._compiled[grammar, known] = matcher
         return Matched(matcher.deep_copy(), known, [i for i in vocabulary.eos_tokens if i not in known])
 
+    def spelling(self, id: int, ends: frozenset[int]) -> bytes:
+        """The bytes of a token, which may be a part of a character. Raises GrammarError where there is no such one."""
+        vocabulary = self._vocabulary(ends)
+        if not 0 <= id < vocabulary.vocab_size:
+            raise GrammarError(f"is {id}, but there are {vocabulary.vocab_size} tokens", place="token")
+        return vocabulary.decode_bytes([id])
+
     def _vocabulary(self, ends: frozenset[int]) -> Any:
         if ends not in self._vocabularies:
             given = sorted(ends) or list(self._tokenizer.eos_ids) or None

@@ -86,7 +86,8 @@ def followers(seen: Sequence[int], count: int) -> list[int]:
 class Draft:
     """Guesses by a smaller model over the same tokens.
 
-    read: as `Session.prefill`. limit: its positions. bound: the ids that it can read (None: not known).
+    read: as `Session.prefill`. limit: its positions; where a prompt has more tokens, nothing is guessed. bound: the ids
+    that it can read (None: not known).
     """
 
     def __init__(
@@ -101,10 +102,14 @@ class Draft:
             raise RuntimeInputError(f"the draft cannot go back: {session.uncut}")
         self.session, self.read, self.settings, self.limit, self.bound = session, read, settings, limit, bound
         self.known: list[list[int]] = []
+        self.idle = False
 
     def begin(self, rows: Sequence[Row], vocabulary: int) -> None:
         if self.bound is not None and self.bound != vocabulary:
             raise RuntimeInputError(f"the draft has {self.bound:,} tokens, the model {vocabulary:,}")
+        self.idle = max(len(r.prompt) for r in rows) > self.limit
+        if self.idle:
+            return
         width = self.read(*pad([r.prompt for r in rows])).shape[-1]
         if width != vocabulary:
             raise RuntimeInputError(f"the draft has {width:,} tokens, the model {vocabulary:,}")
@@ -113,7 +118,7 @@ class Draft:
     def guess(self, rows: Sequence[Row], counts: Sequence[int], streams: Sequence[np.random.Generator]) -> list[Guess]:
         guesses = [Guess() for _ in rows]
         longest = min(max(counts), self.limit - max(len(r.seen) for r in rows))
-        if longest < 1:
+        if self.idle or longest < 1:
             return guesses
         logits = self.catch_up(rows)
         for i in range(longest):
@@ -142,7 +147,7 @@ class Draft:
         return logits
 
     def choose(self, row: Row, guess: Guess, logits: Array, stream: np.random.Generator | None) -> None:
-        x = process(logits[None], [[*row.seen, *guess.tokens]], self.settings)[0]
+        x = process(logits[None], [[*row.seen, *guess.tokens]], self.settings, [len(row.prompt)])[0]
         if stream is None:
             guess.tokens.append(int(x.argmax()))
         else:
@@ -150,6 +155,8 @@ class Draft:
             guess.chances.append(softmax(x))
 
     def keep(self, places: Sequence[int]) -> None:
+        if self.idle:
+            return
         self.session.reorder(list(places))
         self.known = [self.known[k] for k in places]
 

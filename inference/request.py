@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from ..ir.errors import MonographError
+from ..ir.errors import MonographError, RuntimeInputError
 from .generate import Generation, Reason, Settings, Timing
 from .logprobs import Logprob
 
@@ -188,5 +190,22 @@ class Request:
 
 
 def ids_of(prompt: Sequence[int]) -> list[int]:
-    """The ids of a prompt as plain integers."""
-    return [int(i) for i in np.asarray(prompt, np.int64)]
+    """The ids of a prompt as plain integers. Raises RuntimeInputError for what is no list of them."""
+    try:
+        found = np.asarray(prompt)
+    except (ValueError, OverflowError):  # lists of different lengths; a number beyond all integers of NumPy
+        found = np.zeros((0, 0))
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise RuntimeInputError(f"the prompt is {prompt!r:.60}, expected a list of token ids")
+    return [int(i) for i in found]
+
+
+def check_given(settings: Any, timeout: Any, inputs: Any) -> None:
+    """Raise RuntimeInputError for arguments of wrong types, which nobody could tell of in another thread."""
+    if not isinstance(settings, Settings):
+        raise RuntimeInputError(f"settings are {type(settings).__name__}, expected Settings")
+    fits = not isinstance(timeout, bool) and isinstance(timeout, Real) and not math.isnan(float(timeout))
+    if timeout is not None and not fits:
+        raise RuntimeInputError(f"timeout is {timeout!r:.60}, expected seconds, or None")
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise RuntimeInputError(f"inputs are {type(inputs).__name__}, expected arrays by name")

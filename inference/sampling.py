@@ -1,12 +1,13 @@
 """Choosing the next token: what is done to the logits, in which order, and how a token is drawn.
 
-The order is that of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p. Each filter sets
-the logits it removes to -inf and sees what the ones before it left. Everything is computed in float32 or wider.
+The order is that of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p; what OpenAI has
+besides stands where vLLM has it: the bias before the repetition penalty, the other two penalties after it. Each filter
+sets the logits it removes to -inf and sees what the ones before it left. Everything is computed in float32 or wider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
@@ -18,6 +19,9 @@ from .errors import GenerationError
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST = float(np.finfo(np.float32).max)
+_FAR = 1e6
+"""The largest bias and penalty: far beyond the logits of a model, and exact enough in float32."""
 _BLOCK = 256
 """Probabilities that are added up together before a token is drawn."""
 
@@ -28,7 +32,8 @@ class Sampling:
 
     seed: a number for the batch, or a list with one per row; None: different each time. Each row draws from its own
     stream, which depends on the seed and the index of the row only; in a list, as if the row were alone with its seed.
-    Raises RuntimeInputError for a value out of range.
+    frequency_penalty, presence_penalty: what a logit loses for each time that its token was chosen, and once if it was.
+    logit_bias: what is added to logits, by id (None: nothing). Raises RuntimeInputError for a value out of range.
     """
 
     temperature: float = 0.0
@@ -37,14 +42,21 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | Sequence[int] | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         def require(fits: bool, name: str, expected: str) -> None:
             if not fits:
                 raise RuntimeInputError(f"{name} is {getattr(self, name)!r:.60}, expected {expected}")
 
-        for name in ("temperature", "repetition_penalty"):
+        for name in ("temperature", "repetition_penalty", "frequency_penalty", "presence_penalty"):
             require(isinstance(getattr(self, name), Real), name, "a number")
+        for name in ("frequency_penalty", "presence_penalty"):
+            require(-_FAR <= getattr(self, name) <= _FAR, name, f"a number between -{_FAR:g} and {_FAR:g}")
+        fits = self.logit_bias is None or all(_biases(i, b) for i, b in self.logit_bias.items())
+        require(fits, "logit_bias", f"numbers between -{_FAR:g} and {_FAR:g} by token id")
         for name, kind in (("top_k", Integral), ("top_p", Real), ("min_p", Real)):
             fits = getattr(self, name) is None or isinstance(getattr(self, name), kind)
             require(fits, name, "a whole number" if kind is Integral else "a number")
@@ -58,6 +70,42 @@ class Sampling:
         require(whole, "seed", "a whole number from 0, or a list with one a row")
         require(0 < self.repetition_penalty < np.inf, "repetition_penalty", "a positive number (1: none)")
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the logits stay as the model gave them until temperature and filters come."""
+        return self.repetition_penalty == 1 and not self.told
+
+    @property
+    def told(self) -> bool:
+        """Whether there is a bias, or a penalty for what was chosen."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; a switch is none."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _biases(id: Any, bias: Any) -> bool:
+    return is_whole(id) and id >= 0 and isinstance(bias, Real) and -_FAR <= float(bias) <= _FAR
+
+
+def biased(logits: Array, bias: Mapping[int, float]) -> Array:
+    """Logits [B,V] with a number added to those of some ids; ids that there are not change nothing."""
+    result, ids = logits.copy(), np.fromiter(bias, np.int64, len(bias))
+    known = ids < result.shape[-1]
+    result[:, ids[known]] += np.fromiter(bias.values(), result.dtype, len(bias))[known]
+    return result
+
+
+def discourage(logits: Array, chosen: Sequence[Sequence[int]], frequency: float, presence: float) -> Array:
+    """Logits [B,V] less `frequency` for each time that row b has chosen a token, and `presence` once."""
+    result = logits.copy()
+    for row, ids in zip(result, chosen, strict=True):
+        known, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
+        row[known] -= (frequency * counts + presence).astype(row.dtype)
+    return result
+
 
 def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Array:
     """Make tokens that row b has `seen` less likely: positive logits / penalty, negative ones * penalty.
@@ -68,8 +116,34 @@ def penalize(logits: Array, seen: Sequence[Sequence[int]], penalty: float) -> Ar
     for row, ids in zip(result, seen, strict=True):
         known = np.unique(np.asarray(ids, np.int64))
         known = known[known < len(row)]
-        row[known] = np.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+        before: Array = row[known]
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            row[known] = np.where(before < 0, before * penalty, before / penalty)
+        # What is beyond the range of float32 is still a number, so that a token can be chosen.
+        number = np.isfinite(before)
+        far = known[number & ~np.isfinite(row[known])]
+        row[far] = np.nan_to_num(row[far], nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+        row[known[~number]] = before[~number]
     return result
+
+
+def without(logits: Array, tokens: Sequence[int] | Array) -> Array:
+    """Logits [B,V] under which none of these tokens is chosen; ids that there are not change nothing."""
+    ids, kept = np.asarray(tokens, np.int64), np.array(logits)
+    kept[:, ids[(ids >= 0) & (ids < kept.shape[-1])]] = -np.inf
+    return kept
+
+
+def cool(logits: Array, temperature: float) -> Array:
+    """Logits / temperature; where that is beyond their range, what the same distribution is with 0 for the largest."""
+    limits = np.finfo(logits.dtype)
+    scale = logits.dtype.type(min(max(temperature, float(limits.smallest_subnormal)), float(limits.max)))
+    with np.errstate(over="ignore"):
+        found = logits / scale
+        best = logits.max(axis=-1, keepdims=True)
+        if np.isfinite(found.max(axis=-1)).all() or not np.isfinite(best).all():
+            return found
+        return (logits - best) / scale
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
@@ -125,14 +199,25 @@ def softmax(logits: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def process(logits: Array, seen: Sequence[Sequence[int]], settings: Sampling) -> Array:
-    """All that `settings` ask for, in the documented order; with temperature 0 only the penalty. [B,V] -> [B,V]"""
+def process(
+    logits: Array, seen: Sequence[Sequence[int]], settings: Sampling, prompts: Sequence[int] | None = None
+) -> Array:
+    """All that `settings` ask for, in the documented order; with temperature 0 only penalties and bias. [B,V] -> [B,V]
+
+    prompts: how many of the ids that each row has seen are its prompt, which was not chosen (None: none are).
+    """
     x = logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float32)
+    if settings.logit_bias:
+        x = biased(x, settings.logit_bias)
     if settings.repetition_penalty != 1.0:
         x = penalize(x, seen, settings.repetition_penalty)
+    if settings.frequency_penalty or settings.presence_penalty:
+        starts = prompts if prompts is not None else [0] * len(seen)
+        chosen = [ids[start:] for ids, start in zip(seen, starts, strict=True)]
+        x = discourage(x, chosen, settings.frequency_penalty, settings.presence_penalty)
     if settings.temperature == 0:
         return x
-    x = x / x.dtype.type(settings.temperature)
+    x = cool(x, settings.temperature)
     if settings.top_k is not None:
         x = keep_top_k(x, settings.top_k)
     if settings.top_p is not None and settings.top_p < 1:
@@ -150,16 +235,16 @@ class Sampler:
         seeds = _seeds(settings.seed, rows)
         self.streams = [np.random.default_rng(s) for s in seeds] if settings.temperature else []
 
-    def __call__(self, logits: Array, seen: Sequence[Sequence[int]]) -> Array:
-        """Next tokens i64 [B] from logits [B,V]; seen: prompt and generated ids of each row.
+    def __call__(self, logits: Array, seen: Sequence[Sequence[int]], prompts: Sequence[int] | None = None) -> Array:
+        """Next tokens i64 [B] from logits [B,V]; seen, prompts: see `process`.
 
         Every call takes one number from every stream. Raises GenerationError for NaN, +inf or nothing but -inf.
         """
-        return self.pick(self.processed(logits, seen))
+        return self.pick(self.processed(logits, seen, prompts))
 
-    def processed(self, logits: Array, seen: Sequence[Sequence[int]]) -> Array:
+    def processed(self, logits: Array, seen: Sequence[Sequence[int]], prompts: Sequence[int] | None = None) -> Array:
         """What tokens are chosen from, [B,V]; the logits themselves where nothing is done to them."""
-        return process(logits, seen, self.settings)
+        return process(logits, seen, self.settings, prompts)
 
     def pick(self, x: Array) -> Array:
         """Next tokens from what `processed` gave."""

@@ -18,7 +18,8 @@ from ..passes.adapters import ADAPTER
 from .batch import FAILURES, Batch, failed
 from .errors import ClosedError, DeadlineError, QueueFullError, SessionError
 from .generate import Settings
-from .request import Asked, Piece, Request, ids_of
+from .request import Asked, Piece, Request, check_given, ids_of
+from .sampling import is_whole
 from .strategies import adapter_number
 
 __all__ = ["Gauges", "Piece", "Request", "Scheduler"]
@@ -59,7 +60,7 @@ class Scheduler:
 
     Requests get rows in the order in which they came. One that fails, ends or is cancelled frees its row before the
     next step, and the others go on; where the session itself fails, all that run fail with SessionError, and those
-    that wait are served by new rows.
+    that wait are served by new rows. failure: why the thread has ended by itself, so that nothing is served any more.
     """
 
     def __init__(
@@ -76,14 +77,18 @@ class Scheduler:
         others may begin with (0: none). chunk: most tokens of prompts that are read between two steps."""
         limits = {"rows": (rows, 1), "queue": (queue, 1), "chunk": (chunk, 1), "prefix_bytes": (prefix_bytes, 0)}
         for name, (value, least) in limits.items():
+            if not is_whole(value):
+                raise RuntimeInputError(f"{name} is {value!r}, expected a whole number")
             if value < least:
                 raise RuntimeInputError(f"{name} is {value}, expected at least {least}")
         self.session, self.tokenizer, self.limit = session, tokenizer, queue
         self._made = (rows, chunk, prefix_bytes)
         self._changed = threading.Condition()
         self._queue = deque[Request]()
+        self._joining: Request | None = None  # which has left the queue and has no row yet
         self._counts, self._ended, self._next = Counter[str](), Counter[str](), 0
         self._closing = self._stop = self._look = self._idle = False
+        self.failure: MonographError | None = None
         self._batch = self._new_batch()
         self._eos = tuple(dict.fromkeys([*(tokenizer.eos_ids if tokenizer is not None else ()),
                                          *said_ends(session.folder, session.config)]))  # fmt: skip
@@ -111,6 +116,7 @@ class Scheduler:
         by name. adapter: one that the folder was built with (None: the base). constraint: see `Grammars`. Raises
         QueueFullError, ClosedError, and RuntimeInputError for what can never be served.
         """
+        check_given(settings, timeout, inputs)
         deadline = None if timeout is None else time.monotonic() + timeout
         limits = [n for n in (settings.context, self.session.contract.positions or None) if n is not None]
         told = {k: v for k, v in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)) if v is not None}
@@ -258,10 +264,11 @@ class Scheduler:
             with self._changed:
                 if not self._queue:
                     return
-                request = self._queue.popleft()
+                request = self._joining = self._queue.popleft()
             settings = request.asked.settings
             ends = frozenset(self._eos) if settings.eos is None else settings.ends(self.tokenizer)
             self._batch.admit(request, ends)
+            self._joining = None
 
     def _count(self, why: str) -> None:
         with self._changed:
@@ -285,9 +292,10 @@ class Scheduler:
 
     def _finish(self, error: MonographError) -> None:
         """Nobody waits for a thread that has ended."""
+        self.failure = None if isinstance(error, ClosedError) else error
         with self._changed:
             self._closing = self._stop = True
-            waiting = [*self._queue]
+            waiting = [*([self._joining] if self._joining is not None else []), *self._queue]
             self._queue.clear()
         for request in waiting:
             self._count(type(error).__name__)

@@ -150,7 +150,7 @@ class Speculative(Decoding):
 
     def pick(self, row: Row, logits: Array, guess: Guess, at: int, stream: Any) -> tuple[int, bool]:
         """(the next token, whether it is the guess and the next answer is of use)."""
-        x = process(restrict(logits[None], [row.constraint]), [row.seen], self.settings)[0]
+        x = process(restrict(logits[None], [row.constraint]), [row.seen], self.settings, [len(row.prompt)])[0]
         best = int(x.argmax())
         if not np.isfinite(x[best]):
             raise GenerationError(f"the largest logit of a row is {x[best]}: no token can be chosen")

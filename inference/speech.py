@@ -15,7 +15,7 @@ from . import generate
 from .generate import Generation, Settings
 from .grammar import Grammars
 from .guesses import Cuttable
-from .sampling import Array
+from .sampling import Array, without
 from .strategies import Strategy
 
 START, NO_TIMES = "<|startoftranscript|>", "<|notimestamps|>"
@@ -67,13 +67,6 @@ class Listening:
 
     def step(self, tokens: Array) -> Array:
         return without(self.session.step(tokens), self.always)
-
-
-def without(logits: Array, tokens: Sequence[int]) -> Array:
-    """Logits [B,V] under which none of these tokens is chosen."""
-    kept = np.array(logits)
-    kept[:, list(tokens)] = -np.inf
-    return kept
 
 
 def transcribe(

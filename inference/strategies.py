@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ from .constraint import Constraint
 from .generate import Decoding, Settings
 from .grammar import Asked, Grammars
 from .guesses import LONGEST, Draft, Drafter, Lookup
-from .sampling import Array
+from .sampling import Array, is_whole
 from .speculative import Speculative
 
 Read = Callable[[Array, Array], Array]
@@ -74,9 +73,10 @@ class Strategy:
         """Raises RuntimeInputError for values out of range, and for what does not go together."""
         counts: dict[str, Any] = {"lookup": self.lookup, "draft_tokens": self.draft_tokens}
         for name, value in counts.items():
-            whole = not isinstance(value, bool) and isinstance(value, Integral)
-            if value is not None and not (whole and 1 <= int(value) <= LONGEST):
+            if value is not None and not (is_whole(value) and 1 <= int(value) <= LONGEST):
                 raise RuntimeInputError(f"{name} is {value!r}, expected a whole number from 1 to {LONGEST}")
+        if self.draft is not None and not callable(getattr(self.draft, "reader", None)):
+            raise RuntimeInputError(f"draft is {type(self.draft).__name__}, expected an engine")
         if self.draft is not None and self.lookup is not None:
             raise RuntimeInputError("draft and lookup were both given: guesses come from one of them")
         beams = self.beams

@@ -55,6 +55,7 @@ def interpret(
     for node in graph:
         operands = [None if v is None else values[v] for v in node.operands]
         results = evaluate(node.op, operands, node.attributes, dims, [type_of(v) for v in node.operands])
+        learn_dims(dims, node, results)
         _check_results(node, results, dims)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None:
@@ -78,6 +79,15 @@ def _param(v: Value, params: Mapping[str, Array] | Callable[[str], Array]) -> Ar
     return x.astype(held.dtype.numpy, copy=False)
 
 
+def learn_dims(dims: dict[str, int], node: Node, results: tuple[Array, ...]) -> None:
+    """Note the sizes that only the results of a node show, such as how many elements are not zero."""
+    for v, x in zip(node.outputs, results, strict=True):
+        if v.type.symbols - dims.keys() and x.ndim == v.rank:
+            for d, n in zip(v.shape, x.shape, strict=True):
+                if isinstance(d, Dim) and d.name is not None:
+                    dims.setdefault(d.name, n)
+
+
 def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, int]) -> None:
     """A slice may reach past what its symbolic shape promised; NumPy would go on with what is there."""
     for v, x in zip(node.outputs, results, strict=True):
@@ -97,7 +107,7 @@ def evaluate(
 
     given: the types of the operands in the graph, which tell what the bytes of encoded ones mean.
     """
-    attributes = {k: resolve(v, dims) for k, v in attributes.items()}
+    attributes = {k: v if k in op.unresolved else resolve(v, dims) for k, v in attributes.items()}
     if op.numpy is not None:
         try:
             with np.errstate(all="ignore"):

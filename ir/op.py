@@ -63,6 +63,9 @@ class Op:
     folds: ClassVar[bool] = True
     """What it makes of parameters may be stored evaluated; not where that would undo an encoding."""
 
+    unresolved: ClassVar[frozenset[str]] = frozenset()
+    """Attributes that are given as they are when it runs: their dimensions may be known from its results only."""
+
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
 

@@ -109,6 +109,12 @@ def floors(op: Op, node: Node, *given: Range | None) -> tuple[Range, ...]:
     return (Range(x.low - 1.0, x.high),)
 
 
+def rounded(op: Op, node: Node, *given: Range | None) -> tuple[Range, ...]:
+    """Whole numbers less than 1 away."""
+    (x,) = known(given)
+    return (Range(x.low - 1.0, x.high + 1.0),)
+
+
 def inverse_roots(op: Op, node: Node, *given: Range | None) -> tuple[Range, ...]:
     """1 / sqrt(x)."""
     (x,) = known(given)

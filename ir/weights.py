@@ -68,9 +68,10 @@ class Weights(Shown, Mapping[str, Tensor]):
         """Random weights for training from nothing, by each parameter's `Init` (None: `default`).
 
         A parameter's values depend on its name, shape and the seed only. Raises WeightsError listing the
-        parameters that have no Init when there is no default.
+        parameters that have no Init when there is no default. Buffers and frozen parameters are not drawn.
         """
-        found = {k: v.init or default for k, v in graph.params.items()}
+        drawn = {k: v for k, v in graph.params.items() if v.init is None or v.init.trains}
+        found = {k: v.init or default for k, v in drawn.items()}
         lost = [k for k, init in found.items() if init is None]
         if lost:
             raise WeightsError(f"{len(lost)} parameters of {graph.name} do not say how they start", details=lost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.feed_forward import Dropout
+from ..ir.ops.gradient import Detach
 
 
 def canonicalize(graph: Graph) -> int:
@@ -34,10 +35,10 @@ def _apply(graph: Graph, node: Node) -> Value | None:
 
 
 def remove_dropout(graph: Graph) -> int:
-    """Drop dropout from a graph that will not train. Gives how many."""
+    """Drop dropout, and what only gradients see, from a graph that will not train. Gives how many."""
     removed = 0
     for node in graph:
-        if isinstance(node.op, Dropout):
+        if isinstance(node.op, (Dropout, Detach)):
             graph.replace(node.output, node.value("x"))
             graph.erase(node)
             removed += 1

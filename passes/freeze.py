@@ -8,11 +8,11 @@ import numpy as np
 
 from ..ir.encoded import Encoded
 from ..ir.encodings import Encoding, int8
-from ..ir.errors import WeightsError
 from ..ir.graph import Graph
 from ..ir.tensors import Array, Mapped, Tensor
 from ..ir.types import TensorType
 from .encode import encode_param
+from .finite import check_finite
 from .lora import ALL, select
 
 _LARGEST = 127
@@ -40,14 +40,15 @@ def encode_frozen(types: Mapping[str, TensorType], weights: Mapping[str, Tensor]
     A scale is the largest magnitude of its output channel / 127 (1 for a channel of zeros); a code is the nearest
     integer, so a weight is off by at most half a scale. Raises WeightsError for a weight that is not finite.
     """
-    return {path: _encoded(weights[path], type) for path, type in types.items()}
+    return {path: _encoded(path, weights[path], type) for path, type in types.items()}
 
 
-def _encoded(w: Tensor, type: TensorType) -> Encoded:
+def _encoded(name: str, w: Tensor, type: TensorType) -> Encoded:
     encoding = type.encoding
     assert encoding is not None
 
     def lines(x: Array) -> Array:
+        check_finite(name, x)
         wide = np.moveaxis(x.astype(np.float32), encoding.axis, -1)[..., None, :]
         scales = _scales(wide, type)
         codes = np.clip(np.rint(wide / scales.astype(np.float32)), -_LARGEST, _LARGEST).astype(np.int8)
@@ -59,6 +60,4 @@ def _encoded(w: Tensor, type: TensorType) -> Encoded:
 def _scales(lines: Array, type: TensorType) -> Array:
     """The scale of each line, rounded as it is stored, so that codes and scales fit together in narrow types too."""
     largest = np.abs(lines).max(-1, keepdims=True)
-    if not np.isfinite(largest).all():
-        raise WeightsError("a weight that is not finite cannot become codes")
     return (np.where(largest > 0, largest, _LARGEST) / np.float32(_LARGEST)).astype(type.dtype.numpy)

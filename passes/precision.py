@@ -23,6 +23,7 @@ from ..ir.slots import TARGETS, TOKENS, Growth
 from ..ir.tensors import Tensor
 from ..ir.types import DType, bf16, f16, f32
 from .decompose import inline_body
+from .finite import check_finite
 from .observe import Observed, observe
 from .residual import shrink, streams_of, sum_of
 
@@ -59,12 +60,18 @@ class Precision:
 
 
 def param_ranges(graph: Graph, weights: Mapping[str, Tensor], dtype: DType) -> dict[str, Range]:
-    """Bounds of the weights, read one at a time. For bf16, which holds what f32 holds, of small ones only."""
+    """Bounds of the weights, read one at a time. For bf16, which holds what f32 holds, of small ones only.
+
+    Raises WeightsError for a weight that is not finite.
+    """
     found: dict[str, Range] = {}
     for path, v in graph.params.items():
-        size = v.type.elements
-        if path in weights and (dtype != bf16 or (isinstance(size, int) and size <= _SMALL)):
-            found[path] = of_array(weights[path].numpy())
+        if path not in weights:
+            continue
+        size, values = v.type.elements, weights[path].numpy()
+        check_finite(path, values)
+        if dtype != bf16 or (isinstance(size, int) and size <= _SMALL):
+            found[path] = of_array(values)
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import monograph as mg
-from monograph.backends.onnxruntime import build
+from monograph.backends.onnxruntime import Beside, build
 from monograph.backends.onnxruntime.rehosted import rehosted
 from monograph.backends.target import Target
 from monograph.frontends.dsl import Model, load_family
@@ -71,6 +71,6 @@ def compared(model: Model, kind: str, folder: Path, cases: Sequence[Case] | None
     target = Target("cuda", DType("f16" if kind == "int4" else kind))
     asked = Quantization("int4") if kind == "int4" else None
     with quantized(model, asked, target, folder, dtype=target.dtype) as (served, done):
-        build(served, None, folder, target, quantization=done)
+        build(served, None, folder, target, beside=Beside(quantization=done))
         here = rehosted(folder, folder.with_name(f"{folder.name}-here"))
         return Found(mg.verify(served, here, torch=False, cases=cases), folder)

@@ -116,7 +116,7 @@ def rows_of(*positions: int) -> Make:
 
 X = "f32[B,S,8]"
 POSITIVE = {"low": {"x": 0.3}, "high": {"x": 2.0}}
-UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid", "floor"]
+UNARY = ["neg", "abs", "exp", "tanh", "sin", "cos", "erf", "sigmoid", "floor", "ceil", "round", "sign"]
 BINARY = ["add", "sub", "mul", "maximum", "minimum"]
 DIVISION = ["floor_div", "mod"]
 COMPARISON = ["equal", "less", "less_equal"]
@@ -186,6 +186,45 @@ SHAPE = [
     Case("take_along_axis", {"x": "f32[B,6,2]", "indices": "i64[B,S,2]"}, {"axis": 1}, high={"indices": 5}, note="1"),
     Case("iota", {}, {"start": 2, "length": 5}),
     Case("iota", {}, {"start": 0, "length": 4, "dtype": f32}, note="floats"),
+]
+
+INTEGERS = {"x": "i64[B,S]", "y": "i64[S]"}
+PLACES = {"x": "f32[B,6,3]", "indices": "i64[B,2,3]", "updates": "f32[B,2,3]"}
+ADDED = {"x": "f32[B,6,3]", "indices": "i64[B,4,2]", "updates": "f32[B,4,2]"}
+PLACED = {"x": "f32[6,3]", "indices": "i64[S,1]", "updates": "f32[S,3]"}
+
+
+def apart(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Indices that are all different along axis -2, so that no place is written twice."""
+    return np.sort(rng.permuted(np.broadcast_to(np.arange(6)[:, None], (*shape[:-2], 6, shape[-1])), axis=-2))[
+        ..., : shape[-2], :
+    ]
+
+
+PLACES_AND_BITS = [
+    *(Case(op, INTEGERS, high={"x": 9, "y": 9}) for op in ("bitwise_and", "bitwise_or", "bitwise_xor")),
+    Case("bitwise_not", {"x": "i64[B,S]"}, low={"x": -9}, high={"x": 9}),
+    Case("prod", {"x": X}),
+    Case("prod", {"x": X}, {"axis": 0, "keepdims": False}, note="drop"),
+    Case("prod", {"x": "i64[B,S]"}, note="integers"),
+    Case("pad", {"x": "f32[B,S]"}, {"widths": ((0, 1), dims(2, "S"))}),
+    Case("pad", {"x": "i64[B,S]"}, {"widths": ((1, 0), (0, 2)), "value": 7.0}, note="integers"),
+    Case("scatter", PLACES, {"axis": 1}, make={"indices": apart}),
+    Case(
+        "scatter",
+        {**PLACES, "indices": "i64[B,4,2]", "updates": "f32[B,4,2]"},
+        {"reduction": "add"},
+        high={"indices": 2},
+        note="add",
+    ),
+    *(
+        Case("scatter", PLACES, {"axis": 1, "reduction": how}, note=how, make={"indices": apart})
+        for how in ("mul", "max", "min")
+    ),
+    Case("gather_nd", {"x": "f32[6,3,2]", "indices": "i64[B,S,2]"}, high={"indices": 2}),
+    Case("gather_nd", {"x": "f32[6,3]", "indices": "i64[S,1]"}, high={"indices": 5}, note="rows"),
+    Case("scatter_nd", PLACED, make={"indices": apart}),
+    Case("scatter_nd", PLACED, {"reduction": "add"}, high={"indices": 2}, note="add"),
 ]
 
 LINEAR = [
@@ -330,6 +369,7 @@ FEED_FORWARD = [
     *(variant(_GATED, name, activation=name) for name in ("gelu", "gelu_tanh", "silu", "relu")),
     variant(_GATED, "bias", b_gate="f32[6]", b_up="f32[6]", b_down="f32[8]"),
     Case("dropout", {"x": X}, {"p": 0.25}),
+    Case("detach", {"x": X}),
 ]
 
 CACHE = [
@@ -372,6 +412,7 @@ CASES: list[Case] = [
     *REDUCE,
     *SHAPE,
     *LINEAR,
+    *PLACES_AND_BITS,
     *CONVOLUTION,
     *NORM,
     *ATTENTION,

@@ -256,6 +256,7 @@ EXPECTED: dict[str, Callable[..., Any]] = {
     "feed_forward": feed_forward,
     "gated_feed_forward": gated_feed_forward,
     "dropout": lambda x, p: x,
+    "detach": lambda x: x,
     "cache_append": lambda past, new: np.concatenate([past, new.swapaxes(1, 2)], axis=2),
     "cache_read": lambda cache: cache.swapaxes(1, 2),
     "cross_entropy": cross_entropy,
@@ -356,4 +357,62 @@ def state_space(x: Array, decay: Array, b: Array, c: Array, state: Any) -> tuple
     return y, h
 
 
+# -- places and bits ---------------------------------------------------------------------------------------------------
+
+JOIN: dict[str, Callable[[Any, Any], Any]] = {
+    "none": lambda a, b: b,
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "max": max,
+    "min": min,
+}
+
+
+def bitwise(table: tuple[int, int, int, int]) -> Callable[[Array, Array], Array]:
+    """A function of two bits by its table of results, for whole numbers below 16."""
+    return lambda x, y: sum(np.array(table)[(x >> i & 1) * 2 + (y >> i & 1)] << i for i in range(4))
+
+
+def pad(x: Array, widths: Any, value: float = 0.0) -> Array:
+    y = np.full([a + n + b for n, (a, b) in zip(x.shape, widths, strict=True)], value)
+    y[tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, widths, strict=True))] = x
+    return y
+
+
+def scatter(x: Array, indices: Array, updates: Array, axis: int = -1, reduction: str = "none") -> Array:
+    y = x.copy()
+    for at in np.ndindex(indices.shape):
+        to = list(at)
+        to[axis] = indices[at]
+        y[tuple(to)] = JOIN[reduction](y[tuple(to)], updates[at])
+    return y
+
+
+def gather_nd(x: Array, indices: Array) -> Array:
+    rows = [x[tuple(row)] for row in indices.reshape(-1, indices.shape[-1])]
+    return np.array(rows).reshape(*indices.shape[:-1], *x.shape[indices.shape[-1] :])
+
+
+def scatter_nd(x: Array, indices: Array, updates: Array, reduction: str = "none") -> Array:
+    y = x.copy()
+    for at in np.ndindex(indices.shape[:-1]):
+        to = tuple(indices[at])
+        y[to] = JOIN[reduction](y[to], updates[at])
+    return y
+
+
+EXPECTED |= {
+    "ceil": lambda x: -np.floor(-x),
+    "round": np.rint,
+    "sign": lambda x: (x > 0) * 1.0 - (x < 0),
+    "bitwise_and": bitwise((0, 0, 0, 1)),
+    "bitwise_or": bitwise((0, 1, 1, 1)),
+    "bitwise_xor": bitwise((0, 1, 1, 0)),
+    "bitwise_not": lambda x: -x - 1,
+    "prod": lambda x, axis=-1, keepdims=True: np.multiply.reduce(x, axis=axis, keepdims=keepdims),
+    "pad": pad,
+    "scatter": scatter,
+    "gather_nd": gather_nd,
+    "scatter_nd": scatter_nd,
+}
 EXPECTED |= {"topk": topk, "moe": moe, "causal_conv": causal_conv, "state_space": state_space}

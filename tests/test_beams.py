@@ -226,6 +226,7 @@ def test_the_largest_come_first_and_the_earlier_of_equals() -> None:
     ({"num_beams": 2, "temperature": 1.0}, "beams are not drawn"), ({"num_return_sequences": 2}, "2, but there are 1"),
     ({"num_beams": 2, "early_stopping": "no"}, "early_stopping is 'no'"), ({"early_stopping": True}, "for beams only"),
     ({"num_beams": 2, "length_penalty": "x"}, "length_penalty is 'x'"), ({"num_beams": True}, "num_beams is True"),
+    ({"num_beams": 1_000_000}, "num_beams is 1000000, expected at most 1024"),
     ({"num_beams": 2, "stop": "x"}, "stop strings"), ({"num_beams": 2, "regex": "a"}, "do not follow a schema"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(made: Callable[[str], Made], given: dict[str, Any], said: str) -> None:

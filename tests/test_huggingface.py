@@ -238,7 +238,7 @@ def test_folders_without_a_checkpoint_are_refused(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"pytorch_model\.bin is a pickle, which is never read"):
         load(tmp_path)
-    with pytest.raises(ConfigError, match="is neither a folder nor a GGUF file"):
+    with pytest.raises(ConfigError, match="is neither a folder nor a GGUF or ONNX file"):
         load(tmp_path / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"is one file of a checkpoint\n  hint: load its folder"):
         load(tmp_path / "config.json")

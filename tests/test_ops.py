@@ -225,6 +225,19 @@ BAD: list[tuple[str, list[str | None], dict[str, Any], str]] = [
     ("causal_conv", ["f32[2,3,4]", "f32[4,3]", None, "f32[2,3,4]"], {}, r"tail is f32\[2,3,4\], expected f32\[2,2,4\]"),
     ("state_space", ["f32[2,3,4,5]", "f32[2,3,2]", *["f32[2,3,2,6]"] * 2], {}, r"decay is f32\[2,3,2\], expected"),
     ("state_space", ["f32[2,3,4,5]", "f32[2,3,4]", *["f32[2,3,3,6]"] * 2], {}, "4 is not a multiple of 3"),
+    ("bitwise_and", ["f32[2]", "f32[2]"], {}, "x is f32, expected an integer type"),
+    ("bitwise_or", ["bool[2]", "bool[2]"], {}, "x is bool, expected an integer type"),
+    ("bitwise_xor", ["i64[2]", "i32[2]"], {}, "x is i64 but y is i32"),
+    ("bitwise_not", ["f32[2]"], {}, "x is f32, expected an integer type"),
+    ("prod", ["i32[2,3]"], {}, "x is i32, expected a floating-point type or i64"),
+    ("pad", ["f32[2,3]"], {"widths": ((0, 1),)}, "widths are given for 1 axes, but x has 2"),
+    ("pad", ["f32[2]"], {"widths": ((-1, 0),)}, r"widths \(-1, 0\) are negative: slice"),
+    ("scatter", ["f32[2,3]", "i32[2,1]", "f32[2,1]"], {}, "indices are i32, expected i64"),
+    ("scatter", ["f32[2,3]", "i64[2,1]", "f32[2,2]"], {}, r"indices are i64\[2,1\] but updates are f32\[2,2\]"),
+    ("scatter", ["f32[2,3]", "i64[2,1]", "f32[2,1]"], {"reduction": "sum"}, "reduction is 'sum', expected none, add"),
+    ("gather_nd", ["f32[2,3]", "i64[4,3]"], {}, "must have 1 to 2 numbers in a row"),
+    ("scatter_nd", ["f32[2,3]", "i64[4,1]", "f32[4,2]"], {}, r"updates are f32\[4,2\], expected \[4,3\]"),
+    ("scatter_nd", ["f32[2]", "i64[4,1]", "f32[4]"], {"reduction": "max"}, "'max', expected none or add"),
     ("compact", ["i64[2,3]"], {}, r"mask is i64\[2,3\], expected bool \[B,S\]"),
 ]
 
@@ -233,7 +246,21 @@ BAD_NAMES = [f"{op}-{i}" for i, (op, *_) in enumerate(BAD)]
 
 
 def test_every_op_refuses_something() -> None:
-    unary = {"abs", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "sigmoid", "floor", "silu", "relu", "softplus"}
+    unary = {
+        "abs",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "tanh",
+        "sin",
+        "cos",
+        "erf",
+        "sigmoid",
+        "floor",
+        "silu",
+        "relu",
+        "softplus",
+    } | {"ceil", "round", "sign", "detach"}
     binary = {"sub", "maximum", "minimum", "equal", "less_equal", "logical_or"}
     assert OPS.keys() - {op for op, *_ in BAD} - unary - binary == {"max", "add_layer_norm"}
 

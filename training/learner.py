@@ -62,7 +62,7 @@ class Learner:
         module = self.layout.build(graph, self.weights, static=self.static, **limits)
         idle = unread(module)
         for name, p in module.named_parameters():
-            p.requires_grad_(trains(name) and name not in idle)
+            p.requires_grad_(p.requires_grad and trains(name) and name not in idle)
         return module
 
     # -- computing -------------------------------------------------------------------------------------------------

@@ -62,7 +62,9 @@ PromptsOption = Annotated[
 ]
 TablesOption = Annotated[
     str | None,
-    typer.Option("--tables", help=f"embeddings and head: {', '.join(TABLES[1:])}; none: int8", rich_help_panel=_PANEL),
+    typer.Option(
+        "--tables", help=f"embeddings and head: {', '.join(TABLES[1:])}; by default int8", rich_help_panel=_PANEL
+    ),
 ]
 AgainOption = Annotated[
     bool,
@@ -90,7 +92,8 @@ def quantization(
         if again or any(v is not None for v in rest):
             raise ConfigError("options of a quantization were given, but not which", hint="add --weights int4")
         return None
-    form = weights if weights is not None else "int4" if budgets else ""
+    # A budget alone chooses from int4 on; beside something else that was asked for, it bounds that and only that.
+    form = weights if weights is not None else "int4" if cache is None and prompts is None else ""
     return Quantization(
         form,
         method,

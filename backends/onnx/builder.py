@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from ...ir.graph import NOWHERE, Location
 from ...ir.types import DimLike, DType, Shape, TensorType
 from ...ir.weights import Mapped, Tensor
 from .dims import Dims
+from .foreign import add_foreign, captured, placed_node
 from .tensors import ELEMENT_TYPES, WeightTensor, onnx_shape
 
 MICROSOFT = "com.microsoft"
@@ -81,6 +82,8 @@ class Builder:
         self.inputs: dict[str, Handle] = {}
         self.initializers: dict[str, Handle] = {}
         self.domains: set[str] = set()
+        self.versions: dict[str, int] = {}
+        self._captured: dict[onnx_ir.Node, list[onnx_ir.Value]] = {}
         self._numbered: dict[tuple[Any, ...], tuple[Handle, ...]] = {}
         self._constants: dict[tuple[Any, ...], Handle] = {}
         self._reshaped: dict[Handle, Handle] = {}
@@ -115,7 +118,7 @@ class Builder:
         key = (array.dtype.str, str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             type = TensorType(DType.of(array.dtype), array.shape)
-            name = self._unique("constant")
+            name = self.unique("constant")
             tensor = onnx_ir.Tensor(array, dtype=ELEMENT_TYPES[type.dtype], name=name)
             value = onnx_ir.Value(name=name, const_value=tensor, shape=onnx_ir.Shape(array.shape))
             self._constants[key] = self.initializers[name] = Handle(value, type)
@@ -130,6 +133,10 @@ class Builder:
     def shape(self, dims: Sequence[DimLike]) -> Handle:
         """Dimensions as a 1-D i64 vector."""
         return self._dims.vector(dims)
+
+    def learn(self, d: DimLike, h: Handle, axis: int) -> None:
+        """A symbol that no input shows is the size of an axis of a result."""
+        self._dims.learn(d, h, axis)
 
     def element_type(self, dtype: DType) -> int:
         """The number ONNX has for an element type."""
@@ -218,7 +225,7 @@ class Builder:
     ) -> tuple[Handle, ...]:
         self.domains.add(domain)
         scope = self._scope(inputs)
-        name = self._unique(f"{scope}/{op_type}" if scope else op_type)
+        name = self.unique(f"{scope}/{op_type}" if scope else op_type)
         results = [onnx_ir.Value(name=f"{name}_output{i or ''}") for i in range(outputs)]
         node = onnx_ir.Node(
             domain,
@@ -231,6 +238,24 @@ class Builder:
         )
         self.nodes.append(node)
         return tuple(Handle(v, None) for v in results)
+
+    def foreign(self, xs: Sequence[Handle | None], **attributes: Any) -> Handle | tuple[Handle, ...]:
+        """A node of an ONNX file as it was read. Raises LoweringError where the opset has no such form."""
+        made = add_foreign(self, xs, attributes)
+        return made[0] if len(made) == 1 else made
+
+    def placed(self, node: onnx.NodeProto, known: Mapping[str, Handle]) -> dict[str, Handle]:
+        """Add a node as it stands, with values for the names it reads; gives its results by name."""
+        self.domains.add(node.domain)
+        inner = {name: self._make("Identity", [known[name]], 1, "", {})[0] for name in captured(node)}
+        made = placed_node(node, {name: h.value for name, h in {**known, **inner}.items()})
+        made.name = self.unique(node.op_type)
+        made.metadata_props.update(self._metadata())
+        self._captured[made] = [h.value for h in inner.values()]
+        self.nodes.append(made)
+        handles = {str(v.name): Handle(v, None) for v in made.outputs if v.name}
+        self._numbered["foreign", made.name] = tuple(handles.values())
+        return handles
 
     def _scope(self, inputs: list[Handle | None]) -> str:
         """The module a node belongs to: that of its parameter, or else the layer the user was in."""
@@ -248,10 +273,11 @@ class Builder:
         except onnx.defs.SchemaError:
             raise UnavailableError(f"opset {self.opset} has no {op_type}") from None
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """A name that nothing has yet, near the one that is wished."""
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        return self._unique(f"{name}_{count}") if count else name
+        return self.unique(f"{name}_{count}") if count else name
 
     @contextlib.contextmanager
     def at(self, location: Location, origin: str) -> Generator[None]:
@@ -280,6 +306,7 @@ class Builder:
         for node in reversed(self.nodes):
             if any(v in live for v in node.outputs):
                 live.update(v for v in node.inputs if v is not None)
+                live.update(self._captured.get(node, ()))
                 kept.append(node)
             else:
                 for i in range(len(node.inputs)):

@@ -25,6 +25,11 @@ class Dims:
         self.op = op
         self.known: dict[DimLike, Handle] = {}
 
+    def learn(self, d: DimLike, h: Handle, axis: int) -> None:
+        """Take a symbol that no input shows, and no result before, from an axis of a result."""
+        if isinstance(d, Dim) and d.name is not None and d.name not in self.sources and d not in self.known:
+            self.known[d] = self.axis(h, axis)
+
     def scalar(self, d: DimLike) -> Handle:
         """A dimension as an i64 scalar."""
         if isinstance(d, int):

@@ -43,7 +43,8 @@ class Exported:
     models: the ONNX models by their place in the folder. inputs: names that they take in. settings: the content of
     genai_config.json, if there is one. quantization: what was done to the weights, if that was asked. nodes: ONNX nodes
     by op type, by file. through_float: block format by name of each weight that becomes plain numbers on its way.
-    bound: most bytes of resident memory that writing may take.
+    bound: most bytes of resident memory that writing may take. finish(folder): called when the folder is complete, but
+    not in its place yet; what it writes there belongs to the export.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class Exported:
     nodes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     through_float: dict[str, str] = field(default_factory=dict[str, str])
     bound: int = 0
+    finish: Callable[[Path], None] | None = None
 
     @staticmethod
     def of(
@@ -110,9 +112,11 @@ def write(exported: Exported, folder: str | Path, progress: Callable[[int, int, 
             checked(save(made, stage.work / name, progress, data=".data" if layout is None else layout.data))
         if exported.settings:
             write_json(stage, GENAI, exported.settings)
+        write_companions(stage, exported.model, exported.inputs, layout)
+        if exported.finish is not None:
+            exported.finish(stage.work)
         if exported.quantization is not None:
             write_text(stage, QUANTIZATION, exported.quantization.to_json())
-        write_companions(stage, exported.model, exported.inputs, layout)
         seal(stage.work)
 
 

@@ -13,6 +13,7 @@ import onnx_ir
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import body_of
+from ...ir.ops.foreign import Foreign
 from ...ir.value import leaves
 from ...ir.weights import Computed, Tensor, param_only
 from ...passes.encode import plain_again
@@ -73,9 +74,17 @@ class _Lowering:
             if node in needed:
                 operands = [None if v is None else self.operand(v) for v in node.operands]
                 results = lower_node(self.op, node, operands)
+                self.learn(node, results)
                 self.handles.update(zip(node.outputs, results, strict=True))
         outputs = self.op.finish({name: self.operand(v) for name, v in self.graph.outputs.items()})
         return assemble(self.op, self.graph, outputs)
+
+    def learn(self, node: Node, results: Sequence[Handle]) -> None:
+        """Note the sizes that only the results of a foreign node show."""
+        if isinstance(node.op, Foreign):
+            for v, h in zip(node.outputs, results, strict=True):
+                for axis, d in enumerate(v.shape):
+                    self.op.learn(d, h, axis)
 
     def needed(self) -> set[Node]:
         """Nodes to write: what leads to an output, stopping at weight expressions that are stored evaluated."""
@@ -200,7 +209,7 @@ def assemble(op: Builder, graph: Graph, outputs: Mapping[str, Handle]) -> onnx_i
         [h.value for h in outputs.values()],
         nodes=op.nodes,
         initializers=[h.value for h in op.initializers.values()],
-        opset_imports={"": op.opset, **{d: 1 for d in sorted(op.domains) if d}},
+        opset_imports={"": op.opset, **{d: op.versions.get(d, 1) for d in sorted(op.domains) if d}},
         name=graph.name,
     )
     version = importlib.metadata.version("monograph")

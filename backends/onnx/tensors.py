@@ -24,6 +24,19 @@ ELEMENT_TYPES = {
     DType.i4: onnx_ir.DataType.INT4,
     DType.u4: onnx_ir.DataType.UINT4,
     DType.bool_: onnx_ir.DataType.BOOL,
+    DType.i16: onnx_ir.DataType.INT16,
+    DType.u16: onnx_ir.DataType.UINT16,
+    DType.u32: onnx_ir.DataType.UINT32,
+    DType.u64: onnx_ir.DataType.UINT64,
+    DType.f8e4m3fn: onnx_ir.DataType.FLOAT8E4M3FN,
+    DType.f8e5m2: onnx_ir.DataType.FLOAT8E5M2,
+    DType.f8e4m3fnuz: onnx_ir.DataType.FLOAT8E4M3FNUZ,
+    DType.f8e5m2fnuz: onnx_ir.DataType.FLOAT8E5M2FNUZ,
+    DType.f8e8m0: onnx_ir.DataType.FLOAT8E8M0,
+    DType.f4e2m1: onnx_ir.DataType.FLOAT4E2M1,
+    DType.u2: onnx_ir.DataType.UINT2,
+    DType.i2: onnx_ir.DataType.INT2,
+    DType.text: onnx_ir.DataType.STRING,
 }
 
 _NAMES = {

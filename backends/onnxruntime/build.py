@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from ...ir.manifest import seal
 from ...ir.silent import silent
 from ...ir.slots import TOKENS
 from ...ir.weights import NO_WEIGHTS, Tensor
-from ...passes.adapters import Adapters, AddAdapters
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
 from ...passes.pattern import NearMiss
@@ -36,6 +35,7 @@ from ..onnx.rewrites import AS_IT_IS
 from ..onnx.save import count, memory_bound
 from ..target import Target
 from .attention import GroupQuery
+from .beside import PLAIN, Beside
 from .capturable import by_op, capture_refusals
 from .choices import Choices, choices_of, chosen, why
 from .contract import FILE, VERSION, Contract
@@ -63,8 +63,9 @@ class BuildReport(Shown):
     through_float: block format by name of each weight that became plain numbers on its way. quantization: what was
     done to each weight, if that was asked. tuning: what was measured to choose, if that was asked. bytes: of the
     data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
-    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it. precision:
-    which values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
+    the length of a source. bound: most bytes of resident memory the build may take. written: the peak of these bytes
+    once all was written, if the quality was measured after that (else 0). seconds: all of it. precision: which
+    values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class BuildReport(Shown):
     bytes: int = 0
     state_bytes: int = 0
     bound: int = 0
+    written: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
     widened: list[str] = field(default_factory=list[str])
@@ -137,12 +139,7 @@ def build(
     max_positions: int | None = None,
     strict: bool = False,
     choices: Choices | None = None,
-    evidence: str = "",
-    quantization: QuantizationReport | None = None,
-    cache: str = "",
-    fine: Collection[str] = (),
-    dump: Path | None = None,
-    adapters: Adapters | None = None,
+    beside: Beside = PLAIN,
     announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -151,33 +148,29 @@ def build(
     model: a Model, or a plain graph (then nothing but the model is written). weights: None for the model's own.
     max_positions: most tokens a row may have (None: what the config says). strict: raise LoweringError unless every
     attention became one of ONNX Runtime's own attention ops. choices: which of several legal ops and settings are
-    taken (None: those shipped for the target's provider). evidence: the measurements behind them, as JSON for the
-    folder. quantization: what was done to the weights, for the report and the folder. fine: weights whose
-    activations lose too much in 8 bits: kernels which round them get two parts. cache: what keys and values in 8
-    bits cost. dump: folder for the text of each graph after every pass. adapters: stored beside the base and chosen
-    by row, with the input `adapter`. announce(bytes): called once with the most memory that writing may take.
-    progress(bytes done, bytes in all, tensor). Nothing is visible in the folder before everything is written; an
-    older build in it is replaced as a whole. Raises MonographError for a folder that holds other files,
-    LoweringError for a node that the target has no kernel for, WeightsError for missing or damaged tensors.
+    taken (None: those shipped for the target's provider). beside: adapters, reports and what else belongs to it.
+    announce(bytes): called once with the most memory that writing may take. progress(bytes done, bytes in all, tensor).
+    Nothing is visible in the folder before everything is written; an older build in it is replaced as a whole. Raises
+    MonographError for a folder that holds other files, LoweringError for a node that the target has no kernel for,
+    WeightsError for missing or damaged tensors.
     """
     start = time.perf_counter()
     check_outside(check_writable(folder, foreign))
     target = chosen(Target.of(target), choices)
-    report, models = planned(
-        model, weights, Path(folder), target, max_positions, strict=strict, dump=dump, adapters=adapters, fine=fine
-    )
-    report.quantization = quantization
-    report.contract = replace(report.contract, cache=cache)
+    report, models = planned(model, weights, Path(folder), target, max_positions, strict=strict, beside=beside)
     (announce or silent)(report.bound)
     with whole(folder, replaces=foreign) as stage:
         report.bytes = write_variants(stage, models, progress)
         write_text(stage, FILE, report.contract.to_json())
-        if evidence:
-            write_text(stage, TUNING, evidence)
-        if quantization is not None:
-            write_text(stage, QUANTIZATION, quantization.to_json())
+        if beside.evidence:
+            write_text(stage, TUNING, beside.evidence)
         if isinstance(model, Model):
             write_companions(stage, model, {k for types in report.contract.inputs.values() for k in types})
+        if beside.finish is not None:
+            seal(stage.work)
+            beside.finish(replace(report, folder=stage.work))
+        if beside.quantization is not None:
+            write_text(stage, QUANTIZATION, beside.quantization.to_json())
         seal(stage.work)
     report.seconds = time.perf_counter() - start
     return report
@@ -196,9 +189,7 @@ def planned(
     max_positions: int | None = None,
     *,
     strict: bool = False,
-    dump: Path | None = None,
-    adapters: Adapters | None = None,
-    fine: Collection[str] = (),
+    beside: Beside = PLAIN,
 ) -> tuple[BuildReport, dict[str, onnx_ir.Model]]:
     """The report of a build and the ONNX models by file name, before any byte is written."""
     given: Any = max_positions  # callers without types give anything
@@ -214,15 +205,15 @@ def planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    beside = None if adapters is None else AddAdapters(adapters)
-    variants = variants_of(graph, target, positions, dump, found, beside, fine)
-    if beside is not None:
-        beside.check(graph.name)
-        found = {**found, **beside.weights}
+    variants = variants_of(graph, target, positions, found, beside)
+    if variants.adapters is not None:
+        variants.adapters.check(graph.name)
+        found = {**found, **variants.adapters.weights}
     contract = _contract(model, graph, target, variants, positions)
-    contract = replace(contract, adapters=() if adapters is None else adapters.names)
-    contract = _check_positions(contract, max_positions)
+    names = () if beside.adapters is None else beside.adapters.names
+    contract = _check_positions(replace(contract, adapters=names, cache=beside.cache), max_positions)
     report = _report(variants, folder, contract)
+    report.quantization = beside.quantization
     check_feeds(report.contract, variants.graphs)
     if strict:
         _check_fused(report)

@@ -187,5 +187,5 @@ class Prefixes:
             self.bytes -= block.bytes
             if block.before is not None:
                 del block.before.after[block.tokens]
-            if not self.roots[key].after:
+            if key in self.roots and not self.roots[key].after:
                 del self.roots[key]

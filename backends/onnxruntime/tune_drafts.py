@@ -20,6 +20,7 @@ from ...ir.types import f32
 from ...passes.differential import Case, sample_inputs
 from ...passes.shorten import layers_of, shortened, without
 from ..target import Target
+from .beside import Beside
 from .build import planned
 from .choices import Choices
 from .contract import Contract
@@ -89,7 +90,7 @@ class Draft:
         positions: int | None,
         fine: Collection[str],
     ) -> None:
-        report, self.models = planned(model, weights, Path(), target, positions, fine=fine)
+        report, self.models = planned(model, weights, Path(), target, positions, beside=Beside(fine=fine))
         self.contract: Contract = report.contract
 
     @property
@@ -221,7 +222,7 @@ class Workshop:
     ) -> None:  # fmt: skip
         self.weights, self.target, self.folder, self.loads = weights, target, folder, loads
         self.positions, self.threads, self.fine, self.made = positions, threads, fine, 0
-        self.limit = planned(model, weights, Path(), target, positions, fine=fine)[0].contract.limit
+        self.limit = planned(model, weights, Path(), target, positions, beside=Beside(fine=fine))[0].contract.limit
         self.versions = Versions.of(model, target)
         self.examples = Examples(self.versions.base, weights, target)
 

@@ -20,6 +20,7 @@ from ...passes.precision import Precision, is_f32, narrowed
 from ...passes.token_flow import stream_of
 from ..target import Target
 from .attention import GroupQuery, cached_attentions
+from .beside import PLAIN, Beside
 from .choices import choices_of
 from .quantized import prompt_layers, quantized_layers
 from .rewrites import common, lengths_variant, mask_variant
@@ -34,7 +35,7 @@ class Variants:
 
     attentions: how many the main graph has. masked: file of the graph for any mask. alone: why its rows of different
     lengths cannot run together. dump: folder for the text of the graph after every pass. precision: what is narrow.
-    fine: see `quantized_layers`.
+    fine: see `quantized_layers`. adapters: the pass that put them beside the layers which they change.
     """
 
     graphs: dict[str, Graph] = field(default_factory=dict[str, Graph])
@@ -45,6 +46,7 @@ class Variants:
     dump: Path | None = None
     precision: Precision | None = None
     fine: Collection[str] = ()
+    adapters: AddAdapters | None = None
 
     def run(self, name: str, pipeline: Pipeline, graph: Graph) -> Graph:
         """Run a pipeline and keep its report under `name`."""
@@ -76,17 +78,16 @@ def variants_of(
     graph: Graph,
     target: Target,
     positions: int,
-    dump: Path | None = None,
     weights: Mapping[str, Tensor] | None = None,
-    adapters: AddAdapters | None = None,
-    fine: Collection[str] = (),
+    beside: Beside = PLAIN,
 ) -> Variants:
     """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
 
-    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. adapters: put
-    beside the layers that they change, once projections are packed. fine: see `quantized_layers`.
+    weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. beside: its
+    adapters are put beside the layers that they change, once projections are packed.
     """
-    variants = Variants(dump=dump, fine=fine)
+    adapters = None if beside.adapters is None else AddAdapters(beside.adapters)
+    variants = Variants(dump=beside.dump, fine=beside.fine, adapters=adapters)
     serves = bool(graph.slots) or stream_of(graph) is not None
     graph = graph.copy()
     if not graph.slots:

@@ -18,6 +18,7 @@ from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
 from ...ir.ops.division import FloorDiv, Mod
+from ...ir.ops.foreign import Foreign
 from ...ir.ops.linear import Embedding, Linear
 from ...ir.ops.logic import Where
 from ...ir.ops.norm import RMSNorm
@@ -251,6 +252,11 @@ class Lowering:
     def lowered(self, node: Node) -> Any:
         if node.op.torch is None:
             raise LoweringError(f"{node.op.name} has no PyTorch form and no body", place=str(node.location))
+        if isinstance(node.op, Foreign):
+            shown = f"{node.attributes['domain']}.{node.attributes['name']}".lstrip(".")
+            hint = "a model with foreign nodes is exported, built and run, and not trained"
+            what = f"{shown} is a foreign node, which PyTorch has no form of"
+            raise LoweringError(what, place=str(node.location), hint=hint)
         if self.is_tied(node):
             return self.tied(node)
         operands = self.operands(node)

@@ -14,7 +14,7 @@ from ...ir.bounds import bounds_of
 from ...ir.dims import bind_dims
 from ...ir.encoded import Encoded
 from ...ir.errors import LoweringError, RuntimeInputError, WeightsError, did_you_mean
-from ...ir.graph import Graph
+from ...ir.graph import Graph, Value
 from ...ir.tensors import Array, Tensor, held
 from ...ir.types import TensorType
 from ...ir.weights import Weights, fits
@@ -65,7 +65,7 @@ def to_torch(
     root = nn.Module()
     for path, v in graph.params.items():
         array = held(given[path], v.type, path)
-        _register(root, path, to_tensor(array), trainable=v.dtype.is_float and v.type.encoding is None)
+        _register(root, path, to_tensor(array), is_parameter(v), v.init is None or v.init.trains)
     if lowering.constants:
         root.add_module(CONSTANTS, Constants(lowering.constants))
     if lowering.plan is not None:
@@ -96,7 +96,12 @@ class Trainable(fx.GraphModule):
         return super().__deepcopy__(memo).completed(self.check, self.plan, self.encoded)  # type: ignore[attr-defined]
 
 
-def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: bool) -> None:
+def is_parameter(v: Value) -> bool:
+    """Whether a parameter of the graph is one of the module, too; else it is a buffer there."""
+    return v.dtype.is_float and v.type.encoding is None and not (v.init is not None and v.init.fixed)
+
+
+def _register(module: nn.Module, path: str, tensor: torch.Tensor, parameter: bool, trains: bool) -> None:
     """Put a tensor at a dotted path, making the modules on the way. Raises LoweringError if the path is taken."""
     *owners, name = path.split(".")
     if taken := next(filter(keyword.iskeyword, path.split(".")), None):
@@ -107,8 +112,8 @@ def _register(module: nn.Module, path: str, tensor: torch.Tensor, *, trainable: 
             if not isinstance(getattr(module, part, None), nn.Module):
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)
-        if trainable:
-            module.register_parameter(name, nn.Parameter(tensor))
+        if parameter:
+            module.register_parameter(name, nn.Parameter(tensor, requires_grad=trains))
         else:
             module.register_buffer(name, tensor)
     except (KeyError, AttributeError) as e:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +60,18 @@ def token_text(tokenizer: Tokenizer | None, id: int) -> str:
     return tokenizer.decode([id], skip_special=False) if tokenizer is not None else f"token_id:{id}"
 
 
-def chat_logprobs(tokenizer: Tokenizer | None, found: Sequence[Logprob]) -> Answer:
-    """Log-probabilities as chats tell them: of the model's own distribution, before temperature and filters."""
+def chat_logprobs(
+    tokenizer: Tokenizer | None, found: Sequence[Logprob], spelling: Callable[[int], bytes | None]
+) -> Answer:
+    """Log-probabilities as chats tell them: of the model's own distribution, before temperature and filters.
+
+    spelling: the bytes of a token, which may be a part of a character; None where they are not known.
+    """
 
     def one(id: int, value: float) -> Answer:
-        text = token_text(tokenizer, id)
-        return {"token": text, "logprob": finite(value), "bytes": list(text.encode("utf-8", "replace"))}
+        spelled = spelling(id)
+        told = None if spelled is None else list(spelled)
+        return {"token": token_text(tokenizer, id), "logprob": finite(value), "bytes": told}
 
     return {
         "content": [{**one(x.id, x.raw), "top_logprobs": [one(i, v) for i, v in x.top_raw]} for x in found],

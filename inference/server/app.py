@@ -80,7 +80,7 @@ def _add_probes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> Answer:  # pyright: ignore[reportUnusedFunction] - the router has it
         if service.state == "failed":
-            raise HttpError(503, "the model could not be opened; the log says why")
+            raise HttpError(503, "the model cannot be served; the log says why")
         return {"status": service.state}
 
     @app.get("/ready")
@@ -152,6 +152,8 @@ async def read(request: Request) -> bytes:
     if kind != "application/json":
         what = f"the content type is {kind[:80]!r}, expected application/json"
         raise HttpError(415, what)
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise HttpError(415, f"the content encoding is {coding[:80]!r}, expected none")
     return await request.body()
 
 

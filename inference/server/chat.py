@@ -55,7 +55,8 @@ class Chatting:
         return {**choice, "token_ids": found.ids} if self.body.return_token_ids else choice
 
     def _logprobs(self, found: Any) -> Answer | None:
-        return chat_logprobs(self.service.engine.tokenizer, found) if self.body.logprobs else None
+        service = self.service
+        return chat_logprobs(service.engine.tokenizer, found, service.spelling) if self.body.logprobs else None
 
     async def chunks(self) -> AsyncGenerator[Answer]:
         """The answer as it comes. Text that may be a call is held until that is certain."""
@@ -110,6 +111,8 @@ async def chat(service: Service, body: Chat, stack: AsyncExitStack) -> Chatting:
     new = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     settings = settings_of(service, body, ids, new, param="messages")
     asked = [(ids, s) for s in choices_of(settings, count)]
+    if body.logprobs:
+        await service.thread(service.spelling, ids[0])  # reads the vocabulary when it is first asked
     requests = await stack.enter_async_context(
         service.running(
             asked,
@@ -143,6 +146,8 @@ def conversation(messages: list[Message], limits: Limits) -> list[Answer]:
             value = getattr(message, name)
             if value is not None:
                 plain[name] = value
+        if plain["content"] is None and message.refusal is not None:
+            plain["content"] = message.refusal
         if plain["content"] is None and not message.tool_calls:
             what = f"messages.{i} has no content"
             raise HttpError(400, what, param=f"messages.{i}.content", code="missing_required_parameter")
@@ -154,11 +159,11 @@ def _content(message: Message, index: int) -> str | None:
     if not isinstance(message.content, list):
         return message.content
     for i, part in enumerate(message.content):
-        if part.type != "text" or part.text is None:
+        if part.said is None:
             place = f"messages.{index}.content.{i}"
             what = f"{place} is of type {part.type[:40]!r}, but this model reads text only"
             raise HttpError(400, what, param=place, code="unsupported_content")
-    return "\n".join(part.text or "" for part in message.content)
+    return "\n".join(part.said or "" for part in message.content)
 
 
 def _called(call: Answer, index: int) -> Answer:
@@ -190,5 +195,5 @@ def render(service: Service, messages: list[Answer], tools: Tools, variables: An
     return tokenizer.chat(messages, **given)
 
 
-RESERVED = frozenset({"template", "messages", "tools", "documents", "add_generation_prompt"})
-"""Variables of a template that a request does not set."""
+RESERVED = frozenset({"self", "template", "messages", "tools", "documents", "add_generation_prompt"})
+"""Variables of a template that a request does not set, and names that are none in a template."""

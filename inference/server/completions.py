@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..generate import Settings
 from ..request import Piece, Request
@@ -33,12 +33,17 @@ class Completing:
         self.count = len(requests) // len(prompts)
         self.head = Head("text_completion", body.model or service.name, "cmpl", service.fingerprint)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is to come after the prompts, such as where only their log-probabilities are asked for."""
+        return self.body.max_tokens == 0
+
     def prompt(self, index: int) -> Prompt:
         """The prompt of a choice."""
         return self.prompts[index // self.count]
 
     def usage(self) -> Answer:
-        new = sum(len(r.result(0).ids) for r in self.requests)
+        new = 0 if self.silent else sum(len(r.result(0).ids) for r in self.requests)
         cached = sum(r.cached for r in self.requests[:: self.count])
         return usage(sum(len(p.ids) for p in self.prompts), cached, new)
 
@@ -51,6 +56,8 @@ class Completing:
 
     def _choice(self, index: int, request: Request) -> Answer:
         body, found, prompt = self.body, request.result(0), self.prompt(index)
+        if self.silent:
+            found = replace(found, ids=[], text="", reason="length", logprobs=[])
         told = TextLogprobs(self.service.engine.tokenizer, body.logprobs or 0)
         logprobs = None
         if body.logprobs is not None:
@@ -74,6 +81,8 @@ class Completing:
         begun: set[int] = set()
         told = body.logprobs is not None or body.return_token_ids
         async for index, piece in pieces(self.requests):
+            if self.silent:
+                piece = Piece(reason="length")
             first = index not in begun
             begun.add(index)
             if piece.text or piece.reason or told or (first and body.echo):
@@ -99,6 +108,15 @@ class Completing:
         return choice
 
 
+def new_tokens(service: Service, body: Completion, ids: list[int]) -> int | None:
+    """How many tokens to ask for: without a number the usual ones, or as many as the context leaves; at least one,
+    which every row of a scheduler gives."""
+    if body.max_tokens is not None:
+        return max(1, body.max_tokens)
+    positions = service.positions
+    return None if positions is not None and len(ids) + DEFAULT_TOKENS > positions else DEFAULT_TOKENS
+
+
 async def complete(service: Service, body: Completion, stack: AsyncExitStack) -> Completing:
     """Submit what a request asks for; `stack` cancels it. Raises HttpError."""
     adapter = service.model(body.model)
@@ -110,9 +128,10 @@ async def complete(service: Service, body: Completion, stack: AsyncExitStack) ->
     asked: list[tuple[list[int], Settings]] = []
     for prompt in given:
         ids = await service.encode(prompt, "prompt")
-        text = prompt if isinstance(prompt, str) else service.tokenizer.decode(ids) if body.echo else ""
+        known = service.engine.tokenizer if body.echo else None
+        text = prompt if isinstance(prompt, str) else known.decode(ids) if known is not None else ""
         prompts.append(Prompt(ids, text))
-        settings = settings_of(service, body, ids, body.max_tokens or DEFAULT_TOKENS, param="prompt")
+        settings = settings_of(service, body, ids, new_tokens(service, body, ids), param="prompt")
         asked += [(ids, s) for s in choices_of(settings, count)]
     requests = await stack.enter_async_context(
         service.running(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from .errors import HttpError
@@ -42,6 +43,12 @@ class Connection(H11Protocol):
             self._stop()
         elif not self.transport.is_closing():
             self._await_head()
+
+    def eof_received(self) -> None:
+        """Called when a client sends no more: half a request is told so, and who sent a whole one has left."""
+        waiting = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if not self.transport.is_closing() and (waiting or self.conn.their_state is h11.SEND_BODY):
+            self._refuse(HttpError(400, "the request was cut off before its end", code="incomplete_request"))
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -10,6 +10,7 @@ from ..constraint import Constraint
 from ..errors import GrammarError
 from ..grammar import Asked
 from .errors import HttpError
+from .references import references
 from .service import Service
 
 
@@ -45,10 +46,9 @@ def check_schema(schema: dict[str, Any], service: Service, param: str) -> None:
         inside: list[Any] = []
         for x in level:
             if isinstance(x, dict):
-                found = cast("dict[str, Any]", x)
-                if not str(found.get("$ref", "#")).startswith("#"):
-                    raise HttpError(400, f"{param} refers to another document by $ref", param=param)
-                inside += found.values()
+                inside += cast("dict[str, Any]", x).values()
             elif isinstance(x, list):
                 inside += cast("list[Any]", x)
         level = [x for x in inside if isinstance(x, dict | list)]
+    if any(not ref.startswith("#") for ref in references(schema)):
+        raise HttpError(400, f"{param} refers to another document by $ref", param=param)

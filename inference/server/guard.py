@@ -9,9 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .errors import HttpError
+from .errors import HttpError, http_error
 from .metrics import Metrics
-from .service import Service
+from .service import Service, told
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -71,8 +71,8 @@ class Guard:
         self.service.active += 1
         try:
             await self._guarded(scope, receive, answer)
-        except HttpError as e:
-            await answer.refuse(e)
+        except Exception as e:  # what nobody foresaw is an answer too: the connection serves the next request
+            await answer.refuse(http_error(told(e)))
         finally:
             self.service.active -= 1
             self.metrics.answered(scope, answer.status or GONE, time.monotonic() - start)
@@ -102,7 +102,9 @@ class Guard:
         """Run the endpoint until it has answered, its client has gone or its time is over."""
         gone = asyncio.Event()
         replay = _Replay(body, gone)
-        work = asyncio.ensure_future(self.app(scope, replay, answer))
+        # Whoever asks for the head alone gets that of the whole: uvicorn leaves the body out.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        work = asyncio.ensure_future(self.app(asked, replay, answer))
         watch = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait({work, watch}, timeout=self.limits.timeout + GRACE, return_when=asyncio.FIRST_COMPLETED)

@@ -36,11 +36,25 @@ def settings_of(service: Service, body: Sampled, prompt: list[int], new: int | N
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty or 1.0,
         seed=None if body.seed is None else body.seed % (1 << 64),
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=bias_of(body.logit_bias, service.vocabulary),
         max_new_tokens=new,
         stop=stops_of(body.stop, limits),
         eos=() if body.ignore_eos else service.ends,
         context=positions,
     )
+
+
+def bias_of(given: dict[str, float] | None, vocabulary: int) -> dict[int, float] | None:
+    """A bias by token id. Raises HttpError 400 for what is no id of the model."""
+    if not given:
+        return None
+    for key in given:
+        if not (key.isascii() and key.isdigit() and len(key) < 12 and int(key) < vocabulary):
+            what = f"logit_bias has the key {key[:40]!r}, expected a token id below {vocabulary}"
+            raise HttpError(400, what, param="logit_bias")
+    return {int(key): value for key, value in given.items()}
 
 
 def choices_of(settings: Settings, count: int) -> list[Settings]:

@@ -97,11 +97,9 @@ class ResponseFormat(Part):
 class Sampled(Body):
     """What completions and chats have in common."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "frequency_penalty": (0, 0.0),
-        "presence_penalty": (0, 0.0),
-        "logit_bias": ({},),
-    }
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=1 << 31)
@@ -121,8 +119,9 @@ class Sampled(Body):
 class Completion(Sampled):
     """POST /v1/completions."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampled.refused, "suffix": ("",), "best_of": (1,)}
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",), "best_of": (1,)}
     prompt: Any
+    max_tokens: int | None = Field(None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -165,8 +164,14 @@ class Text(Part):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @property
+    def said(self) -> str | None:
+        """Its text, or what the model refused with; None for what is no text."""
+        return {"text": self.text, "refusal": self.refusal}.get(self.type)
 
 
 class Message(Part):
@@ -189,7 +194,6 @@ class Chat(Sampled):
     """POST /v1/chat/completions."""
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **Sampled.refused,
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),

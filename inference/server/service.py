@@ -15,7 +15,7 @@ from ...frontends.tokenizer import Tokenizer
 from ...ir.errors import MonographError, RuntimeInputError
 from ...ir.slots import TOKENS
 from ..engine import Engine
-from ..errors import ClosedError, DeadlineError, QueueFullError
+from ..errors import ClosedError, DeadlineError, GrammarError, QueueFullError
 from ..generate import Settings
 from ..grammar import Grammars
 from ..request import Piece, Request
@@ -45,9 +45,9 @@ class Service:
     ) -> None:
         self.name, self.limits, self.settings = name, limits or Limits(), dict(settings or {})
         self.created = int(time.time())
-        self.state: State = "loading"
+        self._state: State = "loading"
         self.active = 0
-        self.failure: MonographError | None = None
+        self._failure: MonographError | None = None
         self._open = open
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
@@ -72,11 +72,21 @@ class Service:
                 what = f"{contract.family} is a {contract.task} model"
                 raise RuntimeInputError(f"{what}: a server serves text generation, embeddings and transcription")
             self._engine = engine
-            if self.state == "loading":
-                self.state = "ready"
+            if self._state == "loading":
+                self._state = "ready"
         except MonographError as e:
-            self.state, self.failure = "failed", e
+            self._state, self._failure = "failed", e
             raise
+
+    @property
+    def failure(self) -> MonographError | None:
+        """Why the model is not served: it could not be opened, or its session failed and could not be opened again."""
+        return self._failure or (self._scheduler.failure if self._scheduler is not None else None)
+
+    @property
+    def state(self) -> State:
+        """What the server does now."""
+        return "failed" if self._state != "closed" and self.failure is not None else self._state
 
     @property
     def ready(self) -> bool:
@@ -86,7 +96,7 @@ class Service:
     def drain(self) -> None:
         """Take no more requests; those that run go on. Doing it again changes nothing."""
         if self.state in ("loading", "ready"):
-            self.state = "draining"
+            self._state = "draining"
 
     async def idle(self, timeout: float) -> bool:
         """Wait until no request runs; whether that was so in time."""
@@ -97,7 +107,7 @@ class Service:
 
     def close(self) -> None:
         """End everything. Doing it again changes nothing."""
-        self.state = "closed"
+        self._state = "closed"
         if self._scheduler is not None:
             self._scheduler.close()
         if self._vectors is not None:
@@ -142,6 +152,13 @@ class Service:
     def grammars(self) -> Grammars:
         """Compiled schemas over the tokens of the model."""
         return Grammars(self.tokenizer)
+
+    def spelling(self, id: int) -> bytes | None:
+        """The bytes of a token, of which a character may need several; None where its tokenizer does not tell."""
+        try:
+            return self.grammars.spelling(id, frozenset(self.ends))
+        except GrammarError:
+            return None
 
     @functools.cached_property
     def vocabulary(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from .errors import HttpError
 from .limits import Limits
+from .references import rebased
 from .schemas import Chat
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -61,8 +62,9 @@ class Tools:
             functions = [f for f in functions if f["name"] == name]
             if not functions:
                 raise HttpError(400, f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
-        shapes = [_shape(f) for f in functions]
-        return Tools(declared, schema=shapes[0] if len(shapes) == 1 else {"anyOf": shapes})
+        if len(functions) == 1:
+            return Tools(declared, schema=_shape(functions[0], ""))
+        return Tools(declared, schema={"anyOf": [_shape(f, f"/anyOf/{i}") for i, f in enumerate(functions)]})
 
     @property
     def names(self) -> frozenset[str]:
@@ -83,9 +85,9 @@ class Tools:
         return [{**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:]]
 
 
-def _shape(function: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a call of one function."""
-    arguments = function.get("parameters") or {"type": "object"}
+def _shape(function: dict[str, Any], place: str) -> dict[str, Any]:
+    """The schema of a call of one function, which stands at `place` of the whole."""
+    arguments = rebased(function.get("parameters") or {"type": "object"}, f"{place}/properties/arguments")
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": arguments},

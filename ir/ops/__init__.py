@@ -4,6 +4,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import did_you_mean
 from .attention import attention as attention
+from .bits import bitwise_and as bitwise_and
+from .bits import bitwise_not as bitwise_not
+from .bits import bitwise_or as bitwise_or
+from .bits import bitwise_xor as bitwise_xor
 from .cache import cache_append as cache_append
 from .cache import cache_read as cache_read
 from .convolution import conv1d as conv1d
@@ -40,6 +44,7 @@ from .feed_forward import gelu as gelu
 from .feed_forward import relu as relu
 from .feed_forward import silu as silu
 from .feed_forward import softplus as softplus
+from .gradient import detach as detach
 from .linear import embedding as embedding
 from .linear import linear as linear
 from .linear import matmul as matmul
@@ -72,6 +77,14 @@ from .reduce import mean as mean
 from .reduce import min as min
 from .reduce import softmax as softmax
 from .reduce import sum as sum
+from .rounding import ceil as ceil
+from .rounding import round as round
+from .rounding import sign as sign
+from .scatter import gather_nd as gather_nd
+from .scatter import pad as pad
+from .scatter import prod as prod
+from .scatter import scatter as scatter
+from .scatter import scatter_nd as scatter_nd
 from .shape import concat as concat
 from .shape import expand as expand
 from .shape import gather as gather
@@ -84,14 +97,16 @@ from .state_space import causal_conv as causal_conv
 from .state_space import state_space as state_space
 
 __all__ = [
-    "abs", "add", "add_layer_norm", "add_rms_norm", "any", "argmax", "attention", "cache_append", "cache_read",
-    "cast", "causal_conv", "compact", "concat", "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum",
-    "dequantize", "div", "dropout", "embedding", "encoded_part", "equal", "erf", "exp", "expand", "feed_forward",
-    "floor", "floor_div", "gated_feed_forward", "gather", "gelu", "gru", "iota", "layer_norm", "less", "less_equal",
+    "abs", "add", "add_layer_norm", "add_rms_norm", "any", "argmax", "attention", "bitwise_and", "bitwise_not",
+    "bitwise_or", "bitwise_xor", "cache_append", "cache_read", "cast", "causal_conv", "ceil", "compact", "concat",
+    "constant", "conv1d", "conv2d", "cos", "cross_entropy", "cumsum", "dequantize", "detach", "div", "dropout",
+    "embedding", "encoded_part", "equal", "erf", "exp", "expand", "feed_forward", "floor", "floor_div",
+    "gated_feed_forward", "gather", "gather_nd", "gelu", "gru", "iota", "layer_norm", "less", "less_equal",
     "linear", "log", "logical_and", "logical_not", "logical_or", "lstm", "matmul", "max", "maximum", "mean", "min",
-    "minimum", "mod", "moe", "mul", "neg", "pow", "relu", "reshape", "rms_norm", "rnn", "rope", "rope_frequencies",
-    "rsqrt", "sigmoid", "silu", "sin", "sinusoidal_positions", "slice_", "softmax", "softplus", "sqrt", "state_space",
-    "sub", "sum", "take_along_axis", "tanh", "topk", "transpose", "where",
+    "minimum", "mod", "moe", "mul", "neg", "pad", "pow", "prod", "relu", "reshape", "rms_norm", "rnn", "rope",
+    "rope_frequencies", "round", "rsqrt", "scatter", "scatter_nd", "sigmoid", "sign", "silu", "sin",
+    "sinusoidal_positions", "slice_", "softmax", "softplus", "sqrt", "state_space", "sub", "sum", "take_along_axis",
+    "tanh", "topk", "transpose", "where",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from .. import backward_reads as reads
 from .. import range_rules as rules
 from ..errors import check
 from ..flow import Links
-from ..graph import Operand, Value
+from ..graph import Node, Operand, Value
 from ..op import Op, OpFunction, binary, op
 from ..types import DimLike, DType, TensorType, bool_, broadcast, product
 from .checks import same_dtype
@@ -89,10 +89,17 @@ class LogicalNot(Unary):
         return x.type
 
 
+def _same_choice(node: Node) -> Value | None:
+    """where(condition, x, x) is x."""
+    x = node.value("x")
+    return x if x is node.value("y") and x.type == node.output.type else None
+
+
 class Where(Op):
     """x where condition, else y; all broadcast."""
 
     elementwise = True
+    canonical = (_same_choice,)
     own_dtype = frozenset({"condition"})
     backward_reads = reads.first
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
+from ...ir.encodings import Encoding
 from ...ir.tensors import Array
 
 
-def rounded_by_block(x: Array, block: int) -> Array:
+def rounded_by_block(x: Array, block: int, rng: np.random.Generator | None = None) -> Array:
     """x [R,K] as products over 8-bit activations take it: each block by its largest number, to -127..127.
 
-    MatMulNBits at accuracy level 4 has the blocks of its weights, products of integers one block a row (block 0).
+    MatMulNBits at accuracy level 4 has the blocks of its weights, products of integers one block a row (block 0). rng:
+    rounds up or down by chance, as likely as the number is near, in place of to the nearest.
     """
     block = block or x.shape[1]
     pad = -x.shape[1] % block
     blocks = np.pad(x, ((0, 0), (0, pad))).reshape(len(x), -1, block)
     step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
     with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.where(step > 0, np.rint(blocks / step), 0)
+        steps = blocks / step
+        steps = np.rint(steps) if rng is None else np.floor(steps + rng.random(steps.shape, np.float32))
+        codes = np.where(step > 0, steps, 0)
     return (codes * step).reshape(len(x), -1)[:, : x.shape[1]].astype(np.float32)
+
+
+def rounding(
+    encodings: Mapping[str, Encoding], rng: np.random.Generator | None = None
+) -> Callable[[str, Array], Array]:
+    """What a Stream reads activations with: those of the named weights as their kernels round them."""
+
+    def rounded(name: str, x: Array) -> Array:
+        if name not in encodings:
+            return x
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float32, copy=False)
+        return rounded_by_block(rows, encodings[name].block, rng).reshape(x.shape).astype(x.dtype, copy=False)
+
+    return rounded
 
 
 def relative_error(found: Array, expected: Array) -> float:

@@ -13,6 +13,7 @@ from ...ir.encodings import Encoding
 from ...ir.errors import WeightsError
 from ...ir.tensors import Array
 from ...ir.types import DType
+from ..finite import check_finite
 
 _CHUNK = 1 << 17
 """Numbers rounded at a time: what a search holds of them stays in the second-level cache."""
@@ -81,7 +82,7 @@ def encode(name: str, weight: Array, encoding: Encoding, rounding: Rounding) -> 
 
     def fill(start: int) -> None:
         x = np.asarray(weight[start : start + step], np.float32)
-        _check_finite(name, x, start)
+        check_finite(name, x, start)
         blocks = x.reshape(-1, encoding.block_of(columns))
         # A scale that its type cannot hold is infinite, which is told below.
         with np.errstate(invalid="ignore", over="ignore"):
@@ -92,14 +93,6 @@ def encode(name: str, weight: Array, encoding: Encoding, rounding: Rounding) -> 
         for done in [pool.submit(fill, start) for start in range(0, rows, step)]:
             done.result()
     return lines
-
-
-def _check_finite(name: str, x: Array, start: int) -> None:
-    wrong = np.argwhere(~np.isfinite(x))
-    if len(wrong):
-        row, column = wrong[0]
-        what = f"{name} has a number that is not finite: {x[row, column]} at [{start + row}, {column}]"
-        raise WeightsError(what, hint="look at the checkpoint: no rounding makes sense of it")
 
 
 def _joined(name: str, encoding: Encoding, levels: Levels, rounded: Rounded, rows: int) -> Array:

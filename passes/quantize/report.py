@@ -107,6 +107,8 @@ class QuantizationReport(Shown):
     def _measured(self) -> list[str]:
         """What was measured on text, as far as it was."""
         q, found = self.quality, list[str]()
+        if "not_measured" in q:
+            return [f"quality was not measured: {q['not_measured']}"]
         if "rise" in q:
             found.append(f"perplexity {q['before']:.4g} to {q['perplexity']:.4g} ({q['rise']:+.2%})")
         if "agreement" in q:

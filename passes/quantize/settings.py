@@ -55,7 +55,8 @@ class Quantization:
     def __post_init__(self) -> None:
         problems = [*self._names(), *self._numbers(), *self._combinations()]
         if problems:
-            raise ConfigError("is not a quantization that can be built", place="quantize", details=problems)
+            hint = "weights int4 rounds those, too" if not self.weights and self._budgeted else ""
+            raise ConfigError("is not a quantization that can be built", place="quantize", details=problems, hint=hint)
 
     @staticmethod
     def of(given: str | Quantization | Mapping[str, Any] | None) -> Quantization | None:
@@ -93,6 +94,10 @@ class Quantization:
         given = (symmetric or self.bits == 8) if self.symmetric is None else self.symmetric
         return replace(self, method=self.chosen_method, block=self.block or block, symmetric=given)
 
+    @property
+    def _budgeted(self) -> bool:
+        return self.quality is not None or self.size is not None
+
     def _names(self) -> list[str]:
         found: list[str] = []
         named = {"weights": (*FORMS, ""), "method": METHODS, "cache": CACHES, "prompts": PROMPTS, "tables": TABLES}
@@ -123,9 +128,9 @@ class Quantization:
         if self.method == "smoothquant" and self.weights != "int8-dynamic":
             found.append(f"method is 'smoothquant', which prepares for int8-dynamic, but weights is {self.weights!r}")
         if self.method in CALIBRATED and self.calibrate is None:
-            found.append(f"method is {self.method!r}, which needs text: calibrate is None")
+            found.append(f"method is {self.method!r}, which needs text: calibrate is None (--calibrate FILE)")
         if self.quality is not None and self.calibrate is None:
-            found.append(f"quality is {self.quality}, a rise of perplexity, which needs text: calibrate is None")
+            found.append(f"quality is {self.quality}, a share, which needs text: calibrate is None (--calibrate FILE)")
         if not self.weights and not self.cache and not self.prompts:
             found.append("weights, cache and prompts are empty, so there is nothing to round")
         return [*found, *self._idle()]

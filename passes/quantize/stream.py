@@ -11,9 +11,12 @@ products, every op of the IR has a reference, and no session has to be opened fo
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -30,6 +33,9 @@ from ..dce import dce
 from ..encode import plain_again
 from ..fuse import LAYERS
 from ..pipelines import CLEAN
+
+_HEADER = 128
+"""Least bytes of a file of NumPy before its numbers."""
 
 Sample = Mapping[str, Array]
 """The inputs of a graph by name."""
@@ -101,10 +107,18 @@ class Stream:
     """A graph, its weights and samples, run stage by stage.
 
     scratch: an empty folder for activations; each is removed after its last reader. What is computed from weights
-    alone is computed once a stage.
+    alone is computed once a stage. read(weight, x): what a layer multiplies in place of its input x.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], samples: Sequence[Sample], scratch: Path) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        samples: Sequence[Sample],
+        scratch: Path,
+        read: Callable[[str, Array], Array] = lambda weight, x: x,
+    ) -> None:
+        self.read = read
         self.graph, self.weights, self.samples, self.scratch = layered(graph), weights, samples, scratch
         self.fixed = param_only(self.graph)
         self.stages = _stages(self.graph, self.fixed)
@@ -175,7 +189,8 @@ class Stream:
             w, b = self._weight(node, changed), node["b"]
             bias = None if b is None else _evaluated(b, self.weights)
             for s in range(len(self.samples)):
-                self._store(node.output, s, _product(self._load(node.value("x"), s), w, bias))
+                x = self.read(Layer(node).weight, self._load(node.value("x"), s))
+                self._store(node.output, s, _product(x, w, bias))
             del w
         kept = _Kept(self.weights)
         rest = tuple(node for node in stage.nodes if not layer_of(node))
@@ -205,6 +220,9 @@ class Stream:
         outputs = {*self.graph.outputs.values()}
         for node in nodes:
             operands = [None if v is None else self._operand(v, s, values, kept) for v in node.operands]
+            layer = layer_of(node)
+            if layer is not None:
+                operands[0] = self.read(layer.weight, cast("Array", operands[0]))
             results = evaluate(node.op, operands, node.attributes, self.dims[s], [type_of(v) for v in node.operands])
             values.update(zip(node.outputs, results, strict=True))
             for v in node.arguments:
@@ -227,8 +245,12 @@ class Stream:
         return self.scratch / f"{self._numbers[v]}.{s}.npy"
 
     def _store(self, v: Value, s: int, x: Array) -> None:
+        file = self._file(v, s)
         try:
-            np.save(self._file(v, s), x)
+            np.save(file, x)
+            # The last bytes go out when the file is closed, and NumPy does not look whether they do.
+            if file.stat().st_size < _HEADER + x.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
             raise WriteError(e, place=str(self.scratch)) from e
 

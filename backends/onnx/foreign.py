@@ -1,0 +1,128 @@
+"""Foreign nodes of a graph as ONNX nodes: as they were read, at the version that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir
+from onnx import version_converter
+
+from ...frontends.onnx.file import reads, rename, subgraphs
+from ...frontends.onnx.foreign import node_of, single
+from ...ir.errors import LoweringError
+from ...ir.types import TensorType
+
+if TYPE_CHECKING:
+    from .builder import Builder, Handle
+
+
+def add_foreign(op: Builder, xs: Sequence[Handle | None], attributes: Mapping[str, Any]) -> tuple[Handle, ...]:
+    """Write one foreign node. Raises LoweringError for one that the opset does not have in this form."""
+    given = [x for x in xs if x is not None]
+    captures: tuple[str, ...] = attributes["captures"]
+    count = len(given) - len(captures)
+    types = [TensorType(dtype, shape) for dtype, shape in attributes["types"]]
+    outputs = [op.unique(f"{attributes['name']}_output") for _ in types]
+    nodes = [node_of(attributes, [f"x{i}" for i in range(count)], outputs)]
+    if not attributes["domain"] and not _same(attributes["name"], attributes["version"], op.opset, nodes[0]):
+        nodes = _converted(op, attributes, [h.type for h in given], outputs)
+    else:
+        op.versions[attributes["domain"]] = attributes["version"]
+    names = dict(zip([*(f"x{i}" for i in range(count)), *captures], given, strict=True))
+    made: dict[str, Handle] = {}
+    for node in nodes:
+        made |= op.placed(node, {**names, **made})
+    results = tuple(made[name] for name in outputs)
+    for handle, type in zip(results, types, strict=True):
+        handle.stamp(type)
+    return results
+
+
+_CHANGED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (13,)),
+    "BatchNormalization": (14, 15),
+    "GroupNormalization": (21,),
+    "RoiAlign": (16,),
+    "Scan": (9,),
+    "Split": (18,),
+}
+"""Versions from which an operator means something else although it is written alike."""
+
+
+def _same(name: str, version: int, opset: int, node: onnx.NodeProto) -> bool:
+    """Whether an operator, and all in its subgraphs, is written alike and means the same in both versions."""
+    own = (n for g in subgraphs(node) for n in g.node)
+    if not all(_same(n.op_type, version, opset, n) for n in own if n.domain in ("", "ai.onnx")):
+        return False
+    if not onnx.defs.has(name):
+        return True
+    try:
+        old, new = (onnx.defs.get_schema(name, v, "") for v in (version, opset))
+    except onnx.defs.SchemaError:
+        return False
+    if old.since_version == new.since_version or opset < version:
+        return old.since_version == new.since_version
+    changed = any(version < v <= opset for v in _CHANGED.get(name, ()))
+    return not changed and {a.name for a in node.attribute} <= set(new.attributes)
+
+
+def _converted(
+    op: Builder, attributes: Mapping[str, Any], given: Sequence[TensorType], outputs: Sequence[str]
+) -> list[onnx.NodeProto]:
+    """The nodes that mean the same at the opset that is written, by ONNX's own converter."""
+    name, version = attributes["name"], attributes["version"]
+    if subgraphs(node_of(attributes, (), ())):
+        what = f"{name} of opset {version} has subgraphs that mean something else at opset {op.opset}"
+        raise LoweringError(what, hint=f"export with opset={version}")
+    model = single(attributes, given)
+    try:
+        found = version_converter.convert_version(model, op.opset)
+    except (RuntimeError, ValueError) as e:
+        what = f"{name} of opset {version} has no form at opset {op.opset}: {str(e).strip().splitlines()[-1]}"
+        raise LoweringError(what, hint=f"export with opset={version}") from None
+    renamed = {f"y{i}": out for i, out in enumerate(outputs)}
+    for node in found.graph.node:
+        for i, out in enumerate(node.output):
+            node.output[i] = renamed.setdefault(out, op.unique(f"{name}_{out}")) if out else ""
+        for i, given_name in enumerate(node.input):
+            node.input[i] = renamed.get(given_name, given_name)
+    holders = [
+        onnx.NodeProto(
+            op_type="Constant",
+            output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
+            attribute=[onnx.helper.make_attribute("value", t)],
+        )
+        for t in found.graph.initializer
+    ]
+    for node in found.graph.node:
+        for i, given_name in enumerate(node.input):
+            node.input[i] = renamed.get(given_name, given_name)
+    return [*holders, *found.graph.node]
+
+
+def placed_node(node: onnx.NodeProto, known: Mapping[str, onnx_ir.Value]) -> onnx_ir.Node:
+    """The node over values of the graph. known: by the names that the node, and subgraphs of it, read."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    names = {name: str(v.name) for name, v in known.items()}
+    for graph in subgraphs(copy):
+        rename(graph, names)
+    for i, name in enumerate(copy.input):
+        copy.input[i] = names.get(name, name)
+    read = dict.fromkeys(reads(copy))
+    around = onnx.GraphProto(name="around", node=[copy], input=[onnx.ValueInfoProto(name=n) for n in read])
+    holder = onnx_ir.serde.deserialize_graph(around)
+    (made,) = holder
+    values = {str(v.name): v for v in known.values()}
+    for v in list(holder.inputs):
+        v.replace_all_uses_with(values[str(v.name)])
+    holder.remove(made)
+    return made
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """Names that the subgraphs of a node read from outside."""
+    inputs = set(node.input)
+    return [n for n in reads(node) if n not in inputs]

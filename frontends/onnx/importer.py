@@ -1,0 +1,310 @@
+"""From a parsed ONNX file to a Graph of primitives and its Weights, one node at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ...ir.errors import MonographError
+from ...ir.graph import Graph, Location, Node, Value, building
+from ...ir.ops import constant
+from ...ir.tensors import Array, ArrayTensor, Tensor
+from ...ir.types import DType, TensorType
+from ...ir.weights import Weights
+from .errors import OnnxFileError, Unmapped
+from .file import OnnxFile, reads, subgraphs
+from .fold import FOLDS, MOST
+from .foreign import fields_of, onnx_node
+from .inference import Inference
+from .initializers import place_of, read_initializer, read_sparse
+from .tables import HANDLERS
+from .types import ELEMENTS, Symbols, type_of
+from .use import Known, Result, Use
+
+
+class Importer:
+    """One translation. left: nodes that stay foreign, with the reason, by name."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        self.file = file
+        self.graph = Graph(file.model.graph.name or "model")
+        self.symbols = Symbols()
+        self.inference = Inference(file, self.symbols)
+        self.values: dict[str, Value] = {}
+        self.knowns: dict[str, Known] = {}
+        self.tensors: dict[str, Tensor] = dict(file.tensors)
+        self.texts: dict[str, onnx.TensorProto] = {
+            t.name: t for t in file.model.graph.initializer if t.data_type == onnx.TensorProto.STRING
+        }
+        self.weights: dict[str, Tensor] = {}
+        self.left: dict[str, str] = {}
+        self.outputs = [v.name for v in file.model.graph.output]
+
+    def run(self) -> tuple[Graph, Weights]:
+        """The graph and its weights. Raises OnnxFileError."""
+        own = self.file.model.graph
+        for v in own.input:
+            if v.name in self.tensors or v.name in self.texts:
+                continue  # Before version 4 of the format, initializers are inputs too.
+            type = type_of(v.type, self.symbols, f"{self.file.path}: input {v.name}")
+            if type is None:
+                what = "does not say its element type and its rank"
+                raise OnnxFileError(what, place=f"{self.file.path}: input {v.name}")
+            self.values[v.name] = self.graph.input(v.name, type)
+        with building(self.graph):
+            self.nodes(own.node)
+            for v in own.output:
+                self.graph.output(v.name, self._output(v))
+        self._drop_unread()
+        return self.graph, Weights(self.weights, str(self.file.path))
+
+    def _output(self, v: onnx.ValueInfoProto) -> Value:
+        value = self.value(v.name)
+        said = v.type.tensor_type
+        place = f"{self.file.path}: output {v.name}"
+        if said.elem_type and said.elem_type != ELEMENTS[value.dtype]:
+            raise OnnxFileError(f"is said to be of type {said.elem_type}, but is {value.type}", place=place)
+        if said.HasField("shape") and len(said.shape.dim) != value.rank:
+            raise OnnxFileError(f"is said to have rank {len(said.shape.dim)}, but is {value.type}", place=place)
+        return value
+
+    def _drop_unread(self) -> None:
+        """Erase nodes that nothing reads, and parameters with them."""
+        for node in self.graph.reversed():
+            if not any(v.uses or self.graph.is_output(v) for v in node.outputs):
+                self.graph.erase(node)
+        for name, v in list(self.graph.params.items()):
+            if not v.uses and not self.graph.is_output(v):
+                del self.graph.params[name], self.weights[name]
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def value(self, name: str) -> Value:
+        """The value of a name; numbers that are known become constants, initializers parameters."""
+        if name not in self.values:
+            if name in self.knowns:
+                self.values[name] = self.knowns[name].value()
+            elif name in self.tensors:
+                self.values[name] = self._stored(name, self.tensors[name])
+            else:
+                self.values[name] = self._text(name)
+        return self.values[name]
+
+    def _stored(self, name: str, tensor: Tensor) -> Value:
+        array = self.array_of(name)
+        few = array is not None and (array.size == 1 or array.dtype.kind in "iub")
+        if array is not None and few and array.size and np.isfinite(array.astype(np.float64)).all():
+            exact = tensor.dtype.numpy.kind in "iub" or tensor.dtype.is_float
+            if exact:
+                return constant(value=array.tolist(), dtype=tensor.dtype)
+        path = name
+        while path in self.outputs or path in self.weights:
+            path = f"{path}.value"
+        return self.parameter(path, tensor)
+
+    def parameter(self, path: str, tensor: Tensor, type: TensorType | None = None) -> Value:
+        """A parameter of the graph with its weight."""
+        self.weights[path] = tensor
+        return self.graph.param(path, type or tensor.type.decoded)
+
+    def _text(self, name: str) -> Value:
+        attribute = onnx.helper.make_attribute("value", self.texts[name])
+        node = onnx.NodeProto(op_type="Constant", output=[name], attribute=[attribute])
+        type = TensorType(DType.text, tuple(self.texts[name].dims))
+        made = self._add_foreign(node, 13, [], [], [type])
+        return made[0]
+
+    def type_of(self, name: str) -> TensorType:
+        """The type of a name, without making a value of it."""
+        if name in self.values:
+            return self.values[name].type
+        if name in self.knowns:
+            return TensorType(self.knowns[name].dtype, self.knowns[name].array.shape)
+        return self.tensors[name].type.decoded if name in self.tensors else self.value(name).type
+
+    def array_of(self, name: str) -> Array | None:
+        """The numbers of a small initializer or constant; None where they are not known."""
+        known = self.knowns.get(name)
+        if known is not None:
+            return known.array.astype(known.dtype.numpy) if known.numbers else None
+        tensor = self.tensors.get(name)
+        if tensor is None or int(np.prod(tensor.shape)) > MOST:
+            return None
+        return tensor.numpy()
+
+    def known_of(self, name: str) -> Known | None:
+        """What is known of the integers or truth values of a name."""
+        if name not in self.knowns and name in self.tensors:
+            array = self.array_of(name)
+            if array is None or array.dtype.kind not in "iub":
+                return None
+            numbers = np.empty(array.shape, object)
+            numbers[...] = array.astype(object)
+            self.knowns[name] = Known(numbers, self.tensors[name].dtype)
+        return self.knowns.get(name)
+
+    def tensor(self, t: onnx.TensorProto) -> Array:
+        """The numbers of a tensor in an attribute."""
+        return read_initializer(t, self.file.path).numpy()
+
+    @staticmethod
+    def dtype(array: Array) -> DType:
+        return DType.of(array.dtype)
+
+    def define(self, name: str, result: Value | Known | Tensor) -> None:
+        """Give a name its meaning; one of an earlier branch goes."""
+        for table in (self.values, self.knowns, self.tensors, self.texts):
+            table.pop(name, None)
+        if isinstance(result, Value):
+            self.values[name] = result
+        elif isinstance(result, Known):
+            self.knowns[name] = result
+        else:
+            self.tensors[name] = result
+
+    # -- nodes ---------------------------------------------------------------------------------------------------
+
+    def nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        for node in nodes:
+            with self.graph.at(None, Location("", 0, node.name)):
+                self.node(node)
+
+    def node(self, node: onnx.NodeProto) -> None:
+        """Translate one node: as numbers that are known, as primitives, or as a foreign node."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        use = Use(self, node, self.file.opsets.get(domain, 1))
+        if domain == "" and node.op_type == "Constant":
+            self._constant(use)
+            return
+        if domain == "" and node.op_type == "If" and not self.file.opaque and self._chosen(use):
+            return
+        result: Result | None = None
+        last = next(self.graph.reversed(), None)
+        why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
+        if domain == "" and node.op_type in FOLDS:
+            result = self._folded(use)
+        handler = HANDLERS.get((domain, node.op_type))
+        if result is None and handler is not None:
+            try:
+                result = handler(use)
+                if over := use.overlooked():
+                    raise Unmapped(f"{over} is not known here")
+            except OnnxFileError:
+                raise
+            except (Unmapped, MonographError, ValueError, IndexError, TypeError, KeyError) as e:
+                why = str(e).splitlines()[0] if str(e) else type(e).__name__
+                result = None
+                self._undo(last)
+        if result is None:
+            self.left[node.name or node.output[0]] = why
+            result = self._foreign(use)
+        made = [result] if isinstance(result, (Value, Known)) else list(result)
+        for name, part in zip(node.output, made, strict=False):
+            if name and part is not None:
+                self.define(name, part)
+        given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
+        lost = next((n for n, there in zip(node.output, given, strict=True) if n and not there), None)
+        if lost is not None:
+            raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
+
+    def place(self, node: onnx.NodeProto) -> str:
+        return place_of(self.file.path, node)
+
+    def _undo(self, last: Node | None) -> None:
+        """Erase the nodes behind `last`: what was made before it turned out that more is not known."""
+        gone: set[Node] = set()
+        for made in self.graph.reversed():
+            if made is last:
+                break
+            gone.add(made)
+            self.graph.erase(made)
+        if gone:
+            self.values = {k: v for k, v in self.values.items() if v.producer not in gone}
+
+    def _folded(self, use: Use) -> Known | None:
+        try:
+            found = FOLDS[use.node.op_type](use)
+        except (Unmapped, ValueError, IndexError, TypeError, OverflowError):
+            return None
+        return found if found.array.size <= MOST else None
+
+    def _constant(self, use: Use) -> None:
+        (a,) = use.attributes.values()
+        name = use.node.output[0]
+        if a.name == "value" and a.t.data_type == onnx.TensorProto.STRING:
+            self.texts[name] = a.t
+        elif a.name == "value":
+            self.define(name, read_initializer(a.t, self.file.path))
+        elif a.name == "sparse_value":
+            self.define(name, read_sparse(a.sparse_tensor, self.file.path))
+        elif a.name in ("value_string", "value_strings"):
+            texts = [a.s] if a.name == "value_string" else list(a.strings)
+            array = np.array([t.decode("utf-8", "replace") for t in texts], object)
+            self.texts[name] = numpy_helper.from_array(array if a.name == "value_strings" else array.reshape(()), name)
+        else:
+            given: Any = onnx.helper.get_attribute_value(a)
+            kind = np.int64 if a.name in ("value_int", "value_ints") else np.float32
+            self.define(name, ArrayTensor(np.array(given, kind)))
+
+    def _chosen(self, use: Use) -> bool:
+        """Translate the branch of an If whose condition is known; gives whether it is."""
+        known = use.known(0)
+        if known is None or not known.numbers or known.array.size != 1:
+            return False
+        branch = use.attribute("then_branch" if known.flat[0] else "else_branch")
+        for t in branch.initializer:
+            self.define(t.name, read_initializer(t, self.file.path))
+        self.nodes(branch.node)
+        for name, v in zip(use.node.output, branch.output, strict=True):
+            self.define(name, self.knowns[v.name] if v.name in self.knowns else self.value(v.name))
+        return True
+
+    # -- foreign -------------------------------------------------------------------------------------------------
+
+    def _foreign(self, use: Use) -> Result:
+        node = use.node
+        inputs = [n for n in node.input if n]
+        captured = list(dict.fromkeys(n for g in subgraphs(node) for n in _free(g)))
+        given = {n: self.value(n) for n in (*inputs, *captured)}
+        data: dict[str, onnx.TensorProto] = {}
+        for n in inputs:
+            array = self.array_of(n)
+            if array is not None:
+                data[n] = numpy_helper.from_array(array, n)
+        types = self.inference.types(node, use.version, {n: v.type for n, v in given.items()}, data)
+        operands = [given[n] if n else None for n in node.input]
+        made = self._add_foreign(node, use.version, operands, captured, types, [given[n] for n in captured])
+        rest = iter(made)
+        return [next(rest) if n else None for n in node.output]
+
+    def _add_foreign(
+        self,
+        node: onnx.NodeProto,
+        version: int,
+        inputs: Sequence[Value | None],
+        captures: Sequence[str],
+        types: Sequence[TensorType],
+        captured: Sequence[Value] = (),
+    ) -> tuple[Value, ...]:
+        attributes: Mapping[str, Any] = {
+            "domain": "" if node.domain == "ai.onnx" else node.domain,
+            "name": node.op_type,
+            "version": version,
+            "fields": fields_of(node),
+            "types": tuple((t.dtype, t.shape) for t in types),
+            "absent": tuple(i for i, v in enumerate(inputs) if v is None),
+            "skipped": tuple(i for i, n in enumerate(node.output) if not n and any(node.output[i:])),
+            "captures": tuple(captures),
+        }
+        operands = [v for v in (*inputs, *captured) if v is not None]
+        return self.graph.add(onnx_node.op, operands, dict(attributes))
+
+
+def _free(graph: onnx.GraphProto) -> list[str]:
+    """Names that a subgraph takes from outside it."""
+    holder = onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)])
+    return reads(holder)

@@ -1,0 +1,73 @@
+"""An ONNX file as a Model, with a task that describes whatever inputs and outputs it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from ...ir.graph import Graph
+from ...ir.types import DType
+from ...ir.weights import Weights
+from ..dsl import Model, Program
+from ..entries import Note
+from ..task import Task
+from .errors import OnnxFileError, UntypedError
+from .file import OnnxFile, checked, open_onnx
+from .importer import Importer
+from .whole import wrapped
+
+TASK = "onnx"
+"""The name of the task of a model that is its graph."""
+
+
+def load_onnx(path: str | Path) -> Model:
+    """The model in an ONNX file; its weights are read when they are needed.
+
+    Raises OnnxFileError naming file, place and numbers for what is damaged, points outside its folder, or says what
+    the standard does not allow.
+    """
+    return _model(open_onnx(path))
+
+
+def model_of_proto(proto: onnx.ModelProto, folder: str | Path = ".", name: str = "model.onnx") -> Model:
+    """The model in a message in memory. folder: where its external data lies."""
+    return _model(checked(proto, Path(folder) / name))
+
+
+def _model(file: OnnxFile) -> Model:
+    graph, weights, left = read_graph(file)
+    if not graph.outputs:
+        raise OnnxFileError("has no outputs", place=str(file.path))
+    inputs = {k: str(v.type) for k, v in graph.inputs.items()}
+    task = Task(TASK, inputs, next(iter(graph.outputs)))
+    notes = tuple(Note(str(file.path), name, "foreign", why) for name, why in left.items())
+    return Model(Program(file.path.stem, task, as_it_is(graph)), weights=weights, notes=notes)
+
+
+def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
+    """(the graph, its weights, the nodes that stay foreign with the reason)."""
+    importer = Importer(file)
+    try:
+        graph, weights = importer.run()
+    except UntypedError:
+        importer = Importer(wrapped(file))
+        graph, weights = importer.run()
+    return graph, weights, importer.left
+
+
+class _AsItIs:
+    """Makes the graph of a file, which has the types that the file has."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.made = graph
+
+    def __call__(self, dtype: DType) -> Graph:
+        return self.made.copy()
+
+
+def as_it_is(graph: Graph) -> _AsItIs | Graph:
+    """What a Program makes: a graph in one float type, or one that keeps its own types whatever is asked for."""
+    floats = {v.dtype for v in (*graph.params.values(), *graph.inputs.values()) if v.dtype.is_float}
+    return graph if floats == {DType.f32} else _AsItIs(graph)

@@ -1,0 +1,29 @@
+"""ONNX Runtime, where it is installed: to run foreign nodes, and to ask for types of operators of its own."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ...ir.errors import RuntimeInputError
+
+
+def open_session(model: bytes, *, optimized: bool = True) -> Any:
+    """A session on the CPU. Raises ImportError without the runtime, RuntimeInputError for what it does not take."""
+    ort: Any = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except failures() as e:
+        raise RuntimeInputError(str(e)) from None
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What the runtime raises."""
+    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names)

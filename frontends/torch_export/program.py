@@ -1,0 +1,181 @@
+"""From a module to an exported program, and from that to a Model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import _decomp, nn
+from torch.export import ExportedProgram
+
+from ...ir import Graph
+from ...ir.types import Dim
+from ..dsl import Model, Program
+from ..task import Task, task_of
+from .errors import NotImportableError
+from .importing import TABLE, Importer
+
+_HAS_PARTS = frozenset(
+    {
+        "aten.upsample_bilinear2d.vec",
+        "aten.upsample_bilinear2d.default",
+        "aten.upsample_nearest2d.vec",
+        "aten.upsample_nearest2d.default",
+        "aten.upsample_nearest1d.vec",
+        "aten.upsample_linear1d.vec",
+        "aten.upsample_bicubic2d.vec",
+        "aten.pixel_shuffle.default",
+        "aten.pixel_unshuffle.default",
+        "aten.grid_sampler_2d.default",
+        "aten.reflection_pad1d.default",
+        "aten.reflection_pad2d.default",
+        "aten.replication_pad1d.default",
+        "aten.replication_pad2d.default",
+    }
+)
+"""Core ops that the table does not have, and of which PyTorch knows the parts."""
+
+CUSTOM = "module"
+"""What the task of a module is called that is none of the built-in ones."""
+
+
+def is_module(given: object) -> bool:
+    """Whether something is a module of PyTorch."""
+    return isinstance(given, nn.Module)
+
+
+def is_program(given: object) -> bool:
+    """Whether something is what torch.export gives."""
+    return isinstance(given, ExportedProgram)
+
+
+def from_module(
+    module: Any, example_inputs: object, *, dynamic_shapes: Any = None, task: str | Task | None = None, name: str = ""
+) -> Model:
+    """A module as a Model, traced by torch.export on example inputs: by name in a dict, in order in a tuple, or one.
+
+    Its mode is kept: of a module in training mode dropout stays, and is off where the model is served. Raises
+    NotImportableError for what torch.export cannot trace, and for ops that the IR does not have.
+    """
+    args, kwargs = _arguments(example_inputs)
+    called = name or type(module).__name__
+    try:
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except (RuntimeError, ValueError, TypeError) as e:
+        text = str(e).strip().splitlines() or [type(e).__name__]
+        what = f"torch.export cannot trace it: {text[0]}"
+        raise NotImportableError(what, place=called, details=[t for t in text[1:12] if t.strip()]) from e
+    return from_program(program, task=task, name=called)
+
+
+def _arguments(given: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return (), dict(cast("Mapping[str, Any]", given))
+    return (tuple(cast("list[Any]", given)), {}) if isinstance(given, (tuple, list)) else ((given,), {})
+
+
+def from_program(program: Any, *, task: str | Task | None = None, name: str = "") -> Model:
+    """An exported program as a Model. Its tensors stay where they are, and are read when somebody asks for them.
+
+    Parameters have their paths in the module, tied ones the first; sizes that vary are symbols. task: what the model is
+    for (None: a task of its own with these inputs and outputs). Raises NotImportableError that lists every op without
+    a counterpart, with its place.
+    """
+    called = name or "program"
+    ready = _in_core_ops(program)
+    importer = Importer(ready, called, {})
+    renamed = _stream_names(importer)
+    graph, weights = Importer(ready, called, renamed).run() if renamed else importer.run()
+    contract = _task(graph, task)
+    graph.stream = contract.stream if contract.generates else None
+    return Model(Program(called, contract, graph), weights=weights)
+
+
+def _task(graph: Graph, task: str | Task | None) -> Task:
+    """The contract of a graph: all of its inputs with their types."""
+    inputs = {k: str(v.type) for k, v in graph.inputs.items()}
+    main = next(iter(graph.outputs), "")
+    if task is None:
+        return Task(CUSTOM, inputs, main, zeros=())
+    known = task_of(task)
+    if known.output not in graph.outputs:
+        what = f"gives {', '.join(graph.outputs) or 'nothing'}, but the output of {known} is {known.output}"
+        raise NotImportableError(what, place=graph.name)
+    return Task(
+        known.name,
+        {**inputs, **{k: v for k, v in known.inputs.items() if k not in inputs}},
+        known.output,
+        known.stream,
+        known.source,
+        known.zeros,
+        known.generates,
+        known.by_column,
+    )
+
+
+def _stream_names(importer: Importer) -> dict[str, str]:
+    """New names of symbols, by what PyTorch calls them, so that tokens are [B,S] and those of a decoder [B,U]."""
+    found: dict[str, str] = {}
+    sizes = {n.name: n.meta["val"].shape for n in importer.user_inputs() if hasattr(n.meta.get("val"), "shape")}
+    for name, wanted in (("input_ids", "BS"), ("decoder_input_ids", "BU")):
+        shape = sizes.get(name, ())
+        for size, new in zip(shape, wanted, strict=False) if len(shape) == 2 else ():
+            d = importer.dims.of(size)
+            if isinstance(d, Dim) and d.name is not None:
+                found.setdefault(str(size.node.expr), new)
+    taken = set(found.values())
+    for symbol, now in importer.dims.names.items():
+        if now in taken and symbol not in found:
+            found[symbol] = f"{now}_{symbol}"
+    return {k: v for k, v in found.items() if importer.dims.name(k) != v}
+
+
+_parts_of: Any = _decomp.get_decompositions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+# -- to core ops -----------------------------------------------------------------------------------------------------
+
+
+def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
+    """The program without mutation, in ops that the table has and core ATen ops."""
+    table: Any = torch.export.default_decompositions()
+    for key in TABLE:
+        namespace, op, overload = key.split(".")
+        packet = getattr(getattr(torch.ops, namespace), op, None)
+        if packet is not None and overload in packet.overloads():
+            table.pop(getattr(packet, overload), None)
+    ready: Any = _without_gradients(program)
+    ready = ready.run_decompositions(table)
+    used = {n.target for n in ready.graph.nodes if n.op == "call_function"}
+    parts = _parts_of([op for op in used if str(op) in _HAS_PARTS])
+    return ready.run_decompositions(parts) if parts else ready
+
+
+def _without_gradients(program: ExportedProgram) -> ExportedProgram:
+    """What regions under torch.no_grad() give is detached: the decomposition forgets these regions."""
+    region = torch.ops.higher_order.wrap_with_set_grad_enabled
+    if not any(n.target is region for n in program.graph.nodes):
+        return program
+    module = copy.deepcopy(program.graph_module)
+    for node in list(module.graph.nodes):
+        if node.target is region and node.args[0] is False:
+            for made in [n for n in node.users if isinstance(n.meta.get("val"), torch.Tensor)]:
+                with module.graph.inserting_after(made):
+                    stopped = module.graph.call_function(torch.ops.aten.detach.default, (made,))
+                stopped.meta = dict(made.meta)
+                for user in [u for u in made.users if u is not stopped]:
+                    user.replace_input_with(made, stopped)
+    module.recompile()
+    constraints = cast("dict[Any, Any]", program.range_constraints)  # pyright: ignore[reportUnknownMemberType]
+    return ExportedProgram(
+        module,
+        module.graph,
+        program.graph_signature,
+        program.state_dict,
+        constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+        verifiers=program.verifiers,
+    )

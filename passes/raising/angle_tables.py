@@ -1,0 +1,117 @@
+"""Stored tables of sines and cosines: rows of angles that grow with the position, computed instead of looked up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from ...ir import ops
+from ...ir.graph import Graph, Node, Value
+from ...ir.interpret import Array
+from ...ir.ops.linear import Embedding
+from ...ir.ops.shape import Gather
+from ...ir.types import f32
+from .check import Check
+from .constants import Reader, array_of
+from .unread import erase_unread
+
+FEWEST = 4
+"""Positions that a table needs before its frequencies are believed."""
+
+
+def compute_tables(graph: Graph, check: Check, read: Reader | None) -> int:
+    """Replace rows looked up in tables [positions, channels] of sines and cosines by these. Gives how many.
+
+    Only where both are looked up for the same positions.
+    """
+    found: dict[Value, list[tuple[Node, list[tuple[bool, Array]]]]] = {}
+    for node in [n for n in graph if isinstance(n.op, (Gather, Embedding))]:
+        source = node.value("table") if isinstance(node.op, Embedding) else node.value("x")
+        ids = node.value("ids") if isinstance(node.op, Embedding) else node.value("indices")
+        rows = isinstance(node.op, Embedding) or node.attributes["axis"] == -2
+        if source.rank != 2 or source.dtype is not f32 or not rows or ids.dtype.is_float:
+            continue
+        table = array_of(source, read) if _small(source) else None
+        blocks = None if table is None else _blocks(table)
+        if blocks is not None:
+            found.setdefault(ids, []).append((node, blocks))
+    replaced = 0
+    angles: dict[tuple[Value, bytes], Value] = {}
+    for ids, nodes in found.items():
+        if len({cosine for _, blocks in nodes for cosine, _ in blocks}) == 2:
+            replaced += sum(_computed(graph, node, ids, blocks, check, angles) for node, blocks in nodes)
+    return replaced
+
+
+def _small(v: Value) -> bool:
+    """Whether a table is one of positions: some thousand rows of some channels."""
+    return (
+        all(isinstance(d, int) and d <= 1 << 17 for d in v.shape) and isinstance(v.shape[1], int) and v.shape[1] <= 512
+    )
+
+
+def _blocks(table: Array) -> list[tuple[bool, Array]] | None:
+    """(whether cosine, frequencies) of runs of channels, if every channel is one; sines and cosines both occur or not.
+
+    Row p of a channel is sin(p f) or cos(p f).
+    """
+    count = table.shape[0]
+    if count < FEWEST or not np.isin(table[0], (0.0, 1.0)).all() or np.abs(table).max() > 1:
+        return None
+    cosine: Array = table[0] == 1.0
+    wide: Array = table.astype(np.float64)
+    second: Array = wide[1]
+    rates: Array = np.where(cosine, np.arccos(np.clip(second, -1, 1)), np.arcsin(np.clip(second, -1, 1)))
+    places: Array = np.arange(count, dtype=np.float32)[:, None]
+    for step in (2**i for i in range(1, 20) if 2**i < count):
+        rates = _refined(rates, wide[step], step, cosine)
+    rates = rates.astype(np.float32)
+    found: Array = places * rates
+    made: Array = np.where(cosine, np.cos(found), np.sin(found))
+    if np.abs(made - table).max() > 2e-6 * max(count, 8):
+        return None
+    edges = [0, *(np.flatnonzero(cosine[1:] != cosine[:-1]) + 1).tolist(), cosine.size]
+    return [(bool(cosine[a]), rates[a:b]) for a, b in pairwise(edges)]
+
+
+def _refined(rates: Array, row: Array, step: int, cosine: Array) -> Array:
+    """Rates read off a later row, next to those of earlier ones, where the function is steep there."""
+    about = rates * step
+    base = np.where(cosine, np.arccos(np.clip(row, -1, 1)), np.arcsin(np.clip(row, -1, 1)))
+    other = np.where(cosine, -base, np.pi - base)
+    best = about
+    gap = np.full(rates.shape, np.inf)
+    for angle in (base, other):
+        near = angle + 2 * np.pi * np.round((about - angle) / (2 * np.pi))
+        closer = np.abs(near - about) < gap
+        best, gap = np.where(closer, near, best), np.where(closer, np.abs(near - about), gap)
+    steep = np.where(cosine, np.abs(np.sin(best)), np.abs(np.cos(best))) > 0.3
+    return np.where(steep, best / step, rates)
+
+
+def _computed(
+    graph: Graph,
+    node: Node,
+    ids: Value,
+    blocks: list[tuple[bool, Array]],
+    check: Check,
+    angles: dict[tuple[Value, bytes], Value],
+) -> int:
+    parts: list[Value] = []
+    sines = [rates for cosine, rates in blocks if not cosine]
+    with graph.at(node):
+        for cosine, rates in blocks:
+            # Sine and cosine of one angle read the same value.
+            rates = next((r for r in sines if r.shape == rates.shape and np.allclose(r, rates, rtol=1e-4)), rates)
+            key = ids, rates.tobytes()
+            if key not in angles:
+                frequencies = graph.constant(tuple(float(r) for r in rates), f32)
+                angles[key] = ids.reshape(*ids.shape, 1).cast(f32) * frequencies
+            parts.append(ops.cos(angles[key]) if cosine else ops.sin(angles[key]))
+        new = parts[0] if len(parts) == 1 else ops.concat(*parts, axis=-1)
+    if check.difference(node.output, new, {ids}, {node}) is not None:
+        erase_unread(graph, new)
+        return 0
+    graph.replace(node.output, new)
+    return 1

@@ -1,0 +1,211 @@
+"""Norms by meaning: what an inverse root of a mean of squares is multiplied with, through casts and in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...ir import ops
+from ...ir.errors import MonographError
+from ...ir.graph import Graph, Node, Value
+from ...ir.ops.elementwise import Add, Cast, Mul, Pow, Rsqrt, Sub
+from ...ir.ops.reduce import Mean, Sum
+from ...ir.ops.shape import Reshape
+from ...ir.types import DimLike, product
+from .check import Check
+from .constants import scalar_of
+from .report import Left, Raised, RaisingReport
+from .unread import erase_unread
+from .views import factor
+
+
+@dataclass(frozen=True)
+class Root:
+    """1 / sqrt(mean(z * z) + eps): centred is z, x what it was made of, mean what was taken off (None: nothing)."""
+
+    x: Value
+    centred: Value
+    mean: Value | None
+    eps: float
+
+
+def raise_norms(graph: Graph, check: Check, report: RaisingReport) -> int:
+    """Replace RMS and layer norms by their ops. Gives how many."""
+    raised = 0
+    for node in [n for n in graph if isinstance(n.op, Rsqrt)]:
+        root = _root(node) if node.order >= 0 else None
+        for found in [] if root is None else _applied(node, root):
+            assert root is not None
+            raised += _replace(graph, root, found, check, report)
+    return raised
+
+
+def _uncast(v: Value) -> Value:
+    """Below casts between float types."""
+    while v.producer is not None and isinstance(v.producer.op, Cast) and v.producer.value("x").dtype.is_float:
+        v = v.producer.value("x")
+    return v
+
+
+def _root(node: Node) -> Root | None:
+    inner = _uncast(node.value("x"))
+    eps = 0.0
+    if inner.producer is not None and isinstance(inner.producer.op, Add):
+        x, y = inner.producer.arguments
+        number = scalar_of(y)
+        if number is None or number < 0:
+            return None
+        inner, eps = _uncast(x), number
+    averaged = _averaged(inner)
+    square = None if averaged is None else _uncast(averaged).producer
+    if square is None or averaged is None:
+        return None
+    a, b = square.arguments if len(square.arguments) == 2 else (None, None)
+    powered = isinstance(square.op, Pow) and b is not None and scalar_of(b) == 2
+    squared = powered or (isinstance(square.op, Mul) and a is b)
+    if not squared or a is None:
+        return None
+    centred = _uncast(a).producer
+    if centred is not None and isinstance(centred.op, Sub):
+        x, mean = centred.arguments
+        whole = _averaged(_uncast(mean))
+        if whole is not None and _uncast(whole) is _uncast(x):
+            return Root(x, centred.output, mean, eps)
+    return Root(a, a, None, eps)
+
+
+def _averaged(v: Value) -> Value | None:
+    """What v is the mean of, over the last axis that stays, or as a sum over its length."""
+    node = v.producer
+    if node is not None and isinstance(node.op, (Mean, Sum)):
+        at = node.attributes
+        size = node.arguments[0].shape[-1]
+        if at["axis"] != -1 or not at["keepdims"] or (isinstance(node.op, Sum) and size != 1):
+            return None
+        return node.arguments[0]
+    found = None if node is None else factor(node)
+    if found is None or found[0].producer is None or not isinstance(found[0].producer.op, Sum):
+        return None
+    total = found[0].producer
+    x, size = total.arguments[0], total.arguments[0].shape[-1]
+    exact = isinstance(size, int) and abs(found[1] * size - 1) < 1e-5
+    return x if exact and total.attributes["axis"] == -1 and total.attributes["keepdims"] else None
+
+
+@dataclass
+class Applied:
+    """The value that is a norm, its weights, and all nodes it is made of after the root."""
+
+    result: Value
+    w: Value | None = None
+    b: Value | None = None
+
+
+def _applied(node: Node, root: Root) -> list[Applied]:
+    """Follow the inverse root to the last values that are still norms of x; several may share it."""
+    return _follow(node.output, Applied(node.output), root, joined=False)
+
+
+def _follow(v: Value, state: Applied, root: Root, *, joined: bool) -> list[Applied]:
+    """Norms below v, which is `state` so far. joined: x has been multiplied in."""
+    complete = joined and v.shape == root.x.shape and not (root.mean is None and state.b is not None)
+    best = [Applied(v, state.w, state.b)] if complete else []
+    users = v.users
+    if not joined and len(users) == 2 and (shifted := _shifted(users, v, root, state)) is not None:
+        return [shifted]
+    if v.graph.is_output(v) or (len(users) != 1 and not joined):
+        return best
+    found = [_through(user, v, state, root, joined=joined) for user in users]
+    return [norm for norms in found for norm in norms] if found and all(found) else best
+
+
+def _through(user: Node, v: Value, state: Applied, root: Root, *, joined: bool) -> list[Applied]:
+    """Norms below one reader of v."""
+    size = root.x.shape[-1]
+    side = next((x for x in user.arguments if x is not v), None)
+    y = user.output
+    if isinstance(user.op, Mul) and side is not None and not joined and _uncast(side) in _same(root):
+        return _follow(y, Applied(y, state.w, state.b), root, joined=True)
+    if isinstance(user.op, Mul) and side is not None and state.w is None and state.b is None and _vector(side, size):
+        return _follow(y, Applied(y, side, None), root, joined=joined)
+    if isinstance(user.op, Add) and joined and side is not None and state.b is None and _vector(side, size):
+        return _follow(y, Applied(y, state.w, side), root, joined=joined)
+    if isinstance(user.op, Cast) and y.dtype.is_float:
+        return _follow(y, Applied(y, state.w, state.b), root, joined=joined)
+    return []
+
+
+def _same(root: Root) -> set[Value]:
+    return {root.centred, _uncast(root.centred)}
+
+
+def _shifted(users: list[Node], v: Value, root: Root, state: Applied) -> Applied | None:
+    """x * g + (b - mean * g), with g the inverse root times w: how batch norms are written."""
+    if root.mean is None:
+        return None
+    first = next((u for u in users if isinstance(u.op, Mul) and root.x in u.arguments), None)
+    second = next((u for u in users if isinstance(u.op, Mul) and root.mean in u.arguments), None)
+    if first is None or second is None or len(first.output.users) != 1 or len(second.output.users) != 1:
+        return None
+    total, offset = first.output.users[0], second.output.users[0]
+    if isinstance(total.op, Sub) and offset is total:
+        return Applied(total.output, state.w)
+    if not isinstance(total.op, Add) or not isinstance(offset.op, Sub) or offset.output not in total.arguments:
+        return None
+    b = offset.arguments[0]
+    return Applied(total.output, state.w, b) if _vector(b, root.x.shape[-1]) else None
+
+
+def _vector(v: Value, size: DimLike) -> bool:
+    """Whether v is one number for each channel, or one for all."""
+    return (v.rank > 0 and v.shape[-1] == size and product(v.shape[:-1]) == 1) or scalar_of(v) is not None
+
+
+def _candidates(root: Root, dtype: object) -> Iterator[Value]:
+    """x, with or without the casts above it, in the type of the result."""
+    for x in dict.fromkeys((root.x, _uncast(root.x))):
+        if x.dtype is dtype:
+            yield x
+
+
+def _replace(graph: Graph, root: Root, found: Applied, check: Check, report: RaisingReport) -> int:
+    old = found.result
+    assert old.producer is not None
+    x = next(_candidates(root, old.dtype), None)
+    kind = "rms_norm" if root.mean is None else "layer_norm"
+    if x is None or x.type != old.type:
+        return 0
+    try:
+        with graph.at(old.producer):
+            w = _channels(found.w, x)
+            if root.mean is None:
+                new = ops.rms_norm(x, w, eps=root.eps)
+            else:
+                new = ops.layer_norm(x, w, None if found.b is None else _channels(found.b, x), eps=root.eps)
+    except MonographError as e:
+        report.undone.append(Left.at(kind, old.producer, None, e.what))
+        return 0
+    made = new.producer
+    assert made is not None
+    wrong = check.difference(old, new, {x}, {made})
+    if wrong:
+        erase_unread(graph, new)
+        report.undone.append(Left.at(kind, old.producer, None, wrong))
+        return 0
+    location = old.producer.location
+    graph.replace(old, new)
+    report.raised.append(Raised(kind, location))
+    return 1
+
+
+def _channels(v: Value | None, x: Value) -> Value:
+    """Weights [C] in the type of x; ones where there are none."""
+    size = x.shape[-1]
+    number = 1.0 if v is None else scalar_of(v)
+    if number is not None:
+        return ops.expand(ops.constant(value=number, dtype=x.dtype), shape=(size,))
+    assert v is not None
+    if v.producer is not None and isinstance(v.producer.op, Reshape) and v.producer.value("x").shape == (size,):
+        v = v.producer.value("x")
+    flat = v if v.rank == 1 else v.reshape(size)
+    return flat if flat.dtype == x.dtype else flat.cast(x.dtype)

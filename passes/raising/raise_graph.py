@@ -1,0 +1,51 @@
+"""The order of raising: one spelling first, then attention, then norms, rotary positions, activations and layers."""
+
+from __future__ import annotations
+
+from ...ir.graph import Graph
+from ..canonicalize import canonicalize, remove_dropout
+from ..cse import cse
+from ..dce import dce
+from ..fold import fold
+from .activations import Activations
+from .angle_tables import compute_tables
+from .attention import put_back, raise_attention, take_apart
+from .check import Check
+from .constants import Read, Reader
+from .layers import raise_layers
+from .masks import Masks
+from .norms import raise_norms
+from .report import RaisingReport
+from .rotary import Rotations
+
+
+def clean(graph: Graph) -> None:
+    """One spelling for each thing; nothing that is not needed."""
+    for step in (canonicalize, fold, cse, dce):
+        step(graph)
+
+
+def raise_graph(graph: Graph, read: Read | None = None) -> RaisingReport:
+    """Raise a graph of primitives in place; says what was raised and what was not.
+
+    read: the arrays of parameters, for tables of masks and of angles that a file stores. Every replacement is computed
+    beside what it replaces, on padded and holed masks, batches of 1 and 3 and two lengths, before it is made.
+    """
+    report = RaisingReport()
+    remove_dropout(graph)
+    clean(graph)
+    reader = None if read is None else Reader(read)
+    check = Check(graph, reader)
+    take_apart(graph)
+    canonicalize(graph)
+    raise_attention(graph, Masks(graph, reader), check, report)
+    put_back(graph, report)
+    dce(graph)
+    raise_norms(graph, check, report)
+    compute_tables(graph, check, reader)
+    Rotations(graph, check, report).run()
+    dce(graph)
+    Activations(graph, report).run()
+    clean(graph)
+    raise_layers(graph, report)
+    return report

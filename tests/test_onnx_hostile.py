@@ -1,0 +1,216 @@
+"""Damaged and hostile ONNX files: one typed error each, with the file and the place, before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from monograph.frontends.onnx import OnnxFileError, load_onnx
+from onnx import helper, numpy_helper
+
+P = onnx.TensorProto
+X = helper.make_tensor_value_info("x", P.FLOAT, ["batch", 4])
+Y = helper.make_tensor_value_info("y", P.FLOAT, None)
+
+
+def model(
+    nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto] | None = None, **fields: Any
+) -> onnx.ModelProto:
+    given = {"opset_imports": [helper.make_opsetid("", 17)], "ir_version": 8, **fields}
+    return helper.make_model(helper.make_graph(nodes, "g", [X], [Y], initializers or []), **given)
+
+
+def with_weight(change: Callable[[onnx.TensorProto], object]) -> onnx.ModelProto:
+    """x @ w, with something done to w."""
+    w = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    change(w)
+    return model([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], [w])
+
+
+def external(**fields: str) -> onnx.ModelProto:
+    """x @ w, with w in another file."""
+
+    def change(w: onnx.TensorProto) -> None:
+        w.ClearField("raw_data")
+        w.data_location = P.EXTERNAL
+        for key, value in {"location": "w.bin", "offset": "0", "length": "48", **fields}.items():
+            if value:
+                w.external_data.add(key=key, value=value)
+
+    return with_weight(change)
+
+
+def twice_said() -> onnx.ModelProto:
+    found = external()
+    found.graph.initializer[0].external_data.add(key="location", value="other.bin")
+    return found
+
+
+def sparse(indices: list[int], shape: list[int]) -> onnx.ModelProto:
+    values = numpy_helper.from_array(np.ones(len(indices), np.float32), "w")
+    places = numpy_helper.from_array(np.array(indices, np.int64), "w_indices")
+    found = model([helper.make_node("MatMul", ["x", "w"], ["y"])])
+    found.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, shape))
+    return found
+
+
+def chain(depth: int) -> onnx.ModelProto:
+    """One branch in the other, `depth` times."""
+    node = helper.make_node("Relu", ["x"], ["o0"])
+    for i in range(1, depth):
+        out = helper.make_tensor_value_info(node.output[0], P.FLOAT, None)
+        node = helper.make_node("If", ["c"], [f"o{i}"], then_branch=helper.make_graph([node], "inner", [], [out]))
+    node.output[0] = "y"
+    return model([node], [helper.make_tensor("c", P.BOOL, [], [True])])
+
+
+def functions(*calls: tuple[str, list[str]]) -> onnx.ModelProto:
+    """Functions that call each other: name => names of those it calls."""
+    found = model([helper.make_node(calls[0][0], ["x"], ["y"], domain="own")])
+    found.opset_import.append(helper.make_opsetid("own", 1))
+    for name, called in calls:
+        nodes = [
+            helper.make_node(c, ["a" if i == 0 else f"t{i - 1}"], [f"t{i}"], domain="own") for i, c in enumerate(called)
+        ]
+        nodes = nodes or [helper.make_node("Relu", ["a"], ["t0"])]
+        nodes.append(helper.make_node("Identity", [nodes[-1].output[0]], ["b"]))
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        found.functions.append(helper.make_function("own", name, ["a"], ["b"], nodes, opsets))
+    return found
+
+
+def relu(source: str, result: str) -> onnx.NodeProto:
+    return helper.make_node("Relu", [source], [result], name=f"to_{result}")
+
+
+def no_graph() -> onnx.ModelProto:
+    found = model([relu("x", "y")])
+    found.ClearField("graph")
+    return found
+
+
+FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "no graph": (no_graph, "has no graph"),
+    "opset too new": (lambda: model([relu("x", "y")], opset_imports=[helper.make_opsetid("", 999)]), "opset 999; 7 to"),
+    "opset twice": (
+        lambda: model(
+            [relu("x", "y")], opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx", 18)]
+        ),
+        "at versions 17 and 18",
+    ),
+    "cycle": (lambda: model([relu("b", "a"), relu("a", "b"), relu("x", "y")]), "cycle of nodes .2 of 3"),
+    "cycle of one": (lambda: model([relu("y", "y")]), "a cycle of 1 node"),
+    "read of nothing": (lambda: model([relu("nowhere", "y")]), "reads 'nowhere', which nothing makes"),
+    "made twice": (lambda: model([relu("x", "y"), relu("x", "y")]), "'y' is made twice"),
+    "output of nothing": (lambda: model([relu("x", "z")]), "output 'y' of graph 'g' is made by no node"),
+    "two weights of a name": (
+        lambda: model([relu("x", "y")], [helper.make_tensor("w", P.FLOAT, [1], [1.0])] * 2),
+        "two initializers called 'w'",
+    ),
+    "bytes missing": (lambda: with_weight(lambda w: setattr(w, "raw_data", w.raw_data[:-4])), "44 bytes .* needs 48"),
+    "size of a lie": (lambda: with_weight(lambda w: w.dims.append(1 << 40)), "48 bytes of data, but shape"),
+    "negative size": (lambda: with_weight(lambda w: w.dims.__setitem__(0, -4)), "negative dimension"),
+    "unknown type": (lambda: with_weight(lambda w: setattr(w, "data_type", 99)), "element type 99"),
+    "numbers missing": (lambda: with_weight(lambda w: w.ClearField("raw_data")), "0 numbers in float_data"),
+    "outside by dots": (lambda: external(location="../w.bin"), "not a path inside the folder"),
+    "outside by root": (lambda: external(location="/etc/passwd"), "not a path inside the folder"),
+    "outside by drive": (lambda: external(location="C:\\w.bin"), "not a path inside the folder"),
+    "outside by link": (lambda: external(location="link.bin"), "a link that leads outside the folder"),
+    "location of nothing": (lambda: external(location=""), "not a path inside the folder"),
+    "location with zero": (lambda: external(location="a\0b"), "not a path inside the folder"),
+    "no such data": (lambda: external(location="absent.bin"), "absent.bin, which there is no such file"),
+    "a folder as data": (lambda: external(location="folder"), "folder, which cannot be read"),
+    "offset outside": (lambda: external(offset="1000"), "bytes 1000 to 1048 of w.bin, which has 100 bytes"),
+    "offset negative": (lambda: external(offset="-4"), "offset '-4'"),
+    "offset too long": (lambda: external(offset="9" * 40), "offset '999"),
+    "length of a lie": (lambda: external(length="40"), "40 bytes of external data"),
+    "location twice": (twice_said, "says location twice"),
+    "sparse outside": (lambda: sparse([0, 99], [4, 3]), "indices from 0 to 99"),
+    "sparse too large": (lambda: sparse([0], [1 << 30, 1 << 20]), "bytes dense"),
+    "nested too deep": (lambda: chain(30), "does not parse|graphs deep"),
+    "function of itself": (lambda: functions(("f", ["f"])), "function f calls itself"),
+    "functions in a ring": (lambda: functions(("f", ["g"]), ("g", ["f"])), "calls itself"),
+    "functions that explode": (
+        lambda: functions(*((f"f{i}", [f"f{i + 1}"] * 10) for i in range(9)), ("f9", [])),
+        "nodes inlined; 5000000 are the most",
+    ),
+    "operator of nobody": (
+        lambda: model([helper.make_node("Nonsense", ["x"], ["y"])]),
+        "of which rank and element type",
+    ),
+    "operator of no version": (
+        lambda: model([helper.make_node("StringConcat", ["x", "x"], ["y"])]),
+        "StringConcat does not exist in version 17",
+    ),
+    "shapes that clash": (
+        lambda: model(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], [helper.make_tensor("w", P.FLOAT, [3], [1.0] * 3)]
+        ),
+        "is not what MatMul allows",
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "inside"
+    (inside / "folder").mkdir(parents=True)
+    (inside / "w.bin").write_bytes(bytes(100))
+    (tmp_path / "secret.bin").write_bytes(bytes(100))
+    (inside / "link.bin").symlink_to(tmp_path / "secret.bin")
+    return inside
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hostile_file_is_refused_by_one_error(name: str, folder: Path) -> None:
+    make, message = FILES[name]
+    path = folder / "model.onnx"
+    path.write_bytes(make().SerializeToString())
+    with pytest.raises(OnnxFileError, match=message) as caught:
+        load_onnx(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "noise"])
+def test_bytes_that_are_no_model(kind: str, folder: Path) -> None:
+    whole = with_weight(lambda w: None).SerializeToString()
+    noise = np.random.default_rng(0).integers(0, 256, 400).astype(np.uint8).tobytes()
+    path = folder / "model.onnx"
+    path.write_bytes({"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2], "noise": noise}[kind])
+    with pytest.raises(OnnxFileError):
+        load_onnx(path)
+
+
+def test_every_cut_and_every_changed_byte_is_read_or_refused(folder: Path) -> None:
+    """No byte of a small file makes anything but a model or one typed error."""
+    whole = external().SerializeToString()
+    path = folder / "model.onnx"
+    rng = np.random.default_rng(1)
+    for at in range(0, len(whole), 2):
+        changed = bytearray(whole)
+        changed[at] = int(rng.integers(0, 256))
+        for data in (whole[:at], bytes(changed)):
+            path.write_bytes(data)
+            try:
+                load_onnx(path)
+            except OnnxFileError as e:
+                assert str(path) in str(e)
+
+
+def test_what_is_inside_is_read(folder: Path) -> None:
+    path = folder / "model.onnx"
+    (folder / "w.bin").write_bytes(bytes(4) + np.arange(12, dtype="<f4").tobytes())
+    path.write_bytes(external(offset="4").SerializeToString())
+    loaded = load_onnx(path)
+    assert loaded.weights is not None
+    assert loaded.weights.numpy("w").tolist() == np.arange(12.0).reshape(4, 3).tolist()
+
+
+def test_nodes_out_of_order_are_put_in_order(folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(model([relu("a", "y"), relu("x", "a")]).SerializeToString())
+    assert [node.op.name for node in load_onnx(path).graph()] == ["relu", "relu"]
