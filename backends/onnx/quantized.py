@@ -70,15 +70,15 @@ class Stored:
     """An encoded weight as rows over which a layer sums, or several of one encoding, one below the other.
 
     A weight that is stored [in, out] with its blocks along the first axis has the same rows. by_rows: an embedding
-    reads it, so whatever else reads it takes the codes in the same order. narrowest: bits of the narrowest weight that
-    a layer of the graph reads.
+    reads it, so whatever else reads it takes the codes in the same order. beside: layers of the graph read encoded
+    weights that are no embeddings.
     """
 
     weights: tuple[Value, ...]
     encoding: Encoding
     dtype: DType
     by_rows: bool = False
-    narrowest: int = 8
+    beside: bool = False
 
     @property
     def columns(self) -> DimLike:
@@ -233,9 +233,9 @@ class QuantizedLayers:
         open_blocks(graph)
         readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and _encoded(n)]
         tables = {v for n in readers if isinstance(n.op, Embedding) for v in _encoded(n)}
-        narrowest = min((v.type.encoding.bits for n in readers for v in _encoded(n) if v.type.encoding), default=8)
+        beside = any(v not in tables for n in readers for v in _encoded(n))
         for node in readers:
-            reason = self.rewrite(graph, node, tables, narrowest)
+            reason = self.rewrite(graph, node, tables, beside)
             if reason:
                 report.misses.append(NearMiss(self.name, node.location, reason, 2, 2, whole=True))
             else:
@@ -246,14 +246,14 @@ class QuantizedLayers:
         cse(graph)
         return report
 
-    def rewrite(self, graph: Graph, node: Node, tables: set[Value], narrowest: int) -> str:
+    def rewrite(self, graph: Graph, node: Node, tables: set[Value], beside: bool) -> str:
         """Rewrite one layer; gives the reason if it stays."""
         looks_up = isinstance(node.op, Embedding)
         x, matrix = (node.value("ids"), node.value("table")) if looks_up else (node.value("x"), node.value("w"))
         w = stored(matrix, not looks_up and bool(node.attributes["transposed"]))
         if isinstance(w, str):
             return w
-        w = replace(w, by_rows=any(v in tables for v in w.weights), narrowest=narrowest)
+        w = replace(w, by_rows=any(v in tables for v in w.weights), beside=beside)
         reason = self.layers.refuses(w)
         if reason:
             return reason

@@ -36,7 +36,7 @@ class Choices:
     rotary_table: most numbers of the table with which the attention kernel rotates itself; beyond, the graph
     rotates. int4_level, int8_level, int4_head, int8_head: accuracy level of MatMulNBits for layers and for a tied
     head (4 rounds activations to 8 bits by block; 0 computes in their type). fine_head: a tied head at level 4
-    multiplies by both parts of its activations, as exactly as with 16 bits, where no weight has fewer than 8.
+    multiplies by both parts of its activations, as exactly as with 16 bits, where no other layer rounds.
     prompts: see PromptForm. block_embedding: rows of an embedding in blocks by GatherBlockQuantized. flash: tiled
     attention for prompts. threads: of a session that is not told how many (0: one a physical core). spinning: idle
     threads wait in a loop. prepacked: kernels keep weights in an order of their own. huge_pages: their memory lies in
