@@ -138,7 +138,7 @@ def _tell_error(error: Exception, as_json: bool) -> None:
     if isinstance(error, OSError) and not isinstance(error, MonographError):
         said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     elif isinstance(error, MemoryError):
-        said = f"there is not enough memory {error}".rstrip()
+        said = f"there is not enough memory: {error}".removesuffix(": ")
     if as_json:
         with contextlib.suppress(OSError):
             print_json({"error": said, "kind": type(error).__name__})

@@ -51,8 +51,9 @@ def cpu_name() -> str:
 
 
 def resident_memory() -> int:
-    """Bytes of this process that are in memory now. Raises OSError where the system does not tell."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this process that are in memory now; where the system tells only the peak, that."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else peak_memory()
 
 
 def peak_memory() -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .frontends.dsl import Model
 from .ir.errors import ConfigError, RuntimeInputError
+from .machine import peak_memory
 from .passes.quantize.report import QUALITY, QuantizationReport
 from .passes.quantize.settings import Quantization
 
@@ -29,6 +30,7 @@ def after_build(
         from .fidelity import quality
         from .inference.engine import Engine
 
+        report.written = peak_memory()
         with Engine.built(report) as engine:
             _note(quality(engine, text, against=model), report.folder, asked, done)
 

@@ -204,9 +204,8 @@ class _Subject:
     ) -> Iterator[Row]:
         for name, wanted in expected.items():
             if name not in found:
-                raise MonographError(
-                    f"{way.name} gives no {name} for {case}, only {', '.join(found) or 'what another model gives'}"
-                )
+                instead = f"only {', '.join(found)}" if found else "so it is another model"
+                raise MonographError(f"{way.name} gives no {name} for {case}, {instead}")
             where = mask_of(case) if way.alone else self._where(case, name)
             row = compare(str(case), way.name, wanted, found[name], where != 0, max(tolerance, way.tolerance))
             yield replace(row, output=name)

@@ -219,7 +219,7 @@ def of_path(path: Path, threads: int) -> Subject:
     from .backends.onnxruntime.contract import FILE, Contract
 
     if not is_runnable(path):
-        raise ConfigError("is neither an ONNX file nor a folder with one", place=str(path))
+        raise ConfigError("is neither an ONNX file nor a folder with one", place=str(path), hint=_instead(path))
     if (path / FILE).is_file():
         contract = Contract.read(path)
         work = work_of(path / (contract.lengths or contract.masked))
@@ -231,6 +231,15 @@ def of_path(path: Path, threads: int) -> Subject:
     generates = bool(opened.slots) and opened.stream.ids in opened.inputs
     takes = _takes(opened.session)
     return Subject(path.name, lambda profile: Growing(file, threads, "", profile), *work_of(file), generates, takes)
+
+
+def _instead(path: Path) -> str:
+    """What to give in place of a path that has nothing to measure."""
+    if str(path) in TORCH:
+        return f"{path} runs a model in PyTorch: give its checkpoint, not a built folder, as what is compared with it"
+    if path.exists():
+        return f"build it first: monograph build {path} FOLDER"
+    return "there is no such file or folder"
 
 
 def _takes(session: Any) -> tuple[tuple[str, str, tuple[Any, ...]], ...]:

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import monograph as mg
 from monograph.assets import fetch
-from monograph.commands.bench import limits, rows
 from monograph.console import working
+from monograph.performance_pages import limits, rows
 from report import parser, publish
 
 

@@ -172,7 +172,9 @@ def download(repository: str, *, revision: str | None = None, cache: str | Path 
         first = str(e).strip().splitlines()[:1] or [""]
         what = f"cannot be fetched from the hub ({type(e).__name__}: {first[0]})"
         raise ConfigError(
-            what, place=repository, hint="a local folder or .gguf file can be loaded by its path"
+            what,
+            place=repository,
+            hint="a local folder or .gguf file can be loaded by its path; there is none at this one",
         ) from None
     folder = Path(found)
     if not any(folder.glob("model*.safetensors*")):

@@ -389,7 +389,7 @@ def spellings() -> Iterator[Spelling]:
         seen[replace(base, mask=mask, layout=layout, guard=guard)] = None
     for groups, order, mask in itertools.product(GROUPS, orders, ("none", "both", "vmapped")):
         seen[replace(base, groups=groups, transposed=order, mask=mask)] = None
-    for mask, groups in itertools.product(MASKS.keys() - SQUARE, ("none", "expand")):
+    for mask, groups in itertools.product(sorted(MASKS.keys() - SQUARE), ("none", "expand")):
         seen[replace(base, mask=mask, groups=groups, cross=True)] = None
     for cap, bias, sinks, mask in itertools.product((None, 5.0), (False, True), (False, True), ("none", "both")):
         for layout in layouts:

@@ -22,7 +22,7 @@ def data(
     output: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the run")] = None,
     workers: Annotated[int, typer.Option(help="processes; 0: as many as there are cores")] = 0,
     engine: Annotated[str, typer.Option(help="local, or ray: Ray Data on a cluster")] = "local",
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use; none: one on this machine")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use; by default this machine alone")] = None,
     redo: Annotated[bool, typer.Option("--redo", help="make again what has other settings or input")] = False,
     check: Annotated[bool, typer.Option("--check", help="read all shards of a run and check every byte")] = False,
     json_output: Json = False,

@@ -28,10 +28,6 @@ PACKAGES = (
     "transformers",
     "tokenizers",
 )
-SHOWN_OPS = ("Attention", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding", "RMSNormalization",
-             "SkipSimplifiedLayerNormalization", "LayerNormalization", "MatMul", "MatMulNBits", "Gelu")  # fmt: skip
-
-
 SHOWN_KERNELS = (
     ("", "MatMul"),
     ("com.microsoft", "MatMulNBits"),
@@ -45,6 +41,7 @@ SHOWN_KERNELS = (
     ("", "Gelu"),
 )
 FLOATS = {"double": "f64", "float": "f32", "float16": "f16", "bfloat16": "bf16"}
+_ONE = "uninstall both, then install the extra that you want again"
 PATIENCE = 120
 """Seconds a provider may take to open a session on a one-node model."""
 
@@ -180,6 +177,8 @@ def _print(facts: dict[str, Any]) -> None:
     console.print(f"{facts['cpu']}, {facts['cores']} cores, {size(facts['memory_bytes'])} memory")
     console.print(f"{facts['system']}, Python {facts['python']}")
     console.print(table("packages", [{"package": k, "version": v} for k, v in facts["packages"].items()]))
+    if all(facts["packages"][name] for name in ("onnxruntime", "onnxruntime-gpu")):
+        console.print(f"both builds of ONNX Runtime are installed, one over the other: {_ONE}", markup=False)
     torch = facts["torch"]
     if torch is None:
         console.print(

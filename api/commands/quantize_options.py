@@ -62,7 +62,9 @@ PromptsOption = Annotated[
 ]
 TablesOption = Annotated[
     str | None,
-    typer.Option("--tables", help=f"embeddings and head: {', '.join(TABLES[1:])}; none: int8", rich_help_panel=_PANEL),
+    typer.Option(
+        "--tables", help=f"embeddings and head: {', '.join(TABLES[1:])}; by default int8", rich_help_panel=_PANEL
+    ),
 ]
 AgainOption = Annotated[
     bool,

@@ -27,14 +27,16 @@ def run(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="to go on from, translate, label, embed or fill masks in; a question and a text; WAV files"
+            help="texts to continue, translate, label, embed or fill masks in; a question and a text; WAV files"
         ),
     ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--input", "-i", help="NAME=FILE.npy, NAME=[1, 2], FILE.npz or FILE.json; may be repeated"),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npz for what comes out of --input")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="with --input: the .npz file to write the outputs to")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
@@ -49,8 +51,8 @@ def run(
     regex: Annotated[str | None, typer.Option(help="a regular expression that the text follows")] = None,
     adapter: Annotated[str | None, typer.Option(help="name of an adapter that the folder was built with")] = None,
     language: Annotated[str, typer.Option(help="of speech, as a code")] = "en",
-    seed: Annotated[int | None, typer.Option(help="of the choice; none: different each time")] = None,
-    threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the random choice; by default another each time")] = None,
+    threads: Annotated[int | None, typer.Option(help="by default one a physical core")] = None,
     check: Annotated[bool, typer.Option("--check", help="read every byte of a built folder first")] = False,
     family: FamilyOption = None,
     random: RandomOption = None,

@@ -20,7 +20,7 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="0: any free one")] = 8000,
-    name: Annotated[str | None, typer.Option(help="of the model to clients; none: that of the folder")] = None,
+    name: Annotated[str | None, typer.Option(help="of the model to clients; by default that of the folder")] = None,
     token_file: Annotated[Path | None, typer.Option(help="bearer tokens, one a line")] = None,
     token_env: Annotated[str | None, typer.Option(help="environment variable with a bearer token")] = None,
     public: Annotated[bool, typer.Option("--public", help="listen beyond this machine without a token")] = False,
@@ -33,7 +33,7 @@ def serve(
     connections: Annotated[int, typer.Option(help="most connections at once")] = 512,
     timeout: Annotated[float, typer.Option(help="most seconds of a request")] = 600.0,
     drain: Annotated[float, typer.Option(help="seconds that running requests get after SIGTERM")] = 30.0,
-    threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    threads: Annotated[int | None, typer.Option(help="by default one a physical core")] = None,
     json_output: Json = False,
 ) -> None:
     """Serve a built folder over HTTP, in the shape of OpenAI's API, until it is told to end.

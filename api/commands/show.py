@@ -20,17 +20,17 @@ from ..pictures import draw, write_page
 from ..resolve import resolve
 from .options import FamilyOption, ModelArgument, RandomOption, pipelines
 
-PipelineOption = Annotated[
-    str | None,
-    typer.Option(help=f"one of {', '.join(sorted(PIPELINES))}; none: the plain graph", autocompletion=pipelines),
-]
+_PIPELINES = f"one of {', '.join(sorted(PIPELINES))}"
+PipelineOption = Annotated[str | None, typer.Option(help=_PIPELINES, autocompletion=pipelines)]
 Decompose = Annotated[bool, typer.Option("--decompose", help="take every layer apart before the passes run")]
 
 
 @command
 def show(
     model: ModelArgument,
-    pipeline: PipelineOption = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help=f"{_PIPELINES}; by default none of them", autocompletion=pipelines)
+    ] = None,
     decomposed: Decompose = False,
     counts: Annotated[bool, typer.Option("--counts", help="print how often each op occurs, not the graph")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="print what was not fused, and why")] = False,

@@ -26,7 +26,8 @@ def train(
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the module")] = False,
     seed: Annotated[int | None, typer.Option(help="of initial weights, order of the data and dropout")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="any field, as train.ema=0.999; may be repeated")
+        list[str] | None,
+        typer.Option("--set", help="any setting of the recipe, such as train.ema=0.999; may be repeated"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in the folder")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard events")] = False,

@@ -15,12 +15,12 @@ from ..inference.server.triton import write_repository
 def triton(
     folder: Annotated[Path, typer.Argument(help="a folder made by `build`")],
     repository: Annotated[Path, typer.Argument(help="the model repository; other models in it stay")],
-    name: Annotated[str | None, typer.Option(help="of the model; none: that of the folder")] = None,
+    name: Annotated[str | None, typer.Option(help="of the model; by default that of the folder")] = None,
     rows: Annotated[int, typer.Option(help="requests computed at once")] = 8,
-    threads: Annotated[int | None, typer.Option(help="none: one a physical core")] = None,
+    threads: Annotated[int | None, typer.Option(help="by default one a physical core")] = None,
     json_output: Json = False,
 ) -> None:
-    """Write a model of a Triton repository: configuration, loader and a copy of the built folder."""
+    """Write a model into a Triton repository: configuration, loader and a copy of the built folder."""
     written = write_repository(folder, repository, name=name, rows=rows, threads=threads)
     if json_output:
         print_json({"folder": str(written)})

@@ -20,7 +20,9 @@ from .options import FamilyOption, ModelArgument, RandomOption
 @command
 def verify(
     model: ModelArgument,
-    built: Annotated[Path | None, typer.Argument(help="a built or exported folder; none: both are made")] = None,
+    built: Annotated[
+        Path | None, typer.Argument(help="a built or exported folder; without it both are made and removed again")
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="largest difference, relative to the largest logit")] = TOLERANCE,
     torch: Annotated[bool, typer.Option("--torch/--no-torch", help="compare PyTorch too")] = True,
     seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,

@@ -63,8 +63,9 @@ class BuildReport(Shown):
     through_float: block format by name of each weight that became plain numbers on its way. quantization: what was
     done to each weight, if that was asked. tuning: what was measured to choose, if that was asked. bytes: of the
     data file. state_bytes: of what one row remembers when it has as many tokens as it may, but for what depends on
-    the length of a source. bound: most bytes of resident memory the build may take. seconds: all of it. precision:
-    which values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
+    the length of a source. bound: most bytes of resident memory the build may take. written: the peak of these bytes
+    once all was written, if the quality was measured after that (else 0). seconds: all of it. precision: which
+    values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class BuildReport(Shown):
     bytes: int = 0
     state_bytes: int = 0
     bound: int = 0
+    written: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
     widened: list[str] = field(default_factory=list[str])

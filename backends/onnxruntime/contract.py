@@ -108,7 +108,11 @@ class Contract:
         """Raises ConfigError naming file, key and value for anything missing, unknown or of a wrong type."""
         path = folder / FILE
         if not path.is_file():
-            raise ConfigError(f"{folder} has no {FILE}: it is not a folder that `build` wrote", place=str(path))
+            what, hint = (
+                f"has no {FILE}: it is not a folder that `build` wrote",
+                "monograph build MODEL FOLDER writes one",
+            )
+            raise ConfigError(what, place=str(folder), hint=hint)
         try:
             said: Any = parse_json(read_text(path))
         except OSError as e:

@@ -102,7 +102,8 @@ def load(
                 loaded = _capturing(opened, provided, captures)
             loaded = loaded or opened(provided)
         except RUNTIME_ERRORS as e:
-            raise WeightsError(f"ONNX Runtime cannot open it: {e}", place=str(path)) from e
+            hint = "there is not enough memory for it" if "bad_alloc" in str(e) else ""
+            raise WeightsError(f"ONNX Runtime cannot open it: {e}", place=str(path), hint=hint) from e
     if loaded.providers[0] != provider:  # As in `check_device`.
         raise _no_session(contract.provider, str(path), f"it would run on {', '.join(loaded.providers)}")
     return loaded

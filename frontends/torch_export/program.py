@@ -164,7 +164,8 @@ def _without_gradients(program: ExportedProgram) -> ExportedProgram:
                 with module.graph.inserting_after(made):
                     stopped = module.graph.call_function(torch.ops.aten.detach.default, (made,))
                 stopped.meta = dict(made.meta)
-                made.replace_all_uses_with(stopped, delete_user_cb=lambda user, own=stopped: user is not own)
+                for user in [u for u in made.users if u is not stopped]:
+                    user.replace_input_with(made, stopped)
     module.recompile()
     constraints = cast("dict[Any, Any]", program.range_constraints)  # pyright: ignore[reportUnknownMemberType]
     return ExportedProgram(

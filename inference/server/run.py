@@ -89,7 +89,9 @@ def server_of(
     """
     if host not in LOOPBACK and not tokens and not public:
         what = f"{host} is reached from other machines, and there is no token: everybody could use the model"
-        raise RuntimeInputError(what, hint="give tokens, or say that it is public")
+        raise RuntimeInputError(
+            what, hint="give tokens (--token-file, --token-env), or say that it is public (--public)"
+        )
     if any(not t or not t.isascii() or t.strip() != t for t in tokens):
         raise RuntimeInputError("a token is empty, or has spaces around it or letters beyond ASCII")
     hosts = LOOPBACK if not tokens and host in LOOPBACK else None
@@ -123,8 +125,11 @@ def service_of(
         return Service(lambda: model, name or model.folder.resolve().name, limits, settings)
     folder = Path(model)
     if not (folder / "monograph.json").exists():
-        what = "is not a folder that `build` wrote: there is no monograph.json"
-        raise RuntimeInputError(what, place=str(folder))
+        what, hint = (
+            "is not a folder that `build` wrote: there is no monograph.json",
+            "monograph build MODEL FOLDER writes one",
+        )
+        raise RuntimeInputError(what, place=str(folder), hint=hint)
     opener = functools.partial(Engine.open, folder, threads=threads)
     return Service(opener, name or folder.resolve().name, limits, settings)
 

@@ -54,7 +54,7 @@ def _encoding(tensor: Tensor, use: Use | str, asked: Quantization, dtype: DType)
     if isinstance(use, str):
         return use
     if tensor.type.encoding is not None and not asked.again:
-        return f"is stored as {tensor.type.encoding} already: rounding it again loses more than its size is worth"
+        return f"is stored as {tensor.type.encoding} already: rounding it again (--again) loses more than it saves"
     if math.prod(tensor.shape) < LEAST:
         return f"is {tensor.type.decoded}, fewer than {LEAST} numbers"
     columns, rows = tensor.shape[use.axis], math.prod(tensor.shape) // max(tensor.shape[use.axis], 1)

@@ -128,9 +128,9 @@ class Quantization:
         if self.method == "smoothquant" and self.weights != "int8-dynamic":
             found.append(f"method is 'smoothquant', which prepares for int8-dynamic, but weights is {self.weights!r}")
         if self.method in CALIBRATED and self.calibrate is None:
-            found.append(f"method is {self.method!r}, which needs text: calibrate is None")
+            found.append(f"method is {self.method!r}, which needs text: calibrate is None (--calibrate FILE)")
         if self.quality is not None and self.calibrate is None:
-            found.append(f"quality is {self.quality}, a rise of perplexity, which needs text: calibrate is None")
+            found.append(f"quality is {self.quality}, a share, which needs text: calibrate is None (--calibrate FILE)")
         if not self.weights and not self.cache and not self.prompts:
             found.append("weights, cache and prompts are empty, so there is nothing to round")
         return [*found, *self._idle()]
