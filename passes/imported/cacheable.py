@@ -17,6 +17,7 @@ from .columns import Positions, hide_padding, look_up_slices
 from .names import in_words_of
 from .rows import unflatten
 from .uniform import fold_uniform
+from .whole_reads import drop_whole_reads
 
 
 def make_cacheable(
@@ -36,6 +37,7 @@ def make_cacheable(
         step(graph)
     batch, symbol = graph.inputs[stream.ids].shape[0], stream.length
     look_up_slices(graph, symbol, squares=False)
+    drop_whole_reads(graph)
     fold_uniform(graph)
     report = raise_graph(graph, read)
     look_up_slices(graph, symbol)
