@@ -20,7 +20,7 @@ def generates(task: str | Task) -> bool:
 def as_task(model: Model, task: str | Task | None) -> Model:
     """An imported model under a task that generates: prefill and steps are made of its one graph, as of our own.
 
-    None, and a task that does not generate: as it is. Raises MonographError for an encoder-decoder, and PassError with
+    None, and a task that does not generate: as it is. What a module detaches from its gradients is not kept. Raises MonographError for an encoder-decoder, and PassError with
     the node and the reason for a graph that cannot be given a cache.
     """
     if task is None:
@@ -32,5 +32,7 @@ def as_task(model: Model, task: str | Task | None) -> Model:
         hint = "give its encoder and its decoder as models of their own"
         raise MonographError(f"an imported graph cannot be a {known}: it is no decoder alone", hint=hint)
     graph: Graph = model.graph(f32)
-    make_cacheable(graph, known.stream, known.output, known.zeros, None if model.weights is None else model.weights.numpy)
+    make_cacheable(
+        graph, known.stream, known.output, known.zeros, None if model.weights is None else model.weights.numpy
+    )
     return dataclasses.replace(model, source=Program(model.name, known, graph))

@@ -15,6 +15,7 @@ from ..state import add_state
 from ..token_flow import is_over
 from .columns import Positions, hide_padding, look_up_slices
 from .names import in_words_of
+from .past import forget_past
 from .rows import unflatten
 from .uniform import fold_uniform
 from .whole_reads import drop_whole_reads
@@ -23,13 +24,15 @@ from .whole_reads import drop_whole_reads
 def make_cacheable(
     graph: Graph, stream: Stream, output: str, zeros: tuple[str, ...] = (), read: Read | None = None
 ) -> RaisingReport:
-    """Make a decoder without a past one whose positions and masks are right behind any past, in place.
+    """Make a decoder without a cache one whose positions and masks are right behind any past, in place.
 
     Its tokens, mask and positions get the names of the stream, its output that of the task. Masks become structure of
-    attention, tables and counts of columns follow the positions, padding is hidden. zeros: other inputs along the
-    tokens that may stay. read: the arrays of parameters. Raises PassError with the node and the reason for a graph that
-    cannot be given a cache.
+    attention, tables and counts of columns follow the positions, padding is hidden. Inputs that bring keys and values
+    of a past go. zeros: other inputs along the tokens that may stay. read: the arrays of parameters. Raises PassError
+    with the node and the reason for a graph that cannot be given a cache.
     """
+    _check_mode(graph)
+    forget_past(graph)
     in_words_of(graph, stream, output, zeros)
     graph.stream = stream
     remove_dropout(graph)
@@ -49,6 +52,14 @@ def make_cacheable(
     graph.inputs = {k: graph.inputs[k] for k in (*stream.names, *zeros) if k in graph.inputs}
     _check(graph, report)
     return report
+
+
+def _check_mode(graph: Graph) -> None:
+    """Raise PassError for dropout that is on: what is served has none, and raising would take it from a trainer."""
+    found = next((n for n in graph if n.op.random), None)
+    if found is not None:
+        hint = "export it in evaluation mode (module.eval()), or without the task to train it with dropout"
+        raise PassError(f"{found.op.name} is on: the model is in training mode", place=str(found.location), hint=hint)
 
 
 def _reads_tokens(node: Node, symbol: str) -> bool:

@@ -61,7 +61,9 @@ def _look_up_once(graph: Graph, node: Node) -> bool:
         return False
     with graph.at(node):
         start: int = rows.attributes["start"]
-        graph.replace(node.output, ops.gather(inner.value("x"), ids + start if start else ids, axis=-inner.value("x").rank))
+        graph.replace(
+            node.output, ops.gather(inner.value("x"), ids + start if start else ids, axis=-inner.value("x").rank)
+        )
     return True
 
 

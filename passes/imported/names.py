@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...ir.errors import PassError
 from ...ir.graph import Graph, Value
 from ...ir.slots import Stream
-from ...ir.types import Dim, TensorType
+from ...ir.types import Dim, DimLike, TensorType, i64
 
 
 def in_words_of(graph: Graph, stream: Stream, output: str, zeros: tuple[str, ...] = ()) -> None:
@@ -32,6 +34,8 @@ def in_words_of(graph: Graph, stream: Stream, output: str, zeros: tuple[str, ...
         if v.shape != ids.shape or v.dtype.is_float:
             what = f"{name} is {v.type}, expected one integer for each token, [{','.join(map(str, ids.shape))}]"
             raise PassError(what, place=graph.name)
+    _take_i64(graph)
+    ids = graph.inputs[stream.ids]
     found = _output(graph, ids, output)
     graph.outputs = {output: graph.outputs[found]}
 
@@ -60,6 +64,16 @@ def _output(graph: Graph, ids: Value, output: str) -> str:
     return found[0]
 
 
+def _take_i64(graph: Graph) -> None:
+    """Every input becomes i64, as those of a stream are, cast to what the graph reads."""
+    first = next(iter(graph), None)
+    for name, v in list(graph.inputs.items()):
+        if v.dtype is not i64:
+            graph.inputs[name] = Value(graph, TensorType(i64, v.shape), name)
+            with graph.at(first):
+                graph.replace(v, graph.inputs[name].cast(v.dtype))
+
+
 def _rename(names: dict[str, Value], old: str, new: str) -> None:
     items = [(new if k == old else k, v) for k, v in names.items()]
     names.clear()
@@ -67,24 +81,38 @@ def _rename(names: dict[str, Value], old: str, new: str) -> None:
 
 
 def _rename_symbols(graph: Graph, ids: Value, stream: Stream) -> None:
-    """B for rows and the length of the stream for tokens; what was called so gets another name."""
+    """B for rows and the length of the stream for tokens; what was called so gets another name.
+
+    Where the mask counts tokens by a symbol of its own, it is the same without a past.
+    """
     wanted = {d.name: new for d, new in zip(ids.shape, ("B", stream.length), strict=True) if isinstance(d, Dim)}
-    values = [*graph.inputs.values(), *graph.params.values(), *(v for node in graph for v in node.outputs)]
-    used = {s for v in values for s in v.type.symbols}
-    renamed = {s: Dim.symbol(f"{s}_") for s in used if s in wanted.values()}
+    used = {s for v in _values(graph) for s in v.type.symbols}
+    renamed: dict[str, DimLike] = {s: Dim.symbol(f"{s}_") for s in used if s in wanted.values()}
     renamed |= {s: Dim.symbol(new) for s, new in wanted.items() if s is not None}
-    if all(Dim.symbol(s) == d for s, d in renamed.items()):
+    mask = graph.inputs.get(stream.mask)
+    last = mask.shape[-1] if mask is not None and mask.rank == 2 else None
+    if isinstance(last, Dim) and last.name is not None:
+        renamed.setdefault(last.name, Dim.symbol(stream.length))
+    substitute_symbols(graph, renamed)
+
+
+def substitute_symbols(graph: Graph, sizes: Mapping[str, DimLike]) -> None:
+    """Put other sizes in the place of symbols, in all types and attributes."""
+    if all(Dim.symbol(s) == d for s, d in sizes.items()):
         return
-    for v in values:
-        v.type = TensorType(v.dtype, v.type.substitute(renamed).shape, v.type.encoding)
+    for v in _values(graph):
+        v.type = v.type.substitute(sizes)
     for node in graph:
-        node.attributes = {k: _substituted(a, renamed) for k, a in node.attributes.items()}
+        node.attributes = {k: _substituted(a, sizes) for k, a in node.attributes.items()}
 
 
-def _substituted(attribute: object, renamed: dict[str, Dim]) -> object:
+def _values(graph: Graph) -> list[Value]:
+    return [*graph.inputs.values(), *graph.params.values(), *(v for node in graph for v in node.outputs)]
+
+
+def _substituted(attribute: object, sizes: Mapping[str, DimLike]) -> object:
     if isinstance(attribute, Dim):
-        return attribute.substitute(renamed)
+        return attribute.substitute(sizes)
     if isinstance(attribute, tuple):
-        return tuple(_substituted(a, renamed) for a in attribute)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(_substituted(a, sizes) for a in attribute)  # pyright: ignore[reportUnknownVariableType]
     return attribute
-
