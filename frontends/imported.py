@@ -20,8 +20,10 @@ def generates(task: str | Task) -> bool:
 def as_task(model: Model, task: str | Task | None) -> Model:
     """An imported model under a task that generates: prefill and steps are made of its one graph, as of our own.
 
-    None, and a task that does not generate: as it is. What a module detaches from its gradients is not kept. Raises MonographError for an encoder-decoder, and PassError with
-    the node and the reason for a graph that cannot be given a cache.
+    None, and a task that does not generate: as it is. What a module detaches from its gradients is not kept.
+
+    Raises MonographError for an encoder-decoder, and PassError with the node and the reason for a graph that cannot be
+    given a cache.
     """
     if task is None:
         return model
