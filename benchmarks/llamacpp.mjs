@@ -1,5 +1,6 @@
 // llama.cpp by the protocol of serving_worker.py: node llamacpp.mjs NODE_MODULES MODEL.gguf THREADS, a request a line.
 // Beside prefill, decode, surprise and memory: ids {texts} gives token ids, greedy {tokens, new} the likeliest continuation.
+import {readFileSync} from "fs";
 import path from "path";
 import readline from "readline";
 import {pathToFileURL} from "url";
@@ -49,7 +50,11 @@ async function surprise(sequence, ids) {
 }
 
 async function answer(asked) {
-    if (asked.do === "memory") return {bytes: process.resourceUsage().maxRSS * 1024};
+    if (asked.do === "memory") {
+        // Not `maxRSS`, which begins with what the process that started this one had.
+        const status = readFileSync("/proc/self/status", "utf8");
+        return {bytes: Number(/VmHWM:\s+(\d+)/.exec(status)[1]) * 1024};
+    }
     if (asked.do === "ids") return {ids: asked.texts.map((text) => Array.from(model.tokenize(text, true)))};
     const rows = await sequences(asked.rows ?? 1);
     for (const sequence of rows) await sequence.clearHistory();
