@@ -114,7 +114,7 @@ class Positions:
 
     def counts_columns(self, node: Node) -> bool:
         v = node.outputs[0]
-        if len(node.outputs) != 1 or len(self.over(v)) != 1 or v.type.symbols != {self.stream.length}:
+        if len(node.outputs) != 1 or len(self.over(v)) != 1 or set(v.type.symbols) != {self.stream.length}:
             return False
         if isinstance(node.op, Iota):
             return v.shape[0] == Dim.symbol(self.stream.length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from ...ir.errors import PassError
 from ...ir.graph import Graph, Value
@@ -114,5 +115,5 @@ def _substituted(attribute: object, sizes: Mapping[str, DimLike]) -> object:
     if isinstance(attribute, Dim):
         return attribute.substitute(sizes)
     if isinstance(attribute, tuple):
-        return tuple(_substituted(a, sizes) for a in attribute)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(_substituted(a, sizes) for a in cast("tuple[object, ...]", attribute))
     return attribute

@@ -42,5 +42,6 @@ def _past_symbol(v: Value) -> str | None:
 def _grown(v: Value, node: Node) -> str | None:
     if not isinstance(node.op, Concat) or node.arguments[0] is not v or v in node.arguments[1:]:
         return None
-    d = v.shape[node.attributes["axis"]]
+    axis: int = node.attributes["axis"]
+    d = v.shape[axis]
     return d.name if isinstance(d, Dim) else None
