@@ -188,6 +188,9 @@ class Positions:
             attributes["permutation"] = (0, *(i + 1 for i in attributes["permutation"]))
         try:
             made = self.graph.add(node.op, operands, attributes)[0]
+            if isinstance(node.op, Gather) and node.value("x") not in self.counted:
+                at = node.attributes["axis"] % node.value("x").rank  # Where the axis of rows has come to stand.
+                made = made.transpose(at, *(i for i in range(made.rank) if i != at)) if at else made
         except MonographError as e:
             raise self.refused(node, e.what) from None
         if made.shape != wanted:
