@@ -9,6 +9,7 @@ from pathlib import Path
 from .frontends.dsl import Family, Model, head_of, load_family
 from .frontends.given import init, not_loadable
 from .frontends.huggingface import family_of
+from .frontends.imported import as_task, generates
 from .frontends.json_file import read_json
 from .frontends.load import kept_family
 from .frontends.own import ModelFile
@@ -40,6 +41,12 @@ def load(
     are those of the examples. A program that torch.export made needs neither. Both keep the module's parameter names,
     share its memory, and are of the task that is given, or of one of their own with their inputs and outputs.
 
+    With task="causal-lm" a decoder that was exported without a cache, as a module, a program or an .onnx file, is given
+    one: `build` makes prefill and steps of it as of our own models, and `generate` works, with positions and masks that
+    are right behind a past, for prompts of several lengths and in chunks. Its tokens are `input_ids` or the only
+    integers [rows, tokens]; its output is `logits` or the only floats by token. A graph that cannot be given a cache
+    raises PassError with the node and the reason.
+
     source: a Hugging Face folder, the folder of a run, a .gguf file, a config.json (structure only), FILE.py or
     FILE.py:NAME, a hub repository such as "org/name", or the name of an asset such as "smollm2". Only structure is
     read; tensors come when asked for. What lies on disk wins over a repository or an asset of the same name. A .py file
@@ -63,6 +70,10 @@ def load(
     path = Path(source).expanduser()
     if path.suffix == ".json" and (not path.exists() or path.is_file()):
         return from_config(path, family, task)
+    if path.suffix == ".onnx" and path.is_file():
+        from .frontends.onnx import load_onnx
+
+        return as_task(load_onnx(path), task)
     from .assets import ASSETS, fetch
     from .frontends.load import load as open_checkpoint
 
@@ -76,6 +87,9 @@ def _traced(source: object, example_inputs: object, dynamic_shapes: object, task
         return None
     from .frontends import torch_export
 
+    if task is not None and generates(task):
+        found = _traced(source, example_inputs, dynamic_shapes, None)
+        return None if found is None else as_task(found, task)
     if torch_export.is_program(source):
         if example_inputs is not None or dynamic_shapes is not None:
             raise MonographError("an exported program has its example inputs and sizes already")

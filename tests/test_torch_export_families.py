@@ -91,5 +91,5 @@ def test_exports_in_words_of_the_task() -> None:
     assert model.task == "feature-extraction"
     assert model.task.inputs["input_ids"] == "i64[B,S]"
     assert model.task.by_column
-    with pytest.raises(mg.MonographError, match="the output of causal-lm is logits"):
+    with pytest.raises(mg.MonographError, match="cannot be given a cache: attention reads all tokens"):
         mg.load(given.module, given.traced, dynamic_shapes=given.varies, task="causal-lm")

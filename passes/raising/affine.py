@@ -11,7 +11,7 @@ from ...ir.interpret import Array
 from ...ir.ops.elementwise import Add, Cast, Mul, Neg, Sub
 from ...ir.ops.logic import Less, LessEqual, LogicalNot
 from ...ir.ops.reduce import Cumsum
-from ...ir.ops.shape import Expand, Gather, Iota, Reshape, Slice, Transpose
+from ...ir.ops.shape import Concat, Expand, Gather, Iota, Reshape, Slice, Transpose
 from ...ir.types import Dim, DimLike, Shape, never_negative
 from .constants import Read, array_of
 
@@ -60,6 +60,8 @@ def _of_node(node: Node, read: Read | None) -> Affine | None:
     if isinstance(op, (Add, Sub, Mul)):
         x, y = (affine(v, read) for v in node.arguments)
         return None if x is None or y is None else _combined(op, x, y)
+    if isinstance(op, Concat):
+        return _joined(node, read)
     if not isinstance(op, (Cast, Neg, Reshape, Transpose, Expand, Slice, Cumsum)):
         return None
     x = affine(node.arguments[0], read)
@@ -78,6 +80,21 @@ def _combined(op: Add | Sub | Mul, x: Affine, y: Affine) -> Affine | None:
         if not any(b.slopes) and isinstance(b.offset, int):
             return a.times(b.offset).plus(Affine((0,) * len(b.slopes), 0))
     return None
+
+
+def _joined(node: Node, read: Read | None) -> Affine | None:
+    """Parts of which each goes on where the one before it ends."""
+    at = node.attributes["axis"] % node.output.rank
+    parts = [affine(v, read) for v in node.arguments]
+    first = parts[0]
+    if first is None or len(first.slopes) != node.output.rank:
+        return None
+    begin = first.offset
+    for part, v in zip(parts, node.arguments, strict=True):
+        if part is None or part.slopes != first.slopes or part.offset != begin:
+            return None
+        begin = begin + first.slopes[at] * v.shape[at]
+    return first
 
 
 def _moved(node: Node, x: Affine) -> Affine | None:

@@ -1,0 +1,3 @@
+"""Graphs that somebody else wrote, made ready for a cache: what follows from the number of columns becomes explicit."""
+
+from .cacheable import make_cacheable as make_cacheable
