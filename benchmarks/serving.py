@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from monograph.console import working
 from monograph.frontends.huggingface import save_pretrained
 from monograph.ir import DType
 from monograph.machine import measure, median
-from report import ROOT, WORK, Row, parser, publish
+from report import RESULTS, ROOT, WORK, Row, parser, publish
 
 PLACE = WORK / "serving"
 HF = WORK / "smollm2-f32"
@@ -374,6 +374,14 @@ def row(
     return result | {"perplexity": "not given" if math.isnan(score) else f"{score:.2f}"}
 
 
+def earlier(now: Collection[str]) -> tuple[list[Row], dict[str, Any]]:
+    """(rows, figures) of the precisions that are not measured now, as the last run left them."""
+    file = RESULTS / "serving.json"
+    found = json.loads(file.read_text()) if file.exists() else {"rows": [], "measured": {}}
+    rows = [r for r in found["rows"] if r["precision"] not in now]
+    return rows, {k: v for k, v in found["measured"].items() if k not in now}
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--llamacpp", help="folder in which node-llama-cpp is installed")
@@ -385,7 +393,7 @@ def main() -> None:
     PLACE.mkdir(parents=True, exist_ok=True)
     if not (HF / "config.json").exists():
         save_pretrained(mg.load(fetch("smollm2")), HF, dtype=DType.f32)
-    ids, rows, facts = text_ids(), list[Row](), dict[str, Any]()
+    ids, (rows, facts) = text_ids(), earlier(given.precision)
     note = (
         f"{given.threads} threads, medians of {given.rounds} rounds in turn, ± half the range. In brackets: share of "
         "the bandwidth (for prompts: of the fp32 arithmetic) measured between the rounds, for the bytes that the "
@@ -399,6 +407,7 @@ def main() -> None:
         with working(f"{precision}: {given.rounds} rounds"):
             seconds, memory, limits = rounds(found, ids, given.threads, modules, given.rounds)
         rows += [row(e, seconds[e.name], memory[e.name], scores[e.name], limits) for e in found]
+        rows.sort(key=lambda r: list(BYTES).index(str(r["precision"])))
         facts[precision] = {"seconds": seconds, "memory": memory, "perplexity": scores, "limits": limits}
         # After each precision: one that cannot be measured does not take the others with it.
         publish("serving", rows, note=note, only_print=given.no_publish, measured=facts)
