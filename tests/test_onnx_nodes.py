@@ -23,11 +23,12 @@ SEQUENCES = r"sequence|_seq|_opt|optional"
 RUNTIME = (
     r"qk_matmul_bias_\dd_mask_causal|4d_diff_heads_mask4d_padded_kv|convinteger_with_padding|maxunpool_export_with_output"
     r"|resize_downsample_scales_(linear|cubic)_align|reduce_max_empty_set_bool|test_scan_sum|_delta_expanded|test_loop11"
-    r"|stft|dft"
+    r"|stft|dft|affine_grid_3d_align_corners_expanded"
 )
 """ONNX Runtime, or ONNX's own evaluator, differs from the test on the node as it stands, without anything of ours;
 
-of opset 8 and 11, subgraphs are written otherwise than at the version that goes out, which is refused.
+of opset 8 and 11, subgraphs are written otherwise than at the version that goes out, which is refused; and opening what
+is written of the last one ends ONNX Runtime 1.31.1 with a segmentation fault, whose cause was not found.
 """
 OLD = r"test_not_\dd"
 """Of opset 1."""

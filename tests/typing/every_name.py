@@ -79,6 +79,7 @@ def everything(model: mg.Model, folder: Path) -> None:
     module = mg.to_torch(trained, mg.DType.bf16, seed=1)
     print(sum(p.numel() for p in module.parameters()))
     print(mg.export(trained, folder / "onnx"))
+    print(mg.optimize(folder / "onnx" / "model.onnx", folder / "fast", strict=True).refusals)
     try:
         engine = mg.build(trained, folder / "cpu")
     except mg.MonographError as e:
