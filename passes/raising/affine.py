@@ -84,7 +84,7 @@ def _combined(op: Add | Sub | Mul, x: Affine, y: Affine) -> Affine | None:
 
 def _joined(node: Node, read: Read | None) -> Affine | None:
     """Parts of which each goes on where the one before it ends."""
-    at = node.attributes["axis"] % node.output.rank
+    at: int = node.attributes["axis"] % node.output.rank
     parts = [affine(v, read) for v in node.arguments]
     first = parts[0]
     if first is None or len(first.slopes) != node.output.rank:
