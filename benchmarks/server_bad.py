@@ -65,11 +65,12 @@ KINDS: dict[str, Kind] = {
     "values out of range": fields([
         {"temperature": 3}, {"temperature": "hot"}, {"top_p": 0}, {"n": 0}, {"n": 1000}, {"n": True},
         {"max_tokens": 0}, {"max_tokens": 10**9}, {"stop": ""}, {"stop": ["a"] * 100}, {"seed": 1 << 80},
-        {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 99}, {"stream": "yes"},
+        {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 99}, {"stream": "yes"}, {"logit_bias": {"five": 1}},
+        {"logit_bias": {"5": 101}}, {"logit_bias": {"-1": 1}}, {"frequency_penalty": 2.5}, {"presence_penalty": "hot"},
     ]),
     "not supported": fields([
-        {"logit_bias": {"5": 1}}, {"frequency_penalty": 1}, {"presence_penalty": 1}, {"functions": [{}]},
-        {"modalities": ["audio"]}, {"store": True}, {"web_search_options": {}}, {"prediction": {"type": "content"}},
+        {"functions": [{}]}, {"modalities": ["audio"]}, {"store": True}, {"web_search_options": {}},
+        {"prediction": {"type": "content"}},
     ]),
     "unknown fields": fields([
         {"temprature": 1}, {"chat_template": "{{ 7 }}"}, {"__proto__": {}}, {"file": "/etc/passwd"},
