@@ -99,9 +99,9 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "bisect", "build", "distill",
-    "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "optimize", "python_topics",
-    "quality", "serve", "to_torch", "train", "verify",
+    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "bisect", "build",
+    "distill", "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "optimize",
+    "python_topics", "quality", "serve", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

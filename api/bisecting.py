@@ -186,7 +186,7 @@ def _aligned(
         for name in node.output:
             if name not in new:
                 continue
-            same = name in old and (name in ends or (name in a.makers and a.makers[name].op_type == node.op_type))
+            same = name in old and (name in ends or _corresponds(a.makers.get(name), node))
             if same and not _beyond(old[name], new[name], bound):
                 agreed[name] = name
             elif same:
@@ -197,6 +197,11 @@ def _aligned(
                 if (twin := next(equal, None)) is not None:
                     agreed[name] = twin
     return agreed, differing
+
+
+def _corresponds(one: Any, two: Any) -> bool:
+    """Whether two nodes that give a value of one name stand for each other: by operator, or by name and operands."""
+    return one is not None and (one.op_type == two.op_type or (one.name, one.input) == (two.name, two.input))
 
 
 def _beyond(x: Array, y: Array, bound: float) -> bool:
@@ -231,7 +236,7 @@ def _parts(
     names = {v: v if k == v else f"cut.{i}" for i, (k, v) in enumerate(used.items())}
     given_a = {n: (names.get(n, n), old[n]) for n in a.inputs_of(twins)}
     given_b = {k: (names[v], old[v]) for k, v in used.items()}
-    before, after = a.part(twins, value, given_a), b.part(own, value, given_b)
+    before, after = a.part(twins, value, old[value], given_a), b.part(own, value, old[value], given_b)
     inputs = dict([*given_a.values(), *given_b.values()])
     _describe(found, value, own)
     x, y = (run(m, inputs, s.path)[value] for m, s in ((before, a), (after, b)))
@@ -261,7 +266,7 @@ def _runtimes(a: Side, graph: Graph, hard: Hard, old: Mapping[str, Array], found
     for node in a.model.graph.node:
         given = {n: (n, old[n]) for n in a.inputs_of([node]) if n in old}
         for name in (n for n in node.output if n in old and node.op_type != "Constant"):
-            part = a.part([node], name, given)
+            part = a.part([node], name, old[name], given)
             inputs = dict(given.values())
             result = _reference(model_of_proto(part), inputs)[name]
             found.what, found.error = apart(old[name], result, np.ones(old[name].shape, np.bool_), found.bound)
@@ -276,7 +281,7 @@ def _runtimes(a: Side, graph: Graph, hard: Hard, old: Mapping[str, Array], found
     own = a.region(value, ())
     _describe(found, value, own)
     found.confirmed = True
-    part = a.part(own, value, {n: (n, hard.feeds[n]) for n in a.inputs_of(own)})
+    part = a.part(own, value, old[value], {n: (n, hard.feeds[n]) for n in a.inputs_of(own)})
     return part, part, {n: hard.feeds[n] for n in a.inputs_of(own)}
 
 

@@ -66,10 +66,7 @@ class Side:
                 continue
             found.add(id(node))
             waiting += reads(node)
-        return [node for node in self.makers_in_order() if id(node) in found]
-
-    def makers_in_order(self) -> Iterable[onnx.NodeProto]:
-        return self.model.graph.node
+        return [node for node in self.model.graph.node if id(node) in found]
 
     def inputs_of(self, nodes: Iterable[onnx.NodeProto]) -> list[str]:
         """Values that nodes read and neither make nor find stored."""
@@ -77,8 +74,13 @@ class Side:
         made = {n for node in nodes for n in node.output}
         return list(dict.fromkeys(n for x in nodes for n in reads(x) if n not in made and n not in self.stored))
 
-    def part(self, nodes: Iterable[onnx.NodeProto], value: str, given: Mapping[str, tuple[str, Array]]) -> Any:
-        """Some nodes as a model: given: (name in the part, numbers) of each value that they read from outside."""
+    def part(
+        self, nodes: Iterable[onnx.NodeProto], value: str, like: Array, given: Mapping[str, tuple[str, Array]]
+    ) -> onnx.ModelProto:
+        """Some nodes as a model that gives one value. like: an array of its type and rank.
+
+        given: (name in the part, numbers) of each value that the nodes read from outside.
+        """
         nodes = list(nodes)
         read = dict.fromkeys(n for x in nodes for n in reads(x))
         same: list[onnx.NodeProto] = []
@@ -90,10 +92,8 @@ class Side:
             if called != name:
                 same.append(helper.make_node("Identity", [called], [name], name=f"{called} is {name}"))
         graph = onnx.GraphProto(name="part", input=inputs, node=[*same, *nodes])
-        graph.output.append(onnx.ValueInfoProto(name=value))
-        typed = {v.name: v for v in (*self.model.graph.value_info, *self.model.graph.output)}
-        if value in typed:
-            graph.output[0].CopyFrom(typed[value])
+        kind = helper.np_dtype_to_tensor_dtype(like.dtype)
+        graph.output.append(helper.make_tensor_value_info(value, kind, [None] * like.ndim))
         graph.initializer.extend(self.stored[n] for n in read if n in self.stored)
         sparse = self.model.graph.sparse_initializer
         graph.sparse_initializer.extend(s for s in sparse if s.values.name in read)

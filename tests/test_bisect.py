@@ -38,7 +38,7 @@ def attribute(op: str, name: str, change: Callable[[Any], Any]) -> Plant:
 
 def operator(old: str, new: str) -> Plant:
     def plant(model: Any, node: Any) -> bool:
-        if node.op_type != old or any("Constant" in i for i in node.input) and old == "Where":
+        if node.op_type != old or (any("Constant" in i for i in node.input) and old == "Where"):
             return False
         node.op_type = new
         return True
@@ -93,7 +93,7 @@ def other_operand(op: str) -> Plant:
 
     def plant(model: Any, node: Any) -> bool:
         same = [n for n in model.graph.node if n.op_type == op]
-        if node.op_type != op or not node.input[1].endswith("weight") and "MatMul" not in node.input[1]:
+        if node.op_type != op or (not node.input[1].endswith("weight") and "MatMul" not in node.input[1]):
             return False
         at = same.index(node)
         before = [n for n in same[:at] if n.input[1] != node.input[1]]
@@ -123,14 +123,14 @@ KINDS: dict[str, tuple[str, Plant]] = {
     ),
     "weight 1 % larger": ("llama", stored("MatMul", lambda w: w * np.float32(1.01))),
     "bias of zeros": ("bert", stored("Add", lambda b: b + np.float32(0.01))),
-    "norm weight": ("llama", stored("Mul", lambda w: w * np.float32(1.001))),
+    "norm weight": ("llama", stored("Mul", lambda w: w * np.float32(1.01))),
     "table rolled": ("bert", stored("Gather", lambda t: np.roll(t, 1, axis=0))),
     "division swapped": ("llama", swapped("Div")),
     "concat swapped": ("llama", swapped("Concat")),
     "mean axis": ("llama", attribute("ReduceMean", "axes", lambda a: [1])),
     "epsilon constant": ("llama", number("Add", lambda e: e + np.float32(0.01))),
     "scale constant": ("llama", number("Mul", lambda s: s * np.float32(1.01))),
-    "erf constant": ("bert", number("Div", lambda s: s * np.float32(1.01))),
+    "erf constant": ("bert", number("Div", lambda s: s * np.float32(1.1))),
     "operand of another layer": ("llama", other_operand("MatMul")),
 }
 
