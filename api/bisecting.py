@@ -319,7 +319,7 @@ def bisect_pass(
             if step.name == name:
                 save(lower(graph.copy(), weights), _made(sides[1]))
                 break
-        return bisect(*sides, folder, bound=bound)
+        return bisect(sides[0], sides[1], folder, bound=bound)
 
 
 def _made(path: Path) -> Path:
