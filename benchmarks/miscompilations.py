@@ -201,7 +201,9 @@ def of_a_file(seed: int, count: Count, files: list[tuple[Original, Graph, Any, f
     kind = mutate(graph, rng)
     count.total += 1
     count.work += seconds
-    if seen(lambda: verify(graph) is None) or seen(lambda: save(lower(graph, weights, pipeline=AS_IT_IS), path)):
+    if seen(lambda: verify(graph) is None) or seen(
+        lambda: save(lower(graph, weights, pipeline=AS_IT_IS), path) is None
+    ):
         count.caught["types"] += 1
         return
     start = time.perf_counter()
