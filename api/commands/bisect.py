@@ -63,7 +63,7 @@ def _print(found: Bisection, json_output: bool) -> None:
     layer = f" in {found.layer}" if found.layer else ""
     out().print(f"differs first at {found.value}, made by {found.node} ({found.op}){layer}", markup=False)
     out().print(f"{found.trial}: {found.value}{found.what}", markup=False)
-    out().print(f"error {found.error:.2e} as a share of the largest number, at most {found.bound:.2e}", markup=False)
+    out().print(f"largest error: {found.error:.2e} of the largest number, allowed {found.bound:.2e}", markup=False)
     alone = "shows the difference alone" if found.confirmed else "does not show the difference alone"
     out().print(f"a part of {len(found.nodes)} nodes {alone}: {', '.join(found.nodes[:8])}", markup=False)
     if found.folder:
