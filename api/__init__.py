@@ -33,6 +33,7 @@ from .ir.weights import Weights as Weights
 from .passes.quantize.settings import Quantization as Quantization
 
 if TYPE_CHECKING:
+    from .bisecting import bisect as bisect
     from .building import build as build
     from .building import export as export
     from .building import open as open
@@ -73,6 +74,7 @@ _LATER = {
     "Engine": "inference.engine",
     "serve": "inference.server.run",
     "optimize": "optimizing",
+    "bisect": "bisecting",
     "verify": "parity",
     "bench": "performance",
     "Quality": "fidelity",
@@ -97,9 +99,9 @@ _LATER = {
 __all__ = [
     "GGUF", "Adapter", "Arrays", "Checkpoint", "Config", "Corpus", "DType", "Engine", "Family", "Graph",
     "Instructions", "Labelled", "Lora", "Masked", "Model", "MonographError", "Pairs", "Preferences", "Program",
-    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "build", "distill",
-    "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "optimize", "python_topics",
-    "quality", "serve", "to_torch", "train", "verify",
+    "Quality", "Quantization", "Scope", "Slot", "Stream", "Task", "Value", "Weights", "bench", "bisect", "build",
+    "distill", "dpo", "export", "finetune", "init", "key", "key_mask", "load", "model", "open", "ops", "optimize",
+    "python_topics", "quality", "serve", "to_torch", "train", "verify",
 ]  # fmt: skip
 
 

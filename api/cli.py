@@ -8,6 +8,7 @@ import typer
 
 from . import __version__
 from .commands.bench import bench
+from .commands.bisect import bisect
 from .commands.build import build
 from .commands.compare import compare
 from .commands.data import data
@@ -51,6 +52,7 @@ def _options(
 app.command(cls=WithSeed)(show)
 app.command()(explain)
 app.command("optimize")(optimize_)
+app.command()(bisect)
 app.command(cls=WithSeed)(build)
 app.command(cls=WithSeed)(verify)
 app.command(cls=WithSeed)(run)

@@ -58,6 +58,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "timeout": (0.1, 86_400),
     "tokens": (2, MOST),
     "tolerance": (0, LARGEST),
+    "bound": (0, LARGEST),
     "top_k": (1, MOST),
     "top_p": (0, 1),
     "tune_seconds": (1, 86_400),

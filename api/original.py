@@ -126,7 +126,7 @@ class Original:
             except failures() as e:
                 return f"{one.trial}: {_first(e)}", worst
             for name, (wanted, counts) in one.outputs.items():
-                wrong, error = _apart(wanted, found.get(name), counts, self.bound)
+                wrong, error = apart(wanted, found.get(name), counts, self.bound)
                 if wrong:
                     return f"{one.trial}: output {name}{wrong}", error
                 worst = max(worst, error)
@@ -139,7 +139,7 @@ def _outputs(own: Any, hard: Hard) -> dict[str, Array]:
     return {k: np.asarray(y) for k, y in zip(names, own.run(names, given), strict=True)}
 
 
-def _apart(wanted: Array, found: Array | None, counts: Array, bound: float) -> tuple[str, float]:
+def apart(wanted: Array, found: Array | None, counts: Array, bound: float) -> tuple[str, float]:
     """What differs, and by how much. Elements that are no numbers in the original say nothing."""
     if found is None:
         return " is gone", math.inf

@@ -25,10 +25,13 @@ class Case:
     batch: int
     length: int = 7
     past: int = 0
+    scale: float = 1.0
+    """Of matrices and tables: where they are small, so is what norms divide by, and their epsilon counts."""
 
     def __str__(self) -> str:
         after = f", decode after {self.past} of {self.length} tokens" if self.past else ""
-        return f"{self.mask} mask, batch {self.batch}{after}"
+        small = f", weights times {self.scale:g}" if self.scale != 1.0 else ""
+        return f"{self.mask} mask, batch {self.batch}{after}{small}"
 
 
 CASES = (
@@ -37,6 +40,8 @@ CASES = (
     Case("all-ones", 1, past=6),
     *(Case(mask, 3, past=4) for mask in MASKS),
 )
+SMALL = (Case("holed", 3, scale=4e-3), Case("left-padded", 3, past=4, scale=4e-3))
+"""Cases that show the epsilon of a norm, which is a millionth of what it is added to elsewhere."""
 
 
 def attention_mask(kind: str, batch: int, length: int) -> Array:
@@ -53,34 +58,38 @@ def attention_mask(kind: str, batch: int, length: int) -> Array:
     return mask
 
 
-def random_params(graph: Graph, seed: int = 0) -> dict[str, Array]:
-    """Random weights under which every part matters: norms near 1, matrices that keep the scale of activations."""
+def random_params(graph: Graph, seed: int = 0, scale: float = 1.0) -> dict[str, Array]:
+    """Random weights under which every part matters: norms near 1, matrices that keep the scale of activations.
+
+    scale: of matrices and tables.
+    """
     rng = np.random.default_rng(seed)
     params: dict[str, Array] = {}
     for path, v in graph.params.items():
         shape = tuple(d if isinstance(d, int) else 1 for d in v.shape)
         if v.type.encoding is not None:
-            params[path] = v.type.encoding.random(rng, shape, shape[-1] ** -0.5)
+            params[path] = v.type.encoding.random(rng, shape, scale * shape[-1] ** -0.5)
             continue
         noise = rng.standard_normal(shape, np.float32)
         if len(shape) == 1:
             centre = 1.0 if v.init is not None and v.init.kind == "ones" else 0.0
-            params[path] = (centre + 0.1 * noise).astype(v.dtype.numpy)
+            params[path] = (centre + 0.1 * scale * noise).astype(v.dtype.numpy)
         else:
-            params[path] = (noise * shape[-1] ** -0.5).astype(v.dtype.numpy)
+            params[path] = (noise * (scale * shape[-1] ** -0.5)).astype(v.dtype.numpy)
     return params
 
 
 def difference(
-    before: Graph, after: Graph, *, tolerance: float = 1e-4, seed: int = 0, cases: tuple[Case, ...] = CASES
+    before: Graph, after: Graph, *, tolerance: float = 1e-4, seed: int = 0, cases: tuple[Case, ...] = (*CASES, *SMALL)
 ) -> str | None:
     """None if both graphs give the same outputs; else the case, the output, the numbers and the first bad layer.
 
     Outputs are compared at positions the mask keeps, relative to the largest expected value. A graph with a cache
     is run as prefill and decode and compared with the full forward of one without.
     """
-    params = random_params(before, seed) | random_params(after, seed)
     for case in cases:
+        params = random_params(before, seed, case.scale) | random_params(after, seed, case.scale)
+        least = 1.0 if case.scale == 1.0 else 0.0
         if case.past and not after.slots:
             continue
         expected, trail = _run(before, case, params, seed)
@@ -89,9 +98,9 @@ def difference(
         if lost:
             return f"case: {case}\noutput {lost[0]} is gone"
         for name in expected:
-            wrong = _compare(name, expected[name], found[name], tolerance)
+            wrong = _compare(name, expected[name], found[name], tolerance, least)
             if wrong:
-                layer = _first_bad_layer(trail, found_trail, tolerance)
+                layer = _first_bad_layer(trail, found_trail, tolerance, least)
                 return f"case: {case}\n{wrong}" + (f"\nfirst differing value: {layer}" if layer else "")
     return None
 
@@ -191,10 +200,10 @@ def _valid(output: Array, inputs: Mapping[str, Array]) -> Array:
     return np.where(mask.reshape(*mask.shape, *[1] * (output.ndim - 2)) != 0, output, 0)
 
 
-def _compare(name: str, expected: Array, found: Array, tolerance: float) -> str | None:
+def _compare(name: str, expected: Array, found: Array, tolerance: float, least: float = 1.0) -> str | None:
     if expected.shape != found.shape:
         return f"{name} has shape {list(found.shape)}, expected {list(expected.shape)}"
-    if _close(expected, found, tolerance):
+    if _close(expected, found, tolerance, least):
         return None
     gap = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     at = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), gap.shape)
@@ -202,12 +211,12 @@ def _compare(name: str, expected: Array, found: Array, tolerance: float) -> str 
     return f"{name}[{where}] is {found[at]!s}, expected {expected[at]!s} (largest expected {largest:.4g})"
 
 
-def _close(expected: Array, found: Array, tolerance: float) -> bool:
-    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+def _close(expected: Array, found: Array, tolerance: float, least: float = 1.0) -> bool:
+    scale = max(least, float(np.abs(expected).max(initial=0.0)))
     return bool(np.all(np.abs(expected.astype(np.float64) - found.astype(np.float64)) <= tolerance * scale))
 
 
-def _first_bad_layer(before: Trail, after: Trail, tolerance: float) -> str | None:
+def _first_bad_layer(before: Trail, after: Trail, tolerance: float, least: float) -> str | None:
     """The first layer whose last value is computed nowhere in the other graph, and where it was written."""
     ends: dict[str, tuple[Node, Array]] = {}
     for node, value in before:
@@ -218,6 +227,6 @@ def _first_bad_layer(before: Trail, after: Trail, tolerance: float) -> str | Non
     for _, a in after:
         made.setdefault(a.shape, []).append(a)
     for node, value in ends.values():
-        if not any(_close(value, c, tolerance) for c in made.get(value.shape, ())):
+        if not any(_close(value, c, tolerance, least) for c in made.get(value.shape, ())):
             return f"{node.op.name} at {node.location}, shape {list(value.shape)}"
     return None

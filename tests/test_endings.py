@@ -52,7 +52,7 @@ NUMBERS = [(c.callback.__name__.strip("_"), n) for c in app.registered_commands 
 REQUIRED = {
     "build": ("x", "y"), "verify": ("x",), "run": ("x", "hi"), "bench": ("x",), "train": ("x", "y"), "show": ("x",),
     "finetune": ("x", "y", "--data", "z"), "compare": (), "data": ("r.toml",), "explain": ("x",), "optimize": ("x",),
-    "serve": ("x",), "triton": ("x", "y"), "quality": ("x", "--text", "t"),
+    "serve": ("x",), "bisect": ("x",), "triton": ("x", "y"), "quality": ("x", "--text", "t"),
 }  # fmt: skip
 
 
