@@ -77,7 +77,8 @@ def attribute(graph: Graph, node: Node, rng: random.Random) -> str:
     new = changed(node.attributes[name], rng)
     if new == node.attributes[name] and type(new) is type(node.attributes[name]):
         return ""
-    return put(graph, node, list(node.operands), {**node.attributes, name: new}) and f"{node.op.name}.{name}"
+    done = put(graph, node, list(node.operands), {**node.attributes, name: new})
+    return f"{node.op.name}.{name}" if done else ""
 
 
 def operand(graph: Graph, node: Node, rng: random.Random) -> str:
@@ -98,7 +99,7 @@ def operand(graph: Graph, node: Node, rng: random.Random) -> str:
         operands[i] = rng.choice([*earlier, *stored])
     else:
         return ""
-    return put(graph, node, operands, dict(node.attributes)) and f"{node.op.name} operand"
+    return f"{node.op.name} operand" if put(graph, node, operands, dict(node.attributes)) else ""
 
 
 def slot(graph: Graph, node: Node, rng: random.Random) -> str:
