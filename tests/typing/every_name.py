@@ -80,7 +80,7 @@ def everything(model: mg.Model, folder: Path) -> None:
     print(sum(p.numel() for p in module.parameters()))
     print(mg.export(trained, folder / "onnx"))
     print(mg.optimize(folder / "onnx" / "model.onnx", folder / "fast", strict=True).refusals)
-mg.bisect("a.onnx", "b.onnx", out="part")
+    print(mg.bisect(folder / "onnx" / "model.onnx"))
     try:
         engine = mg.build(trained, folder / "cpu")
     except mg.MonographError as e:
