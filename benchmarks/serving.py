@@ -27,7 +27,8 @@ from report import RESULTS, ROOT, Row, parser, publish
 from serving_peers import HF, PLACE, Worker, environment, exported, genai, gguf, openvino, spread
 
 WORKER = Path(__file__).parent / "serving_worker.py"
-PARAMETERS, LAYERS, KEY_NUMBERS = 134_515_008, 30, 2 * 3 * 64
+PARAMETERS, TABLE, LAYERS, KEY_NUMBERS = 134_515_008, 49_152 * 576, 30, 2 * 3 * 64
+"""Of the model: weights, those of them that are the table of tokens and the head, and numbers of keys and values."""
 BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5}
 TOKENS, PIECE = 4000, 1000
 COLUMNS = {
@@ -195,10 +196,13 @@ def speed(column: str, took: float) -> float:
 
 
 def share(column: str, precision: str, took: float, limits: list[dict[str, float]]) -> float:
-    """Of the bandwidth that was measured between the rounds, or for prompts of the fp32 arithmetic."""
+    """Of the bandwidth that was measured between the rounds, or for prompts of the fp32 arithmetic.
+
+    Of a prompt, the head reads the last token alone.
+    """
     request = COLUMNS[column]
     if request["do"] == "prefill":
-        return 2 * PARAMETERS * request["length"] / took / median([x["flops"] for x in limits])
+        return 2 * ((PARAMETERS - TABLE) * request["length"] + TABLE) / took / median([x["flops"] for x in limits])
     past = 4 * LAYERS * KEY_NUMBERS * request["length"] * request.get("rows", 1)
     return (PARAMETERS * BYTES[precision] + past) / took / median([x["bandwidth"] for x in limits])
 

@@ -3,11 +3,11 @@
 from . import ops as ops
 from .errors import MonographError as MonographError
 from .graph import Graph as Graph
-from .graph import Init as Init
 from .graph import Location as Location
 from .graph import Node as Node
 from .graph import Value as Value
 from .graph import building as building
+from .init import Init as Init
 from .interpret import interpret as interpret
 from .op import OPS as OPS
 from .op import Op as Op

@@ -12,12 +12,12 @@ from .builder import inserting, place_of, point_of
 from .clone import clone
 from .display import Shown, Table
 from .errors import MonographError, OpError, did_you_mean
+from .init import Init
 from .plain_numbers import with_numbers
 from .slots import Slot, Stream
 from .types import DType, TensorType
 from .value import NOWHERE as NOWHERE
 from .value import Attributes as Attributes
-from .value import Init as Init
 from .value import Location as Location
 from .value import Node as Node
 from .value import Operand as Operand

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import WeightsError
-from .graph import Init
+from .init import Init
 from .types import DType, TensorType
 
 Array = np.ndarray[Any, Any]

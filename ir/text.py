@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from .errors import MonographError, ParseError, did_you_mean
-from .graph import Graph, Init, Location, Node, Value
+from .graph import Graph, Location, Node, Value
+from .init import Init
 from .op import OPS, Op
 from .slots import Growth, Slot, Stream
 from .tables import TABLES, Table, made

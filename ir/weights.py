@@ -10,7 +10,8 @@ from pathlib import Path
 from .display import Shown, Table
 from .errors import WeightsError, did_you_mean
 from .files import Stage, staged
-from .graph import Graph, Init, Node, Value
+from .graph import Graph, Node, Value
+from .init import Init
 from .interpret import evaluate
 from .safetensors import Unreadable, read_file, read_index, write_file
 from .tensors import Array as Array

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..ir import ops
 from ..ir.errors import PassError, did_you_mean
-from ..ir.graph import Graph, Init, Node, Value
+from ..ir.graph import Graph, Node, Value
+from ..ir.init import Init
 from ..ir.ops import linear, matmul, transpose
 from ..ir.ops.linear import Linear
 from ..ir.types import TensorType

@@ -121,6 +121,7 @@ def test_a_fault_is_one_message() -> None:
 
 def test_ctrl_c() -> None:
     code = "import monograph.__main__ as m, monograph.limits as l, signal\n" \
+           "signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored in what runs in the background.\n" \
            "l.numeric_options = lambda f: signal.raise_signal(signal.SIGINT); m.main()"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, "show", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 130 and done.stderr == "interrupted\n"

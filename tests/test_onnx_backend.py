@@ -13,7 +13,7 @@ from monograph.backends.onnx.lower import folded_values
 from monograph.ir import Graph, Op, Value, building, interpret
 from monograph.ir.builder import enter_scope
 from monograph.ir.errors import LoweringError, WeightsError
-from monograph.ir.graph import Init
+from monograph.ir.init import Init
 from monograph.ir.ops import (
     attention,
     cache_append,

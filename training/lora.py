@@ -9,7 +9,7 @@ import torch
 
 from ..frontends.dsl import Model
 from ..ir.errors import ConfigError
-from ..ir.graph import Init
+from ..ir.init import Init
 from ..ir.weights import Weights
 from ..passes.encode import keep_encodings
 from ..passes.freeze import encode_frozen, quantize_frozen

@@ -11,9 +11,9 @@ import torch
 from ...ir import Graph, Init, Value, building, ops
 from ...ir.errors import MonographError
 from ...ir.graph import NOWHERE, Location
+from ...ir.init import FIXED, FROZEN
 from ...ir.tensors import Tensor
 from ...ir.types import TensorType
-from ...ir.value import FIXED, FROZEN
 from ...ir.weights import Weights
 from .call import Call, Handler, Table
 from .creation import CREATION
