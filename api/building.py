@@ -257,7 +257,7 @@ def build(
     check_not_reading("mg.build is called")
     model_of(model, "build")
     asked = Quantization.of(quantize)
-    by_row = _beside(model, adapters)
+    by_row = _adapters(model, adapters)
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
@@ -339,7 +339,7 @@ def _check_prompts(model: Model, asked: Quantization | None) -> None:
         raise ConfigError(what, place="quantize")
 
 
-def _beside(model: Model, adapters: Mapping[str, str | Path | Adapter] | None) -> Adapters | None:
+def _adapters(model: Model, adapters: Mapping[str, str | Path | Adapter] | None) -> Adapters | None:
     """Adapters as a build stores them beside the base."""
     if not adapters:
         return None

@@ -13,7 +13,6 @@ from typing import Any
 
 from .ir.display import size
 from .ir.errors import ConfigError
-from .ir.files import staged
 from .ir.missing import needed
 from .machine import cpu_name
 from .page_of_tables import plain_page, table_of
@@ -225,9 +224,3 @@ def _layers(variant: str, layers: Sequence[Layer]) -> str:
     ]
     title = f"<h2>{html.escape(variant)}: where the time goes</h2>"
     return title + table_of(["layer", "op", "calls", "ms", "share"], cells)
-
-
-def write(content: bytes, file: Path) -> None:
-    """Write a picture or a page whole or not at all. Raises WriteError."""
-    with staged(file.parent) as stage, stage.open(file.name) as f:
-        f.write(content)

@@ -15,7 +15,7 @@ from monograph.assets import fetch
 from monograph.console import working
 from monograph.machine import median
 from report import Row, parser, publish
-from serving import PLACE, Worker, environment, made, run, spread
+from serving_peers import PLACE, Worker, environment, made, run, spread
 
 WORKER = Path(__file__).with_name("encoders_worker.py")
 SHAPES = ((32, 128), (1, 16))

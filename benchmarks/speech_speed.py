@@ -19,7 +19,7 @@ from monograph.console import working
 from monograph.frontends.audio import LogMel
 from monograph.machine import median
 from report import Row, parser, publish
-from serving import PLACE, Worker, run, spread
+from serving_peers import PLACE, Worker, run, spread
 from whisper_transcript import SENTENCES, speak
 
 WORKER = Path(__file__).with_name("speech_worker.py")

@@ -127,6 +127,12 @@ def staged(folder: str | Path) -> Generator[Stage, None, None]:
             sync(folder)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file whole or not at all. Raises WriteError."""
+    with staged(path.parent) as stage, stage.open(path.name) as file:
+        file.write(content)
+
+
 def put(work: Path, folder: Path, *, keep: bool = False) -> None:
     """Bring all that is in `work` to the disk, then give it the name of `folder`, beside it, and remove the old one.
 

@@ -9,10 +9,9 @@ import monograph as mg
 import numpy as np
 import pytest
 import torch
+import transformers
 from monograph.inference.engine import Engine
 from torch import nn
-
-transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -69,7 +69,6 @@ BATCHES = (
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    pytest.importorskip("transformers")
     made = {kind: exported(kind, tmp_path_factory.mktemp(kind)) for kind in SIZES}
     return made | {"gpt2 eager": exported("gpt2", tmp_path_factory.mktemp("eager"), "eager")}
 

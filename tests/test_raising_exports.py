@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from monograph.frontends.onnx.load import load_onnx
 from monograph.frontends.torch_export import from_module
 from monograph.ir import interpret, verify
 from monograph.ir.ops.attention import Attention
 from monograph.passes.raising import raise_graph
-
-transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -9,6 +9,7 @@ from typing import Any
 
 import monograph as mg
 import numpy as np
+import onnx
 import pytest
 from monograph.backends.onnxruntime import build
 from monograph.backends.onnxruntime import open as open_session
@@ -75,6 +76,24 @@ def test_prompts_are_exact_and_steps_are_fast(model: Model, tmp_path: Path) -> N
     np.testing.assert_allclose(
         exact.prefill(ids[:, :20], np.array([20])), wanted[:, 19], atol=1e-4 * np.abs(wanted).max()
     )
+
+
+def fine_heads(folder: Path, file: str) -> int:
+    """Products of the head in a built file that take their activations in two parts."""
+    nodes = onnx.load(folder / file, load_external_data=False).graph.node
+    heads = [n for n in nodes if n.op_type == "MatMulNBits" and any(a.name == "N" and a.i == 64 for a in n.attribute)]
+    return sum(any(p.key == "monograph.fine" for p in n.metadata_props) for n in heads)
+
+
+def test_the_head_is_fine_only_where_no_layer_rounds(model: Model, tmp_path: Path) -> None:
+    """In prompts, whose layers compute in float, and in steps whose layers do; never where it is told not to be."""
+    two = replace(FAST, prompts="float")
+    folder = build(model, None, tmp_path / "two", choices=two).folder
+    assert (fine_heads(folder, "model.onnx"), fine_heads(folder, "model.prompts.onnx")) == (0, 1)
+    coarse = build(model, None, tmp_path / "coarse", choices=replace(two, fine_head=False)).folder
+    assert fine_heads(coarse, "model.prompts.onnx") == 0
+    float_steps = build(model, None, tmp_path / "float", choices=replace(FAST, int4_level=0)).folder
+    assert fine_heads(float_steps, "model.onnx") == 1
 
 
 def test_rows_and_stateless_runs_use_both_graphs(model: Model, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from ..console import Json, command, out, print_json, progress, table
+from ..ir.files import write_file
 from ..performance import Benchmark, share
 from ..performance import bench as measure
-from ..performance_pages import check_drawing, limits, png, rows, write
+from ..performance_pages import check_drawing, limits, png, rows
 from ..performance_pages import page as page_of
 from ..profiling import Layer
 from ..resolve import HELP, resolve
@@ -74,9 +75,9 @@ def bench(
             observe=lambda what: bars.update(bar, description=what),
         )
     if plot is not None:
-        write(png(found), plot)
+        write_file(plot, png(found))
     if page is not None:
-        write(page_of(found, name).encode(), page)
+        write_file(page, page_of(found, name).encode())
     if json_output:
         print_json(found)
     else:

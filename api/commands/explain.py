@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import Json, command, out, print_json, table, working
-from ..ir.files import staged
+from ..ir.files import write_file
 from ..onnx_path import is_onnx
 from ..page_of_tables import plain_page, table_of
 from ..resolve import resolve
@@ -36,7 +36,7 @@ def explain(
         with working("raising", json_output):
             found = _files(Path(model))
         if html is not None:
-            _write(html, explanation_page(found))
+            write_file(html, explanation_page(found).encode())
         if json_output:
             print_json([one.as_json() for one in found] if len(found) > 1 else found[0].as_json())
             return
@@ -50,7 +50,8 @@ def explain(
         rows = [[str(m["layer"]), str(m["rewrite"]), f"{m['file']}:{m['line']}", str(m["reason"])] for m in misses]
         counts = [[name, str(n)] for name, n in fused.items() if n]
         tables = [table_of(["pass", "fused"], counts), table_of(["layer", "rewrite", "place", "reason"], rows, "text")]
-        _write(html, plain_page(graph.name, [f"<h1>{escaped.escape(graph.name)}</h1>", *tables]))
+        page = plain_page(graph.name, [f"<h1>{escaped.escape(graph.name)}</h1>", *tables])
+        write_file(html, page.encode())
     if json_output:
         print_json({"name": graph.name, "fused": fused, "misses": misses})
         return
@@ -71,8 +72,3 @@ def _print(found: Explanation) -> None:
     for miss in found.misses:
         out().print(f"not fused: {miss}", markup=False)
     out().print(found.summary, markup=False)
-
-
-def _write(path: Path, text: str) -> None:
-    with staged(path.parent) as stage, stage.open(path.name) as file:
-        file.write(text.encode())

@@ -9,6 +9,7 @@ import typer
 
 from ..console import Json, command, out, print_json, table, working
 from ..ir import MonographError
+from ..ir.files import write_file
 from ..onnx_path import is_onnx
 from ..passes.pipelines import PIPELINES
 from ..resolve import resolve
@@ -58,7 +59,7 @@ def optimize_(
     assert report_of_passes is not None
     steps = report_of_passes.steps
     if output is not None:
-        output.write_text(str(graph))
+        write_file(output, str(graph).encode())
     if json_output:
         print_json({"name": graph.name, "pipeline": name, "seconds": report_of_passes.seconds, "steps": steps})
         return

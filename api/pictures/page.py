@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..ir.files import staged
+from ..ir.files import write_file
 from ..passes.pipelines import PIPELINES, decompose
 from .history import history
 
@@ -41,6 +41,5 @@ def write_page(
     """Write the page to a file, whole or not at all; gives its path. See `page`."""
     path = Path(path)
     text = page(model, pipeline, decomposed=decomposed, title=title)
-    with staged(path.parent) as stage, stage.open(path.name) as file:
-        file.write(text.encode())
+    write_file(path, text.encode())
     return path

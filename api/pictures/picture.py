@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..ir import Graph, MonographError
 from ..ir.display import size
-from ..ir.files import staged
+from ..ir.files import write_file
 from .architecture import architecture
 from .blocks import Architecture, Block
 from .folding import Drawn, Folded, Frame, blocks_in, fold
@@ -63,9 +63,7 @@ class Picture:
         if path.suffix.lower() not in endings:
             what = f"a picture is written as {' or '.join(endings)}, not {path.suffix or 'without an ending'}"
             raise MonographError(what, place=str(path))
-        data = endings[path.suffix.lower()]()
-        with staged(path.parent) as stage, stage.open(path.name) as file:
-            file.write(data)
+        write_file(path, endings[path.suffix.lower()]())
         return path
 
     def _repr_svg_(self) -> str:

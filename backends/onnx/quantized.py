@@ -70,15 +70,15 @@ class Stored:
     """An encoded weight as rows over which a layer sums, or several of one encoding, one below the other.
 
     A weight that is stored [in, out] with its blocks along the first axis has the same rows. by_rows: an embedding
-    reads it, so whatever else reads it takes the codes in the same order. beside: layers of the graph read encoded
-    weights that are no embeddings.
+    reads it, so whatever else reads it takes the codes in the same order. layers: bits of the codes of all
+    layers of the graph, without those that an embedding reads.
     """
 
     weights: tuple[Value, ...]
     encoding: Encoding
     dtype: DType
     by_rows: bool = False
-    beside: bool = False
+    layers: frozenset[int] = frozenset()
 
     @property
     def columns(self) -> DimLike:
@@ -233,9 +233,10 @@ class QuantizedLayers:
         open_blocks(graph)
         readers = [n for n in graph if isinstance(n.op, (Linear, Embedding)) and _encoded(n)]
         tables = {v for n in readers if isinstance(n.op, Embedding) for v in _encoded(n)}
-        beside = any(v not in tables for n in readers for v in _encoded(n))
+        coded = {v.type.encoding for n in readers for v in _encoded(n) if v not in tables}
+        layers = frozenset(e.bits for e in coded if e is not None)
         for node in readers:
-            reason = self.rewrite(graph, node, tables, beside)
+            reason = self.rewrite(graph, node, tables, layers)
             if reason:
                 report.misses.append(NearMiss(self.name, node.location, reason, 2, 2, whole=True))
             else:
@@ -246,14 +247,14 @@ class QuantizedLayers:
         cse(graph)
         return report
 
-    def rewrite(self, graph: Graph, node: Node, tables: set[Value], beside: bool) -> str:
+    def rewrite(self, graph: Graph, node: Node, tables: set[Value], layers: frozenset[int]) -> str:
         """Rewrite one layer; gives the reason if it stays."""
         looks_up = isinstance(node.op, Embedding)
         x, matrix = (node.value("ids"), node.value("table")) if looks_up else (node.value("x"), node.value("w"))
         w = stored(matrix, not looks_up and bool(node.attributes["transposed"]))
         if isinstance(w, str):
             return w
-        w = replace(w, by_rows=any(v in tables for v in w.weights), beside=beside)
+        w = replace(w, by_rows=any(v in tables for v in w.weights), layers=layers)
         reason = self.layers.refuses(w)
         if reason:
             return reason

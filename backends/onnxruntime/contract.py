@@ -108,11 +108,8 @@ class Contract:
         """Raises ConfigError naming file, key and value for anything missing, unknown or of a wrong type."""
         path = folder / FILE
         if not path.is_file():
-            what, hint = (
-                f"has no {FILE}: it is not a folder that `build` wrote",
-                "monograph build MODEL FOLDER writes one",
-            )
-            raise ConfigError(what, place=str(folder), hint=hint)
+            what = f"has no {FILE}: it is not a folder that `build` wrote"
+            raise ConfigError(what, place=str(folder), hint="monograph build MODEL FOLDER writes one")
         try:
             said: Any = parse_json(read_text(path))
         except OSError as e:

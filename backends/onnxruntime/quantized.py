@@ -246,7 +246,7 @@ class RuntimeLayers:
         level = self.choices.level(bits, head=w.by_rows)
         # Of a table that is the head too: its product decides on tokens, and nothing after it evens out an error. Where
         # layers before it round their activations, too, those are off by more.
-        rounds = w.beside and NARROW == self.choices.int4_level == self.choices.int8_level
+        rounds = any(self.choices.level(n) == NARROW for n in w.layers)
         head = w.by_rows and self.choices.fine_head and not rounds
         fine = (head or any(v.name in self.fine for v in w.weights)) and level == NARROW
         packed = None if zeros is None else pack_codes(zeros, bits=bits)

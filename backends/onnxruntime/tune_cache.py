@@ -13,7 +13,7 @@ from typing import Any
 from ...frontends.dsl import Model, plain_graph
 from ...ir.documents import parse_json, read_text
 from ...ir.errors import ConfigError
-from ...ir.files import cache_folder, staged
+from ...ir.files import cache_folder, write_file
 from ...ir.tensors import Tensor
 from ..target import Target
 from .choices import choices_of
@@ -88,5 +88,4 @@ def write(key: Mapping[str, Any], tuning: Tuning) -> None:
     """Keep a tuning for the next build of the same. Where nothing can be written it is measured again."""
     file = _file(key)
     text = json.dumps({"key": dict(key), "tuning": json.loads(tuning.to_json())}, indent=2) + "\n"
-    with staged(file.parent) as stage, stage.open(file.name) as out:
-        out.write(text.encode())
+    write_file(file, text.encode())

@@ -125,11 +125,8 @@ def service_of(
         return Service(lambda: model, name or model.folder.resolve().name, limits, settings)
     folder = Path(model)
     if not (folder / "monograph.json").exists():
-        what, hint = (
-            "is not a folder that `build` wrote: there is no monograph.json",
-            "monograph build MODEL FOLDER writes one",
-        )
-        raise RuntimeInputError(what, place=str(folder), hint=hint)
+        what = "is not a folder that `build` wrote: there is no monograph.json"
+        raise RuntimeInputError(what, place=str(folder), hint="monograph build MODEL FOLDER writes one")
     opener = functools.partial(Engine.open, folder, threads=threads)
     return Service(opener, name or folder.resolve().name, limits, settings)
 
