@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import onnx
 import onnx_ir
 
 from .backends.onnx.lower import lower
@@ -14,7 +15,7 @@ from .backends.onnx.save import count
 from .backends.onnxruntime.ops import OrtMultiHeadAttention
 from .backends.onnxruntime.rewrites import common, mask_variant
 from .backends.target import Target
-from .frontends.onnx.file import subgraphs
+from .frontends.onnx.file import every_node
 from .frontends.onnx.foreign import node_of
 from .ir.graph import Graph, Node
 from .ir.ops.attention import Attention
@@ -91,18 +92,8 @@ def accounted(graph: Graph, report: RaisingReport) -> list[Left]:
             unseen = Left.at("softmax", node, None, "it was not looked at: attention was not raised at all")
             found.append(known.get(node.location, unseen))
         elif isinstance(node.op, Foreign):
-            inside = sum(name.endswith("Softmax") for name in _operators(node))
+            around = onnx.GraphProto(node=[node_of(node.attributes, [], [])])
+            inside = sum(n.op_type.endswith("Softmax") for n in every_node(around))
             why = f"{inside} softmax inside of {node.attributes['name']}, which stays as the file has it"
             found += [Left.at("softmax", node, None, why)] * bool(inside)
     return found
-
-
-def _operators(node: Node) -> Iterator[str]:
-    """Names of the operators of a foreign node and of all graphs inside it."""
-    attributes = node.attributes
-    yield attributes["name"]
-    waiting = subgraphs(node_of(attributes, [], []))
-    while waiting:
-        for inner in waiting.pop().node:
-            yield inner.op_type
-            waiting += subgraphs(inner)

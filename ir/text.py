@@ -200,10 +200,11 @@ def _slot(graph: Graph, line: str) -> Slot:
 
 
 def _location(comment: str) -> Location:
-    found = re.fullmatch(r"(.*?):(\d+)(?: (.*))?", comment.strip())
-    if not found:
-        return Location("", 0, comment.strip().removeprefix("?").strip())
-    return Location(found[1], int(found[2]), found[3] or "")
+    found = re.fullmatch(r"(\S+?):([1-9]\d*)(?: (.*))?", comment.strip())
+    if found:
+        return Location(found[1], int(found[2]), found[3] or "")
+    file, _, scope = comment.strip().partition(" ")
+    return Location(file.removeprefix("?"), 0, scope)
 
 
 def _split(text: str) -> list[str]:

@@ -27,14 +27,15 @@ Index = Union[int, Dim, slice, None, EllipsisType, "Value", Sequence[int], np.nd
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the user wrote the node: file, line, and the parameter scope (layer) it belongs to."""
+    """Where the user wrote the node: file, line (0: the file has none), and the parameter scope (layer) it is in."""
 
     file: str
     line: int
     scope: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.file.rpartition(os.sep)[2]}:{self.line}" if self.file else "?"
+        file = self.file.rpartition(os.sep)[2] or "?"
+        place = f"{file}:{self.line}" if self.line else file
         return f"{place} {self.scope}" if self.scope else place
 
 

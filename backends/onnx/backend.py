@@ -23,15 +23,23 @@ from ...ir.weights import Weights
 from .lower import lower
 
 REFERENCE, WRITTEN = "reference", "onnx"
+Run = Callable[[list[str], dict[str, Array]], Sequence[Array]]
+NUMPY, RUNTIME, EVALUATOR = "NumPy", "ONNX Runtime", "ONNX's evaluator"
 
 
 class Prepared(BackendRep):
-    """A model that is ready to run. graph: what the importer made of it."""
+    """A model that is ready to run. graph: what the importer made of it. engine: what runs it. why: if that is ONNX's
+    evaluator, the reason: what ONNX Runtime says of the original, or a type that NumPy does not have."""
 
-    def __init__(self, model: Model, mode: str, opset: int) -> None:
+    def __init__(self, model: Model, mode: str, opset: int, original: onnx.ModelProto) -> None:
         self.graph, self.mode = model.graph(), mode
         self.weights = model.weights or Weights({})
-        self.session = _session(self.graph, self.weights, opset) if mode == WRITTEN else None
+        self.session: Run | None = None
+        self.engine, self.why = NUMPY, ""
+        if mode == WRITTEN:
+            written = onnx_ir.to_proto(lower(self.graph, self.weights, opset))
+            self.session, self.why = _session(written, original, self.graph)
+            self.engine = EVALUATOR if self.why else RUNTIME
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Outputs in the order of the model. inputs: in that order, or by name."""
@@ -56,17 +64,23 @@ def _named(graph: Graph, inputs: Any) -> dict[str, Array]:
     return {k: v.astype(object) if v.dtype.kind in "US" else v for k, v in found.items()}
 
 
-def _session(graph: Graph, weights: Weights, opset: int) -> Callable[[list[str], dict[str, Array]], Sequence[Array]]:
-    """What runs a written model: ONNX Runtime, or ONNX's own evaluator for what that has no kernel for."""
-    written = onnx_ir.to_proto(lower(graph, weights, opset))
-    types = [v.dtype for v in (*graph.inputs.values(), *graph.outputs.values())]
-    if all(map(is_plain, types)):
+def _session(written: onnx.ModelProto, original: onnx.ModelProto, graph: Graph) -> tuple[Run, str]:
+    """(what runs a written model; why that is ONNX's evaluator and not ONNX Runtime, "" if it is the runtime).
+
+    Raises RuntimeInputError where ONNX Runtime takes the original, but not what was written.
+    """
+    evaluated: Any = ReferenceEvaluator
+    try:
+        run: Run = open_session(written.SerializeToString()).run
+    except RuntimeInputError:
         try:
-            return open_session(written.SerializeToString()).run
-        except RuntimeInputError:  # The evaluator knows newer versions and rarer types.
-            pass
-    evaluator: Any = ReferenceEvaluator(written)
-    return evaluator.run
+            open_session(original.SerializeToString())
+        except RuntimeInputError as e:
+            return evaluated(written).run, e.what
+        raise
+    types = [v.dtype for v in (*graph.inputs.values(), *graph.outputs.values())]
+    rare = next((t for t in types if not is_plain(t)), None)
+    return (run, "") if rare is None else (evaluated(written).run, f"NumPy has no {rare}")
 
 
 class MonographBackend(Backend):
@@ -81,8 +95,12 @@ class MonographBackend(Backend):
     def prepare(
         cls, model: onnx.ModelProto, device: str = "CPU", mode: str = REFERENCE, opset: int = 23, **kwargs: Any
     ) -> Prepared:
-        """Import a model. opset: that is written in mode "onnx". Raises OnnxFileError, LoweringError."""
-        return Prepared(model_of_proto(model), mode, opset)
+        """Import a model. opset: that is written in mode "onnx".
+
+        Raises OnnxFileError, LoweringError, and RuntimeInputError where ONNX Runtime takes the model, but not what was
+        written of it.
+        """
+        return Prepared(model_of_proto(model), mode, opset, model)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir
 from onnx import version_converter
 
-from ...frontends.onnx.file import reads, rename, subgraphs
+from ...frontends.onnx.file import every_node, reads, rename, subgraphs
 from ...frontends.onnx.foreign import node_of, single
 from ...ir.errors import LoweringError
 from ...ir.types import TensorType
@@ -31,21 +31,59 @@ def add_foreign(op: Builder, xs: Sequence[Handle | None], attributes: Mapping[st
     else:
         op.versions[attributes["domain"]] = attributes["version"]
     names = dict(zip([*(f"x{i}" for i in range(count)), *captures], given, strict=True))
-    made: dict[str, Handle] = {}
     for node in nodes:
-        made |= op.placed(node, {**names, **made})
-    results = tuple(made[name] for name in outputs)
+        names |= _placed(op, node, names)
+    results = tuple(names[name] for name in outputs)
     for handle, type in zip(results, types, strict=True):
         handle.stamp(type)
     return results
 
 
+def _placed(op: Builder, node: onnx.NodeProto, known: Mapping[str, Handle]) -> dict[str, Handle]:
+    """Write a node, or the nodes of its branch if it is an If whose condition is stored; gives its results by name.
+
+    ONNX Runtime inlines such an If as well, and 1.31 crashes on a few of them inside one another.
+    """
+    branch = _taken(node, known)
+    if branch is None:
+        return op.placed(node, known)
+    names = {o: op.unique(o) for n in branch.node for o in n.output if o}
+    inner = {k: v for k, v in known.items() if k not in names}
+    for made in (*_holders(branch), *branch.node):
+        copy = onnx.NodeProto.FromString(made.SerializeToString())
+        copy.output[:] = [names.get(o, o) for o in made.output]
+        found = _placed(op, copy, inner)
+        inner |= {o: found[c] for o, c in zip(made.output, copy.output, strict=True) if o}
+    return {o: inner[v.name] for o, v in zip(node.output, branch.output, strict=True) if o}
+
+
+def _taken(node: onnx.NodeProto, known: Mapping[str, Handle]) -> onnx.GraphProto | None:
+    """The branch of an If whose condition is an initializer."""
+    if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
+        return None
+    stored = known[node.input[0]].value.const_value
+    if stored is None or stored.size != 1:
+        return None
+    name = "then_branch" if bool(stored.numpy().reshape(())) else "else_branch"
+    return next(a.g for a in node.attribute if a.name == name)
+
+
+def _holders(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The initializers of a graph as nodes."""
+    make = onnx.helper.make_node
+    return [
+        *(make("Constant", [], [t.name], value=t) for t in graph.initializer),
+        *(make("Constant", [], [s.values.name], sparse_value=s) for s in graph.sparse_initializer),
+    ]
+
+
+_SCANS = 9
 _CHANGED: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (13,)),
     "BatchNormalization": (14, 15),
     "GroupNormalization": (21,),
     "RoiAlign": (16,),
-    "Scan": (9,),
+    "Scan": (_SCANS,),
     "Split": (18,),
 }
 """Versions from which an operator means something else although it is written alike."""
@@ -73,33 +111,24 @@ def _converted(
 ) -> list[onnx.NodeProto]:
     """The nodes that mean the same at the opset that is written, by ONNX's own converter."""
     name, version = attributes["name"], attributes["version"]
-    if subgraphs(node_of(attributes, (), ())):
-        what = f"{name} of opset {version} has subgraphs that mean something else at opset {op.opset}"
-        raise LoweringError(what, hint=f"export with opset={version}")
     model = single(attributes, given)
+    if version < _SCANS <= op.opset and any(n.op_type == "Scan" for n in every_node(model.graph)):
+        raise LoweringError(f"Scan of opset {version} has a batch axis, and from opset {_SCANS} on none")
     try:
         found = version_converter.convert_version(model, op.opset)
     except (RuntimeError, ValueError) as e:
         what = f"{name} of opset {version} has no form at opset {op.opset}: {str(e).strip().splitlines()[-1]}"
         raise LoweringError(what, hint=f"export with opset={version}") from None
     renamed = {f"y{i}": out for i, out in enumerate(outputs)}
-    for node in found.graph.node:
-        for i, out in enumerate(node.output):
-            node.output[i] = renamed.setdefault(out, op.unique(f"{name}_{out}")) if out else ""
-        for i, given_name in enumerate(node.input):
-            node.input[i] = renamed.get(given_name, given_name)
-    holders = [
-        onnx.NodeProto(
-            op_type="Constant",
-            output=[renamed.setdefault(t.name, op.unique(f"{name}_{t.name}"))],
-            attribute=[onnx.helper.make_attribute("value", t)],
-        )
-        for t in found.graph.initializer
-    ]
-    for node in found.graph.node:
-        for i, given_name in enumerate(node.input):
-            node.input[i] = renamed.get(given_name, given_name)
-    return [*holders, *found.graph.node]
+    made = [*_holders(found.graph), *found.graph.node]
+    for out in (o for n in made for o in n.output if o):
+        renamed.setdefault(out, op.unique(f"{name}_{out}"))
+    for node in made:
+        node.output[:] = [renamed.get(n, n) for n in node.output]
+        node.input[:] = [renamed.get(n, n) for n in node.input]
+        for graph in subgraphs(node):
+            rename(graph, renamed)
+    return made
 
 
 def placed_node(node: onnx.NodeProto, known: Mapping[str, onnx_ir.Value]) -> onnx_ir.Node:

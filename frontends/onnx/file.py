@@ -156,6 +156,14 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return own + [g for a in node.attribute for g in a.graphs]
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, each before those of the graphs inside it."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from every_node(inner)
+
+
 def _check_size(graph: onnx.GraphProto, path: Path) -> None:
     count = sum(1 for _ in _nodes(graph.node, path))
     if count > MOST_NODES:

@@ -170,7 +170,7 @@ class Importer:
 
     def nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         for node in nodes:
-            with self.graph.at(None, Location("", 0, node.name)):
+            with self.graph.at(None, Location(str(self.file.path), 0, node.name)):
                 self.node(node)
 
     def node(self, node: onnx.NodeProto) -> None:
