@@ -100,6 +100,8 @@ def _same(name: str, version: int, opset: int, node: onnx.NodeProto) -> bool:
         old, new = (onnx.defs.get_schema(name, v, "") for v in (version, opset))
     except onnx.defs.SchemaError:
         return False
+    if new.deprecated:
+        return False
     if old.since_version == new.since_version or opset < version:
         return old.since_version == new.since_version
     changed = any(version < v <= opset for v in _CHANGED.get(name, ()))

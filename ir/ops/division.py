@@ -29,15 +29,16 @@ class FloorDiv(Binary):
 
     def onnx(self, op: Any, *xs: Any) -> Any:
         x, y = xs
-        zero = op.constant(np.zeros((), x.dtype.numpy))
-        by = y if x.dtype.is_float else _nonzero(op, y)
+        zero, by = op.constant(np.zeros((), x.dtype.numpy)), y if x.dtype.is_float else _nonzero(op, y)
         # Cut towards 0 and then taken down: x less a rest of the other sign has no place beside the largest integer,
         # nor beside an infinite y.
         rest = op.Mod(x, by, fmod=int(x.dtype.is_float))
-        cut = op.Round(op.Div(op.Sub(x, rest), by)) if x.dtype.is_float else op.Div(x, by)
         below = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(x, zero), op.Less(by, zero)))
+        if not x.dtype.is_float:
+            return op.Mul(op.Sub(op.Div(x, by), _number(op, below, x)), _number(op, op.Not(op.Equal(y, zero)), x))
+        cut = op.Round(op.Div(op.Sub(x, rest), by))
         quotient = op.Where(below, op.Sub(cut, op.constant(np.ones((), x.dtype.numpy))), cut)
-        return op.Where(op.Equal(y, zero), op.Div(x, y) if x.dtype.is_float else zero, quotient)
+        return op.Where(op.Equal(y, zero), op.Div(x, y), quotient)
 
 
 class Mod(Binary):
@@ -57,13 +58,17 @@ class Mod(Binary):
         if x.dtype.is_float:
             return _rest(op, x, y)
         zero = op.constant(np.zeros((), x.dtype.numpy))
-        return op.Where(op.Equal(y, zero), zero, op.Mod(x, _nonzero(op, y)))
+        return op.Mul(op.Mod(x, _nonzero(op, y)), _number(op, op.Not(op.Equal(y, zero)), x))
 
 
 def _nonzero(op: Any, y: Any) -> Any:
     """y with 1 for 0: runtimes stop the process where they divide an integer by 0."""
-    dtype = y.dtype.numpy
-    return op.Where(op.Equal(y, op.constant(np.zeros((), dtype))), op.constant(np.ones((), dtype)), y)
+    return op.Add(y, _number(op, op.Equal(y, op.constant(np.zeros((), y.dtype.numpy))), y))
+
+
+def _number(op: Any, truth: Any, like: Any) -> Any:
+    """1 or 0 in the dtype of `like`: runtimes that compute with an integer need not choose (Where) between two."""
+    return op.Cast(truth, to=op.element_type(like.dtype))
 
 
 def _rest(op: Any, x: Any, y: Any) -> Any:
