@@ -200,7 +200,8 @@ def _slot(graph: Graph, line: str) -> Slot:
 
 
 def _location(comment: str) -> Location:
-    found = re.fullmatch(r"(\S+?):([1-9]\d*)(?: (.*))?", comment.strip())
+    # What has lines is source code; other files are read up to the first space.
+    found = re.fullmatch(r"(\S+?|.*?\.py):([1-9]\d*)(?: (.*))?", comment.strip())
     if found:
         return Location(found[1], int(found[2]), found[3] or "")
     file, _, scope = comment.strip().partition(" ")

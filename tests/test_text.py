@@ -106,7 +106,10 @@ def test_nan_and_infinities() -> None:
         format_attribute({1})
 
 
-PLACES = [Location("my model.py", 12, "layers.0"), Location("a:b.py", 3), Location("", 0, "layers.1"), Location("", 0)]
+PLACES = [
+    Location("my model.py", 12, "layers.0"), Location("a:b.py", 3), Location("", 0, "layers.1"), Location("", 0),
+    Location("<stdin>", 1), Location("model.onnx", 0, "/layers.0/Add:1"), Location("model.onnx", 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("location", PLACES, ids=str)
