@@ -68,7 +68,7 @@ def ours(folder: Path) -> None:
             report = mg.optimize(source, target)
             refusals, seconds = report.refusals, time.perf_counter() - start
             note.write_text(json.dumps({"refusals": refusals, "layers": report.layers, "seconds": seconds}, indent=1))
-        except Exception as e:  # noqa: BLE001 -- any error is a crash to count.
+        except Exception as e:
             fault = "" if isinstance(e, mg.MonographError) else traceback.format_exc()
             note.write_text(json.dumps({"crash": f"{type(e).__name__}: {e}"[:600], "trace": fault}, indent=1))
 
@@ -158,7 +158,9 @@ def main() -> None:
         with working("other optimizers"):
             worker("optimize", given.names)
     if not optimum.exists():
-        made = subprocess.run([str(environment("exported")), "-c", OPTIMUM], capture_output=True, text=True, check=False)
+        made = subprocess.run(
+            [str(environment("exported")), "-c", OPTIMUM], capture_output=True, text=True, check=False
+        )
         optimum.write_text(made.stdout.strip())
     names = given.names or sorted(p.parent.name for p in PLACE.glob("*/totals.json"))
     with working(f"{len(names)} models"):

@@ -198,7 +198,9 @@ class Inside(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if ("softmax" in name or "scaled_dot_product" in name) and any("Attention" in type(m).__name__ for m in self.stack):
+        if ("softmax" in name or "scaled_dot_product" in name) and any(
+            "Attention" in type(m).__name__ for m in self.stack
+        ):
             self.attention += 1
         return func(*args, **(kwargs or {}))
 

@@ -120,7 +120,7 @@ def once(path: Path, make: Callable[[Path], object]) -> None:
     signal.alarm(LONGEST)
     try:
         make(part)
-    except Exception as e:  # noqa: BLE001 -- what any exporter raises is a result.
+    except Exception as e:
         reason = str(e).strip().splitlines() or [""]
         failed.write_text(f"{type(e).__name__}: {reason[0]}"[:300])
         return
@@ -213,7 +213,7 @@ def run(path: Path, name: str, trials: Any) -> tuple[list[dict[str, Any] | None]
         given = {x.name: trials[f"{i}/{x.name}"] for x in session.get_inputs()}
         try:
             made.append(dict(zip(names, session.run(names, given), strict=True)))
-        except Exception as e:  # noqa: BLE001 -- what the runtime raises is a result.
+        except Exception as e:
             first = first or f"{trial}: {str(e).splitlines()[0]}"[:300]
             made.append(None)
     return made, first
@@ -240,7 +240,7 @@ def measured(path: Path, name: str, trials: Any, truth: list[dict[str, Any] | No
     facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "error": 0.0, "eager": 0.0}
     try:
         outputs, facts["fails"] = run(path, name, trials)
-    except Exception as e:  # noqa: BLE001 -- what the runtime raises is a result.
+    except Exception as e:
         return {**facts, "loads": False, "fails": str(e).splitlines()[0][:300]}
     masked = "attention_mask" in KINDS[name].inputs
     for i, (trial, found) in enumerate(zip(trials_of(name), outputs, strict=True)):

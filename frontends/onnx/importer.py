@@ -15,6 +15,7 @@ from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
 from ...ir.types import DType, TensorType
 from ...ir.weights import Weights
+from .equal import Sizes
 from .errors import OnnxFileError, Unmapped
 from .file import OnnxFile, reads, subgraphs
 from .fold import FOLDS, MOST
@@ -29,10 +30,11 @@ from .use import Known, Result, Use
 class Importer:
     """One translation. left: nodes that stay foreign, with the reason, by name."""
 
-    def __init__(self, file: OnnxFile) -> None:
+    def __init__(self, file: OnnxFile, sizes: Sizes | None = None) -> None:
         self.file = file
         self.graph = Graph(file.model.graph.name or "model")
-        self.symbols = Symbols()
+        self.sizes = sizes or Sizes({}, ())
+        self.symbols = Symbols(self.sizes.bound)
         self.inference = Inference(file, self.symbols)
         self.values: dict[str, Value] = {}
         self.knowns: dict[str, Known] = {}
@@ -45,7 +47,7 @@ class Importer:
         self.outputs = [v.name for v in file.model.graph.output]
 
     def run(self) -> tuple[Graph, Weights]:
-        """The graph and its weights. Raises OnnxFileError."""
+        """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
         own = self.file.model.graph
         for v in own.input:
             if v.name in self.tensors or v.name in self.texts:
@@ -54,6 +56,7 @@ class Importer:
             if type is None:
                 what = "does not say its element type and its rank"
                 raise OnnxFileError(what, place=f"{self.file.path}: input {v.name}")
+            self.sizes.declare(type.shape)
             self.values[v.name] = self.graph.input(v.name, type)
         with building(self.graph):
             self.nodes(own.node)
@@ -199,6 +202,7 @@ class Importer:
                 why = str(e).splitlines()[0] if str(e) else type(e).__name__
                 result = None
                 self._undo(last)
+                self._met(use)
         if result is None:
             self.left[node.name or node.output[0]] = why
             result = self._foreign(use)
@@ -210,6 +214,14 @@ class Importer:
         lost = next((n for n, there in zip(node.output, given, strict=True) if n and not there), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
+
+    def _met(self, use: Use) -> None:
+        """Raise Equal if a node cannot be read because of sizes that must be equal."""
+        shapes = [self.type_of(n).shape for n in use.node.input if n]
+        self.sizes.met(use.node.op_type, shapes)
+        wanted = use.known(1) if use.node.op_type == "Reshape" else None
+        if wanted is not None:
+            self.sizes.reshaped(shapes[0], tuple(wanted.flat))
 
     def place(self, node: onnx.NodeProto) -> str:
         return place_of(self.file.path, node)

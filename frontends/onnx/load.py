@@ -8,16 +8,19 @@ from pathlib import Path
 import onnx
 
 from ...ir.graph import Graph
-from ...ir.types import DType
+from ...ir.types import Dim, DimLike, DType
 from ...ir.weights import Weights
 from ..dsl import Model, Program
 from ..entries import Note
 from ..task import Task
+from .equal import Equal, Sizes
 from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, checked, open_onnx
 from .importer import Importer
 from .whole import wrapped
 
+MOST = 64
+"""How often a file is read anew with sizes that turned out to be equal."""
 TASK = "onnx"
 """The name of the task of a model that is its graph."""
 
@@ -48,12 +51,23 @@ def _model(file: OnnxFile) -> Model:
 
 def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
     """(the graph, its weights, the nodes that stay foreign with the reason)."""
-    importer = Importer(file)
-    try:
-        graph, weights = importer.run()
-    except UntypedError:
-        importer = Importer(wrapped(file))
-        graph, weights = importer.run()
+    bound: dict[str, DimLike] = {}
+    refused: set[str] = set()
+    for _ in range(MOST):
+        importer = Importer(file, Sizes(bound, refused))
+        try:
+            graph, weights = importer.run()
+        except Equal as e:
+            bound = {k: v.substitute({e.name: e.value}) if isinstance(v, Dim) else v for k, v in bound.items()}
+            bound[e.name] = e.value
+        except UntypedError:
+            break
+        else:
+            if not importer.sizes.extremes:
+                return graph, weights, importer.left
+            refused |= importer.sizes.extremes.keys()
+    importer = Importer(wrapped(file))
+    graph, weights = importer.run()
     return graph, weights, importer.left
 
 

@@ -132,9 +132,8 @@ def _slice(use: Use) -> Value:
             if isinstance(length, int) and length < 0:
                 length = 0
             whole = isinstance(last, int) and isinstance(size, Dim)
-            if (whole and (not isinstance(length, int) or length > 1)) or (
-                isinstance(length, Dim) and _may_sink(length)
-            ):
+            sinks = isinstance(length, Dim) and _may_sink(length) and not use.importer.sizes.chosen(length)
+            if sinks or (whole and (not isinstance(length, int) or length > 1)):
                 raise Unmapped(f"whether [{start}:{end}] is inside the {size} elements is not known")
             x = ops.slice_(x, axis=axis, start=first, length=length)
         else:

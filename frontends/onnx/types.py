@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx
 
@@ -42,9 +42,13 @@ ELEMENTS = {v: k for k, v in DTYPES.items()}
 
 
 class Symbols:
-    """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols."""
+    """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols.
 
-    def __init__(self) -> None:
+    bound: symbols that stand for other sizes.
+    """
+
+    def __init__(self, bound: Mapping[str, DimLike] | None = None) -> None:
+        self._bound = dict(bound or {})
         self._known: dict[str, Dim] = {}
         self._taken: set[str] = set()
         self._fresh = 0
@@ -56,7 +60,7 @@ class Symbols:
         if name not in self._known:
             plain = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_") or "d"
             self._known[name] = self._new(plain if re.match(r"[A-Za-z_]", plain) else f"d{plain}")
-        return self._known[name]
+        return self._known[name].substitute(self._bound)
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these are symbols that were given out."""

@@ -102,7 +102,6 @@ class Check:
         self.accepted.append(place)
         return None
 
-
     def _expected(
         self, old: Value, trial: Trial, inside: Collection[Node], cuts: Collection[Value]
     ) -> tuple[Run, Array]:
