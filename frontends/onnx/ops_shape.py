@@ -199,6 +199,8 @@ def _gather_elements(use: Use) -> Value:
 
 def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
+    if not batch and indices.shape[-1] == 1:
+        return ops.gather(x, ops.reshape(indices, shape=indices.shape[:-1]), axis=0)
     if batch:
         places = [
             ops.expand(
