@@ -46,10 +46,18 @@ NORMS = {
 ROTARY = {"RotaryEmbedding": 1, "GemmaRotaryEmbedding": 2}
 
 
-def shapes_of(name: str, names: tuple[str, ...]) -> tuple[dict[int, Any], ...]:
-    """Which axes of the inputs are open: the batch, and of tokens their number."""
-    auto = torch.export.Dim.AUTO
-    return tuple({0: auto, 1: auto} if "pixel" not in n and "features" not in n else {0: auto} for n in names)
+def shapes_of(names: tuple[str, ...], *, named: bool) -> tuple[dict[int, Any], ...]:
+    """Which axes of the inputs are open: the batch, and of tokens their number; as sizes that torch finds out to be
+    equal or not, or by names that say so."""
+
+    def size(name: str) -> Any:
+        return torch.export.Dim(name, min=2, max=60) if named else torch.export.Dim.AUTO
+
+    batch, tokens, others = size("batch"), size("tokens"), size("decoder_tokens")
+    return tuple(
+        {0: batch} if n in ("pixel_values", "input_features") else {0: batch, 1: others if "decoder" in n else tokens}
+        for n in names
+    )
 
 
 def example(name: str) -> tuple[Any, ...]:
@@ -60,16 +68,31 @@ def example(name: str) -> tuple[Any, ...]:
 
 
 def dynamo(name: str, path: Path, opset: int) -> None:
-    kind, model = KINDS[name], Plain(name, model_of(name)).eval()
-    shapes = shapes_of(name, kind.inputs)
-    torch.onnx.export(
-        model, example(name), str(path), dynamo=True, opset_version=opset, input_names=list(kind.inputs),
-        output_names=["output"], dynamic_shapes=(shapes,), external_data=False, verbose=False,
-    )  # fmt: skip
+    kind, model = KINDS[name], plain(name)
+
+    def export(*, named: bool) -> None:
+        shapes = shapes_of(kind.inputs, named=named)
+        torch.onnx.export(
+            model, example(name), str(path), dynamo=True, opset_version=opset, input_names=list(kind.inputs),
+            output_names=["output"], dynamic_shapes=(shapes,), external_data=False, verbose=False,
+        )  # fmt: skip
+
+    try:
+        export(named=False)
+    except Exception:  # noqa: BLE001 -- whatever it is, the other way may go.
+        export(named=True)
+
+
+def plain(name: str) -> Plain:
+    """For torch.onnx, which has no grouped products of experts."""
+    model = model_of(name)
+    if getattr(model, "_can_set_experts_implementation", lambda: False)():
+        model.set_experts_implementation("batched_mm")
+    return Plain(name, model).eval()
 
 
 def torchscript(name: str, path: Path) -> None:
-    kind, model = KINDS[name], Plain(name, model_of(name)).eval()
+    kind, model = KINDS[name], plain(name)
     axes: dict[str, Any] = {n: {0: "batch"} for n in (*kind.inputs, "output")}
     for n in kind.inputs:
         if "ids" in n or "mask" in n:
@@ -110,6 +133,13 @@ def prepare(name: str, folder: Path) -> None:
     (folder / "totals.json").write_text(json.dumps(totals_of(name, model)))
 
 
+def innermost(error: BaseException) -> str:
+    """What was raised first, of a chain of errors."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return str(error).strip()
+
+
 def once(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file that is not there; a failure is noted, also one that ends the process."""
     failed = path.with_suffix(".failed")
@@ -121,8 +151,7 @@ def once(path: Path, make: Callable[[Path], object]) -> None:
     try:
         make(part)
     except Exception as e:
-        reason = str(e).strip().splitlines() or [""]
-        failed.write_text(f"{type(e).__name__}: {reason[0]}"[:300])
+        failed.write_text(f"{type(e).__name__}: {(innermost(e).splitlines() or [''])[0]}"[:300])
         return
     finally:
         signal.alarm(0)

@@ -22,6 +22,7 @@ from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
+from .sized import sizes_of
 from .tables import HANDLERS
 from .types import ELEMENTS, Symbols, type_of
 from .use import Known, Result, Use
@@ -288,6 +289,10 @@ class Importer:
             if array is not None:
                 data[n] = numpy_helper.from_array(array, n)
         types = self.inference.types(node, use.version, {n: v.type for n, v in given.items()}, data)
+        shapes = sizes_of(use, [given[n].shape for n in inputs])
+        for i, shape in enumerate(shapes):
+            if shape is not None and i < len(types) and len(shape) == types[i].rank:
+                types[i] = TensorType(types[i].dtype, shape)
         operands = [given[n] if n else None for n in node.input]
         made = self._add_foreign(node, use.version, operands, captured, types, [given[n] for n in captured])
         rest = iter(made)
