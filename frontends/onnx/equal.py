@@ -94,11 +94,10 @@ class Sizes:
             pass
         else:
             return
-        over = [s for s in self.batches if s in _symbols(b) - _symbols(a)]
-        for s in reversed(self.batches):
-            earlier = [o for o in over if self.batches.index(o) < self.batches.index(s)]
-            if s in _symbols(a) and earlier:
-                raise Equal(s, Dim.symbol(earlier[0]))
+        above, below = ([s for s in self.batches if s in _symbols(x) - _symbols(y)] for x, y in ((a, b), (b, a)))
+        if above and below:
+            earlier, later = sorted((above[0], below[0]), key=self.batches.index)
+            raise Equal(later, Dim.symbol(earlier))
 
     def reshaped(self, shape: Shape, wanted: Shape) -> None:
         """The same for a reshape, of which one size may be -1, and some 0."""

@@ -54,7 +54,9 @@ class Symbols:
         self._fresh = 0
 
     def named(self, name: str) -> DimLike:
-        """The dimension of that name; what is written as a sum of products of names is one."""
+        """The dimension of that name; what is written as a sum of products of names is one, and a number is itself."""
+        if name.isdecimal():
+            return int(name)
         if name not in self._known and (found := self._expression(name)) is not None:
             return found
         if name not in self._known:
