@@ -125,17 +125,16 @@ def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     try:
         return exact_div(a, b)
     except MonographError as e:
-        raise Unmapped(str(e)) from None
+        found = sizes.quotient(a, b) if isinstance(b, int) and never_negative(a) else None
+        if found is None:
+            raise Unmapped(str(e)) from None
+        return found
 
 
-def _rest(a: DimLike, b: DimLike) -> DimLike:
+def _rest(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     if isinstance(a, int) and isinstance(b, int) and b:
         return a % b
-    try:
-        exact_div(a, b)
-    except MonographError as e:
-        raise Unmapped(str(e)) from None
-    return 0
+    return a - _divided(sizes, a, b) * b
 
 
 def _extreme(sizes: Sizes, a: DimLike, b: DimLike, *, largest: bool) -> DimLike:
@@ -201,6 +200,16 @@ def _where(use: Use) -> Known:
 def _not(use: Use) -> Known:
     data = _given(use)
     return Known(np.asarray(np.frompyfunc(lambda x: not x, 1, 1)(data.array), object), data.dtype)
+
+
+def _both(use: Use) -> Known:
+    """Of truth values; one that is false everywhere decides, whatever the other is."""
+    parts = [use.known(i) for i in range(2)]
+    known = [p for p in parts if p is not None]
+    never = next((p for p in known if p.numbers and not any(p.flat)), None)
+    if len(known) < 2 and never is not None and use.importer.type_of(use.node.input[parts.index(None)]).rank == 0:
+        return never
+    return _pointwise(lambda a, b: bool(a and b))(use)
 
 
 def _compared(function: Callable[[Any, Any], bool]) -> Callable[[Use], Known]:
@@ -276,7 +285,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Sub": _pointwise(lambda a, b: a - b),
     "Mul": _pointwise(lambda a, b: a * b),
     "Div": _pointwise(_divided, sized=True),
-    "Mod": _pointwise(_rest),
+    "Mod": _pointwise(_rest, sized=True),
     "Max": _pointwise(partial(_extreme, largest=True), sized=True),
     "Min": _pointwise(partial(_extreme, largest=False), sized=True),
     "Abs": _each(_size_of),
@@ -286,7 +295,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "LessOrEqual": _compared(lambda a, b: a <= b),
     "Greater": _compared(lambda a, b: a > b),
     "GreaterOrEqual": _compared(lambda a, b: a >= b),
-    "And": _pointwise(lambda a, b: bool(a and b)),
+    "And": _both,
     "Or": _pointwise(lambda a, b: bool(a or b)),
     "Not": _not,
     "Where": _where,

@@ -63,9 +63,9 @@ def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
         except UntypedError:
             break
         else:
-            if not importer.sizes.extremes:
+            if not importer.sizes.open:
                 return graph, weights, importer.left
-            refused |= importer.sizes.extremes.keys()
+            refused |= importer.sizes.open
     importer = Importer(wrapped(file))
     graph, weights = importer.run()
     return graph, weights, importer.left

@@ -66,10 +66,28 @@ def _filled(use: Use, _: Sequence[Shape]) -> Shapes:
     return (use.dims(0),)
 
 
+def _conv(use: Use, shapes: Sequence[Shape]) -> Shapes:
+    x, w = shapes[:2]
+    axes = len(x) - 2
+    pads = use.attribute("pads", (0,) * (2 * axes))
+    steps, gaps = (use.attribute(name, (1,) * axes) for name in ("strides", "dilations"))
+    if use.attribute("auto_pad", "NOTSET") != "NOTSET":
+        raise Unmapped("padding is computed")
+    found: list[DimLike] = []
+    for i, (size, width) in enumerate(zip(x[2:], w[2:], strict=True)):
+        room = size + pads[i] + pads[i + axes] - gaps[i] * (width - 1) - 1
+        count = use.importer.sizes.quotient(room, steps[i])
+        if count is None:
+            raise Unmapped(f"how often {steps[i]} fits into {room} is not known")
+        found.append(count + 1)
+    return ((x[0], w[0], *found),)
+
+
 SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
     "TopK": _topk,
     "Reshape": _reshape,
     "Expand": _expand,
     "ConstantOfShape": _filled,
+    "Conv": _conv,
 }
 """By op type of the standard domain."""
