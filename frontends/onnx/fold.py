@@ -88,6 +88,11 @@ def _reshape(use: Use) -> Known:
     return Known(data.array.reshape(shape), data.dtype)
 
 
+def _transpose(use: Use) -> Known:
+    data = _given(use)
+    return Known(np.transpose(data.array, use.attribute("perm")), data.dtype)
+
+
 def _cast(use: Use) -> Known:
     data, dtype = _given(use), DTYPES.get(use.attribute("to"))
     if dtype is None or dtype.is_float or dtype.numpy.kind not in "iub":
@@ -279,6 +284,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Squeeze": _squeeze,
     "Slice": _slice,
     "Reshape": _reshape,
+    "Transpose": _transpose,
     "Cast": _cast,
     "Identity": _same,
     "Add": _pointwise(lambda a, b: a + b),
