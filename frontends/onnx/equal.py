@@ -59,7 +59,7 @@ class Sizes:
         return Dim.symbol(name)
 
     def quotient(self, a: DimLike, by: int) -> DimLike | None:
-        """How often `by` fits into a size of at least 0, as a symbol for what is not known of it; None: it is refused."""
+        """How often `by` fits into a size of at least 0, as a symbol for what is not known of it; None: refused."""
         if isinstance(a, int):
             return a // by
         if by < 1:

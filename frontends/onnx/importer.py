@@ -17,7 +17,7 @@ from ...ir.types import DType, TensorType
 from ...ir.weights import Weights
 from .equal import Sizes
 from .errors import OnnxFileError, Unmapped
-from .file import OnnxFile, reads, subgraphs
+from .file import OnnxFile, every_node, reads, subgraphs
 from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
@@ -46,6 +46,9 @@ class Importer:
         self.weights: dict[str, Tensor] = {}
         self.left: dict[str, str] = {}
         self.outputs = [v.name for v in file.model.graph.output]
+        own = file.model.graph
+        self.read = {*self.outputs, *(n for node in own.node for n in reads(node))}
+        self.read.update(n for node in every_node(own) for n in node.input)
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
@@ -212,7 +215,8 @@ class Importer:
             if name and part is not None:
                 self.define(name, part)
         given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
-        lost = next((n for n, there in zip(node.output, given, strict=True) if n and not there), None)
+        unread = [n not in self.read for n in node.output]
+        lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 

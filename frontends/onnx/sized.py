@@ -1,4 +1,4 @@
-"""Sizes of what foreign nodes give, by operands whose integers are known as sizes: ONNX's inference reads numbers only."""
+"""Sizes of what foreign nodes give, by operands whose integers are known as sizes; ONNX's inference reads numbers."""
 
 from __future__ import annotations
 

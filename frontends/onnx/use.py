@@ -118,8 +118,8 @@ class Use:
         return float(found.reshape(()).item())
 
     def outputs(self, *numbers: int) -> bool:
-        """Whether any of these outputs is wanted."""
-        return any(i < len(self.node.output) and self.node.output[i] for i in numbers)
+        """Whether any of these outputs is read."""
+        return any(i < len(self.node.output) and self.node.output[i] in self.importer.read for i in numbers)
 
     # -- attributes ----------------------------------------------------------------------------------------------
 

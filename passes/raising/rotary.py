@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -66,10 +67,31 @@ class Rotations:
         """Replace rotations by the op. Gives how many."""
         raised = 0
         below = self._below()
+        for node in [n for n in below if isinstance(n.op, Concat) and len(n.arguments) > 2]:
+            self._joined(node, below)
+        below = self._below()
         for node in reversed([n for n in self.graph if n in below]):
             if node.order >= 0 and below[node] == {Sin, Cos} and isinstance(node.op, (Add, Concat, Reshape, Transpose)):
                 raised += self._raise_at(node, set(below))
         return raised
+
+    def _joined(self, node: Node, below: dict[Node, set[type]]) -> None:
+        """Join the parts that are turned before the others are: both halves of a rotation beside what is not turned."""
+        parts: list[Value] = []
+        for turned, run in groupby(
+            node.arguments, lambda x: below.get(x.producer) == {Sin, Cos} if x.producer else False
+        ):
+            found = list(run)
+            if turned and 1 < len(found) < len(node.arguments):
+                with self.graph.at(node):
+                    found = [ops.concat(*found, axis=node.attributes["axis"])]
+            parts += found
+        if len(parts) == len(node.arguments):
+            return
+        with self.graph.at(node):
+            new = ops.concat(*parts, axis=node.attributes["axis"])
+        self.graph.replace(node.output, new)
+        self.graph.erase(node)
 
     def _below(self) -> dict[Node, set[type]]:
         """Nodes that sines and cosines reach by arithmetic and rearrangement, and which of both."""
