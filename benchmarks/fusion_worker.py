@@ -79,7 +79,7 @@ def dynamo(name: str, path: Path, opset: int) -> None:
 
     try:
         export(named=False)
-    except Exception:  # noqa: BLE001 -- whatever it is, the other way may go.
+    except Exception:
         export(named=True)
 
 

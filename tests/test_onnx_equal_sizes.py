@@ -119,3 +119,34 @@ def test_images_have_the_size_that_their_positions_want(sizes: str, tmp_path: Pa
     assert not foreign(graph)
     found = interpret(graph, {"x": np.ones((2, 3, 12, 12), np.float32)}, weights)["y"]
     np.testing.assert_array_equal(found[1].reshape(-1), 48 + np.arange(18))
+
+
+def test_what_follows_a_foreign_node_has_its_size(tmp_path: Path) -> None:
+    """A sort is a TopK of all elements, which the IR does not have; what is added to its result is."""
+    text = """g (float[b, s] x) => (float[n] y) <int64[1] minus = {-1}> {
+    flat = Reshape(x, minus)
+    count = Shape(flat)
+    sorted, places = TopK <axis = 0> (flat, count)
+    y = Add(sorted, flat)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert foreign(graph) == ["TopK"]
+    (size,) = graph.outputs["y"].shape
+    assert str(size) == "b*s"
+
+
+def test_pads_that_are_turned_are_known(tmp_path: Path) -> None:
+    """TorchScript lists pads from the last axis on, and turns the list when it runs."""
+    text = """g (float[b, 3] x) => (float[b, n] y)
+<int64[4] given = {1, 2, 0, 0}, int64[2] pairs = {-1, 2}, int64[1] last = {-1}, int64[1] first = {-9223372036854775807},
+ int64[1] zero = {0}, int64[1] flat = {-1}> {
+    rows = Reshape(given, pairs)
+    reversed = Slice(rows, last, first, zero, last)
+    columns = Transpose <perm = [1, 0]> (reversed)
+    pads = Reshape(columns, flat)
+    y = Pad(x, pads)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert not foreign(graph)
+    found = interpret(graph, {"x": np.ones((2, 3), np.float32)}, {})["y"]
+    np.testing.assert_array_equal(found, [[0, 1, 1, 1, 0, 0]] * 2)
