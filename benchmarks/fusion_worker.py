@@ -37,7 +37,8 @@ TYPES = {
 """What onnxruntime.transformers takes a model for: by name, else by group."""
 ATTENTION = {
     "Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "PackedMultiHeadAttention",
-    "DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "SparseAttention", "QAttention", "LongformerAttention",
+    "DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "SparseAttention", "QAttention",
+    "LongformerAttention",
 }  # fmt: skip
 NORMS = {
     "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "SkipLayerNormalization",
@@ -266,11 +267,12 @@ def apart(wanted: Any, found: Any, kept: Any) -> float:
 
 def measured(path: Path, name: str, trials: Any, truth: list[dict[str, Any] | None] | None) -> dict[str, Any]:
     """truth: outputs of the file before it was optimized; None: it is that file, and PyTorch is right."""
-    facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "error": 0.0, "eager": 0.0}
+    facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "ran": 0, "error": 0.0, "eager": 0.0}
     try:
         outputs, facts["fails"] = run(path, name, trials)
     except Exception as e:
         return {**facts, "loads": False, "fails": str(e).splitlines()[0][:300]}
+    facts["ran"] = sum(y is not None for y in outputs)
     masked = "attention_mask" in KINDS[name].inputs
     for i, (trial, found) in enumerate(zip(trials_of(name), outputs, strict=True)):
         kept = kept_of(trial) if masked else None
@@ -292,8 +294,8 @@ def measure(name: str, folder: Path) -> None:
         files = [source, *(folder / f"{exporter}.{r}.onnx" for r in RIVALS), folder / f"{exporter}.ours" / "model.onnx"]
         truth: list[dict[str, Any] | None] | None = None
         for file in files:
-            result = (file.parent if file.name == "model.onnx" else file).with_suffix(".json")
-            result = file.parent.with_name(f"{file.parent.name}.json") if file.name == "model.onnx" else result
+            stem = file.parent.name if file.name == "model.onnx" else file.stem
+            result = folder / f"{stem}.json"
             new = not result.exists() or (file.exists() and result.stat().st_mtime < file.stat().st_mtime)
             if not file.exists() or not new:
                 continue
