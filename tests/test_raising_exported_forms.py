@@ -112,3 +112,41 @@ def test_sizes_of_a_check() -> None:
     up, down, same, longer = found
     assert up["S"] < up["T"] and down["S"] > down["T"] and same["S"] == same["T"] == same["A"]
     assert longer["A"] >= 2 * max(longer["S"], longer["T"])
+
+
+@pytest.mark.parametrize("guard", ["same", "not any", "narrower", "other axis"])
+def test_a_guard_of_empty_rows_goes_if_it_says_what_attention_says(guard: str) -> None:
+    """`where(row has no key, 0, attention)`; one that says more, or of other rows, stays."""
+    g = Graph("guarded")
+    with building(g):
+        scores, v = scores_and_values(g)
+        mask = g.input("attention_mask", tensor(bool_, B, S))
+        rows, columns = (ops.iota(start=0, length=S).reshape(*shape) for shape in ((S, 1), (1, S)))
+        kept = ops.logical_and(ops.less_equal(columns, rows), mask.reshape(B, 1, 1, S))
+        masked = ops.where(kept, scores, number(-1e30))
+        tested = kept
+        if guard == "narrower":
+            tested = ops.logical_and(kept, ops.less(columns, ops.constant(value=1, dtype=i64)))
+        if guard == "other axis":
+            tested = ops.transpose(kept, permutation=(0, 1, 3, 2))
+        empty = ~ops.any(tested) if guard == "not any" else ops.less(ops.sum(tested.cast(f32)), number(1.0))
+        y = ops.matmul(ops.softmax(masked), v)
+        g.output("y", ops.where(empty, number(0.0), y))
+    mask_numbers = np.ones((3, 5), np.bool_)
+    mask_numbers[0, :2] = mask_numbers[1, 2:] = False
+    raised(g, {name: normal(3, H, 5, D) for name in "qkv"} | {"attention_mask": mask_numbers})
+    assert sum(isinstance(n.op, Attention) for n in g) == 1
+    assert ("where" in [n.op.name for n in g]) == (guard in ("narrower", "other axis"))
+
+
+def test_moves_that_undo_each_other_go() -> None:
+    """Heads in groups, turned and turned back, as grouped attention writes them; a real move is written once."""
+    g = Graph("moves")
+    with building(g):
+        x = g.input("x", tensor(f32, B, S, 2 * H, D))
+        apart = ops.transpose(x.reshape(B, S, H, 2, D), permutation=(0, 2, 3, 1, 4)).reshape(B, 2 * H, S, D)
+        back = ops.transpose(apart, permutation=(0, 2, 1, 3))
+        swapped = ops.transpose(x.reshape(B, S, H, 2, D), permutation=(0, 1, 3, 2, 4)).reshape(B, S, 2 * H, D)
+        g.output("y", back + swapped)
+    raised(g, {"x": normal(3, 5, 2 * H, D)})
+    assert sorted(n.op.name for n in g) == ["add", "reshape", "reshape", "transpose"]

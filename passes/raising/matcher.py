@@ -255,6 +255,11 @@ class Matcher:
             causal=structure.causal, window=structure.window, scale=self.terms.scale, softcap=self.terms.softcap,
         )  # fmt: skip
 
+    @property
+    def parts(self) -> list[Truth]:
+        """What must be true of a key, each in the axes that it has in the graph."""
+        return [p for truth, _ in self.terms.masks for p in conjuncts(truth, self.masks)]
+
     def _structure(self) -> Structure:
         kept: list[Value] = []
         whole: Truth = True
