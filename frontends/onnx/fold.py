@@ -108,17 +108,22 @@ def _same(use: Use) -> Known:
     return _given(use)
 
 
-def _pointwise(function: Callable[..., Any], *, sized: bool = False) -> Callable[[Use], Known]:
-    """Of all operands in turn. sized: the function also takes what is known of the symbols."""
+def _combined(use: Use, function: Callable[[Any, Any], Any]) -> Known:
+    """Of all operands in turn."""
+    parts = [_given(use, i) for i in range(len(use.node.input))]
+    found = parts[0].array
+    for p in parts[1:]:
+        found = np.asarray(np.frompyfunc(function, 2, 1)(found, p.array), object)
+    return Known(np.asarray(found, object), parts[0].dtype)
 
-    def fold(use: Use) -> Known:
-        parts = [_given(use, i) for i in range(len(use.node.input))]
-        found, two = parts[0].array, partial(function, use.importer.sizes) if sized else function
-        for p in parts[1:]:
-            found = np.asarray(np.frompyfunc(two, 2, 1)(found, p.array), object)
-        return Known(np.asarray(found, object), parts[0].dtype)
 
-    return fold
+def _pointwise(function: Callable[[Any, Any], Any]) -> Callable[[Use], Known]:
+    return lambda use: _combined(use, function)
+
+
+def _sized(function: Callable[[Sizes, Any, Any], Any]) -> Callable[[Use], Known]:
+    """The function also takes what is known of the symbols."""
+    return lambda use: _combined(use, partial(function, use.importer.sizes))
 
 
 def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
@@ -214,7 +219,7 @@ def _both(use: Use) -> Known:
     never = next((p for p in known if p.numbers and not any(p.flat)), None)
     if len(known) < 2 and never is not None and use.importer.type_of(use.node.input[parts.index(None)]).rank == 0:
         return never
-    return _pointwise(lambda a, b: bool(a and b))(use)
+    return _combined(use, lambda a, b: bool(a and b))
 
 
 def _compared(function: Callable[[Any, Any], bool]) -> Callable[[Use], Known]:
@@ -290,10 +295,10 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Add": _pointwise(lambda a, b: a + b),
     "Sub": _pointwise(lambda a, b: a - b),
     "Mul": _pointwise(lambda a, b: a * b),
-    "Div": _pointwise(_divided, sized=True),
-    "Mod": _pointwise(_rest, sized=True),
-    "Max": _pointwise(partial(_extreme, largest=True), sized=True),
-    "Min": _pointwise(partial(_extreme, largest=False), sized=True),
+    "Div": _sized(_divided),
+    "Mod": _sized(_rest),
+    "Max": _sized(partial(_extreme, largest=True)),
+    "Min": _sized(partial(_extreme, largest=False)),
     "Abs": _each(_size_of),
     "Sign": _each(_sign_of),
     "Equal": _equal,
