@@ -151,10 +151,11 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--names", nargs="*", default=[], help="models; all if none")
     options.add_argument("--only-ours", action="store_true", help="measure our own files anew, and only them")
+    options.add_argument("--as-it-is", action="store_true", help="make no files anew, only count what is there")
     given = options.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)
     optimum = PLACE / "optimum.txt"
-    if not given.only_ours:
+    if not given.only_ours and not given.as_it_is:
         with working("exports"):
             worker("export", given.names)
         with working("other optimizers"):
@@ -166,7 +167,7 @@ def main() -> None:
         optimum.write_text(made.stdout.strip())
     names = given.names or sorted(p.parent.name for p in PLACE.glob("*/totals.json"))
     with working(f"{len(names)} models"):
-        for name in names:
+        for name in [] if given.as_it_is else names:
             ours(PLACE / name)
     with working("results"):
         worker("measure", names)
