@@ -147,6 +147,15 @@ def missing(entries: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
+def brief(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries without what says nothing, and without names of folders."""
+    left_out = ("layers", "refusals", "seconds", "trace", "totals")
+    return [
+        {k: v.replace(f"{PLACE}/", "") if isinstance(v, str) else v for k, v in e.items() if k not in left_out and v}
+        for e in entries
+    ]
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--names", nargs="*", default=[], help="models; all if none")
@@ -184,7 +193,7 @@ def main() -> None:
     )
     rows = [row(o, entries) for o in OPTIMIZERS]
     publish("fusion_coverage", rows, note=note, only_print=given.no_publish or bool(given.names), missing=missed,
-            entries=entries)  # fmt: skip
+            totals={n: read(PLACE / n / "totals.json") for n in names}, entries=brief(entries))  # fmt: skip
     for kind, lines in missed.items():
         out().print(f"{kind}: {len(lines)} not whole")
         for line in lines:
