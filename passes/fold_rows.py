@@ -56,7 +56,8 @@ class FoldRows:
         once = {s.input for s in graph.slots if s.growth is Growth.once}
         found = {v for k, v in graph.inputs.items() if k in once or k in self.sources}
         for node in graph:
-            if any(v in found for v in node.arguments) and all(v in found or not v.type.symbols for v in node.arguments):
+            read = [v for v in node.arguments if v in found]
+            if read and all(v in found or not v.type.symbols for v in node.arguments):
                 found.update(node.outputs)
         return found
 

@@ -9,9 +9,7 @@ from ..ir.graph import Graph, Value
 from ..ir.types import Dim, DimLike
 
 
-def substitute_symbols(
-    graph: Graph, sizes: Mapping[str, DimLike], *, where: Collection[Value] | None = None
-) -> None:
+def substitute_symbols(graph: Graph, sizes: Mapping[str, DimLike], *, where: Collection[Value] | None = None) -> None:
     """Put other sizes in the place of symbols, in all types and attributes. where: of these values, and of the nodes
     that make them (None: of all)."""
     if all(Dim.symbol(s) == d for s, d in sizes.items()):

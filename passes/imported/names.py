@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ...ir.errors import PassError
 from ...ir.graph import Graph, Value
 from ...ir.slots import Stream
