@@ -201,7 +201,7 @@ class AttentionToOnnx:
         return report
 
     def reason(self, node: Node) -> str | None:
-        if node["sinks"] is not None and any(_is_read(node.value(name)) for name in "kv"):
+        if node["sinks"] is not None and any(is_read(node.value(name)) for name in "kv"):
             return "Attention-23 has no input for sinks, and keys out of a cache would be copied to hold one more"
         if node.attributes["softcap"] is not None and not self.softcap:
             return "runtimes disagree on whether softcap comes before the mask"
@@ -228,7 +228,7 @@ class AttentionToOnnx:
                 q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale, softcap=softcap
             )
         else:
-            first = _is_read(k) and _is_read(v)
+            first = is_read(k) and is_read(v)
             y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, softcap=softcap, heads_first=first)
         if keep is not None and node["sinks"] is None and not never_empty(node):
             y = zero_where_empty(y, keep)
@@ -241,13 +241,14 @@ class AttentionToOnnx:
             graph.erase(cache.append)
 
 
-def _is_read(v: Value) -> bool:
+def is_read(v: Value) -> bool:
+    """Whether keys or values come straight out of what is remembered."""
     return v.producer is not None and isinstance(v.producer.op, CacheRead)
 
 
 def heads_first(k: Value, v: Value) -> tuple[Value, Value]:
     """Keys and values as the cache has them, [B,K,T,D], when both come straight out of one."""
-    if _is_read(k) and _is_read(v):
+    if is_read(k) and is_read(v):
         assert k.producer is not None and v.producer is not None
         return k.producer.arguments[0], v.producer.arguments[0]
     return k, v
