@@ -13,8 +13,9 @@ from ...ir.errors import MonographError
 from ...ir.graph import Graph, Location, Node, Value, building
 from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
-from ...ir.types import DType, TensorType
+from ...ir.types import DimLike, DType, TensorType
 from ...ir.weights import Weights
+from .equal_sizes import Pair, required
 from .errors import OnnxFileError, Unmapped
 from .file import OnnxFile, reads, subgraphs
 from .fold import FOLDS, MOST
@@ -27,12 +28,17 @@ from .use import Known, Result, Use
 
 
 class Importer:
-    """One translation. left: nodes that stay foreign, with the reason, by name."""
+    """One translation. left: nodes that stay foreign, with the reason, by name. equal: sizes of operands of such nodes
+    that must be equal, and are not for all that is known.
 
-    def __init__(self, file: OnnxFile) -> None:
+    sizes: what symbols must be, as an earlier translation found.
+    """
+
+    def __init__(self, file: OnnxFile, sizes: Mapping[str, DimLike] | None = None) -> None:
         self.file = file
         self.graph = Graph(file.model.graph.name or "model")
-        self.symbols = Symbols()
+        self.symbols = Symbols(sizes)
+        self.equal: list[Pair] = []
         self.inference = Inference(file, self.symbols)
         self.values: dict[str, Value] = {}
         self.knowns: dict[str, Known] = {}
@@ -42,7 +48,10 @@ class Importer:
         }
         self.weights: dict[str, Tensor] = {}
         self.left: dict[str, str] = {}
+        self.inner: set[str] = set()
         self.outputs = [v.name for v in file.model.graph.output]
+        self.wanted = {n for node in file.model.graph.node for n in reads(node)} | set(self.outputs)
+        """Names that something reads; fusers leave outputs with a name that nothing does."""
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError."""
@@ -207,9 +216,14 @@ class Importer:
             if name and part is not None:
                 self.define(name, part)
         given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
-        lost = next((n for n, there in zip(node.output, given, strict=True) if n and not there), None)
+        absent = [n for n, there in zip(node.output, given, strict=True) if n and not there]
+        lost = next((n for n in absent if self.is_wanted(n)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether anything reads a name; of what is made inside a branch, that is not known."""
+        return name in self.wanted or name in self.inner
 
     def place(self, node: onnx.NodeProto) -> str:
         return place_of(self.file.path, node)
@@ -256,6 +270,7 @@ class Importer:
         if known is None or not known.numbers or known.array.size != 1:
             return False
         branch = use.attribute("then_branch" if known.flat[0] else "else_branch")
+        self.inner.update(n for node in branch.node for n in node.output)
         for t in branch.initializer:
             self.define(t.name, read_initializer(t, self.file.path))
         self.nodes(branch.node)
@@ -275,6 +290,9 @@ class Importer:
             array = self.array_of(n)
             if array is not None:
                 data[n] = numpy_helper.from_array(array, n)
+        if node.domain in ("", "ai.onnx"):
+            axis = use.attribute("axis", 0) if node.op_type == "Concat" else 0
+            self.equal += required(node, [given[n].type for n in inputs], axis)
         types = self.inference.types(node, use.version, {n: v.type for n, v in given.items()}, data)
         operands = [given[n] if n else None for n in node.input]
         made = self._add_foreign(node, use.version, operands, captured, types, [given[n] for n in captured])

@@ -109,7 +109,18 @@ class Inference:
 
     @cached_property
     def _value_infos(self) -> dict[str, onnx.TypeProto]:
-        return _infos(self.file.model.graph)
+        return {} if self._stale else _infos(self.file.model.graph)
+
+    @cached_property
+    def _stale(self) -> bool:
+        """Whether what the file says of its inner values contradicts its operators: fusers leave old types behind."""
+        if not self.file.model.graph.value_info:
+            return False
+        try:
+            shape_inference.infer_shapes(self._skeleton, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError):
+            return True
+        return False
 
     def _inferred(self, name: str) -> TensorType | None:
         return self._read(self._whole, name)
@@ -117,7 +128,11 @@ class Inference:
     @cached_property
     def _whole(self) -> dict[str, onnx.TypeProto]:
         try:
-            return _infos(shape_inference.infer_shapes(self._skeleton, data_prop=True).graph)
+            model = self._skeleton
+            if self._stale:
+                model = onnx.ModelProto.FromString(model.SerializeToString())
+                del model.graph.value_info[:]
+            return _infos(shape_inference.infer_shapes(model, data_prop=True).graph)
         except (onnx.shape_inference.InferenceError, RuntimeError) as e:
             raise OnnxFileError(f"has types that contradict each other: {e}", place=str(self.file.path)) from None
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import onnx
 
 from ...ir.graph import Graph
-from ...ir.types import DType
+from ...ir.types import DimLike, DType
 from ...ir.weights import Weights
 from ..dsl import Model, Program
 from ..entries import Note
 from ..task import Task
+from .equal_sizes import solved
 from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, checked, open_onnx
 from .importer import Importer
@@ -48,13 +49,23 @@ def _model(file: OnnxFile) -> Model:
 
 def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
     """(the graph, its weights, the nodes that stay foreign with the reason)."""
-    importer = Importer(file)
     try:
-        graph, weights = importer.run()
+        importer, (graph, weights) = _imported(file)
     except UntypedError:
-        importer = Importer(wrapped(file))
-        graph, weights = importer.run()
+        importer, (graph, weights) = _imported(wrapped(file))
     return graph, weights, importer.left
+
+
+def _imported(file: OnnxFile) -> tuple[Importer, tuple[Graph, Weights]]:
+    """The translation in which sizes that operators require to be equal are one."""
+    sizes: dict[str, DimLike] = {}
+    while True:
+        importer = Importer(file, sizes)
+        made = importer.run()
+        found = solved(importer.equal, importer.symbols.names, sizes)
+        if len(found) == len(sizes):
+            return importer, made
+        sizes = found
 
 
 class _AsItIs:

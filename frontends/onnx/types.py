@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx
 
@@ -41,22 +41,40 @@ DTYPES: dict[int, DType] = {
 ELEMENTS = {v: k for k, v in DTYPES.items()}
 
 
-class Symbols:
-    """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols."""
+_DIGITS = 19
+"""Digits of a number that does not fit into 64 bits for sure."""
 
-    def __init__(self) -> None:
+
+class Symbols:
+    """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols.
+
+    values: what symbols of names must be, as operators say.
+    """
+
+    def __init__(self, values: Mapping[str, DimLike] | None = None) -> None:
         self._known: dict[str, Dim] = {}
+        self._values = values or {}
         self._taken: set[str] = set()
         self._fresh = 0
 
     def named(self, name: str) -> DimLike:
-        """The dimension of that name; what is written as a sum of products of names is one."""
+        """The dimension of that name; what is written as a sum of products of names is one.
+
+        Digits alone are no name (ONNX has identifiers for names), but the number: some exporters write numbers so.
+        """
+        if name.isascii() and name.isdecimal() and len(name) < _DIGITS:
+            return int(name)
         if name not in self._known and (found := self._expression(name)) is not None:
             return found
         if name not in self._known:
             plain = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_") or "d"
             self._known[name] = self._new(plain if re.match(r"[A-Za-z_]", plain) else f"d{plain}")
-        return self._known[name]
+        return self._known[name].substitute(self._values)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The symbols that stand for names of the file."""
+        return frozenset(s for d in self._known.values() for s in d.symbols)
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these are symbols that were given out."""
