@@ -21,7 +21,8 @@ from .ir.graph import Graph, Node
 from .ir.ops.attention import Attention
 from .ir.ops.foreign import Foreign
 from .ir.tensors import Array, Tensor, held
-from .passes.manager import Pass, Pipeline
+from .passes.imported import join_caches
+from .passes.manager import FunctionPass, Pass, Pipeline
 from .passes.pattern import NearMiss
 from .passes.pipelines import PIPELINES
 from .passes.raising import KINDS, raise_graph
@@ -34,7 +35,8 @@ TARGET = Target.of("cpu")
 
 def _passes() -> list[Pass]:
     """What runs after raising: the passes of a model without a cache, and those to the ops of ONNX Runtime."""
-    return [*PIPELINES["encode"].passes, *common(TARGET).passes, *mask_variant(TARGET).passes]
+    caches = FunctionPass("caches", join_caches)
+    return [*PIPELINES["encode"].passes, caches, *common(TARGET).passes, *mask_variant(TARGET).passes]
 
 
 SWITCHES: tuple[str, ...] = tuple(dict.fromkeys((*KINDS, *(p.name for p in _passes()))))

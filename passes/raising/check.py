@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ...ir.interpret import Array, evaluate
 from ...ir.types import Dim, DType, bool_, substitute
 from ...ir.value import NOWHERE, type_of
 from ..differential import MASKS, attention_mask, rows_indexed
+from ..past_inputs import past_symbols, total_symbols
 from .constants import Reader
 
 BOUNDS = {DType.f64: 1e-6, DType.f32: 1e-4, DType.f16: 2e-2, DType.bf16: 1e-1}
@@ -58,6 +60,11 @@ class Check:
     trials: tuple[Trial, ...] = TRIALS
     without: Collection[str] = ()
     accepted: list[str] = field(default_factory=list[str])
+
+    @cached_property
+    def counts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Symbols that count tokens of a past, and those that count these and the new ones."""
+        return frozenset(past_symbols(self.graph).values()), total_symbols(self.graph)
 
     def difference(
         self,
@@ -109,7 +116,7 @@ class Run:
     def __init__(self, check: Check, trial: Trial, inside: Collection[Node], cuts: Collection[Value]) -> None:
         self.check, self.trial, self.inside, self.cuts = check, trial, inside, set(cuts)
         self.rng = np.random.default_rng(trial.seed)
-        self.dims = sizes(check.graph, trial, inside)
+        self.dims = sizes(check.graph, trial, inside, *check.counts)
         self.known: dict[Value, Array] = {}
 
     def __call__(self, v: Value) -> Array:
@@ -179,13 +186,22 @@ def _masked(trial: Trial, shape: tuple[int, ...], rng: np.random.Generator) -> A
     return np.broadcast_to(mask.reshape(batch, *[1] * len(between), length), shape)
 
 
-def sizes(graph: Graph, trial: Trial, inside: Collection[Node]) -> dict[str, int]:
-    """A number for every symbol: the batch for what leads inputs of rank 2 and more, else lengths of their own."""
+def sizes(
+    graph: Graph, trial: Trial, inside: Collection[Node], pasts: frozenset[str], totals: frozenset[str]
+) -> dict[str, int]:
+    """A number for every symbol: the batch for what leads inputs of rank 2 and more, else lengths of their own.
+
+    pasts: symbols that count tokens of a past. totals: those that count these and the new ones.
+    """
     leading = {s for v in graph.inputs.values() if v.rank >= 2 for s in _symbols(v.shape[0])}
     names = {s for v in graph.inputs.values() for s in v.type.symbols}
     names |= {s for node in inside for v in (*node.outputs, *node.arguments) for s in v.type.symbols}
     lengths: Iterator[int] = iter(range(trial.length, trial.length + len(names) + 1))
-    return {s: trial.batch if s in leading else next(lengths) for s in sorted(names)}
+    found = {s: trial.batch if s in leading else next(lengths) for s in sorted(names)}
+    if totals:  # A mask covers the longest past and the new tokens.
+        longest = max(found[s] for s in pasts) + max((found[s] for s in found.keys() - pasts - totals), default=1)
+        found |= dict.fromkeys(totals - leading, longest)
+    return found
 
 
 def _symbols(d: object) -> frozenset[str]:
