@@ -9,11 +9,15 @@ import onnx
 from ...ir.types import Dim, DimLike, TensorType
 
 Pair = tuple[DimLike, DimLike]
+_BROADCAST = {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul", "Or"}
+_BROADCAST |= {"Sub", "Sum", "Where"}
 
 
 def required(node: onnx.NodeProto, types: Sequence[TensorType], axis: int = 0) -> list[Pair]:
-    """Pairs of different sizes that a node takes for equal, none of which may be broadcast.
+    """Pairs of different sizes that a node takes for equal.
 
+    A size that may be broadcast is among them only beside a sum of several, as of the tokens of a past and new ones:
+    that these are one token together, and the other size is not, is no use of a file that anybody has.
     types: of all operands. axis: along which a Concat joins.
     """
     if node.op_type == "MatMul" and len(types) == 2 and all(t.shape for t in types):
@@ -23,7 +27,18 @@ def required(node: onnx.NodeProto, types: Sequence[TensorType], axis: int = 0) -
         first = types[0].shape
         others = [i for i in range(len(first)) if i != axis % len(first)]
         return _unequal([(first[i], t.shape[i]) for t in types[1:] for i in others])
+    if node.op_type in _BROADCAST:
+        rank = max(len(t.shape) for t in types)
+        rows = [(1,) * (rank - len(t.shape)) + t.shape for t in types]
+        sums = [next((d for d in column if _is_sum(d)), None) for column in zip(*rows, strict=True)]
+        found = [(whole, d) for whole, column in zip(sums, zip(*rows, strict=True), strict=True) for d in column]
+        return _unequal((x, d) for x, d in found if x is not None and isinstance(d, Dim))
     return []
+
+
+def _is_sum(d: DimLike) -> bool:
+    """Whether a size is a sum of symbols, or of symbols and a number: none is taken away."""
+    return isinstance(d, Dim) and len(d.terms) > 1 and all(c > 0 for _, c in d.terms)
 
 
 def _unequal(pairs: Iterable[Pair]) -> list[Pair]:
@@ -40,14 +55,11 @@ def solved(pairs: Iterable[Pair], free: frozenset[str], known: Mapping[str, DimL
         gap = _difference(x, y, found)
         if not isinstance(gap, Dim):
             continue
-        name = next((s for s in sorted(gap.symbols & free, reverse=True) if _alone(gap, s)), None)
+        values = {s: _value(gap, s) for s in sorted(gap.symbols, reverse=True) if _alone(gap, s)}
+        name = next((s for s, d in values.items() if all(c > 0 for _, c in _terms(d))), None)
         if name is None or not gap.symbols <= free:
             continue
-        sign = next(c for m, c in gap.terms if m == (name,))
-        rest = gap - sign * Dim.symbol(name)
-        value: DimLike = -1 * sign * rest
-        if isinstance(value, int) and value < 0:
-            continue
+        value = values[name]
         found = {s: d.substitute({name: value}) if isinstance(d, Dim) else d for s, d in found.items()}
         found[name] = value
     return found
@@ -56,6 +68,16 @@ def solved(pairs: Iterable[Pair], free: frozenset[str], known: Mapping[str, DimL
 def _difference(x: DimLike, y: DimLike, values: Mapping[str, DimLike]) -> DimLike:
     a, b = (d.substitute(values) if isinstance(d, Dim) else d for d in (x, y))
     return a - b
+
+
+def _value(gap: Dim, name: str) -> DimLike:
+    """What a symbol must be for a difference to be 0."""
+    sign = next(c for m, c in gap.terms if m == (name,))
+    return -1 * sign * (gap - sign * Dim.symbol(name))
+
+
+def _terms(d: DimLike) -> Sequence[tuple[tuple[str, ...], int]]:
+    return d.terms if isinstance(d, Dim) else [((), d)]
 
 
 def _alone(gap: Dim, name: str) -> bool:
