@@ -32,6 +32,7 @@ def make_cacheable(
     with the node and the reason for a graph that cannot be given a cache.
     """
     _check_mode(graph)
+    canonicalize(graph)
     forget_past(graph)
     in_words_of(graph, stream, output, zeros)
     graph.stream = stream

@@ -15,6 +15,7 @@ from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read, Reader
 from .layers import raise_layers
+from .empty_rows import drop_guards
 from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
@@ -48,6 +49,7 @@ def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[s
         canonicalize(graph)
         raise_attention(graph, Masks(graph, reader), check, report)
         put_back(graph, report)
+        drop_guards(graph, check)
         dce(graph)
     if "norms" not in without:
         raise_norms(graph, check, report)
