@@ -17,6 +17,7 @@ from .columns import Positions, hide_padding, look_up_slices
 from .names import in_words_of
 from .past import forget_past
 from .rows import unflatten
+from .truths import cast_truths
 from .uniform import fold_uniform
 from .whole_reads import drop_whole_reads
 
@@ -48,7 +49,7 @@ def make_cacheable(
     unflatten(graph, batch, symbol)
     Positions(graph, stream).run()
     hide_padding(graph, stream, lambda node: _reads_tokens(node, symbol))
-    for step in (canonicalize, cse, dce):
+    for step in (canonicalize, cast_truths, cse, dce):
         step(graph)
     graph.inputs = {k: graph.inputs[k] for k in (*stream.names, *zeros) if k in graph.inputs}
     _check(graph, report)
