@@ -11,7 +11,7 @@ from ...ir.ops.shape import Concat, Reshape, Slice, Transpose
 from ...ir.types import Dim
 from ..dce import dce
 from ..past_inputs import past_symbols
-from .names import substitute_symbols
+from ..symbols import substitute_symbols
 
 
 def forget_past(graph: Graph) -> int:
