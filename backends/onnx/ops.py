@@ -32,10 +32,19 @@ class OnnxAttention(Op):
     """Attention-23 without a cache: q [B,S,H,D], k [B,T,K,D], v [B,T,K,Dv] -> [B,S,H,Dv].
 
     heads_first: k and v are [B,K,T,D], as a cache has them. mask: bool or additive, with its last two axes [S,T].
+    softcap: c * tanh(scores / c) before the mask.
     """
 
     def infer(
-        self, q: Value, k: Value, v: Value, mask: Value | None = None, *, scale: float, heads_first: bool = False
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        mask: Value | None = None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        heads_first: bool = False,
     ) -> TensorType:
         for name, x in (("q", q), ("k", k), ("v", v)):
             check(x.rank == 4 and x.dtype == q.dtype, f"{name} is {x.type}, expected rank 4 and the dtype of q")
@@ -45,19 +54,26 @@ class OnnxAttention(Op):
         _check_mask(q, k.shape[length], mask)
         return TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
 
-    def body(self, q: Value, k: Value, v: Value, mask: Value | None, *, scale: float, heads_first: bool) -> Value:
+    def body(
+        self, q: Value, k: Value, v: Value, mask: Value | None, *, scale: float, softcap: float | None,
+        heads_first: bool,
+    ) -> Value:  # fmt: skip
         if heads_first:
             k, v = cache_read(k), cache_read(v)
-        return attention(q, k, v, *_bias_and_mask(mask), scale=scale)
+        return attention(q, k, v, *_bias_and_mask(mask), scale=scale, softcap=softcap)
 
-    def onnx(self, op: Any, q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, heads_first: bool) -> Any:
+    def onnx(
+        self, op: Any, q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, softcap: float | None,
+        heads_first: bool,
+    ) -> Any:  # fmt: skip
         shape = (*q.shape[:3], v.shape[3])
         if heads_first:
-            y = op.Attention(op.Transpose(q, perm=[0, 2, 1, 3]), k, v, mask, scale=scale)
+            y = op.Attention(op.Transpose(q, perm=[0, 2, 1, 3]), k, v, mask, scale=scale, softcap=softcap)
             return op.Transpose(y, perm=[0, 2, 1, 3])
         heads = {"q_num_heads": q.shape[2], "kv_num_heads": k.shape[2]}
         flat = TensorType(q.dtype, (*shape[:2], shape[2] * shape[3]))
-        y = op.Attention(*(merged(op, x) for x in (q, k, v)), mask, scale=scale, **heads, types=[flat])
+        given = [merged(op, x) for x in (q, k, v)]
+        y = op.Attention(*given, mask, scale=scale, softcap=softcap, **heads, types=[flat])
         return op.reshape(y, shape)
 
 
@@ -68,7 +84,16 @@ class OnnxCachedAttention(Op):
     """
 
     def infer(
-        self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None = None, *, scale: float
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        past_k: Value,
+        past_v: Value,
+        mask: Value | None = None,
+        *,
+        scale: float,
+        softcap: float | None = None,
     ) -> tuple[TensorType, TensorType, TensorType]:
         check(k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3], f"q is {q.type}, k {k.type} and v {v.type}")
         batch, length, heads, _ = k.shape
@@ -84,18 +109,25 @@ class OnnxCachedAttention(Op):
         return y, present_k, present_v
 
     def body(
-        self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None, *, scale: float
-    ) -> tuple[Value, Value, Value]:
+        self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None, *, scale: float,
+        softcap: float | None,
+    ) -> tuple[Value, Value, Value]:  # fmt: skip
         present_k, present_v = cache_append(past_k, k), cache_append(past_v, v)
-        y = attention(q, cache_read(present_k), cache_read(present_v), *_bias_and_mask(mask), scale=scale)
+        keys, values = cache_read(present_k), cache_read(present_v)
+        y = attention(q, keys, values, *_bias_and_mask(mask), scale=scale, softcap=softcap)
         return y, present_k, present_v
 
-    def onnx(self, op: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, *, scale: float) -> Any:
+    def onnx(
+        self, op: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, *, scale: float,
+        softcap: float | None,
+    ) -> Any:  # fmt: skip
         shape = (*q.shape[:3], v.shape[3])
         heads = {"q_num_heads": q.shape[2], "kv_num_heads": k.shape[2]}
         flat = TensorType(q.dtype, (*shape[:2], shape[2] * shape[3]))
         given = [merged(op, x) for x in (q, k, v)]
-        y, *presents = op.Attention(*given, mask, past_k, past_v, outputs=3, scale=scale, **heads, types=[flat])
+        y, *presents = op.Attention(
+            *given, mask, past_k, past_v, outputs=3, scale=scale, softcap=softcap, **heads, types=[flat]
+        )
         return (op.reshape(y, shape), *presents)
 
 

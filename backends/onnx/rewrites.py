@@ -15,8 +15,8 @@ from ...ir.ops.linear import Embedding
 from ...ir.ops.logic import equal, where
 from ...ir.ops.position import rope, rotary_angles
 from ...ir.ops.reduce import any as any_
-from ...ir.ops.shape import expand, reshape, transpose
-from ...ir.types import DimLike, DType, never_negative
+from ...ir.ops.shape import concat, expand, reshape, transpose
+from ...ir.types import DimLike, DType, bool_, never_negative
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.manager import FunctionPass, Pipeline, RewritePass
@@ -157,15 +157,36 @@ def zero_where_empty(y: Value, keep: Value) -> Value:
     return where(transpose(reshape(found, shape=lead), permutation=(0, 2, 1, 3)), y, zero)
 
 
+def with_sinks(
+    k: Value, v: Value, mask: Value | None, sinks: Value, rows: DimLike
+) -> tuple[Value, Value, Value]:
+    """Keys and values with a row of zeros behind them, and the bias [..,H,S,T+1] that gives it the score of a sink."""
+    keys, heads = k.shape[1], sinks.shape[0]
+    zero, lowest = (constant(value=x, dtype=sinks.dtype) for x in (0.0, sinks.dtype.lowest))
+    if mask is None:
+        mask = zero
+    elif mask.dtype == bool_:
+        mask = where(mask, zero, lowest)
+    lead = mask.shape[0] if mask.rank == 4 else 1
+    bias = expand(mask, shape=(lead, heads, rows, keys))
+    extra = expand(reshape(sinks, shape=(1, heads, 1, 1)), shape=(lead, heads, rows, 1))
+    longer = (concat(x, expand(zero, shape=(x.shape[0], 1, *x.shape[2:])), axis=1) for x in (k, v))
+    return *longer, concat(bias, extra, axis=-1)
+
+
 class AttentionToOnnx:
     """attention => Attention-23 and an explicit mask of primitives, which layers share.
 
     Causality, window and lengths become part of the mask, because runtimes differ in how they align `is_causal`.
-    Keys that were just appended to a cache leave the append to the op. Sinks have no input there, and softcap was
-    put after the mask by some runtimes and before it by others: both stay as they are and are lowered in parts.
+    Keys that were just appended to a cache leave the append to the op. A sink is one more key of zeros, whose bias it
+    is, and a value of zeros; behind a cache this would copy all keys, and is lowered in parts. softcap: the runtime is
+    known to put it before the mask; some put it after, and without this it is lowered in parts.
     """
 
     name = "onnx_attention"
+
+    def __init__(self, *, softcap: bool = False) -> None:
+        self.softcap = softcap
 
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
@@ -182,9 +203,9 @@ class AttentionToOnnx:
         return report
 
     def reason(self, node: Node) -> str | None:
-        if node["sinks"] is not None:
-            return "Attention-23 has no input for sinks"
-        if node.attributes["softcap"] is not None:
+        if node["sinks"] is not None and any(_is_read(node.value(name)) for name in "kv"):
+            return "Attention-23 has no input for sinks, and keys out of a cache would be copied to hold one more"
+        if node.attributes["softcap"] is not None and not self.softcap:
             return "runtimes disagree on whether softcap comes before the mask"
         return None
 
@@ -197,16 +218,21 @@ class AttentionToOnnx:
             bias = above_lowest(bias) if may_be_lowest(bias) else bias
             mask = bias if keep is None else where(keep, bias, constant(value=q.dtype.lowest, dtype=q.dtype))
         mask = None if mask is None else full_rows(mask, rows, keys)
+        if node["sinks"] is not None:
+            k, v, mask = with_sinks(k, v, mask, node.value("sinks"), rows)
         ks, vs = appended(k, node), appended(v, node)
-        scale = node.attributes["scale"]
+        scale, softcap = node.attributes["scale"], node.attributes["softcap"]
         if scale <= 0:  # ONNX Runtime refuses it.
             q, scale = q * scale, 1.0
         presents: list[Value] = []
         if ks is not None and vs is not None and ks.append is not vs.append:
-            y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)
+            y, *presents = onnx_cached_attention(
+                q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale, softcap=softcap
+            )
         else:
-            y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, heads_first=is_read(k) and is_read(v))
-        if keep is not None and not never_empty(node):
+            first = is_read(k) and is_read(v)
+            y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, softcap=softcap, heads_first=first)
+        if keep is not None and node["sinks"] is None and not never_empty(node):
             y = zero_where_empty(y, keep)
         graph.replace(node.output, y)
         graph.erase(node)

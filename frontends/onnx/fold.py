@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...ir.errors import MonographError
 from ...ir.types import Dim, DimLike, exact_div, never_negative
+from .equal import Sizes
 from .errors import Unmapped
 from .types import DTYPES
 from .use import Known, Use
@@ -101,22 +103,25 @@ def _same(use: Use) -> Known:
     return _given(use)
 
 
-def _pointwise(function: Callable[[Any, Any], Any]) -> Callable[[Use], Known]:
+def _pointwise(function: Callable[..., Any], *, sized: bool = False) -> Callable[[Use], Known]:
+    """Of all operands in turn. sized: the function also takes what is known of the symbols."""
+
     def fold(use: Use) -> Known:
         parts = [_given(use, i) for i in range(len(use.node.input))]
-        found = parts[0].array
+        found, two = parts[0].array, partial(function, use.importer.sizes) if sized else function
         for p in parts[1:]:
-            found = np.asarray(np.frompyfunc(function, 2, 1)(found, p.array), object)
+            found = np.asarray(np.frompyfunc(two, 2, 1)(found, p.array), object)
         return Known(np.asarray(found, object), parts[0].dtype)
 
     return fold
 
 
-def _divided(a: DimLike, b: DimLike) -> DimLike:
+def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     if isinstance(a, int) and isinstance(b, int):
         if b == 0:
             raise Unmapped("division by 0")
         return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    sizes.divided(a, b)
     try:
         return exact_div(a, b)
     except MonographError as e:
@@ -133,16 +138,38 @@ def _rest(a: DimLike, b: DimLike) -> DimLike:
     return 0
 
 
-def _larger(a: DimLike, b: DimLike) -> DimLike:
-    """The larger of two, where that is sure whatever the symbols are."""
+def _extreme(sizes: Sizes, a: DimLike, b: DimLike, *, largest: bool) -> DimLike:
+    """The larger or the smaller of two, where that is sure whatever the symbols are, or shows later."""
     for x, y in ((a, b), (b, a)):
         if never_negative(x - y):
-            return x
-    raise Unmapped(f"whether {a} or {b} is larger is not known")
+            return x if largest else y
+    found = sizes.extreme("larger" if largest else "smaller", a, b)
+    if found is None:
+        raise Unmapped(f"whether {a} or {b} is larger is not known")
+    return found
 
 
-def _smaller(a: DimLike, b: DimLike) -> DimLike:
-    return b if _larger(a, b) is a else a
+def _each(function: Callable[[Any], Any]) -> Callable[[Use], Known]:
+    """Of every element."""
+
+    def fold(use: Use) -> Known:
+        data = _given(use)
+        return Known(np.asarray(np.frompyfunc(function, 1, 1)(data.array), object), data.dtype)
+
+    return fold
+
+
+def _size_of(d: DimLike) -> DimLike:
+    if isinstance(d, Dim) and not never_negative(d):
+        raise Unmapped(f"whether {d} is negative is not known")
+    return abs(d) if isinstance(d, int) else d
+
+
+def _sign_of(d: DimLike) -> DimLike:
+    """Of a product of sizes it is 1: where it is 0, what has this size has no elements."""
+    if isinstance(d, Dim) and (len(d.terms) > 1 or not never_negative(d)):
+        raise Unmapped(f"the sign of {d} is not known")
+    return (d > 0) - (d < 0) if isinstance(d, int) else 1
 
 
 def _equal(use: Use) -> Known:
@@ -248,10 +275,12 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Add": _pointwise(lambda a, b: a + b),
     "Sub": _pointwise(lambda a, b: a - b),
     "Mul": _pointwise(lambda a, b: a * b),
-    "Div": _pointwise(_divided),
+    "Div": _pointwise(_divided, sized=True),
     "Mod": _pointwise(_rest),
-    "Max": _pointwise(_larger),
-    "Min": _pointwise(_smaller),
+    "Max": _pointwise(partial(_extreme, largest=True), sized=True),
+    "Min": _pointwise(partial(_extreme, largest=False), sized=True),
+    "Abs": _each(_size_of),
+    "Sign": _each(_sign_of),
     "Equal": _equal,
     "Less": _compared(lambda a, b: a < b),
     "LessOrEqual": _compared(lambda a, b: a <= b),

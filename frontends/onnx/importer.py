@@ -15,7 +15,7 @@ from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
 from ...ir.types import DimLike, DType, TensorType
 from ...ir.weights import Weights
-from .equal_sizes import Pair, required
+from .equal import Equal, Sizes
 from .errors import OnnxFileError, Unmapped
 from .file import OnnxFile, reads, subgraphs
 from .fold import FOLDS, MOST
@@ -28,17 +28,14 @@ from .use import Known, Result, Use
 
 
 class Importer:
-    """One translation. left: nodes that stay foreign, with the reason, by name. equal: sizes of operands of such nodes
-    that must be equal, and are not for all that is known.
+    """One translation. left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out
+    to stand for: the file is read again with it."""
 
-    sizes: what symbols must be, as an earlier translation found.
-    """
-
-    def __init__(self, file: OnnxFile, sizes: Mapping[str, DimLike] | None = None) -> None:
+    def __init__(self, file: OnnxFile, sizes: Sizes | None = None) -> None:
         self.file = file
         self.graph = Graph(file.model.graph.name or "model")
-        self.symbols = Symbols(sizes)
-        self.equal: list[Pair] = []
+        self.sizes = sizes or Sizes({}, ())
+        self.symbols = Symbols(self.sizes.bound)
         self.inference = Inference(file, self.symbols)
         self.values: dict[str, Value] = {}
         self.knowns: dict[str, Known] = {}
@@ -49,12 +46,13 @@ class Importer:
         self.weights: dict[str, Tensor] = {}
         self.left: dict[str, str] = {}
         self.inner: set[str] = set()
+        self.equal: dict[str, DimLike] = {}
         self.outputs = [v.name for v in file.model.graph.output]
         self.wanted = {n for node in file.model.graph.node for n in reads(node)} | set(self.outputs)
         """Names that something reads; fusers leave outputs with a name that nothing does."""
 
     def run(self) -> tuple[Graph, Weights]:
-        """The graph and its weights. Raises OnnxFileError."""
+        """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
         own = self.file.model.graph
         for v in own.input:
             if v.name in self.tensors or v.name in self.texts:
@@ -63,6 +61,7 @@ class Importer:
             if type is None:
                 what = "does not say its element type and its rank"
                 raise OnnxFileError(what, place=f"{self.file.path}: input {v.name}")
+            self.sizes.declare(type.shape)
             self.values[v.name] = self.graph.input(v.name, type)
         with building(self.graph):
             self.nodes(own.node)
@@ -208,6 +207,7 @@ class Importer:
                 why = str(e).splitlines()[0] if str(e) else type(e).__name__
                 result = None
                 self._undo(last)
+                self._met(use)
         if result is None:
             self.left[node.name or node.output[0]] = why
             result = self._foreign(use)
@@ -224,6 +224,17 @@ class Importer:
     def is_wanted(self, name: str) -> bool:
         """Whether anything reads a name; of what is made inside a branch, that is not known."""
         return name in self.wanted or name in self.inner
+
+    def _met(self, use: Use) -> None:
+        """Note what must be equal for a node to be read as more than a foreign one: others show further down."""
+        shapes = [self.type_of(n).shape for n in use.node.input if n]
+        wanted = use.known(1) if use.node.op_type == "Reshape" else None
+        try:
+            self.sizes.met(use.node.op_type, shapes, use.attribute("axis", 0) if use.node.op_type == "Concat" else 0)
+            if wanted is not None:
+                self.sizes.reshaped(shapes[0], tuple(wanted.flat))
+        except Equal as e:
+            self.equal.setdefault(e.name, e.value)
 
     def place(self, node: onnx.NodeProto) -> str:
         return place_of(self.file.path, node)
@@ -290,9 +301,6 @@ class Importer:
             array = self.array_of(n)
             if array is not None:
                 data[n] = numpy_helper.from_array(array, n)
-        if node.domain in ("", "ai.onnx"):
-            axis = use.attribute("axis", 0) if node.op_type == "Concat" else 0
-            self.equal += required(node, [given[n].type for n in inputs], axis)
         types = self.inference.types(node, use.version, {n: v.type for n, v in given.items()}, data)
         operands = [given[n] if n else None for n in node.input]
         made = self._add_foreign(node, use.version, operands, captured, types, [given[n] for n in captured])

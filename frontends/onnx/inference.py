@@ -127,14 +127,16 @@ class Inference:
 
     @cached_property
     def _whole(self) -> dict[str, onnx.TypeProto]:
-        try:
-            model = self._skeleton
-            if self._stale:
-                model = onnx.ModelProto.FromString(model.SerializeToString())
-                del model.graph.value_info[:]
-            return _infos(shape_inference.infer_shapes(model, data_prop=True).graph)
-        except (onnx.shape_inference.InferenceError, RuntimeError) as e:
-            raise OnnxFileError(f"has types that contradict each other: {e}", place=str(self.file.path)) from None
+        """What inference finds from the types that the file gives, or without those inside that are not true."""
+        bare = onnx.ModelProto()
+        for model in (self._skeleton, bare):
+            try:
+                return _infos(shape_inference.infer_shapes(model, data_prop=True).graph)
+            except (onnx.shape_inference.InferenceError, RuntimeError) as e:
+                reason = str(e)
+            bare.CopyFrom(model)
+            del bare.graph.value_info[:]
+        raise OnnxFileError(f"has types that contradict each other: {reason}", place=str(self.file.path))
 
     def _read(self, infos: Mapping[str, onnx.TypeProto], name: str) -> TensorType | None:
         return type_of(infos[name], self.symbols, f"{self.file.path}: {name}") if name in infos else None

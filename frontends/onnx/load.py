@@ -8,17 +8,19 @@ from pathlib import Path
 import onnx
 
 from ...ir.graph import Graph
-from ...ir.types import DimLike, DType
+from ...ir.types import Dim, DimLike, DType
 from ...ir.weights import Weights
 from ..dsl import Model, Program
 from ..entries import Note
 from ..task import Task
-from .equal_sizes import solved
+from .equal import Equal, Sizes
 from .errors import OnnxFileError, UntypedError
 from .file import OnnxFile, checked, open_onnx
 from .importer import Importer
 from .whole import wrapped
 
+MOST = 64
+"""How often a file is read anew with sizes that turned out to be equal."""
 TASK = "onnx"
 """The name of the task of a model that is its graph."""
 
@@ -49,23 +51,40 @@ def _model(file: OnnxFile) -> Model:
 
 def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
     """(the graph, its weights, the nodes that stay foreign with the reason)."""
-    try:
-        importer, (graph, weights) = _imported(file)
-    except UntypedError:
-        importer, (graph, weights) = _imported(wrapped(file))
+    bound: dict[str, DimLike] = {}
+    refused: set[str] = set()
+    for _ in range(MOST):
+        importer = Importer(file, Sizes(bound, refused))
+        try:
+            graph, weights = importer.run()
+        except Equal as e:
+            bound = _bound(bound, {**importer.equal, e.name: e.value})
+        except UntypedError:
+            if not importer.equal:
+                break
+            bound = _bound(bound, importer.equal)
+        else:
+            if importer.equal:
+                bound = _bound(bound, importer.equal)
+                continue
+            if not importer.sizes.extremes:
+                return graph, weights, importer.left
+            refused |= importer.sizes.extremes.keys()
+    importer = Importer(wrapped(file))
+    graph, weights = importer.run()
     return graph, weights, importer.left
 
 
-def _imported(file: OnnxFile) -> tuple[Importer, tuple[Graph, Weights]]:
-    """The translation in which sizes that operators require to be equal are one."""
-    sizes: dict[str, DimLike] = {}
-    while True:
-        importer = Importer(file, sizes)
-        made = importer.run()
-        found = solved(importer.equal, importer.symbols.names, sizes)
-        if len(found) == len(sizes):
-            return importer, made
-        sizes = found
+def _bound(bound: Mapping[str, DimLike], more: Mapping[str, DimLike]) -> dict[str, DimLike]:
+    """What symbols stand for, with what more of them turned out to be."""
+    found = dict(bound)
+    for name, value in more.items():
+        value = value.substitute(found) if isinstance(value, Dim) else value
+        if name in found or (isinstance(value, Dim) and name in value.symbols):
+            continue
+        found = {k: v.substitute({name: value}) if isinstance(v, Dim) else v for k, v in found.items()}
+        found[name] = value
+    return found
 
 
 class _AsItIs:

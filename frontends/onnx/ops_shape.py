@@ -132,9 +132,8 @@ def _slice(use: Use) -> Value:
             if isinstance(length, int) and length < 0:
                 length = 0
             whole = isinstance(last, int) and isinstance(size, Dim)
-            if (whole and (not isinstance(length, int) or length > 1)) or (
-                isinstance(length, Dim) and _may_sink(length)
-            ):
+            sinks = isinstance(length, Dim) and _may_sink(length) and not use.importer.sizes.chosen(length)
+            if sinks or (whole and (not isinstance(length, int) or length > 1)):
                 raise Unmapped(f"whether [{start}:{end}] is inside the {size} elements is not known")
             x = ops.slice_(x, axis=axis, start=first, length=length)
         else:
@@ -200,6 +199,8 @@ def _gather_elements(use: Use) -> Value:
 
 def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
+    if not batch and indices.shape[-1] == 1:
+        return ops.gather(x, ops.reshape(indices, shape=indices.shape[:-1]), axis=0)
     if batch:
         places = [
             ops.expand(

@@ -48,12 +48,12 @@ _DIGITS = 19
 class Symbols:
     """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols.
 
-    values: what symbols of names must be, as operators say.
+    bound: symbols that stand for other sizes.
     """
 
-    def __init__(self, values: Mapping[str, DimLike] | None = None) -> None:
+    def __init__(self, bound: Mapping[str, DimLike] | None = None) -> None:
+        self._bound = dict(bound or {})
         self._known: dict[str, Dim] = {}
-        self._values = values or {}
         self._taken: set[str] = set()
         self._fresh = 0
 
@@ -69,12 +69,7 @@ class Symbols:
         if name not in self._known:
             plain = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_") or "d"
             self._known[name] = self._new(plain if re.match(r"[A-Za-z_]", plain) else f"d{plain}")
-        return self._known[name].substitute(self._values)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The symbols that stand for names of the file."""
-        return frozenset(s for d in self._known.values() for s in d.symbols)
+        return self._known[name].substitute(self._bound)
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these are symbols that were given out."""

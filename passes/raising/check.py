@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from .constants import Reader
 
 BOUNDS = {DType.f64: 1e-6, DType.f32: 1e-4, DType.f16: 2e-2, DType.bf16: 1e-1}
 """How far results may lie apart, as a share of the largest: the arithmetic of a sum of a few hundred terms."""
+
+ORDERS = (1, -1, 0)
+"""Of sizes that may differ: where a graph reads a part of an axis, that one is the shorter; or both must be equal."""
 
 FARTHEST = 50
 """Positions are drawn below this."""
@@ -61,11 +65,6 @@ class Check:
     without: Collection[str] = ()
     accepted: list[str] = field(default_factory=list[str])
 
-    @cached_property
-    def counts(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Symbols that count tokens of a past, and those that count these and the new ones."""
-        return frozenset(past_symbols(self.graph).values()), total_symbols(self.graph)
-
     def difference(
         self,
         old: Value,
@@ -86,9 +85,9 @@ class Check:
         inside = _between(old, cuts, allowed) | _between(new, cuts, allowed)
         ran = 0
         for trial in self.trials:
-            run = Run(self, trial, inside, cuts)
             try:
-                expected, found = run(old), run(new)
+                run, expected = self._expected(old, trial, inside, cuts)
+                found = run(new)
                 counts = np.ones(expected.shape, np.bool_)
                 if alive is not None:
                     counts = run.again(new, alive(run)) != 0
@@ -105,6 +104,33 @@ class Check:
         self.accepted.append(place)
         return None
 
+    @cached_property
+    def _counts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Symbols that count tokens of a past, and those that count these and the new ones."""
+        return frozenset(past_symbols(self.graph).values()), total_symbols(self.graph)
+
+    def _behind_pasts(self, dims: dict[str, int]) -> dict[str, int]:
+        """Sizes with which a mask over all tokens covers the longest past and the new ones."""
+        pasts, totals = self._counts
+        if not totals:
+            return dims
+        new = max((n for s, n in dims.items() if s not in pasts | totals), default=1)
+        return dims | dict.fromkeys(totals, max(dims[s] for s in pasts) + new)
+
+    def _expected(
+        self, old: Value, trial: Trial, inside: Collection[Node], cuts: Collection[Value]
+    ) -> tuple[Run, Array]:
+        """A run in which the old value can be computed, and what it is: by the first order of sizes that it takes."""
+        first: Exception | None = None
+        for order in ORDERS:
+            run = Run(self, trial, inside, cuts, self._behind_pasts(sizes(self.graph, trial, inside, order)))
+            try:
+                return run, run(old)
+            except (Unbound, MonographError) as e:
+                first = first or e
+        assert first is not None
+        raise first
+
 
 class Unbound(Exception):
     """A trial whose sizes this graph cannot have."""
@@ -113,10 +139,11 @@ class Unbound(Exception):
 class Run:
     """Values of a graph under one trial, computed when asked for."""
 
-    def __init__(self, check: Check, trial: Trial, inside: Collection[Node], cuts: Collection[Value]) -> None:
-        self.check, self.trial, self.inside, self.cuts = check, trial, inside, set(cuts)
+    def __init__(
+        self, check: Check, trial: Trial, inside: Collection[Node], cuts: Collection[Value], dims: dict[str, int]
+    ) -> None:
+        self.check, self.trial, self.inside, self.cuts, self.dims = check, trial, inside, set(cuts), dims
         self.rng = np.random.default_rng(trial.seed)
-        self.dims = sizes(check.graph, trial, inside, *check.counts)
         self.known: dict[Value, Array] = {}
 
     def __call__(self, v: Value) -> Array:
@@ -144,7 +171,7 @@ class Run:
 
     def again(self, v: Value, given: Mapping[Value, Array]) -> Array:
         """v, computed anew from other numbers of some values."""
-        run = Run(self.check, self.trial, self.inside, self.cuts)
+        run = Run(self.check, self.trial, self.inside, self.cuts, self.dims)
         run.known = {k: x for k, x in self.known.items() if k.producer is None or k not in self.inside_outputs()}
         run.known |= given
         return run(v)
@@ -186,22 +213,14 @@ def _masked(trial: Trial, shape: tuple[int, ...], rng: np.random.Generator) -> A
     return np.broadcast_to(mask.reshape(batch, *[1] * len(between), length), shape)
 
 
-def sizes(
-    graph: Graph, trial: Trial, inside: Collection[Node], pasts: frozenset[str], totals: frozenset[str]
-) -> dict[str, int]:
-    """A number for every symbol: the batch for what leads inputs of rank 2 and more, else lengths of their own.
-
-    pasts: symbols that count tokens of a past. totals: those that count these and the new ones.
-    """
+def sizes(graph: Graph, trial: Trial, inside: Collection[Node], order: int = 1) -> dict[str, int]:
+    """A number for every symbol: the batch for what leads inputs of rank 2 and more, else lengths of their own, that
+    grow or shrink along the names; one length for all if order is 0."""
     leading = {s for v in graph.inputs.values() if v.rank >= 2 for s in _symbols(v.shape[0])}
     names = {s for v in graph.inputs.values() for s in v.type.symbols}
     names |= {s for node in inside for v in (*node.outputs, *node.arguments) for s in v.type.symbols}
-    lengths: Iterator[int] = iter(range(trial.length, trial.length + len(names) + 1))
-    found = {s: trial.batch if s in leading else next(lengths) for s in sorted(names)}
-    if totals:  # A mask covers the longest past and the new tokens.
-        longest = max(found[s] for s in pasts) + max((found[s] for s in found.keys() - pasts - totals), default=1)
-        found |= dict.fromkeys(totals - leading, longest)
-    return found
+    lengths: Iterator[int] = count(trial.length, abs(order))
+    return {s: trial.batch if s in leading else next(lengths) for s in sorted(names, reverse=order < 0)}
 
 
 def _symbols(d: object) -> frozenset[str]:

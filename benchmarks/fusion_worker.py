@@ -1,0 +1,304 @@
+"""Exports, other optimizers and measurements for fusion_coverage.py, run by an environment of their own.
+
+fusion_worker.py FOLDER (export | optimize | measure) NAME...: what is there already is not made again. For each name:
+totals.json, inputs and eager outputs (trials.npz), EXPORTER.onnx, EXPORTER.RIVAL.onnx, and .json of every file
+measured; what failed leaves a .failed with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import torch
+from fusion_models import KINDS, Plain, inputs_of, kept_of, model_of, totals_of, trials_of
+
+EXPORTERS = ("dynamo-18", "dynamo-23", "torchscript", "hf", "hf-fused")
+RIVALS = ("transformers-optimizer", "onnxscript", "at-load", "hf-fuser")
+LONGEST = 400
+"""Seconds that one export or optimization may take."""
+TYPES = {
+    "encoder": "bert", "decoder": "gpt2", "encoder-decoder": "bart", "vision": "vit", "t5": "t5", "phi": "phi",
+    "swin": "swin", "clip_text_model": "clip", "clip_vision_model": "clip", "siglip_vision_model": "clip",
+    "siglip_text_model": "clip", "qwen3": "qwen3",
+}  # fmt: skip
+"""What onnxruntime.transformers takes a model for: by name, else by group."""
+ATTENTION = {
+    "Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "PackedMultiHeadAttention",
+    "DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "SparseAttention", "QAttention", "LongformerAttention",
+}  # fmt: skip
+NORMS = {
+    "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "GroupNormalization",
+}  # fmt: skip
+ROTARY = {"RotaryEmbedding": 1, "GemmaRotaryEmbedding": 2}
+
+
+def shapes_of(name: str, names: tuple[str, ...]) -> tuple[dict[int, Any], ...]:
+    """Which axes of the inputs are open: the batch, and of tokens their number."""
+    auto = torch.export.Dim.AUTO
+    return tuple({0: auto, 1: auto} if "pixel" not in n and "features" not in n else {0: auto} for n in names)
+
+
+def example(name: str) -> tuple[Any, ...]:
+    """Inputs to export with: padded on the left, three rows."""
+    trials = trials_of(name)
+    trial = next((t for t in trials if t.mask == "left" and t.batch > 1), trials[-1])
+    return tuple(torch.from_numpy(v) for v in inputs_of(name, trial).values())
+
+
+def dynamo(name: str, path: Path, opset: int) -> None:
+    kind, model = KINDS[name], Plain(name, model_of(name)).eval()
+    shapes = shapes_of(name, kind.inputs)
+    torch.onnx.export(
+        model, example(name), str(path), dynamo=True, opset_version=opset, input_names=list(kind.inputs),
+        output_names=["output"], dynamic_shapes=(shapes,), external_data=False, verbose=False,
+    )  # fmt: skip
+
+
+def torchscript(name: str, path: Path) -> None:
+    kind, model = KINDS[name], Plain(name, model_of(name)).eval()
+    axes: dict[str, Any] = {n: {0: "batch"} for n in (*kind.inputs, "output")}
+    for n in kind.inputs:
+        if "ids" in n or "mask" in n:
+            axes[n][1] = "tokens" if not n.startswith("decoder") else "decoder_tokens"
+    torch.onnx.export(
+        model, example(name), str(path), dynamo=False, opset_version=17, input_names=list(kind.inputs),
+        output_names=["output"], dynamic_axes=axes,
+    )  # fmt: skip
+
+
+def huggingface(name: str, path: Path, fusions: str | None) -> None:
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    given = dict(zip(KINDS[name].inputs, example(name), strict=True))
+    made = OnnxExporter().export(model_of(name), given, config=OnnxConfig(dynamic=True, ort_fusions=fusions))
+    onnx_ir.save(made.program, str(path))
+
+
+EXPORT: dict[str, Callable[[str, Path], None]] = {
+    "dynamo-18": partial(dynamo, opset=18),
+    "dynamo-23": partial(dynamo, opset=23),
+    "torchscript": torchscript,
+    "hf": partial(huggingface, fusions=None),
+    "hf-fused": partial(huggingface, fusions="cpu"),
+}
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Totals, inputs and what PyTorch makes of them."""
+    model = model_of(name)
+    arrays: dict[str, Any] = {}
+    for i, trial in enumerate(trials_of(name)):
+        given = inputs_of(name, trial)
+        arrays |= {f"{i}/{k}": v for k, v in given.items()}
+        with torch.no_grad():
+            arrays[f"{i}/eager"] = Plain(name, model)(*[torch.from_numpy(v) for v in given.values()]).numpy()
+    np.savez(folder / "trials.npz", **arrays)
+    (folder / "totals.json").write_text(json.dumps(totals_of(name, model)))
+
+
+def once(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file that is not there; a failure is noted, also one that ends the process."""
+    failed = path.with_suffix(".failed")
+    if path.exists() or failed.exists():
+        return
+    failed.write_text("the process ended")
+    part = path.with_name(f"part-{path.name}")
+    signal.alarm(LONGEST)
+    try:
+        make(part)
+    except Exception as e:
+        reason = str(e).strip().splitlines() or [""]
+        failed.write_text(f"{type(e).__name__}: {reason[0]}"[:300])
+        return
+    finally:
+        signal.alarm(0)
+    part.replace(path)
+    failed.unlink()
+    print(path.parent.name, path.name, flush=True)
+
+
+# -- the optimizers ------------------------------------------------------------------------------------------------
+
+
+def transformers_optimizer(name: str, source: Path, path: Path) -> None:
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    kind = TYPES.get(name) or TYPES[KINDS[name].group]
+    optimize_model(str(source), model_type=kind, num_heads=4, hidden_size=32).save_model_to_file(str(path))
+
+
+def onnxscript_rewriter(_: str, source: Path, path: Path) -> None:
+    from onnxscript.optimizer import optimize
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    model = onnx_ir.load(str(source))
+    optimize(model)
+    onnx_ir.save(optimize_for_ort(model)[0], str(path))
+
+
+def at_load(_: str, source: Path, path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+def hf_fuser(_: str, source: Path, path: Path) -> None:
+    from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
+
+    model = onnx_ir.load(str(source))
+    fuse_for_onnxruntime(model, "cpu")
+    onnx_ir.save(model, str(path))
+
+
+OPTIMIZE = dict(zip(RIVALS, (transformers_optimizer, onnxscript_rewriter, at_load, hf_fuser), strict=True))
+
+
+# -- what a file holds and gives -------------------------------------------------------------------------------------
+
+
+def nodes_of(graph: Any) -> list[Any]:
+    """All nodes, also those of subgraphs."""
+    inner = [a for n in graph.node for a in n.attribute]
+    below = [g for a in inner for g in (*((a.g,) if a.type == onnx.AttributeProto.GRAPH else ()), *a.graphs)]
+    return [*graph.node, *(n for g in below for n in nodes_of(g))]
+
+
+def counts_of(path: Path) -> dict[str, int]:
+    """Fused ops, however a file calls them; functions count as often as they are called."""
+    model = onnx.load(str(path), load_external_data=False)
+    functions = {(f.domain, f.name): f for f in model.functions}
+
+    def walked(nodes: Any) -> list[Any]:
+        found: list[Any] = []
+        for n in nodes:
+            body = functions.get((n.domain, n.op_type))
+            found += [n] if body is None else walked(nodes_of(body))
+        return found
+
+    found = walked(nodes_of(model.graph))
+    turned = [n for n in found if any(a.name == "do_rotary" and a.i for a in n.attribute)]
+    return {
+        "attention": sum(n.op_type in ATTENTION for n in found),
+        "norms": sum(n.op_type in NORMS for n in found),
+        "rotary": sum(ROTARY.get(n.op_type, 0) for n in found) + 2 * len(turned),
+        "nodes": len(found),
+    }
+
+
+def run(path: Path, name: str, trials: Any) -> tuple[list[dict[str, Any] | None], str]:
+    """Outputs by name on all trials (None: it fails), and the first failure. Raises what loading raises."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    made: list[dict[str, Any] | None] = []
+    first = ""
+    for i, trial in enumerate(trials_of(name)):
+        given = {x.name: trials[f"{i}/{x.name}"] for x in session.get_inputs()}
+        try:
+            made.append(dict(zip(names, session.run(names, given), strict=True)))
+        except Exception as e:
+            first = first or f"{trial}: {str(e).splitlines()[0]}"[:300]
+            made.append(None)
+    return made, first
+
+
+def apart(wanted: Any, found: Any, kept: Any) -> float:
+    """The largest difference as a share of the largest number, at tokens that the mask keeps."""
+    if found is None or found.shape != wanted.shape:
+        return float("inf")
+    counts = np.ones(wanted.shape, np.bool_)
+    for axis in (1, 2)[: wanted.ndim - 2]:
+        if kept is not None and wanted.shape[axis] == kept.shape[1]:
+            shape = (len(kept), *[1] * (axis - 1), kept.shape[1], *[1] * (wanted.ndim - axis - 1))
+            counts &= kept.reshape(shape) != 0
+            break
+    counts &= ~np.isnan(wanted)
+    gap = np.where(counts & (wanted != found), np.abs(wanted.astype(np.float64) - found), 0)
+    gap = np.where(np.isnan(gap), np.inf, gap)
+    return float(gap.max(initial=0)) / max(float(np.abs(wanted[counts]).max(initial=0)), 1e-3)
+
+
+def measured(path: Path, name: str, trials: Any, truth: list[dict[str, Any] | None] | None) -> dict[str, Any]:
+    """truth: outputs of the file before it was optimized; None: it is that file, and PyTorch is right."""
+    facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "error": 0.0, "eager": 0.0}
+    try:
+        outputs, facts["fails"] = run(path, name, trials)
+    except Exception as e:
+        return {**facts, "loads": False, "fails": str(e).splitlines()[0][:300]}
+    masked = "attention_mask" in KINDS[name].inputs
+    for i, (trial, found) in enumerate(zip(trials_of(name), outputs, strict=True)):
+        kept = kept_of(trial) if masked else None
+        eager = trials[f"{i}/eager"]
+        same = [y for y in (found or {}).values() if y.shape == eager.shape]
+        facts["eager"] = max(facts["eager"], apart(eager, same[0] if same else None, kept) if found else 0.0)
+        wanted = {} if truth is None else truth[i] or {}
+        found = found or dict.fromkeys(wanted)
+        facts["error"] = max(facts["error"], *(apart(y, found.get(k), kept) for k, y in wanted.items()), 0.0)
+    return facts
+
+
+def measure(name: str, folder: Path) -> None:
+    trials = np.load(folder / "trials.npz")
+    for exporter in EXPORTERS:
+        source = folder / f"{exporter}.onnx"
+        if not source.exists():
+            continue
+        files = [source, *(folder / f"{exporter}.{r}.onnx" for r in RIVALS), folder / f"{exporter}.ours" / "model.onnx"]
+        truth: list[dict[str, Any] | None] | None = None
+        for file in files:
+            result = (file.parent if file.name == "model.onnx" else file).with_suffix(".json")
+            result = file.parent.with_name(f"{file.parent.name}.json") if file.name == "model.onnx" else result
+            new = not result.exists() or (file.exists() and result.stat().st_mtime < file.stat().st_mtime)
+            if not file.exists() or not new:
+                continue
+            result.write_text(json.dumps({"loads": False, "fails": "the process ended"}))
+            if file != source and truth is None:
+                truth, _ = run(source, name, trials)
+            facts = measured(file, name, trials, None if file == source else truth)
+            result.write_text(json.dumps(facts))
+
+
+def main() -> None:
+    work, task, *names = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"not done after {LONGEST} s")))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in names or KINDS:
+        folder = Path(work) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if task == "export":
+            if not (folder / "totals.json").exists():
+                prepare(name, folder)
+            for exporter, make in EXPORT.items():
+                once(folder / f"{exporter}.onnx", partial(make, name))
+        elif task == "optimize":
+            for exporter in EXPORTERS:
+                source = folder / f"{exporter}.onnx"
+                for rival, change in OPTIMIZE.items():
+                    if source.exists():
+                        once(folder / f"{exporter}.{rival}.onnx", partial(change, name, source))
+        else:
+            measure(name, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Sizes that a file needs to be equal to run at all: seen where two meet, and taken to be one when it is read again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ...ir.errors import MonographError
+from ...ir.types import Dim, DimLike, Shape, exact_div, product
+
+MEETING = frozenset(
+    "Add Sub Mul Div Mod Pow Max Min Where And Or Xor Less LessOrEqual Greater GreaterOrEqual Equal MatMul".split()
+)
+"""Operators whose operands must have equal sizes, or sizes of 1, counted from the last axis."""
+
+
+class Equal(Exception):
+    """A symbol stands for another size: the file is read again with it. An outcome of reading, not an error."""
+
+    def __init__(self, name: str, value: DimLike) -> None:
+        super().__init__(f"{name} is {value}")
+        self.name, self.value = name, value
+
+
+class Sizes:
+    """What is known of the symbols of one file.
+
+    bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
+    A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1.
+    """
+
+    def __init__(self, bound: Mapping[str, DimLike], refused: Iterable[str]) -> None:
+        self.bound, self.refused = dict(bound), set(refused)
+        self.extremes: dict[str, tuple[DimLike, DimLike]] = {}
+        self.inputs: list[str] = []
+        self.batches: list[str] = []
+
+    def declare(self, shape: Shape) -> None:
+        """Note the symbols of an input, in the order of the inputs."""
+        for i, d in enumerate(shape):
+            for s in sorted(d.symbols) if isinstance(d, Dim) else ():
+                self.inputs += [s] * (s not in self.inputs)
+                if i == 0 and len(shape) > 1:
+                    self.batches += [s] * (s not in self.batches)
+
+    def extreme(self, kind: str, a: DimLike, b: DimLike) -> DimLike | None:
+        """The larger or smaller of two sizes as a symbol, until it meets a size that only one of them is."""
+        name = re.sub(r"\W+", "_", f"{kind} {a} {b}".replace("-", "minus "))
+        if name in self.bound:
+            return self.bound[name]
+        if name in self.refused:
+            return None
+        self.extremes[name] = a, b
+        return Dim.symbol(name)
+
+    def met(self, kind: str, shapes: Sequence[Shape], along: int = 0) -> None:
+        """Raise Equal if what a node reads only fits with a symbol being another size. kind: its op type. along: the
+        axis along which a Concat joins."""
+        if kind == "Concat" and shapes and len(set(map(len, shapes))) == 1 and shapes[0]:
+            rest = [[d for i, d in enumerate(s) if i != along % len(s)] for s in shapes]
+            for other in rest[1:]:
+                for a, b in zip(rest[0], other, strict=True):
+                    self._one(a, b)
+        if kind not in MEETING:
+            return
+        if kind == "MatMul" and len(shapes) == 2 and all(len(s) > 1 for s in shapes):
+            x, y = shapes
+            self._one(x[-1], y[-2])
+            shapes = [x[:-2], y[:-2]]
+        most = max(map(len, shapes), default=0)
+        for axis in range(1, most + 1):
+            here = [s[-axis] for s in shapes if len(s) >= axis and s[-axis] != 1]
+            for other in here[1:]:
+                self._one(here[0], other)
+
+    def _one(self, a: DimLike, b: DimLike) -> None:
+        if a == b:
+            return
+        for name in sorted(_symbols(a) ^ _symbols(b)):
+            if name not in self.extremes:
+                continue
+            for value in self.extremes[name]:
+                x, y = (d.substitute({name: value}) if isinstance(d, Dim) else d for d in (a, b))
+                if x == 1 or y == 1:
+                    raise Equal(name, value)
+            for value in self.extremes[name]:
+                x, y = (d.substitute({name: value}) if isinstance(d, Dim) else d for d in (a, b))
+                if x == y:
+                    raise Equal(name, value)
+        a, b = _apart(a, b)
+        plain = [(d, o) for d, o in ((a, b), (b, a)) if str(d) in self.inputs and str(d) not in _symbols(o)]
+        known = [(str(d), o) for d, o in plain if _symbols(o) and _symbols(o) <= set(self.inputs)]
+        if known:  # The symbol of a later input becomes that of an earlier one.
+            raise Equal(*max(known, key=lambda pair: self.inputs.index(pair[0])))
+
+    def divided(self, a: DimLike, b: DimLike) -> None:
+        """Raise Equal if one size divides the other only where the inputs have one batch: axis 0 of two of them."""
+        try:
+            exact_div(a, b)
+        except MonographError:
+            pass
+        else:
+            return
+        over = [s for s in self.batches if s in _symbols(b) - _symbols(a)]
+        for s in reversed(self.batches):
+            earlier = [o for o in over if self.batches.index(o) < self.batches.index(s)]
+            if s in _symbols(a) and earlier:
+                raise Equal(s, Dim.symbol(earlier[0]))
+
+    def reshaped(self, shape: Shape, wanted: Shape) -> None:
+        """The same for a reshape, of which one size may be -1, and some 0."""
+        named, total = product(d for d in wanted if d != -1), product(shape)
+        if named != 0 and -1 in wanted:
+            self.divided(total, named)
+        elif named != 0:
+            self._one(total, named)
+
+    def chosen(self, d: DimLike) -> bool:
+        """Whether a size is made of extremes, of which it is not known yet what they are."""
+        return bool(_symbols(d)) and _symbols(d) <= self.extremes.keys()
+
+
+def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
+    """Two sizes without the terms that both have: of a past and new tokens, the pasts."""
+    gap = a - b
+    if not isinstance(gap, Dim) or len(gap.terms) != 2:
+        return a, b
+    left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
+    right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
+    return (left[0], right[0]) if left and right else (a, b)
+
+
+def _symbols(d: DimLike) -> frozenset[str]:
+    return d.symbols if isinstance(d, Dim) else frozenset()

@@ -1,0 +1,95 @@
+"""Sizes that a file needs to be equal are one size of its graph; those that may differ stay apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from monograph.frontends.onnx.file import checked
+from monograph.frontends.onnx.load import read_graph
+from monograph.ir import Graph
+from monograph.ir.interpret import interpret
+from monograph.ir.ops.foreign import Foreign
+
+
+def read(text: str, tmp_path: Path) -> tuple[Graph, dict[str, np.ndarray]]:
+    """The graph of a model in ONNX's text form, and its weights."""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]>\n{text}')
+    graph, weights, _ = read_graph(checked(model, tmp_path / "model.onnx"))
+    return graph, {k: weights[k].numpy() for k in graph.params}
+
+
+def foreign(graph: Graph) -> list[str]:
+    return [str(n.attributes["name"]) for n in graph if isinstance(n.op, Foreign)]
+
+
+TABLE = """g (float[b, s, s] x) => (float[b, s, s] y)
+<float[1, 16] table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, int64[1] n = {16}, int64[1] zero = {0},
+ int64[1] far = {9223372036854775807}, int64[1] one = {1}> {
+    size = Shape <start = 1, end = 2> (x)
+    gap = Sub(n, size)
+    start = Max(gap, zero)
+    last = Slice(table, start, far, one)
+    y = Add(x, last)
+}"""
+
+
+def test_a_clamped_bound_is_the_side_that_fits(tmp_path: Path) -> None:
+    """The last s of 16 numbers, from max(16 - s, 0) on: added to s numbers, these must be s."""
+    graph, weights = read(TABLE, tmp_path)
+    assert not foreign(graph)
+    x = np.zeros((2, 5, 5), np.float32)
+    found = interpret(graph, {"x": x}, weights)["y"]
+    np.testing.assert_array_equal(found[0, 0], np.arange(11, 16))
+
+
+def test_a_bound_that_nothing_tells_stays_computed(tmp_path: Path) -> None:
+    """Where both sides of a maximum may be meant, it is computed when the graph runs."""
+    text = TABLE.replace("y = Add(x, last)", "wide = ReduceSum(last, one)\n y = Add(x, wide)")
+    graph, weights = read(text, tmp_path)
+    assert [n.op.name for n in graph if n.op.name == "maximum"]
+    assert not {s for n in graph for v in n.outputs for s in v.type.symbols if "larger" in s}
+    del weights
+
+
+MASK = """g (int64[b, s] ids, int64[c, t] mask) => (float[b, s, s] y) <int64[1] minus = {-1}, int64[1] one = {1}> {
+    batch = Shape <start = 0, end = 1> (ids)
+    shape = Concat <axis = 0> (batch, minus)
+    rows = Reshape(mask, shape)
+    added = Cast <to = 1> (rows)
+    wide = Unsqueeze(added, one)
+    x = Cast <to = 1> (ids)
+    a = Unsqueeze(x, one)
+    turned = Transpose <perm = [0, 2, 1]> (a)
+    scores = MatMul(turned, a)
+    y = Add(scores, wide)
+}"""
+
+
+def test_inputs_whose_rows_are_joined_have_one_batch_and_length(tmp_path: Path) -> None:
+    graph, weights = read(MASK, tmp_path)
+    assert graph.inputs["mask"].shape == graph.inputs["ids"].shape
+    assert not foreign(graph)
+    ids = np.array([[1, 2, 3], [4, 5, 6]])
+    found = interpret(graph, {"ids": ids, "mask": ids * 0 + 1}, weights)["y"]
+    np.testing.assert_array_equal(found, ids[:, :, None] * ids[:, None, :] + 1)
+
+
+@pytest.mark.parametrize("read_in_part", ["Gather <axis = 1> (mask, places)", "Slice(mask, zero, size, one)"])
+def test_an_input_that_is_read_in_part_keeps_its_own_length(read_in_part: str, tmp_path: Path) -> None:
+    """A mask may be longer than the tokens where only its first columns are read."""
+    text = f"""g (int64[b, s] ids, int64[b, t] mask) => (int64[b, s] y)
+<int64[1] zero = {{0}}, int64[1] one = {{1}}, int64 first = {{0}}, int64 step = {{1}}> {{
+    size = Shape <start = 1, end = 2> (ids)
+    end = Squeeze(size)
+    places = Range(first, end, step)
+    part = {read_in_part}
+    y = Add(ids, part)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert graph.inputs["mask"].shape != graph.inputs["ids"].shape
+    mask = np.arange(10).reshape(2, 5)
+    found = interpret(graph, {"ids": mask[:, :3] * 0, "mask": mask}, weights)["y"]
+    np.testing.assert_array_equal(found, mask[:, :3])
