@@ -55,7 +55,7 @@ NOTES = {
     "decoding": f"One thread, batch 1, medians of {2 * ROUNDS} rounds in turn.",
     "ragged": "Three prompts padded on the left in one batch; the error as a share of the largest logit.",
     "pair": "Greedy ids of the pair, against those of the file, which reads all tokens anew for each.",
-    "cost": f"Wall seconds and peak memory of a process; stopped after {SLOWEST} s. `right`: equal on all hard inputs.",
+    "cost": f"CPU seconds and peak memory of a process; stopped after {SLOWEST} s. `right`: equal on all hard inputs.",
     "growth": "One process each, on one thread.",
 }
 QUANTIZE = """
@@ -388,7 +388,7 @@ def cost_rows(facts: Mapping[str, Any]) -> list[Row]:
             continue
         for engine, what in found["cost"].items():
             state = "fails" if what["failed"] else "wrong" if found["errors"].get(engine, ("",))[0] else "right"
-            rows.append({"file": name, "optimizer": engine, "seconds": round(what["seconds"], 1), "MB": round(what["MB"]),
+            rows.append({"file": name, "optimizer": engine, "CPU s": round(what["cpu"], 1), "MB": round(what["MB"]),
                          "result": state})  # fmt: skip
     return rows
 

@@ -34,7 +34,7 @@ def sizes(*names: str) -> list[Dim]:
 def onnx(module: nn.Module, example: Any, out: Path, names: list[str], made: list[str], shapes: Any, **more: Any) -> None:
     """torch.onnx, which traces with torch.export."""
     out.mkdir(parents=True)
-    given = {"input_names": names, "output_names": made, "dynamic_shapes": {"given": shapes}, **more}
+    given = {"input_names": names, "output_names": made, "dynamic_shapes": {"given": tuple(shapes)}, **more}
     torch.onnx.export(module.eval(), tuple(example), str(out / "model.onnx"), dynamo=True, **given)
 
 

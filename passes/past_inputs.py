@@ -69,12 +69,20 @@ def _longer(v: Value, size: Dim) -> DimLike | None:
             longer = _lengthened(node, x, size)
             if longer is not None:
                 return longer
-            if not (isinstance(node.op, _MOVES) or node.op.elementwise) or len(node.outputs) != 1:
+            if not _moves(node, x):
                 continue
             if node.output not in seen and size in node.output.shape:
                 seen.add(node.output)
                 waiting.append(node.output)
     return None
+
+
+def _moves(node: Node, x: Value) -> bool:
+    """Whether a node gives a value in another form: in another layout, or scaled by something stored."""
+    if len(node.outputs) != 1:
+        return False
+    stored = all(v is x or v.producer is None or v.is_constant for v in node.arguments)
+    return isinstance(node.op, _MOVES) or (node.op.elementwise and stored)
 
 
 def _lengthened(node: Node, x: Value, size: Dim) -> DimLike | None:
