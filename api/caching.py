@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from .frontends.onnx.load import load_onnx, read_graph
 from .frontends.onnx.runtime import failures
 from .hard_inputs import is_mask, rows_of
 from .inference.engine import Engine
-from .ir.errors import LoweringError, PassError, RuntimeInputError
+from .ir.errors import LoweringError, RuntimeInputError
 from .ir.files import whole
 from .ir.graph import Graph, Value
 from .ir.slots import Stream
 from .ir.tensors import Array
-from .ir.types import Dim, f32, substitute
+from .ir.types import f32, substitute
 from .optimizing import OptimizeReport
 from .original import bound_of, session
 from .parity import CHUNKS, spans
@@ -126,7 +125,9 @@ def _one(plain: _Plain, run: Runner, case: Case, most: int, report: OptimizeRepo
     for number, (row, kept) in enumerate(zip(tokens, mask != 0, strict=True)):
         wanted = plain(row[kept]).astype(np.float64)
         gap = np.abs(found[number, kept].astype(np.float64) - wanted)
-        error = float(np.where(np.isnan(gap), np.inf, gap).max(initial=0.0) / max(np.abs(wanted).max(initial=0.0), 1e-3))
+        error = float(
+            np.where(np.isnan(gap), np.inf, gap).max(initial=0.0) / max(np.abs(wanted).max(initial=0.0), 1e-3)
+        )
         report.error = max(report.error, error)
         if error > plain.bound:
             what = f"with a cache it gives other numbers than the file: {case}, row {number}: off by {error:.2g}"

@@ -27,6 +27,8 @@ from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
+INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+"""Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
 
 
 @dataclass(repr=False)
@@ -78,9 +80,7 @@ class OptimizeReport(Shown):
         return {**asdict(self), "folder": str(self.folder), "left": left, "refusals": self.refusals}
 
 
-def optimize(
-    file: str | Path, folder: str | Path, *, strict: bool = False, cache: bool = False
-) -> OptimizeReport:
+def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cache: bool = False) -> OptimizeReport:
     """Write `folder`/model.onnx and one data file: the model of an ONNX file with its layers fused for the CPU.
 
     Inputs and outputs keep their names and types. The written file gives what the original gives in ONNX Runtime, on
@@ -102,7 +102,7 @@ def optimize(
         report.seconds = time.perf_counter() - start
         return report
     read = open_onnx(source)
-    graph, weights, _ = read_graph(read)
+    graph, weights, _ = read_graph(read, INTEGER)
     original = Original.of(source, graph)
     report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
     with whole(folder, replaces=foreign) as stage:

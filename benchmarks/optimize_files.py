@@ -27,13 +27,12 @@ from monograph.frontends.onnx.file import open_onnx
 from monograph.frontends.onnx.load import read_graph
 from monograph.hard_inputs import Trial, hard_inputs
 from monograph.ir import DType, Graph
-from monograph.ir.errors import MonographError
 from monograph.machine import interleaved, median
 from monograph.original import Original
 from monograph.passes.past_inputs import past_symbols
 from optimize_files_growth import Stack
 from report import RESULTS, ROOT, WORK, Row, machine, markdown, parser, replaced
-from serving_peers import HF, PACKAGES, Worker, environment, made, run
+from serving_peers import HF, PACKAGES, environment, made, run
 
 PLACE, HERE = WORK / "optimize_files", Path(__file__).parent
 PACKAGES["optimizers"] = [
@@ -135,12 +134,27 @@ def optimized(name: str, path: Path, kind: str) -> tuple[dict[str, Path], dict[s
     place = PLACE / "made" / "".join(c if c.isalnum() else "-" for c in name)
     place.mkdir(parents=True, exist_ok=True)
     made_by: dict[str, Path] = {"as it came": path}
-    cost = {"ours": spent([sys.executable, "-m", "monograph", "optimize", str(path), "-o", str(place / "ours"), "--json"])}
+    cost = {
+        "ours": spent([sys.executable, "-m", "monograph", "optimize", str(path), "-o", str(place / "ours"), "--json"])
+    }
     for rival in RIVALS:
         target, told = place / rival, place / f"{rival}.json"
         if not told.exists():
             script = str(HERE / "optimize_files_rivals.py")
-            told.write_text(json.dumps(spent([str(environment("optimizers")), script, rival, str(path), str(target), kind])))
+            told.write_text(
+                json.dumps(
+                    spent(
+                        [
+                            str(environment("exported" if rival == RIVALS[0] else "optimizers")),
+                            script,
+                            rival,
+                            str(path),
+                            str(target),
+                            kind,
+                        ]
+                    )
+                )
+            )
         cost[rival] = json.loads(told.read_text())
     for engine, what in cost.items():
         if not what["failed"]:
@@ -163,7 +177,9 @@ def feeds(graph: Graph, past: int) -> dict[str, Any]:
     """One row without padding: LENGTH tokens, or one behind a past."""
     pasts = past_symbols(graph)
     if not pasts:
-        found = hard_inputs(graph, Trial("all-ones", 1, LENGTH)) or hard_inputs(graph, Trial("all-ones", 1, LENGTH, True))
+        found = hard_inputs(graph, Trial("all-ones", 1, LENGTH)) or hard_inputs(
+            graph, Trial("all-ones", 1, LENGTH, True)
+        )
         assert found is not None
         return found.feeds
     rng, given = np.random.default_rng(0), dict[str, Any]()
@@ -214,23 +230,32 @@ def timed(works: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str
 # -- parts -------------------------------------------------------------------------------------------------------
 
 
-def compare_files(whisper: Path | None) -> tuple[list[Row], dict[str, Any]]:
+def compare_files(whisper: Path | None, match: str) -> tuple[list[Row], dict[str, Any]]:
     """Nodes, error and latency of every file, as it came and as each optimizer makes it."""
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     for name, (path, kind) in files(whisper).items():
+        if match.lower() not in name.lower():
+            continue
         with working(name):
             made_by, cost = optimized(name, path, kind)
             graph, _, _ = read_graph(open_onnx(path))
             original = Original.of(path, graph)
             found = {engine: original.difference(p) for engine, p in made_by.items() if engine != "as it came"}
-            able = {engine: p for engine, p in made_by.items() if engine == "as it came" or not unable(found[engine][0])}
+            able = {
+                engine: p for engine, p in made_by.items() if engine == "as it came" or not unable(found[engine][0])
+            }
             given = feeds(graph, PASTS[0])
             works = {engine: runner(session(p), given) for engine, p in able.items()}
             times = timed(works)
             del works
         base = median(times["as it came"])
-        facts[name] = {"cost": cost, "seconds": times, "errors": found, "MB": {e: megabytes(p) for e, p in made_by.items()}}
+        facts[name] = {
+            "cost": cost,
+            "seconds": times,
+            "errors": found,
+            "MB": {e: megabytes(p) for e, p in made_by.items()},
+        }
         rows.append({
             "file": name, "nodes": nodes(path), "ours": nodes(made_by["ours"]) if "ours" in made_by else None,
             "MB": round(megabytes(path)), "MB ours": round(megabytes(made_by["ours"])),
@@ -409,11 +434,12 @@ def growth() -> tuple[list[Row], dict[str, Any]]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--whisper", type=Path, help="a Hugging Face folder of Whisper base")
+    options.add_argument("--match", default="", help="of files: those whose name has this in it")
     options.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = options.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)
     parts: dict[str, tuple[list[Row], dict[str, Any]]] = {}
-    works = {"files": lambda: compare_files(given.whisper), "decoding": decode, "ragged": ragged, "pair": pair,
+    works = {"files": lambda: compare_files(given.whisper, given.match), "decoding": decode, "ragged": ragged, "pair": pair,
              "growth": growth}  # fmt: skip
     for name, work in works.items():
         if name in given.only:
@@ -434,7 +460,9 @@ def keep(parts: Mapping[str, tuple[list[Row], dict[str, Any]]]) -> None:
         command = f"python benchmarks/optimize_files.py --only {name}"
         content["parts"][name] = {"command": command, **machine(), **facts, "rows": rows}
         about = content["parts"][name]
-        text = f"{markdown(rows)}\n\n`{command}`, {about['date']}, {about['cpu']}, {about['cores']} cores. {NOTES[name]}\n"
+        text = (
+            f"{markdown(rows)}\n\n`{command}`, {about['date']}, {about['cpu']}, {about['cores']} cores. {NOTES[name]}\n"
+        )
         for page in sorted((ROOT / "docs").glob("*.md")):
             page.write_text(replaced(page.read_text(), f"optimize_files {name}", text))
     path.write_text(json.dumps(content, indent=2) + "\n")

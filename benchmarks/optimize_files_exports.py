@@ -31,7 +31,9 @@ def sizes(*names: str) -> list[Dim]:
     return [Dim(name, min=2, max=4096) for name in names]
 
 
-def onnx(module: nn.Module, example: Any, out: Path, names: list[str], made: list[str], shapes: Any, **more: Any) -> None:
+def onnx(
+    module: nn.Module, example: Any, out: Path, names: list[str], made: list[str], shapes: Any, **more: Any
+) -> None:
     """torch.onnx, which traces with torch.export."""
     out.mkdir(parents=True)
     given = {"input_names": names, "output_names": made, "dynamic_shapes": {"given": tuple(shapes)}, **more}

@@ -42,8 +42,11 @@ def total_symbols(graph: Graph) -> frozenset[str]:
 
 def _chooses(v: Value) -> bool:
     """Whether whole numbers choose rows of a table."""
-    return any(node["ids" if isinstance(node.op, Embedding) else "indices"] is v for node in v.users
-               if isinstance(node.op, (Embedding, Gather)))
+    return any(
+        node["ids" if isinstance(node.op, Embedding) else "indices"] is v
+        for node in v.users
+        if isinstance(node.op, (Embedding, Gather))
+    )
 
 
 def _grown(graph: Graph) -> dict[Value, tuple[str, DimLike]]:

@@ -105,7 +105,9 @@ def grouped(folder: Path, *, past: bool) -> Path:
         for name, shape in tensors.items()
     ]
     angles = torch.arange(64)[:, None] * 10000.0 ** (-torch.arange(8) / 8)
-    weights += [onnx.numpy_helper.from_array(f(angles).numpy(), name) for name, f in (("c", torch.cos), ("s", torch.sin))]
+    weights += [
+        onnx.numpy_helper.from_array(f(angles).numpy(), name) for name, f in (("c", torch.cos), ("s", torch.sin))
+    ]
     numbers = {"one": [1], "axis": [0], "at": 1}
     weights += [onnx.numpy_helper.from_array(torch.tensor(n).numpy(), name) for name, n in numbers.items()]
     node = helper.make_node

@@ -206,7 +206,9 @@ def test_what_attention_23_cannot_say_is_reported() -> None:
 
 @pytest.mark.parametrize("symbolic", [False, True], ids=["numbers", "symbols"])
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if c.op == "attention" and (c.attributes.get("softcap") or c.inputs.get("sinks"))], ids=str
+    "case",
+    [c for c in CASES if c.op == "attention" and (c.attributes.get("softcap") or c.inputs.get("sinks"))],
+    ids=str,
 )
 def test_caps_and_sinks_are_one_op_of_the_runtime(case: Case, symbolic: bool) -> None:
     """ONNX Runtime puts caps before the mask; a sink is one more key."""

@@ -37,7 +37,8 @@ def optimize_(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="of an ONNX file: fail unless everything is fused")] = False,
     cache: Annotated[
-        bool, typer.Option("--cache", help="of an ONNX decoder: a folder with prefill, steps and a cache, to generate with")
+        bool,
+        typer.Option("--cache", help="of an ONNX decoder: a folder with prefill, steps and a cache, to generate with"),
     ] = False,
     family: FamilyOption = None,
     json_output: Json = False,

@@ -157,9 +157,7 @@ def zero_where_empty(y: Value, keep: Value) -> Value:
     return where(transpose(reshape(found, shape=lead), permutation=(0, 2, 1, 3)), y, zero)
 
 
-def with_sinks(
-    k: Value, v: Value, mask: Value | None, sinks: Value, rows: DimLike
-) -> tuple[Value, Value, Value]:
+def with_sinks(k: Value, v: Value, mask: Value | None, sinks: Value, rows: DimLike) -> tuple[Value, Value, Value]:
     """Keys and values with a row of zeros behind them, and the bias [..,H,S,T+1] that gives it the score of a sink."""
     keys, heads = k.shape[1], sinks.shape[0]
     zero, lowest = (constant(value=x, dtype=sinks.dtype) for x in (0.0, sinks.dtype.lowest))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,13 @@ from .use import Known, Result, Use
 
 class Importer:
     """One translation. left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out
-    to stand for: the file is read again with it."""
+    to stand for: the file is read again with it.
 
-    def __init__(self, file: OnnxFile, sizes: Sizes | None = None) -> None:
-        self.file = file
+    keep: operators of the standard that stay foreign though they have a form.
+    """
+
+    def __init__(self, file: OnnxFile, sizes: Sizes | None = None, keep: Collection[str] = ()) -> None:
+        self.file, self.keep = file, keep
         self.graph = Graph(file.model.graph.name or "model")
         self.sizes = sizes or Sizes({}, ())
         self.symbols = Symbols(self.sizes.bound)
@@ -195,7 +198,7 @@ class Importer:
         why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
         if domain == "" and node.op_type in FOLDS:
             result = self._folded(use)
-        handler = HANDLERS.get((domain, node.op_type))
+        handler = None if domain == "" and node.op_type in self.keep else HANDLERS.get((domain, node.op_type))
         if result is None and handler is not None:
             try:
                 result = handler(use)

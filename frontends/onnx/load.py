@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx
@@ -49,12 +49,12 @@ def _model(file: OnnxFile) -> Model:
     return Model(Program(file.path.stem, task, as_it_is(graph)), weights=weights, notes=notes)
 
 
-def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
-    """(the graph, its weights, the nodes that stay foreign with the reason)."""
+def read_graph(file: OnnxFile, keep: Collection[str] = ()) -> tuple[Graph, Weights, Mapping[str, str]]:
+    """(the graph, its weights, the nodes that stay foreign with the reason). keep: operators that stay in any case."""
     bound: dict[str, DimLike] = {}
     refused: set[str] = set()
     for _ in range(MOST):
-        importer = Importer(file, Sizes(bound, refused))
+        importer = Importer(file, Sizes(bound, refused), keep)
         try:
             graph, weights = importer.run()
         except Equal as e:
@@ -70,7 +70,7 @@ def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
             if not importer.sizes.extremes:
                 return graph, weights, importer.left
             refused |= importer.sizes.extremes.keys()
-    importer = Importer(wrapped(file))
+    importer = Importer(wrapped(file), keep=keep)
     graph, weights = importer.run()
     return graph, weights, importer.left
 

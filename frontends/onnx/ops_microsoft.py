@@ -231,7 +231,9 @@ def _grouped(use: Use) -> Parts:
         if places is None:
             places = ops.expand(ops.iota(start=0, length=length) + before, shape=(batch, length))
         cosines, sines = (_reached(t, places) for t in (use[7], use[8]))
-        q, k = (turned_by(x, cosines, sines, places, n, use, "rotary_interleaved") for x, n in ((q, heads), (k, groups)))
+        q, k = (
+            turned_by(x, cosines, sines, places, n, use, "rotary_interleaved") for x, n in ((q, heads), (k, groups))
+        )
     q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
     if past_k is not None and past_v is not None and total != room + length:
         raise Unmapped(f"{total} keys are not the {room} before and the {length} new ones: a shared buffer")

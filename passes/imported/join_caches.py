@@ -38,7 +38,9 @@ def _reads(node: Node) -> list[Node]:
     past, new = node.arguments
     if past is new or past not in past.graph.inputs.values():
         return []
-    turned = [n for n in node.output.users if isinstance(n.op, Transpose) and n.attributes["permutation"] == HEADS_FIRST]
+    turned = [
+        n for n in node.output.users if isinstance(n.op, Transpose) and n.attributes["permutation"] == HEADS_FIRST
+    ]
     return [n for n in turned if any(isinstance(u.op, Attention) for u in n.output.users)]
 
 

@@ -56,7 +56,11 @@ def _grid(node: Node) -> list[int] | None:
     """Axes of the result over which the axes of what is indexed run, whole and in their order, if they do."""
     x, indices = node.value("x"), node.value("indices")
     joined = indices.producer
-    if joined is None or not isinstance(joined.op, Concat) or joined.attributes["axis"] % indices.rank != indices.rank - 1:
+    if (
+        joined is None
+        or not isinstance(joined.op, Concat)
+        or joined.attributes["axis"] % indices.rank != indices.rank - 1
+    ):
         return None
     if len(joined.arguments) != x.rank or any(part.shape[-1] != 1 for part in joined.arguments):
         return None

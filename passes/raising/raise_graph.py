@@ -14,8 +14,8 @@ from .angle_tables import compute_tables
 from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read, Reader
-from .layers import raise_layers
 from .empty_rows import drop_guards
+from .layers import raise_layers
 from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
