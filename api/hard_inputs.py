@@ -47,7 +47,10 @@ TRIALS = (
 
 @dataclass
 class Hard:
-    """Inputs of one trial by name. past: tokens before the new ones. kept: the masks [B,T] among them, with the axis of tokens as the graph writes it."""
+    """Inputs of one trial by name.
+
+    past: tokens before the new ones. kept: the masks [B,T] among them, with the axis of tokens as the graph writes it.
+    """
 
     past: int = 0
     feeds: dict[str, Array] = field(default_factory=dict[str, Array])

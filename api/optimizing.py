@@ -89,8 +89,8 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
     breaks this is undone, and named in the report. strict: raise LoweringError for anything that was not raised, not
     fused or undone. cache: give a decoder our cache, whatever past it takes itself: the folder is then one that `build`
     writes and `mg.open` opens, and every row of a batch gives what the file gives for that row alone. Raises
-    PassError with the node and the reason for a file that cannot be given a cache, OnnxFileError for a file that is damaged, RuntimeInputError for one that ONNX Runtime does
-    not take. The folder appears whole or not at all.
+    PassError with the node and the reason for a file that cannot be given a cache, OnnxFileError for one that is
+    damaged, RuntimeInputError for one that ONNX Runtime does not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
     source = file_of(Path(file))

@@ -201,7 +201,7 @@ class AttentionToOnnx:
         return report
 
     def reason(self, node: Node) -> str | None:
-        if node["sinks"] is not None and any(_is_read(node.value(name)) for name in "kv"):
+        if node["sinks"] is not None and any(is_read(node.value(name)) for name in "kv"):
             return "Attention-23 has no input for sinks, and keys out of a cache would be copied to hold one more"
         if node.attributes["softcap"] is not None and not self.softcap:
             return "runtimes disagree on whether softcap comes before the mask"

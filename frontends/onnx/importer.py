@@ -28,9 +28,10 @@ from .use import Known, Result, Use
 
 
 class Importer:
-    """One translation. left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out
-    to stand for: the file is read again with it.
+    """One translation.
 
+    left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out to stand for: the
+    file is read again with it.
     keep: operators of the standard that stay foreign though they have a form.
     """
 

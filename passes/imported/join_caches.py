@@ -12,7 +12,7 @@ HEADS_FIRST = (0, 2, 1, 3)
 
 
 def join_caches(graph: Graph) -> int:
-    """Concatenations [B,K,P,D] with [B,K,S,D] that attention reads become cache_append and cache_read. Gives how many."""
+    """Concatenations [B,K,P,D] with [B,K,S,D] that attention reads become ops of a cache. Gives how many."""
     joined = 0
     for node in [n for n in graph if isinstance(n.op, Concat)]:
         reads = _reads(node)
