@@ -11,8 +11,10 @@ from ..dce import dce
 from ..fold import fold
 from ..raising import RaisingReport, raise_graph
 from ..raising.constants import Read
+from ..raising.layouts import shorten_layouts
 from ..state import add_state
 from ..token_flow import is_over
+from .angles import write_out_frequencies
 from .columns import Positions, hide_padding, look_up_slices
 from .names import in_words_of
 from .past import forget_past
@@ -49,7 +51,8 @@ def make_cacheable(
     unflatten(graph, batch, symbol)
     Positions(graph, stream).run()
     hide_padding(graph, stream, lambda node: _reads_tokens(node, symbol))
-    for step in (canonicalize, cast_truths, cse, dce):
+    write_out_frequencies(graph, read)
+    for step in (canonicalize, shorten_layouts, cast_truths, cse, dce):
         step(graph)
     graph.inputs = {k: graph.inputs[k] for k in (*stream.names, *zeros) if k in graph.inputs}
     _check(graph, report)
