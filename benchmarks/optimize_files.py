@@ -39,7 +39,9 @@ PACKAGES["optimizers"] = [
     "onnxruntime==1.32.0", "onnx==1.23.2", "onnxscript==0.7.0", "onnxslim==0.1.98", "onnxsim==0.8.1", "coloredlogs"
 ]  # fmt: skip
 RIVALS = ("onnxruntime.transformers", "onnxscript", "onnxslim", "onnxsim")
-PASTS, STEPS, ROUNDS = (512, 2048), 3, 9
+PASTS, ROUNDS = (512, 2048), 11
+SAMPLE = 0.1
+"""Seconds of calls that one measurement takes at least."""
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 LENGTH = 64
 """Tokens of a row where latencies are compared."""
@@ -49,7 +51,8 @@ PARTS = ("files", "decoding", "ragged", "pair", "cost", "growth")
 
 NOTES = {
     "files": f"One thread, medians of {ROUNDS} rounds in turn, batch 1, {LENGTH} tokens (one behind a past of "
-    f"{PASTS[0]} where a file takes one). Error: ours, the largest of all hard inputs, as a share of the largest number. "
+    f"{PASTS[0]} where a file takes one). Error: ours, the largest of all hard inputs, as a share of the largest "
+    "number. "
     "Ratios: latency over that of the file as it came; `wrong`: outputs beyond the bound on some of these inputs.",
     "decoding": f"One thread, batch 1, medians of {2 * ROUNDS} rounds in turn.",
     "ragged": "Three prompts padded on the left in one batch; the error as a share of the largest logit.",
@@ -115,18 +118,29 @@ def spent(command: list[str]) -> dict[str, Any]:
     with log.open("w") as f:
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, env=environ)
+        peak = 0.0
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
+            peak = max(peak, high_water(process.pid))
             if time.perf_counter() - start > SLOWEST:
                 process.kill()
             time.sleep(0.02)
     lines = [line for line in log.read_text().splitlines() if line.strip()]
     return {
-        "seconds": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime, "MB": usage.ru_maxrss / 1024,
+        "seconds": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime, "MB": peak,
         "failed": (lines or [f"ended with {status}"])[-1][:160] if status else "",
     }  # fmt: skip
+
+
+def high_water(pid: int) -> float:
+    """Most MB that a process has had resident; what the system says of ended ones counts the process they came from."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def optimized(name: str, path: Path, kind: str) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
@@ -134,32 +148,24 @@ def optimized(name: str, path: Path, kind: str) -> tuple[dict[str, Path], dict[s
     place = PLACE / "made" / "".join(c if c.isalnum() else "-" for c in name)
     place.mkdir(parents=True, exist_ok=True)
     made_by: dict[str, Path] = {"as it came": path}
-    cost = {
-        "ours": spent([sys.executable, "-m", "monograph", "optimize", str(path), "-o", str(place / "ours"), "--json"])
-    }
+    cost = {"ours": spent(command("ours", path, place / "ours", kind))}
     for rival in RIVALS:
-        target, told = place / rival, place / f"{rival}.json"
+        told = place / f"{rival}.json"
         if not told.exists():
-            script = str(HERE / "optimize_files_rivals.py")
-            told.write_text(
-                json.dumps(
-                    spent(
-                        [
-                            str(environment("exported" if rival == RIVALS[0] else "optimizers")),
-                            script,
-                            rival,
-                            str(path),
-                            str(target),
-                            kind,
-                        ]
-                    )
-                )
-            )
+            told.write_text(json.dumps(spent(command(rival, path, place / rival, kind))))
         cost[rival] = json.loads(told.read_text())
     for engine, what in cost.items():
         if not what["failed"]:
             made_by[engine] = place / engine / "model.onnx"
     return made_by, cost
+
+
+def command(engine: str, path: Path, target: Path, kind: str) -> list[str]:
+    """What runs an optimizer on a file."""
+    if engine == "ours":
+        return [sys.executable, "-m", "monograph", "optimize", str(path), "-o", str(target), "--json"]
+    python = environment("exported" if engine == RIVALS[0] else "optimizers")
+    return [str(python), str(HERE / "optimize_files_rivals.py"), engine, str(path), str(target), kind]
 
 
 def nodes(path: Path) -> int:
@@ -214,17 +220,18 @@ def runner(own: Any, given: Mapping[str, Any]) -> Callable[[], Any]:
 def timed(works: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Seconds of each, taken in turn."""
 
-    def clocked(work: Callable[[], Any]) -> Callable[[], float]:
+    def clocked(work: Callable[[], Any], times: int = 1) -> Callable[[], float]:
         def one() -> float:
             start = time.perf_counter()
-            work()
-            return time.perf_counter() - start
+            for _ in range(times):
+                work()
+            return (time.perf_counter() - start) / times
 
         return one
 
-    for work in works.values():
-        work()
-    return interleaved({name: clocked(work) for name, work in works.items()}, rounds)
+    first = [clocked(work)() for work in works.values() for _ in range(2)]
+    times = max(1, round(SAMPLE / min(first)))
+    return interleaved({name: clocked(work, times) for name, work in works.items()}, rounds)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------
@@ -342,7 +349,7 @@ def stepper(engine: Any, past: int) -> Callable[[], Any]:
 
 
 def ragged() -> tuple[list[Row], dict[str, Any]]:
-    """Prompts of three lengths in one batch padded on the left: logits of their last tokens against PyTorch's, alone."""
+    """Prompts of three lengths in a batch padded on the left: logits of last tokens against PyTorch's, each alone."""
     smol = smollm2()
     right = np.load(export(smol, "eager") / "eager.npz")
     prompts = [right[f"prompt{i}"] for i in range(3)]
@@ -405,17 +412,24 @@ def pair() -> tuple[list[Row], dict[str, Any]]:
     return rows, {}
 
 
-def cost_rows(facts: Mapping[str, Any]) -> list[Row]:
-    """What each optimizer spends on SmolLM2's exports."""
+def cost() -> tuple[list[Row], dict[str, Any]]:
+    """What each optimizer spends on two of SmolLM2's exports."""
     rows: list[Row] = []
-    for name, found in facts.items():
-        if not name.startswith("SmolLM2"):
-            continue
-        for engine, what in found["cost"].items():
-            state = "fails" if what["failed"] else "wrong" if found["errors"].get(engine, ("",))[0] else "right"
+    smol = smollm2()
+    exports = {"decode, transformers": export(smol, "hf") / "decode.onnx"}
+    exports["without past, torch.onnx"] = export(smol, "uncached") / "model.onnx"
+    for name, path in exports.items():
+        graph, _, _ = read_graph(open_onnx(path))
+        original = Original.of(path, graph)
+        for engine in ("ours", *RIVALS):
+            target = PLACE / "cost" / engine
+            what = spent(command(engine, path, target, "gpt2"))
+            wrong = what["failed"] or original.difference(target / "model.onnx")[0]
+            state = "fails" if what["failed"] else "wrong" if wrong else "right"
             rows.append({"file": name, "optimizer": engine, "CPU s": round(what["cpu"], 1), "MB": round(what["MB"]),
                          "result": state})  # fmt: skip
-    return rows
+            print(rows[-1], flush=True)
+    return rows, {}
 
 
 def growth() -> tuple[list[Row], dict[str, Any]]:
@@ -439,13 +453,17 @@ def main() -> None:
     given = options.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)
     parts: dict[str, tuple[list[Row], dict[str, Any]]] = {}
-    works = {"files": lambda: compare_files(given.whisper, given.match), "decoding": decode, "ragged": ragged, "pair": pair,
-             "growth": growth}  # fmt: skip
+    works = {
+        "files": lambda: compare_files(given.whisper, given.match),
+        "decoding": decode,
+        "ragged": ragged,
+        "pair": pair,
+        "cost": cost,
+        "growth": growth,
+    }
     for name, work in works.items():
         if name in given.only:
             parts[name] = work()
-    if "files" in parts:
-        parts["cost"] = cost_rows(parts["files"][1]), {}
     for name, (rows, _) in parts.items():
         out().print(table(f"optimize_files: {name}", rows))
     if not given.no_publish:
