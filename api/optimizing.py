@@ -27,6 +27,8 @@ from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
+INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+"""Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
 
 
 @dataclass(repr=False)
@@ -78,21 +80,29 @@ class OptimizeReport(Shown):
         return {**asdict(self), "folder": str(self.folder), "left": left, "refusals": self.refusals}
 
 
-def optimize(file: str | Path, folder: str | Path, *, strict: bool = False) -> OptimizeReport:
+def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cache: bool = False) -> OptimizeReport:
     """Write `folder`/model.onnx and one data file: the model of an ONNX file with its layers fused for the CPU.
 
     Inputs and outputs keep their names and types. The written file gives what the original gives in ONNX Runtime, on
     masks of ones, padded on either side and with holes, batches of 1 and 3 and several lengths, within a bound from the
     arithmetic; at tokens that a mask hides, and where the original gives no number, nothing is promised. A rewrite that
     breaks this is undone, and named in the report. strict: raise LoweringError for anything that was not raised, not
-    fused or undone. Raises OnnxFileError for a file that is damaged, RuntimeInputError for one that ONNX Runtime does
-    not take. The folder appears whole or not at all.
+    fused or undone. cache: give a decoder our cache, whatever past it takes itself: the folder is then one that `build`
+    writes and `mg.open` opens, and every row of a batch gives what the file gives for that row alone. Raises
+    PassError with the node and the reason for a file that cannot be given a cache, OnnxFileError for one that is
+    damaged, RuntimeInputError for one that ONNX Runtime does not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
     source = file_of(Path(file))
     check_outside(check_writable(folder, foreign))
+    if cache:
+        from .caching import with_cache
+
+        report = with_cache(source, folder, OptimizeReport(Path(folder)), strict=strict)
+        report.seconds = time.perf_counter() - start
+        return report
     read = open_onnx(source)
-    graph, weights, _ = read_graph(read)
+    graph, weights, _ = read_graph(read, INTEGER)
     original = Original.of(source, graph)
     report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
     with whole(folder, replaces=foreign) as stage:

@@ -12,6 +12,7 @@ from .backends.onnx.lower import lower
 from .backends.onnx.ops import OnnxAttention, OnnxCachedAttention
 from .backends.onnx.rewrites import AS_IT_IS
 from .backends.onnx.save import count
+from .backends.onnxruntime.choices import choices_of
 from .backends.onnxruntime.ops import OrtMultiHeadAttention
 from .backends.onnxruntime.rewrites import common, mask_variant
 from .backends.target import Target
@@ -21,20 +22,25 @@ from .ir.graph import Graph, Node
 from .ir.ops.attention import Attention
 from .ir.ops.foreign import Foreign
 from .ir.tensors import Array, Tensor, held
-from .passes.manager import Pass, Pipeline
+from .ir.verify import verify
+from .passes.imported import join_caches
+from .passes.manager import FunctionPass, Pass, Pipeline
 from .passes.pattern import NearMiss
 from .passes.pipelines import PIPELINES
 from .passes.raising import KINDS, raise_graph
+from .passes.raising.layouts import shorten_layouts
 from .passes.raising.report import Left, RaisingReport
 from .passes.raising.scores import is_softmax
 
 OPSET = 23
 TARGET = Target.of("cpu")
+F32 = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
 
 
 def _passes() -> list[Pass]:
     """What runs after raising: the passes of a model without a cache, and those to the ops of ONNX Runtime."""
-    return [*PIPELINES["encode"].passes, *common(TARGET).passes, *mask_variant(TARGET).passes]
+    own = FunctionPass("caches", join_caches), FunctionPass("layouts", shorten_layouts)
+    return [*PIPELINES["encode"].passes, *own, *common(TARGET).passes, *mask_variant(TARGET).passes]
 
 
 SWITCHES: tuple[str, ...] = tuple(dict.fromkeys((*KINDS, *(p.name for p in _passes()))))
@@ -77,10 +83,30 @@ def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[st
 
     report = raise_graph(made, read, without=off)
     left = accounted(made, report)
-    found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made)
+    # Every pass counts less than what comes out, which is compared with the file: it is looked at once.
+    found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made, verify=False)
+    verify(made)
     model = lower(made, weights, max(OPSET, opset), pipeline=AS_IT_IS)
+    if not choices_of(TARGET).skip_layer_norm:
+        sums_before_norms(model)
     unfused = [f"attention at {n.location} is written in parts" for n in made if isinstance(n.op, Attention)]
     return Raised(model, made, report, left, unfused, count(model), found.misses)
+
+
+def sums_before_norms(model: onnx_ir.Model) -> int:
+    """Sums that a layer norm reads are written as Sum of two, which is the same. Gives how many.
+
+    ONNX Runtime joins Add and LayerNormalization where it opens a file, to an op whose kernel is slower than both
+    (choices.py); a session of ours tells it not to, other programs do not.
+    """
+    written = 0
+    for node in model.graph:
+        reads = [use.node.op_type for use in node.outputs[0].uses()] if node.outputs else []
+        plain = node.op_type == "Add" and not node.domain and all(v is not None and v.type == F32 for v in node.inputs)
+        if plain and "LayerNormalization" in reads:
+            node.op_type = "Sum"
+            written += 1
+    return written
 
 
 def accounted(graph: Graph, report: RaisingReport) -> list[Left]:

@@ -70,14 +70,15 @@ def load(
     path = Path(source).expanduser()
     if path.suffix == ".json" and (not path.exists() or path.is_file()):
         return from_config(path, family, task)
-    if path.suffix == ".onnx" and path.is_file():
-        from .frontends.onnx import load_onnx
-
-        return as_task(load_onnx(path), task)
     from .assets import ASSETS, fetch
     from .frontends.load import load as open_checkpoint
 
     name: str | Path = fetch(source) if isinstance(source, str) and source in ASSETS and not path.exists() else source
+    place = Path(name).expanduser()
+    if place.suffix == ".onnx" and place.is_file():
+        from .frontends.onnx import load_onnx
+
+        return as_task(load_onnx(place), task)
     return open_checkpoint(name, tokenizer=tokenizer, family=family, task=task)
 
 

@@ -93,6 +93,17 @@ def test_exported_models_are_fused_and_the_same(kind: str, files: dict[str, Path
         assert apart(files[kind], written, feeds, feeds["attention_mask"] != 0) < 2e-5
 
 
+def test_sums_and_norms_stay_apart_where_a_file_is_opened(files: dict[str, Path], tmp_path: Path) -> None:
+    report = optimize(files["bert"], tmp_path / "fast")
+    assert report.counts["Sum"] == report.counts["LayerNormalization"] == 5
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "opened.onnx")
+    ort.InferenceSession(str(tmp_path / "fast" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [n.op_type for n in onnx.load(tmp_path / "opened.onnx", load_external_data=False).graph.node]
+    assert kinds.count("LayerNormalization") == 5
+    assert "SkipLayerNormalization" not in kinds
+
+
 def test_rows_without_keys_under_a_finite_mask_are_exported_as_they_are(files: dict[str, Path], tmp_path: Path) -> None:
     """ONNX Runtime's Attention gives zeros where all scores are the lowest number; softmax gives the mean."""
     mg.export(mg.load(files["gpt2 eager"]), tmp_path / "out")

@@ -137,16 +137,3 @@ def test_a_guard_of_empty_rows_goes_if_it_says_what_attention_says(guard: str) -
     raised(g, {name: normal(3, H, 5, D) for name in "qkv"} | {"attention_mask": mask_numbers})
     assert sum(isinstance(n.op, Attention) for n in g) == 1
     assert ("where" in [n.op.name for n in g]) == (guard in ("narrower", "other axis"))
-
-
-def test_moves_that_undo_each_other_go() -> None:
-    """Heads in groups, turned and turned back, as grouped attention writes them; a real move is written once."""
-    g = Graph("moves")
-    with building(g):
-        x = g.input("x", tensor(f32, B, S, 2 * H, D))
-        apart = ops.transpose(x.reshape(B, S, H, 2, D), permutation=(0, 2, 3, 1, 4)).reshape(B, 2 * H, S, D)
-        back = ops.transpose(apart, permutation=(0, 2, 1, 3))
-        swapped = ops.transpose(x.reshape(B, S, H, 2, D), permutation=(0, 1, 3, 2, 4)).reshape(B, S, 2 * H, D)
-        g.output("y", back + swapped)
-    raised(g, {"x": normal(3, 5, 2 * H, D)})
-    assert sorted(n.op.name for n in g) == ["add", "reshape", "reshape", "transpose"]

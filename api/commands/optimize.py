@@ -36,6 +36,10 @@ def optimize_(
         Path | None, typer.Option("--output", "-o", help="folder for a fused ONNX file; else file for the final graph")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="of an ONNX file: fail unless everything is fused")] = False,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache", help="of an ONNX decoder: a folder with prefill, steps and a cache, to generate with"),
+    ] = False,
     family: FamilyOption = None,
     json_output: Json = False,
 ) -> None:
@@ -47,9 +51,11 @@ def optimize_(
         from ..optimizing import optimize
 
         with working("optimizing", json_output):
-            report = optimize(model, output, strict=strict)
+            report = optimize(model, output, strict=strict, cache=cache)
         _print(report, json_output)
         return
+    if cache:
+        raise MonographError("--cache needs an ONNX file and a folder for what is built of it", hint="-o FOLDER")
     if strict:
         raise MonographError("--strict needs an ONNX file and a folder for the fused one", hint="-o FOLDER")
     name = pipeline or "decode"

@@ -8,7 +8,7 @@ from ...ir.ops.elementwise import cast
 from ...ir.ops.shape import reshape
 from ...ir.types import i32
 from ...passes.pattern import NearMiss, Report
-from ..onnx.rewrites import heads_first, is_read
+from ..onnx.rewrites import appended, heads_first, is_read
 from ..target import Target
 from .ops import multi_head_attention
 
@@ -47,6 +47,8 @@ class MultiHead:
             return f"it has {' and '.join(extra)}"
         if not self.target.has("MultiHeadAttention", q.dtype):
             return f"there is no MultiHeadAttention in {q.dtype} on {self.target.provider}"
+        if appended(k, node) is not None and appended(node.value("v"), node) is not None:
+            return "its keys and values are appended to a cache, which Attention does by itself"
         batch, keys = k.shape[:2]
         if mask is not None and mask.shape != (batch, 1, 1, keys):
             return f"its mask {mask.type} is not one over keys, [{batch},1,1,{keys}]"

@@ -80,8 +80,14 @@ class Sizes:
         """Symbols that did not turn out to be something else."""
         return {*self.extremes, *self.quotients}
 
-    def met(self, kind: str, shapes: Sequence[Shape]) -> None:
-        """Raise Equal if what a node reads only fits with a symbol being another size. kind: its op type."""
+    def met(self, kind: str, shapes: Sequence[Shape], along: int = 0) -> None:
+        """Raise Equal if what a node reads only fits with a symbol being another size. kind: its op type. along: the
+        axis along which a Concat joins."""
+        if kind == "Concat" and shapes and len(set(map(len, shapes))) == 1 and shapes[0]:
+            rest = [[d for i, d in enumerate(s) if i != along % len(s)] for s in shapes]
+            for other in rest[1:]:
+                for a, b in zip(rest[0], other, strict=True):
+                    self._one(a, b)
         if kind not in MEETING:
             return
         if kind == "MatMul" and len(shapes) == 2 and all(len(s) > 1 for s in shapes):
@@ -109,6 +115,7 @@ class Sizes:
                 x, y = (d.substitute({name: value}) if isinstance(d, Dim) else d for d in (a, b))
                 if x == y:
                     raise Equal(name, value)
+        a, b = _apart(a, b)
         plain = [(d, o) for d, o in ((a, b), (b, a)) if str(d) in self.inputs and str(d) not in _symbols(o)]
         known = [(str(d), o) for d, o in plain if _symbols(o) and _symbols(o) <= set(self.inputs)]
         if known:  # The symbol of a later input becomes that of an earlier one.
@@ -160,6 +167,16 @@ def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:
             part = part * Dim.symbol(s)
         whole = whole + part
     return whole, d - by * whole
+
+
+def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
+    """Two sizes without the terms that both have: of a past and new tokens, the pasts."""
+    gap = a - b
+    if not isinstance(gap, Dim) or len(gap.terms) != 2:
+        return a, b
+    left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
+    right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
+    return (left[0], right[0]) if left and right else (a, b)
 
 
 def _symbols(d: DimLike) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from ...ir.errors import MonographError
 from ...ir.graph import Graph, Location, Node, Value, building
 from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
-from ...ir.types import DType, TensorType
+from ...ir.types import DimLike, DType, TensorType
 from ...ir.weights import Weights
-from .equal import Sizes
+from .equal import Equal, Sizes
 from .errors import OnnxFileError, Unmapped
-from .file import OnnxFile, every_node, reads, subgraphs
+from .file import OnnxFile, reads, subgraphs
 from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
@@ -29,10 +29,15 @@ from .use import Known, Result, Use
 
 
 class Importer:
-    """One translation. left: nodes that stay foreign, with the reason, by name."""
+    """One translation.
 
-    def __init__(self, file: OnnxFile, sizes: Sizes | None = None) -> None:
-        self.file = file
+    left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out to stand for: the
+    file is read again with it.
+    keep: operators of the standard that stay foreign though they have a form.
+    """
+
+    def __init__(self, file: OnnxFile, sizes: Sizes | None = None, keep: Collection[str] = ()) -> None:
+        self.file, self.keep = file, keep
         self.graph = Graph(file.model.graph.name or "model")
         self.sizes = sizes or Sizes({}, ())
         self.symbols = Symbols(self.sizes.bound)
@@ -45,10 +50,11 @@ class Importer:
         }
         self.weights: dict[str, Tensor] = {}
         self.left: dict[str, str] = {}
+        self.inner: set[str] = set()
+        self.equal: dict[str, DimLike] = {}
         self.outputs = [v.name for v in file.model.graph.output]
-        own = file.model.graph
-        self.read = {*self.outputs, *(n for node in own.node for n in reads(node))}
-        self.read.update(n for node in every_node(own) for n in node.input)
+        self.wanted = {n for node in file.model.graph.node for n in reads(node)} | set(self.outputs)
+        """Names that something reads; fusers leave outputs with a name that nothing does."""
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
@@ -194,7 +200,7 @@ class Importer:
         why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
         if domain == "" and node.op_type in FOLDS:
             result = self._folded(use)
-        handler = HANDLERS.get((domain, node.op_type))
+        handler = None if domain == "" and node.op_type in self.keep else HANDLERS.get((domain, node.op_type))
         if result is None and handler is not None:
             try:
                 result = handler(use)
@@ -215,18 +221,25 @@ class Importer:
             if name and part is not None:
                 self.define(name, part)
         given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
-        unread = [n not in self.read for n in node.output]
-        lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
+        absent = [n for n, there in zip(node.output, given, strict=True) if n and not there]
+        lost = next((n for n in absent if self.is_wanted(n)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
+    def is_wanted(self, name: str) -> bool:
+        """Whether anything reads a name; of what is made inside a branch, that is not known."""
+        return name in self.wanted or name in self.inner
+
     def _met(self, use: Use) -> None:
-        """Raise Equal if a node cannot be read because of sizes that must be equal."""
+        """Note what must be equal for a node to be read as more than a foreign one: others show further down."""
         shapes = [self.type_of(n).shape for n in use.node.input if n]
-        self.sizes.met(use.node.op_type, shapes)
         wanted = use.known(1) if use.node.op_type == "Reshape" else None
-        if wanted is not None:
-            self.sizes.reshaped(shapes[0], tuple(wanted.flat))
+        try:
+            self.sizes.met(use.node.op_type, shapes, use.attribute("axis", 0) if use.node.op_type == "Concat" else 0)
+            if wanted is not None:
+                self.sizes.reshaped(shapes[0], tuple(wanted.flat))
+        except Equal as e:
+            self.equal.setdefault(e.name, e.value)
 
     def place(self, node: onnx.NodeProto) -> str:
         return place_of(self.file.path, node)
@@ -273,6 +286,7 @@ class Importer:
         if known is None or not known.numbers or known.array.size != 1:
             return False
         branch = use.attribute("then_branch" if known.flat[0] else "else_branch")
+        self.inner.update(n for node in branch.node for n in node.output)
         for t in branch.initializer:
             self.define(t.name, read_initializer(t, self.file.path))
         self.nodes(branch.node)

@@ -109,7 +109,18 @@ class Inference:
 
     @cached_property
     def _value_infos(self) -> dict[str, onnx.TypeProto]:
-        return _infos(self.file.model.graph)
+        return {} if self._stale else _infos(self.file.model.graph)
+
+    @cached_property
+    def _stale(self) -> bool:
+        """Whether what the file says of its inner values contradicts its operators: fusers leave old types behind."""
+        if not self.file.model.graph.value_info:
+            return False
+        try:
+            shape_inference.infer_shapes(self._skeleton, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError):
+            return True
+        return False
 
     def _inferred(self, name: str) -> TensorType | None:
         return self._read(self._whole, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx
@@ -49,26 +49,42 @@ def _model(file: OnnxFile) -> Model:
     return Model(Program(file.path.stem, task, as_it_is(graph)), weights=weights, notes=notes)
 
 
-def read_graph(file: OnnxFile) -> tuple[Graph, Weights, Mapping[str, str]]:
-    """(the graph, its weights, the nodes that stay foreign with the reason)."""
+def read_graph(file: OnnxFile, keep: Collection[str] = ()) -> tuple[Graph, Weights, Mapping[str, str]]:
+    """(the graph, its weights, the nodes that stay foreign with the reason). keep: operators that stay in any case."""
     bound: dict[str, DimLike] = {}
     refused: set[str] = set()
     for _ in range(MOST):
-        importer = Importer(file, Sizes(bound, refused))
+        importer = Importer(file, Sizes(bound, refused), keep)
         try:
             graph, weights = importer.run()
         except Equal as e:
-            bound = {k: v.substitute({e.name: e.value}) if isinstance(v, Dim) else v for k, v in bound.items()}
-            bound[e.name] = e.value
+            bound = _bound(bound, {**importer.equal, e.name: e.value})
         except UntypedError:
-            break
+            if not importer.equal:
+                break
+            bound = _bound(bound, importer.equal)
         else:
+            if importer.equal:
+                bound = _bound(bound, importer.equal)
+                continue
             if not importer.sizes.open:
                 return graph, weights, importer.left
             refused |= importer.sizes.open
-    importer = Importer(wrapped(file))
+    importer = Importer(wrapped(file), keep=keep)
     graph, weights = importer.run()
     return graph, weights, importer.left
+
+
+def _bound(bound: Mapping[str, DimLike], more: Mapping[str, DimLike]) -> dict[str, DimLike]:
+    """What symbols stand for, with what more of them turned out to be."""
+    found = dict(bound)
+    for name, value in more.items():
+        value = value.substitute(found) if isinstance(value, Dim) else value
+        if name in found or (isinstance(value, Dim) and name in value.symbols):
+            continue
+        found = {k: v.substitute({name: value}) if isinstance(v, Dim) else v for k, v in found.items()}
+        found[name] = value
+    return found
 
 
 class _AsItIs:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ...ir import ops
-from ...ir.graph import Value
+from ...ir.graph import Node, Value
+from ...ir.ops.elementwise import Cast
+from ...ir.ops.foreign import Foreign
+from ...ir.ops.shape import Concat, Expand, Iota, Reshape
 from ...ir.types import DimLike, DType, i64
 from .errors import Unmapped
 from .ops_attention import below, merged, split_heads, turned, turned_by
@@ -219,36 +222,66 @@ def _grouped(use: Use) -> Parts:
             ops.slice_(q, axis=2, start=a * width, length=n * width) for a, n in zip(starts, counts, strict=True)
         )
     batch, length = q.shape[0], q.shape[1]
+    room: DimLike = past_k.shape[2] if past_k is not None else 0
+    full = _uniform(ends) == room + length - 1  # Every row has read all there is room for.
     valid = ops.reshape(ends, shape=(batch, 1)).cast(i64) + 1
-    before = ops.maximum(valid - dimension(length), 0)
+    before = ops.reshape(dimension(room), shape=(1, 1)) if full else ops.maximum(valid - dimension(length), 0)
     if use.attribute("do_rotary", 0):
         places = use.get(9)
-        places = ops.iota(start=0, length=length) + before if places is None else places
+        if places is None:
+            places = ops.expand(ops.iota(start=0, length=length) + before, shape=(batch, length))
+        cosines, sines = (_reached(t, places) for t in (use[7], use[8]))
         q, k = (
-            turned_by(x, use[7], use[8], places, n, use, "rotary_interleaved") for x, n in ((q, heads), (k, groups))
+            turned_by(x, cosines, sines, places, n, use, "rotary_interleaved") for x, n in ((q, heads), (k, groups))
         )
     q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
-    room: DimLike = past_k.shape[2] if past_k is not None else 0
     if past_k is not None and past_v is not None and total != room + length:
         raise Unmapped(f"{total} keys are not the {room} before and the {length} new ones: a shared buffer")
+    window = use.attribute("local_window_size", -1)
+    given = {"scale": use.attribute("scale", 0.0) or None, "softcap": use.attribute("softcap", 0.0) or None}
+    if full:
+        joined = [new if p is None else ops.cache_append(p, new) for p, new in ((past_k, k), (past_v, v))]
+        keys, values = joined if past_k is None else [ops.cache_read(c) for c in joined]
+        presents = [turned(keys), turned(values)] if past_k is None else joined
+        window = window if window > 0 else None
+        y = ops.attention(q, keys, values, use.get(10), None, None, sinks, causal=True, window=window, **given)
+        return [merged(y), *presents]
     keys, values = (_placed(p, new, before) for p, new in ((past_k, k), (past_v, v)))
     ahead = ops.reshape(before, shape=(batch, 1, 1, 1))
     keep = below(length, keys.shape[1], ahead)
-    window = use.attribute("local_window_size", -1)
     if window > 0:
         keep = ops.logical_and(keep, ops.logical_not(below(length, keys.shape[1], ahead - window)))
-    y = ops.attention(
-        q,
-        keys,
-        values,
-        use.get(10),
-        keep,
-        None,
-        sinks,
-        scale=use.attribute("scale", 0.0) or None,
-        softcap=use.attribute("softcap", 0.0) or None,
-    )
+    y = ops.attention(q, keys, values, use.get(10), keep, None, sinks, **given)
     return [merged(y), turned(keys), turned(values)]
+
+
+def _uniform(v: Value) -> DimLike | None:
+    """The one number that all elements of a value are, if that is known."""
+    while v.producer is not None and isinstance(v.producer.op, (Reshape, Expand, Cast)):
+        v = v.producer.value("x")
+    if v.number is not None:
+        return int(v.number)
+    node = v.producer
+    return node.attributes["start"] if node is not None and isinstance(node.op, Iota) and v.shape == (1,) else None
+
+
+def _joins_rows(node: Node) -> bool:
+    """Whether a node joins along the first axis; how many rows it adds may be open."""
+    if isinstance(node.op, Foreign) and node.attributes["domain"] == "" and node.attributes["name"] == "Concat":
+        return ("axis", 0) in [tuple(field) for field in node.attributes["fields"]]
+    return isinstance(node.op, Concat) and node.attributes["axis"] % node.output.rank == 0
+
+
+def _reached(table: Value, places: Value) -> Value:
+    """A table without the rows joined to its end that no place reaches, if these count the rows before them."""
+    node, at = table.producer, places.producer
+    while at is not None and isinstance(at.op, Reshape):
+        at = at.value("x").producer
+    if node is None or not _joins_rows(node) or at is None:
+        return table
+    first = node.arguments[0]
+    counts = isinstance(at.op, Iota) and at.attributes["start"] == 0 and at.output.shape == first.shape[:1]
+    return first if counts else table
 
 
 def _placed(past: Value | None, new: Value, before: Value) -> Value:

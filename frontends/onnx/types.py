@@ -41,6 +41,10 @@ DTYPES: dict[int, DType] = {
 ELEMENTS = {v: k for k, v in DTYPES.items()}
 
 
+_DIGITS = 19
+"""Digits of a number that does not fit into 64 bits for sure."""
+
+
 class Symbols:
     """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols.
 
@@ -54,8 +58,11 @@ class Symbols:
         self._fresh = 0
 
     def named(self, name: str) -> DimLike:
-        """The dimension of that name; what is written as a sum of products of names is one, and a number is itself."""
-        if name.isdecimal():
+        """The dimension of that name; what is written as a sum of products of names is one.
+
+        Digits alone are no name (ONNX has identifiers for names), but the number: some exporters write numbers so.
+        """
+        if name.isascii() and name.isdecimal() and len(name) < _DIGITS:
             return int(name)
         if name not in self._known and (found := self._expression(name)) is not None:
             return found

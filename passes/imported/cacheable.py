@@ -11,12 +11,15 @@ from ..dce import dce
 from ..fold import fold
 from ..raising import RaisingReport, raise_graph
 from ..raising.constants import Read
+from ..raising.layouts import shorten_layouts
 from ..state import add_state
 from ..token_flow import is_over
+from .angles import write_out_frequencies
 from .columns import Positions, hide_padding, look_up_slices
 from .names import in_words_of
 from .past import forget_past
 from .rows import unflatten
+from .truths import cast_truths
 from .uniform import fold_uniform
 from .whole_reads import drop_whole_reads
 
@@ -32,6 +35,7 @@ def make_cacheable(
     with the node and the reason for a graph that cannot be given a cache.
     """
     _check_mode(graph)
+    canonicalize(graph)
     forget_past(graph)
     in_words_of(graph, stream, output, zeros)
     graph.stream = stream
@@ -47,7 +51,8 @@ def make_cacheable(
     unflatten(graph, batch, symbol)
     Positions(graph, stream).run()
     hide_padding(graph, stream, lambda node: _reads_tokens(node, symbol))
-    for step in (canonicalize, cse, dce):
+    write_out_frequencies(graph, read)
+    for step in (canonicalize, shorten_layouts, cast_truths, cse, dce):
         step(graph)
     graph.inputs = {k: graph.inputs[k] for k in (*stream.names, *zeros) if k in graph.inputs}
     _check(graph, report)

@@ -15,7 +15,7 @@ from ...ir.ops.elementwise import Cast
 from ...ir.ops.linear import Embedding, Linear, Matmul
 from ...ir.ops.shape import Concat, Expand, Gather, Iota, Reshape, Slice, Transpose
 from ...ir.slots import Stream
-from ...ir.types import Dim, DimLike, TensorType, i64
+from ...ir.types import Dim, DimLike, TensorType, bool_, i64
 from ..dce import dce
 from ..token_flow import is_over
 
@@ -230,7 +230,7 @@ def hide_padding(graph: Graph, stream: Stream, is_own: Callable[[Node], bool]) -
     for node in [n for n in graph if is_own(n)]:
         names = node.op.signature.operands
         with graph.at(node):
-            kept = (~mask.eq(0)).reshape(batch, 1, 1, length)
+            kept = mask.cast(bool_).reshape(batch, 1, 1, length)
             before = node["mask"]
             graph.set_operand(node, names.index("mask"), kept if before is None else before & kept)
         hidden += 1

@@ -82,14 +82,15 @@ def _rename(names: dict[str, Value], old: str, new: str) -> None:
 def _rename_symbols(graph: Graph, ids: Value, stream: Stream) -> None:
     """B for rows and the length of the stream for tokens; what was called so gets another name.
 
-    Where the mask counts tokens by a symbol of its own, it is the same without a past.
+    Where mask and positions count rows and tokens by symbols of their own, these are the same without a past.
     """
     wanted = {d.name: new for d, new in zip(ids.shape, ("B", stream.length), strict=True) if isinstance(d, Dim)}
     used = {s for v in values_of(graph) for s in v.type.symbols}
     renamed: dict[str, DimLike] = {s: Dim.symbol(f"{s}_") for s in used if s in wanted.values()}
     renamed |= {s: Dim.symbol(new) for s, new in wanted.items() if s is not None}
-    mask = graph.inputs.get(stream.mask)
-    last = mask.shape[-1] if mask is not None and mask.rank == 2 else None
-    if isinstance(last, Dim) and last.name is not None:
-        renamed.setdefault(last.name, Dim.symbol(stream.length))
+    for name in (stream.mask, stream.positions):
+        v = graph.inputs.get(name)
+        for d, new in zip(v.shape, ("B", stream.length), strict=True) if v is not None and v.rank == 2 else ():
+            if isinstance(d, Dim) and d.name is not None:
+                renamed.setdefault(d.name, Dim.symbol(new))
     substitute_symbols(graph, renamed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...ir import ops
-from ...ir.graph import Graph, Value
+from ...ir.graph import Graph, Node, Value
 from ...ir.ops.elementwise import Add, Cast, Mul
-from ...ir.ops.shape import Expand, Gather, Iota, Reshape
+from ...ir.ops.scatter import GatherNd
+from ...ir.ops.shape import Concat, Expand, Gather, Iota, Reshape
 from ...ir.types import DimLike
 from ..dce import dce
 
@@ -23,10 +24,19 @@ class _Places:
 def drop_whole_reads(graph: Graph) -> int:
     """Replace rows gathered in their own order, all of them, by a reshape. Gives how many.
 
-    An exporter that indexes a mask [rows, tokens] by row and by token writes row * tokens + token as the place.
+    An exporter that indexes a mask [rows, tokens] by row and by token writes row * tokens + token as the place, or
+    joins the numbers of both.
     """
     dropped = 0
     for node in graph:
+        if isinstance(node.op, GatherNd) and (axes := _grid(node)) is not None:
+            x, shape = node.value("x"), node.output.shape
+            placed = dict(zip(axes, x.shape, strict=True))
+            with graph.at(node):
+                line = ops.reshape(x, shape=tuple(placed.get(i, 1) for i in range(len(shape))))
+                graph.replace(node.output, line if line.shape == shape else ops.expand(line, shape=shape))
+            dropped += 1
+            continue
         if not isinstance(node.op, Gather) or node.attributes["axis"] % node.value("x").rank:
             continue
         x, indices = node.value("x"), node.value("indices")
@@ -40,6 +50,30 @@ def drop_whole_reads(graph: Graph) -> int:
     if dropped:
         dce(graph)
     return dropped
+
+
+def _grid(node: Node) -> list[int] | None:
+    """Axes of the result over which the axes of what is indexed run, whole and in their order, if they do."""
+    x, indices = node.value("x"), node.value("indices")
+    joined = indices.producer
+    if (
+        joined is None
+        or not isinstance(joined.op, Concat)
+        or joined.attributes["axis"] % indices.rank != indices.rank - 1
+    ):
+        return None
+    if len(joined.arguments) != x.rank or any(part.shape[-1] != 1 for part in joined.arguments):
+        return None
+    axes: list[int] = []
+    for part, size in zip(joined.arguments, x.shape, strict=True):
+        found = _places(part)
+        if found is None or found.offset != 0 or list(found.strides.values()) != [1]:
+            return None
+        (axis,) = found.strides
+        if part.shape[axis] != size:
+            return None
+        axes.append(axis)
+    return axes if axes == sorted(set(axes)) else None
 
 
 def _in_order(indices: Value, found: _Places) -> bool:

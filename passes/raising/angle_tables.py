@@ -40,7 +40,8 @@ def compute_tables(graph: Graph, check: Check, read: Reader | None) -> int:
     angles: dict[tuple[Value, bytes], Value] = {}
     for ids, nodes in found.items():
         if len({cosine for _, blocks in nodes for cosine, _ in blocks}) == 2:
-            replaced += sum(_computed(graph, node, ids, blocks, check, angles) for node, blocks in nodes)
+            sines = [rates for _, blocks in nodes for cosine, rates in blocks if not cosine]
+            replaced += sum(_computed(graph, node, ids, blocks, sines, check, angles) for node, blocks in nodes)
     return replaced
 
 
@@ -69,10 +70,21 @@ def _blocks(table: Array) -> list[tuple[bool, Array]] | None:
     rates = rates.astype(np.float32)
     found: Array = places * rates
     made: Array = np.where(cosine, np.cos(found), np.sin(found))
-    if np.abs(made - table).max() > 2e-6 * max(count, 8):
+    if np.abs(made - table).max() > _bound(count):
         return None
     edges = [0, *(np.flatnonzero(cosine[1:] != cosine[:-1]) + 1).tolist(), cosine.size]
     return [(bool(cosine[a]), rates[a:b]) for a, b in pairwise(edges)]
+
+
+def _bound(count: int) -> float:
+    """How far rows of a table of that many positions may be off: angles grow with the position, and so do errors."""
+    return 2e-6 * max(count, 8)
+
+
+def _alike(a: Array, b: Array, count: int) -> bool:
+    """Whether two rates give the same cosines in a table of `count` positions."""
+    places: Array = np.arange(count, dtype=np.float32)[:, None]
+    return bool(np.abs(np.cos(places * a) - np.cos(places * b)).max() <= _bound(count))
 
 
 def _refined(rates: Array, row: Array, step: int, cosine: Array) -> Array:
@@ -95,15 +107,17 @@ def _computed(
     node: Node,
     ids: Value,
     blocks: list[tuple[bool, Array]],
+    sines: list[Array],
     check: Check,
     angles: dict[tuple[Value, bytes], Value],
 ) -> int:
     parts: list[Value] = []
-    sines = [rates for cosine, rates in blocks if not cosine]
+    count = (node.value("table") if isinstance(node.op, Embedding) else node.value("x")).shape[0]
+    assert isinstance(count, int)
     with graph.at(node):
         for cosine, rates in blocks:
-            # Sine and cosine of one angle read the same value.
-            rates = next((r for r in sines if r.shape == rates.shape and np.allclose(r, rates, rtol=1e-4)), rates)
+            # Sine and cosine of one angle read the same value. A short table says little of the slow cosines in it.
+            rates = next((r for r in sines if r.shape == rates.shape and _alike(r, rates, count)), rates)
             key = ids, rates.tobytes()
             if key not in angles:
                 frequencies = graph.constant(tuple(float(r) for r in rates), f32)

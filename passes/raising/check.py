@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 
 import numpy as np
@@ -15,6 +16,7 @@ from ...ir.interpret import Array, evaluate
 from ...ir.types import Dim, DType, bool_, substitute
 from ...ir.value import NOWHERE, type_of
 from ..differential import MASKS, attention_mask, rows_indexed
+from ..past_inputs import past_symbols, total_symbols
 from .constants import Reader
 
 BOUNDS = {DType.f64: 1e-6, DType.f32: 1e-4, DType.f16: 2e-2, DType.bf16: 1e-1}
@@ -103,13 +105,26 @@ class Check:
         self.accepted.append(place)
         return None
 
+    @cached_property
+    def _counts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Symbols that count tokens of a past, and those that count these and the new ones."""
+        return frozenset(past_symbols(self.graph).values()), total_symbols(self.graph)
+
+    def _behind_pasts(self, dims: dict[str, int]) -> dict[str, int]:
+        """Sizes with which a mask over all tokens covers the longest past and the new ones."""
+        pasts, totals = self._counts
+        if not totals:
+            return dims
+        new = max((n for s, n in dims.items() if s not in pasts | totals), default=1)
+        return dims | dict.fromkeys(totals, max(dims[s] for s in pasts) + new)
+
     def _expected(
         self, old: Value, trial: Trial, inside: Collection[Node], cuts: Collection[Value]
     ) -> tuple[Run, Array]:
         """A run in which the old value can be computed, and what it is: by the first order of sizes that it takes."""
         first: Exception | None = None
         for order in ORDERS:
-            run = Run(self, trial, inside, cuts, sizes(self.graph, trial, inside, order))
+            run = Run(self, trial, inside, cuts, self._behind_pasts(sizes(self.graph, trial, inside, order)))
             try:
                 return run, run(old)
             except (Unbound, MonographError) as e:

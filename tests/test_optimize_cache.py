@@ -1,0 +1,152 @@
+"""Decoders in ONNX files with a past of their own: the contract kept, with one op for attention, or our cache given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import monograph as mg
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from cached_exports import KEY_HEADS, LAYERS, WIDTH, grouped, one_token, renamed, tiny, with_past
+from command_line import call
+from monograph.frontends.onnx.file import open_onnx
+from monograph.frontends.onnx.load import read_graph
+from monograph.hard_inputs import Trial, hard_inputs
+from monograph.ir.errors import LoweringError, PassError
+from monograph.passes.past_inputs import past_symbols, total_symbols
+
+PROMPTS = [[5, 6, 7, 8, 9], [11, 3], [20, 21, 22, 23, 24, 25, 26, 27]]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_past(model, tmp_path_factory.mktemp("past"))
+
+
+def session(path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def kinds(folder: Path) -> list[str]:
+    return [n.op_type for n in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    found = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            found.append(int(model(input_ids=torch.tensor([found]), use_cache=False).logits[0, -1].argmax()))
+    return found[len(prompt) :]
+
+
+@pytest.mark.parametrize("change", [None, renamed, one_token])
+def test_a_past_keeps_its_contract_and_goes_into_attention(change: Any, file: Path, tmp_path: Path) -> None:
+    source = file if change is None else change(file)
+    report = mg.optimize(source, tmp_path / "fast", strict=True)
+    assert report.layers["attention"] == LAYERS
+    assert report.trials == 7
+    assert not report.refused
+    assert kinds(tmp_path / "fast").count("Attention") == LAYERS
+    assert "Softmax" not in kinds(tmp_path / "fast")
+    old, new = session(source), session(tmp_path / "fast" / "model.onnx")
+    assert [(i.name, i.type) for i in old.get_inputs()] == [(i.name, i.type) for i in new.get_inputs()]
+    assert [o.name for o in old.get_outputs()] == [o.name for o in new.get_outputs()]
+    rng, count = np.random.default_rng(1), 1 if change is one_token else 3
+    feeds: dict[str, np.ndarray] = {
+        "input_ids": rng.integers(1, 40, (2, count)),
+        "attention_mask": np.array([[0, 0] + [1] * (4 + count), [1] * (6 + count)]),
+        "position_ids": np.array([4, 6])[:, None] + np.arange(count),
+    }
+    for i in old.get_inputs():
+        if i.name not in feeds:
+            feeds[i.name] = rng.standard_normal((2, KEY_HEADS, 6, WIDTH)).astype(np.float32)
+    for a, b in zip(old.run(None, feeds), new.run(None, feeds), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-5 * np.abs(a).max())
+
+
+def test_pasts_are_known_by_what_becomes_of_them(file: Path) -> None:
+    graph, _, _ = read_graph(open_onnx(renamed(file)))
+    assert {v.name for v in past_symbols(graph)} == {n for n in graph.inputs if n.startswith("input.cache")}
+    assert total_symbols(graph) == {"columns_of_mask"}
+    hard = hard_inputs(graph, Trial("left-padded", 3, 4))
+    assert hard is not None
+    assert hard.feeds["input.cache.layers.0.keys"].shape == (3, KEY_HEADS, 5, WIDTH)
+    assert hard.feeds["attention_mask"].shape == (3, 9)
+    assert hard.feeds["position_ids"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("change", [None, renamed])
+def test_given_a_cache_it_says_what_the_module_says(change: Any, model: Any, file: Path, tmp_path: Path) -> None:
+    report = mg.optimize(file if change is None else change(file), tmp_path / "ours", cache=True)
+    assert report.error <= report.bound
+    assert report.counts["GroupQueryAttention"] == LAYERS
+    assert not report.unfused
+    with mg.open(tmp_path / "ours", threads=1) as engine:
+        for prompt in PROMPTS:
+            assert engine.generate(prompt, max_new_tokens=12).ids == greedy(model, prompt, 12)
+        together = engine.generate(PROMPTS, max_new_tokens=12)
+        assert [x.ids for x in together] == [greedy(model, p, 12) for p in PROMPTS]
+    assert len({t for p in PROMPTS for t in greedy(model, p, 12)}) > 3  # Not one token again and again.
+
+
+@pytest.mark.parametrize("past", [True, False])
+def test_group_query_attention_with_its_own_past(past: bool, tmp_path: Path) -> None:
+    source = grouped(tmp_path, past=past)
+    kept = mg.optimize(source, tmp_path / "kept", strict=True)
+    assert kept.layers["attention"] == kept.counts["Attention"] == 1
+    assert kept.layers["rope"] == 2
+    ours = mg.optimize(source, tmp_path / "ours", cache=True)
+    assert ours.counts["GroupQueryAttention"] == 1
+    plain = session(source)
+    empty = {i.name: np.zeros((1, KEY_HEADS, 0, 16), np.float32) for i in plain.get_inputs() if i.name != "input_ids"}
+    with mg.open(tmp_path / "ours", threads=1) as engine:
+        for prompt in PROMPTS:
+            found = list(prompt)
+            for _ in range(8):
+                logits = plain.run(["logits"], {"input_ids": np.array([found]), **empty})[0]
+                found.append(int(logits[0, -1].argmax()))
+            assert engine.generate(prompt, max_new_tokens=8).ids == found[len(prompt) :]
+
+
+def test_one_token_at_a_time_cannot_read_a_prompt(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="the number of tokens is fixed"):
+        mg.optimize(one_token(file), tmp_path / "ours", cache=True)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_past_that_is_read_by_itself_is_refused(file: Path, tmp_path: Path) -> None:
+    changed = onnx.load(file)
+    changed.graph.node.append(onnx.helper.make_node("ReduceSum", ["past_key_values.0.key"], ["extra"], name="odd"))
+    changed.graph.output.append(onnx.helper.make_tensor_value_info("extra", onnx.TensorProto.FLOAT, [1, 1, 1, 1]))
+    onnx.save(changed, tmp_path / "odd.onnx")
+    with pytest.raises(PassError, match="by itself") as told:
+        mg.optimize(tmp_path / "odd.onnx", tmp_path / "ours", cache=True)
+    assert "odd" in told.value.place
+    assert not (tmp_path / "ours").exists()
+
+
+def test_other_numbers_than_those_of_the_file_are_no_result(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monograph.caching.bound_of", lambda graph: 0.0)
+    with pytest.raises(LoweringError, match="other numbers than the file"):
+        mg.optimize(file, tmp_path / "ours", cache=True)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_the_command(file: Path, tmp_path: Path) -> None:
+    said = call("optimize", file, "-o", tmp_path / "ours", "--cache").stdout
+    assert "2 attention" in said
+    assert "equal on 11 sets of inputs" in said
+    assert (tmp_path / "ours" / "monograph.json").is_file()
