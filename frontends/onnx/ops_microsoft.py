@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...ir import ops
 from ...ir.graph import Node, Value
 from ...ir.ops.elementwise import Cast
@@ -238,7 +240,10 @@ def _grouped(use: Use) -> Parts:
     if past_k is not None and past_v is not None and total != room + length:
         raise Unmapped(f"{total} keys are not the {room} before and the {length} new ones: a shared buffer")
     window = use.attribute("local_window_size", -1)
-    given = {"scale": use.attribute("scale", 0.0) or None, "softcap": use.attribute("softcap", 0.0) or None}
+    given: dict[str, Any] = {
+        "scale": use.attribute("scale", 0.0) or None,
+        "softcap": use.attribute("softcap", 0.0) or None,
+    }
     if full:
         joined = [new if p is None else ops.cache_append(p, new) for p, new in ((past_k, k), (past_v, v))]
         keys, values = joined if past_k is None else [ops.cache_read(c) for c in joined]
