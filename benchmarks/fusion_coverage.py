@@ -1,4 +1,4 @@
-"""How much of the attention, the norms and the rotary positions of exported files each optimizer fuses, and how rightly.
+"""How much attention, norms and rotary positions of exported files each optimizer fuses, and whether it stays right.
 
 Tiny random models of transformers, through every exporter, then through every optimizer. What a model computes is
 counted in PyTorch, what is fused in the files written, alike for all.
@@ -7,7 +7,6 @@ counted in PyTorch, what is fused in the files written, alike for all.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -36,12 +35,13 @@ OPTIMIZERS = {
 WRONG = 1e-3
 """The largest error that is no fault, as a share of the largest number."""
 KINDS = ("attention", "norms", "rotary")
+COLUMNS = {"crashes": "crash", "does not run": "broken", "wrong": "wrong"}
 OPTIMUM = """
 import subprocess, sys
-run = [sys.executable, "-m", "pip", "install", "--dry-run", "-q", "transformers==5.24.0", "optimum-onnx"]
+run = [sys.executable, "-m", "pip", "install", "--dry-run", "transformers==5.24.0", "optimum-onnx"]
 done = subprocess.run(run, capture_output=True, text=True)
-lines = [l for l in (done.stdout + done.stderr).splitlines() if "optimum" in l and "transformers" in l]
-print("installs" if not done.returncode else "; ".join(lines[:2]) or done.stderr[-300:])
+lines = [l.strip() for l in done.stdout.splitlines() if "depends on transformers" in l]
+print("it installs" if not done.returncode else f"it does not install ({lines[0] if lines else done.stderr[-200:]})")
 """
 
 
@@ -78,32 +78,33 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def result(folder: Path, exporter: str, optimizer: str) -> dict[str, Any]:
-    """What became of one file."""
-    stem = folder / (f"{exporter}.{optimizer}" if optimizer else exporter)
-    facts = read(Path(f"{stem}.json"))
-    failed = folder / f"{stem.name}.failed" if optimizer else folder / f"{exporter}.failed"
+    """What became of one file that runs as it was exported."""
+    stem = f"{exporter}.{optimizer}" if optimizer else exporter
+    facts, failed = read(folder / f"{stem}.json"), folder / f"{stem}.failed"
     if optimizer == "ours":
-        note = read(Path(f"{stem}.report"))
+        note = read(folder / f"{stem}.report")
         facts = {"fails": note["crash"], "crash": True} if "crash" in note else {**facts, **note}
     elif failed.exists():
         return {"fails": failed.read_text(), "crash": True}
-    if not facts:
-        return {"fails": "there is no result", "crash": True}
-    error = facts.get("error", 0.0) if optimizer else facts.get("eager", 0.0)
-    facts["wrong"] = bool(facts["loads"]) and not (error <= WRONG) and not (facts["fails"] and math.isinf(error))
+    if "loads" not in facts:
+        return {"crash": True, "fails": facts.get("fails", "there is no result")}
+    wanted = facts["ran"] if not optimizer else read(folder / f"{exporter}.json")["ran"]
+    facts["broken"] = not facts["loads"] or facts["ran"] < wanted
+    error = facts.get("error" if optimizer else "eager", 0.0)
+    facts["wrong"] = not facts["broken"] and not error <= WRONG
     return facts
 
 
 def collected(names: Iterable[str]) -> list[dict[str, Any]]:
-    """One entry for each model, exporter and optimizer."""
+    """One entry for each model, exporter and optimizer; of files that never run, one with the reason."""
     entries: list[dict[str, Any]] = []
     for name in names:
         folder = PLACE / name
         totals = read(folder / "totals.json")
         for exporter in EXPORTERS:
-            if not (folder / f"{exporter}.onnx").exists():
-                failed = folder / f"{exporter}.failed"
-                why = failed.read_text() if failed.exists() else "not exported"
+            failed, source = folder / f"{exporter}.failed", read(folder / f"{exporter}.json")
+            why = failed.read_text() if failed.exists() else "" if source.get("ran") else source.get("fails", "no file")
+            if why:
                 entries.append({"model": name, "exporter": exporter, "optimizer": "", "not exported": why})
                 continue
             for optimizer in OPTIMIZERS:
@@ -118,16 +119,16 @@ def row(optimizer: str, entries: Sequence[dict[str, Any]]) -> Row:
     for exporter in EXPORTERS:
         cells[f"attention, {exporter}"] = share([e for e in own if e["exporter"] == exporter], "attention")
     cells |= {"norms": share(own, "norms"), "rotary": share(own, "rotary"), "files": len(own)}
-    cells["crashes"] = sum(bool(e.get("crash")) for e in own)
-    broken = [e for e in own if not e.get("crash") and (not e["loads"] or e["fails"])]
-    cells |= {"does not run": len(broken), "wrong": sum(bool(e.get("wrong")) for e in own)}
-    return cells
+    cells |= {name: sum(bool(e.get(key)) for e in own) for name, key in COLUMNS.items()}
+    right = [e["error" if optimizer else "eager"] for e in own if not (e.get("crash") or e["broken"] or e["wrong"])]
+    return {**cells, "largest error of the others": f"{max(right, default=0.0):.1e}"}
 
 
 def share(entries: Sequence[dict[str, Any]], kind: str) -> str:
-    """fused / total, of every file at most what is there."""
+    """fused / total, of every file at most what is there; of one that does not run, nothing."""
     total = sum(e["totals"][kind] for e in entries)
-    return f"{sum(min(e.get(kind, 0), e['totals'][kind]) for e in entries)}/{total}"
+    runs = [e for e in entries if not e.get("crash") and not e["broken"]]
+    return f"{sum(min(e[kind], e['totals'][kind]) for e in runs)}/{total}"
 
 
 def missing(entries: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -135,24 +136,35 @@ def missing(entries: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for e in [e for e in entries if e["optimizer"] == "ours"]:
         place = f"{e['model']} {e['exporter']}"
-        for kind in KINDS:
-            if not e.get("crash") and e.get(kind, 0) < e["totals"][kind]:
-                found.setdefault(kind, []).append(f"{place}: {e.get(kind, 0)} of {e['totals'][kind]}")
-        if e.get("crash") or not e["loads"] or e["fails"]:
+        if e.get("crash") or e["broken"]:
             found.setdefault("fails", []).append(f"{place}: {e['fails']}")
-        if e.get("wrong"):
+            continue
+        for kind in KINDS:
+            if e[kind] < e["totals"][kind]:
+                found.setdefault(kind, []).append(f"{place}: {e[kind]} of {e['totals'][kind]}")
+        if e["wrong"]:
             found.setdefault("wrong", []).append(f"{place}: {e['error']:.3g}")
     return found
+
+
+def brief(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries without what says nothing, and without names of folders."""
+    left_out = ("layers", "refusals", "seconds", "trace", "totals")
+    return [
+        {k: v.replace(f"{PLACE}/", "") if isinstance(v, str) else v for k, v in e.items() if k not in left_out and v}
+        for e in entries
+    ]
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--names", nargs="*", default=[], help="models; all if none")
     options.add_argument("--only-ours", action="store_true", help="measure our own files anew, and only them")
+    options.add_argument("--as-it-is", action="store_true", help="make no files anew, only count what is there")
     given = options.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)
     optimum = PLACE / "optimum.txt"
-    if not given.only_ours:
+    if not given.only_ours and not given.as_it_is:
         with working("exports"):
             worker("export", given.names)
         with working("other optimizers"):
@@ -164,21 +176,24 @@ def main() -> None:
         optimum.write_text(made.stdout.strip())
     names = given.names or sorted(p.parent.name for p in PLACE.glob("*/totals.json"))
     with working(f"{len(names)} models"):
-        for name in names:
+        for name in [] if given.as_it_is else names:
             ours(PLACE / name)
     with working("results"):
         worker("measure", names)
     entries = collected(names)
     missed = missing(entries)
+    lost = [e for e in entries if "not exported" in e]
     note = (
-        f"{len(names)} models. Fused of what PyTorch computes; a norm or a rotation of a file that fails counts as not "
-        f"fused. wrong: an output differs by more than {WRONG:g} of its largest number from the file that was optimized "
-        "(as exported: from PyTorch), at tokens that count, on masks of ones, padded left and right and with holes, "
-        "batches of 1 and 3, two lengths. crashes: the optimizer fails, or ends the process. does not run: the file "
-        f"does not load, or fails for some inputs. optimum beside transformers 5.24: {optimum.read_text()}"
+        f"{len(names)} models; {len(lost)} of their exports fail, or run on no input, and are left out. Fused ops of "
+        "files that run, of what PyTorch computes. `crashes`: the optimizer raises, or its process ends. `does not "
+        "run`: its file does not load, or fails for inputs that the original takes. `wrong`: an output differs by more "
+        f"than {WRONG:g} of its largest number from the original (as exported: from PyTorch), at tokens that count, on "
+        "masks of ones, padded left and right and with holes, batches of 1 and 3, two lengths. optimum beside "
+        f"transformers 5.24: {optimum.read_text()}"
     )
-    publish("fusion_coverage", [row(o, entries) for o in OPTIMIZERS], note=note, only_print=given.no_publish or bool(given.names),
-            missing=missed, entries=entries)  # fmt: skip
+    rows = [row(o, entries) for o in OPTIMIZERS]
+    publish("fusion_coverage", rows, note=note, only_print=given.no_publish or bool(given.names), missing=missed,
+            totals={n: read(PLACE / n / "totals.json") for n in names}, entries=brief(entries))  # fmt: skip
     for kind, lines in missed.items():
         out().print(f"{kind}: {len(lines)} not whole")
         for line in lines:

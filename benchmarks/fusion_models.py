@@ -84,14 +84,16 @@ KINDS: dict[str, Kind] = {
     "gemma": _causal(), "gemma2": _causal(query_pre_attn_scalar=16), "phi": _causal(partial_rotary_factor=0.5),
     "gemma3_text": _causal(query_pre_attn_scalar=16, sliding_window_pattern=2), "phi3": _causal(),
     "olmo2": _causal(), "cohere": _causal(), "stablelm": _causal(partial_rotary_factor=0.5), "granite": _causal(),
-    "starcoder2": _causal(), "gpt_oss": _causal(**EXPERTS), "deepseek_v3": replace(_causal(**DEEPSEEK), without=("head_dim",)),
+    "starcoder2": _causal(), "gpt_oss": _causal(**EXPERTS),
+    "deepseek_v3": replace(_causal(**DEEPSEEK), without=("head_dim",)),
     "mixtral": _causal(**EXPERTS),
     "t5": _pair(), "bart": _pair(), "marian": _pair(decoder_vocab_size=50), "pegasus": _pair(), "mbart": _pair(),
     "whisper": Kind("encoder-decoder", "AutoModelForSpeechSeq2Seq", ("input_features", "decoder_input_ids"),
                     {"num_mel_bins": 6, "max_source_positions": 10, "max_target_positions": 64}),
     "vit": _image(), "deit": _image(), "dinov2": _image(),
-    "clip_text_model": _text(), "clip_vision_model": _image(),
-    "siglip_text_model": replace(_text(), auto="SiglipTextModel"), "siglip_vision_model": _image(output="pooler_output"),
+    "clip_text_model": _text(), "clip_vision_model": _image("pooler_output"),
+    "siglip_text_model": replace(_text(), auto="SiglipTextModel"),
+    "siglip_vision_model": _image("pooler_output"),
     "swin": replace(_image(image_size=32, patch_size=2, window_size=4, depths=[2, 2], num_heads=[2, 4], embed_dim=16),
                     without=("num_attention_heads", "num_hidden_layers", "num_layers", "hidden_size")),
 }  # fmt: skip
@@ -206,24 +208,34 @@ class Inside(TorchDispatchMode):
 
 
 def totals_of(name: str, model: Any) -> dict[str, int]:
-    """What a forward computes: attentions, norms (modules of a class named so), and tensors that are rotated."""
-    counter, norms, turned = Inside(), [0], [0]
+    """What a forward computes: attentions, norms (of modules of a class named so, unless they norm weights alone), and
+    tensors that are rotated."""
+    given = [torch.from_numpy(v) for v in inputs_of(name, TRIALS[4]).values()]
+    attention, normed, turned = passed(name, model, given)
+    _, others, _ = passed(name, model, [v.flip(-1) for v in given])
+    norms = sum(not torch.equal(x, y) for x, y in zip(normed, others, strict=True))
+    return {"attention": attention, "norms": norms, "rotary": turned}
+
+
+def passed(name: str, model: Any, given: list[Any]) -> tuple[int, list[Any], int]:
+    """Attentions of a forward, what its norms are given, and how many tensors it rotates."""
+    counter, normed, turned = Inside(), list[Any](), [0]
     hooks: list[Any] = []
 
-    def enter(module: Any, _: Any) -> None:
+    def enter(module: Any, args: Any) -> None:
         counter.stack.append(module)
-        leaf = not list(module.children())
-        norms[0] += leaf and "Norm" in type(module).__name__ and "Batch" not in type(module).__name__
+        kind = type(module).__name__
+        if "Norm" in kind and "Batch" not in kind and not list(module.children()):
+            normed.append(args[0])
 
     for module in model.modules():
         hooks.append(module.register_forward_pre_hook(enter))
         hooks.append(module.register_forward_hook(lambda *_: counter.stack.pop() and None, always_call=True))
-    given = [torch.from_numpy(v) for v in inputs_of(name, TRIALS[4]).values()]
     with torch.no_grad(), counting_rotations(model, turned), counter:
         Plain(name, model)(*given)
     for hook in hooks:
         hook.remove()
-    return {"attention": counter.attention, "norms": norms[0], "rotary": turned[0]}
+    return counter.attention, normed, turned[0]
 
 
 @contextlib.contextmanager

@@ -37,7 +37,8 @@ TYPES = {
 """What onnxruntime.transformers takes a model for: by name, else by group."""
 ATTENTION = {
     "Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "PackedMultiHeadAttention",
-    "DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "SparseAttention", "QAttention", "LongformerAttention",
+    "DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "SparseAttention", "QAttention",
+    "LongformerAttention",
 }  # fmt: skip
 NORMS = {
     "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "SkipLayerNormalization",
@@ -46,10 +47,18 @@ NORMS = {
 ROTARY = {"RotaryEmbedding": 1, "GemmaRotaryEmbedding": 2}
 
 
-def shapes_of(name: str, names: tuple[str, ...]) -> tuple[dict[int, Any], ...]:
-    """Which axes of the inputs are open: the batch, and of tokens their number."""
-    auto = torch.export.Dim.AUTO
-    return tuple({0: auto, 1: auto} if "pixel" not in n and "features" not in n else {0: auto} for n in names)
+def shapes_of(names: tuple[str, ...], *, named: bool) -> tuple[dict[int, Any], ...]:
+    """Which axes of the inputs are open: the batch, and of tokens their number; as sizes that torch finds out to be
+    equal or not, or by names that say so."""
+
+    def size(name: str) -> Any:
+        return torch.export.Dim(name, min=2, max=60) if named else torch.export.Dim.AUTO
+
+    batch, tokens, others = size("batch"), size("tokens"), size("decoder_tokens")
+    return tuple(
+        {0: batch} if n in ("pixel_values", "input_features") else {0: batch, 1: others if "decoder" in n else tokens}
+        for n in names
+    )
 
 
 def example(name: str) -> tuple[Any, ...]:
@@ -60,16 +69,31 @@ def example(name: str) -> tuple[Any, ...]:
 
 
 def dynamo(name: str, path: Path, opset: int) -> None:
-    kind, model = KINDS[name], Plain(name, model_of(name)).eval()
-    shapes = shapes_of(name, kind.inputs)
-    torch.onnx.export(
-        model, example(name), str(path), dynamo=True, opset_version=opset, input_names=list(kind.inputs),
-        output_names=["output"], dynamic_shapes=(shapes,), external_data=False, verbose=False,
-    )  # fmt: skip
+    kind, model = KINDS[name], plain(name)
+
+    def export(*, named: bool) -> None:
+        shapes = shapes_of(kind.inputs, named=named)
+        torch.onnx.export(
+            model, example(name), str(path), dynamo=True, opset_version=opset, input_names=list(kind.inputs),
+            output_names=["output"], dynamic_shapes=(shapes,), external_data=False, verbose=False,
+        )  # fmt: skip
+
+    try:
+        export(named=False)
+    except Exception:
+        export(named=True)
+
+
+def plain(name: str) -> Plain:
+    """For torch.onnx, which has no grouped products of experts."""
+    model = model_of(name)
+    if getattr(model, "_can_set_experts_implementation", lambda: False)():
+        model.set_experts_implementation("batched_mm")
+    return Plain(name, model).eval()
 
 
 def torchscript(name: str, path: Path) -> None:
-    kind, model = KINDS[name], Plain(name, model_of(name)).eval()
+    kind, model = KINDS[name], plain(name)
     axes: dict[str, Any] = {n: {0: "batch"} for n in (*kind.inputs, "output")}
     for n in kind.inputs:
         if "ids" in n or "mask" in n:
@@ -110,6 +134,13 @@ def prepare(name: str, folder: Path) -> None:
     (folder / "totals.json").write_text(json.dumps(totals_of(name, model)))
 
 
+def innermost(error: BaseException) -> str:
+    """What was raised first, of a chain of errors."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return str(error).strip()
+
+
 def once(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file that is not there; a failure is noted, also one that ends the process."""
     failed = path.with_suffix(".failed")
@@ -121,8 +152,7 @@ def once(path: Path, make: Callable[[Path], object]) -> None:
     try:
         make(part)
     except Exception as e:
-        reason = str(e).strip().splitlines() or [""]
-        failed.write_text(f"{type(e).__name__}: {reason[0]}"[:300])
+        failed.write_text(f"{type(e).__name__}: {(innermost(e).splitlines() or [''])[0]}"[:300])
         return
     finally:
         signal.alarm(0)
@@ -237,11 +267,12 @@ def apart(wanted: Any, found: Any, kept: Any) -> float:
 
 def measured(path: Path, name: str, trials: Any, truth: list[dict[str, Any] | None] | None) -> dict[str, Any]:
     """truth: outputs of the file before it was optimized; None: it is that file, and PyTorch is right."""
-    facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "error": 0.0, "eager": 0.0}
+    facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "ran": 0, "error": 0.0, "eager": 0.0}
     try:
         outputs, facts["fails"] = run(path, name, trials)
     except Exception as e:
         return {**facts, "loads": False, "fails": str(e).splitlines()[0][:300]}
+    facts["ran"] = sum(y is not None for y in outputs)
     masked = "attention_mask" in KINDS[name].inputs
     for i, (trial, found) in enumerate(zip(trials_of(name), outputs, strict=True)):
         kept = kept_of(trial) if masked else None
@@ -260,16 +291,19 @@ def measure(name: str, folder: Path) -> None:
         source = folder / f"{exporter}.onnx"
         if not source.exists():
             continue
+        # What ends the process is not measured again.
         files = [source, *(folder / f"{exporter}.{r}.onnx" for r in RIVALS), folder / f"{exporter}.ours" / "model.onnx"]
         truth: list[dict[str, Any] | None] | None = None
         for file in files:
-            result = (file.parent if file.name == "model.onnx" else file).with_suffix(".json")
-            result = file.parent.with_name(f"{file.parent.name}.json") if file.name == "model.onnx" else result
+            stem = file.parent.name if file.name == "model.onnx" else file.stem
+            result = folder / f"{stem}.json"
             new = not result.exists() or (file.exists() and result.stat().st_mtime < file.stat().st_mtime)
             if not file.exists() or not new:
                 continue
             result.write_text(json.dumps({"loads": False, "fails": "the process ended"}))
             if file != source and truth is None:
+                if not json.loads(source.with_suffix(".json").read_text())["loads"]:
+                    break
                 truth, _ = run(source, name, trials)
             facts = measured(file, name, trials, None if file == source else truth)
             result.write_text(json.dumps(facts))

@@ -93,3 +93,60 @@ def test_an_input_that_is_read_in_part_keeps_its_own_length(read_in_part: str, t
     mask = np.arange(10).reshape(2, 5)
     found = interpret(graph, {"ids": mask[:, :3] * 0, "mask": mask}, weights)["y"]
     np.testing.assert_array_equal(found, mask[:, :3])
+
+
+@pytest.mark.parametrize("sizes", ["h, h", "h, w"])
+def test_images_have_the_size_that_their_positions_want(sizes: str, tmp_path: Path) -> None:
+    """Patches of 4 pixels, of which there are 9 positions: what strides round down is 12."""
+    text = f"""g (float[b, 3, {sizes}] x) => (float[b, 2, 9] y)
+<float[2, 3, 4, 4] w, float[1, 2, 9] positions, int64[1] channels = {{2}}, int64[1] four = {{4}}> {{
+    patches = Conv <strides = [4, 4]> (x, w)
+    batch = Shape <start = 0, end = 1> (x)
+    height = Shape <start = 2, end = 3> (x)
+    width = Shape <start = 3, end = 4> (x)
+    rows = Div(height, four)
+    columns = Div(width, four)
+    count = Mul(rows, columns)
+    shape = Concat <axis = 0> (batch, channels, count)
+    flat = Reshape(patches, shape)
+    y = Add(flat, positions)
+}}"""
+    text = text.replace("w,", "w = {" + ", ".join(["1"] * 96) + "},").replace(
+        "positions,", "positions = {" + ", ".join(map(str, range(18))) + "},", 1
+    )
+    graph, weights = read(text, tmp_path)
+    assert graph.inputs["x"].shape[1:] == (3, 12, 12)
+    assert not foreign(graph)
+    found = interpret(graph, {"x": np.ones((2, 3, 12, 12), np.float32)}, weights)["y"]
+    np.testing.assert_array_equal(found[1].reshape(-1), 48 + np.arange(18))
+
+
+def test_what_follows_a_foreign_node_has_its_size(tmp_path: Path) -> None:
+    """A sort is a TopK of all elements, which the IR does not have; what is added to its result is."""
+    text = """g (float[b, s] x) => (float[n] y) <int64[1] minus = {-1}> {
+    flat = Reshape(x, minus)
+    count = Shape(flat)
+    sorted, places = TopK <axis = 0> (flat, count)
+    y = Add(sorted, flat)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert foreign(graph) == ["TopK"]
+    (size,) = graph.outputs["y"].shape
+    assert str(size) == "b*s"
+
+
+def test_pads_that_are_turned_are_known(tmp_path: Path) -> None:
+    """TorchScript lists pads from the last axis on, and turns the list when it runs."""
+    text = """g (float[b, 3] x) => (float[b, n] y)
+<int64[4] given = {1, 2, 0, 0}, int64[2] pairs = {-1, 2}, int64[1] last = {-1}, int64[1] first = {-9223372036854775807},
+ int64[1] zero = {0}, int64[1] flat = {-1}> {
+    rows = Reshape(given, pairs)
+    reversed = Slice(rows, last, first, zero, last)
+    columns = Transpose <perm = [1, 0]> (reversed)
+    pads = Reshape(columns, flat)
+    y = Pad(x, pads)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert not foreign(graph)
+    found = interpret(graph, {"x": np.ones((2, 3), np.float32)}, {})["y"]
+    np.testing.assert_array_equal(found, [[0, 1, 1, 1, 0, 0]] * 2)

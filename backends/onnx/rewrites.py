@@ -168,8 +168,8 @@ def with_sinks(k: Value, v: Value, mask: Value | None, sinks: Value, rows: DimLi
     lead = mask.shape[0] if mask.rank == 4 else 1
     bias = expand(mask, shape=(lead, heads, rows, keys))
     extra = expand(reshape(sinks, shape=(1, heads, 1, 1)), shape=(lead, heads, rows, 1))
-    longer = (concat(x, expand(zero, shape=(x.shape[0], 1, *x.shape[2:])), axis=1) for x in (k, v))
-    return *longer, concat(bias, extra, axis=-1)
+    k, v = (concat(x, expand(zero, shape=(x.shape[0], 1, *x.shape[2:])), axis=1) for x in (k, v))
+    return k, v, concat(bias, extra, axis=-1)
 
 
 class AttentionToOnnx:

@@ -13,6 +13,9 @@ MEETING = frozenset(
 )
 """Operators whose operands must have equal sizes, or sizes of 1, counted from the last axis."""
 
+LARGEST = 1 << 14
+"""Patches along an axis of an image at most."""
+
 
 class Equal(Exception):
     """A symbol stands for another size: the file is read again with it. An outcome of reading, not an error."""
@@ -26,12 +29,14 @@ class Sizes:
     """What is known of the symbols of one file.
 
     bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
-    A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1.
+    A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis of an image
+    that strides round down has the size of which nothing is left over, and both axes of an image one size.
     """
 
     def __init__(self, bound: Mapping[str, DimLike], refused: Iterable[str]) -> None:
         self.bound, self.refused = dict(bound), set(refused)
         self.extremes: dict[str, tuple[DimLike, DimLike]] = {}
+        self.quotients: dict[str, tuple[str, int]] = {}
         self.inputs: list[str] = []
         self.batches: list[str] = []
 
@@ -52,6 +57,28 @@ class Sizes:
             return None
         self.extremes[name] = a, b
         return Dim.symbol(name)
+
+    def quotient(self, a: DimLike, by: int) -> DimLike | None:
+        """How often `by` fits into a size of at least 0, as a symbol for what is not known of it; None: refused."""
+        if isinstance(a, int):
+            return a // by
+        if by < 1:
+            return None
+        whole, rest = _split(a, by)
+        if rest == 0:
+            return whole
+        if not (isinstance(rest, Dim) and str(rest) in self.inputs):
+            return None
+        name = f"floor_{rest}_over_{by}"
+        if name in self.refused:
+            return None
+        self.quotients[name] = str(rest), by
+        return whole + Dim.symbol(name)
+
+    @property
+    def open(self) -> set[str]:
+        """Symbols that did not turn out to be something else."""
+        return {*self.extremes, *self.quotients}
 
     def met(self, kind: str, shapes: Sequence[Shape], along: int = 0) -> None:
         """Raise Equal if what a node reads only fits with a symbol being another size. kind: its op type. along: the
@@ -76,6 +103,7 @@ class Sizes:
     def _one(self, a: DimLike, b: DimLike) -> None:
         if a == b:
             return
+        self._patches(a, b)
         for name in sorted(_symbols(a) ^ _symbols(b)):
             if name not in self.extremes:
                 continue
@@ -93,6 +121,17 @@ class Sizes:
         if known:  # The symbol of a later input becomes that of an earlier one.
             raise Equal(*max(known, key=lambda pair: self.inputs.index(pair[0])))
 
+    def _patches(self, a: DimLike, b: DimLike) -> None:
+        """Raise Equal for axes of an image whose patches must be so many."""
+        size, count = (a, b) if isinstance(b, int) else (b, a)
+        if not isinstance(size, Dim) or not isinstance(count, int) or not size.symbols <= self.quotients.keys():
+            return
+        for each in range(1, min(count, LARGEST) + 1):
+            if size.substitute(dict.fromkeys(size.symbols, each)) == count:
+                for name in sorted(size.symbols):
+                    source, by = self.quotients[name]
+                    raise Equal(source, by * each)
+
     def divided(self, a: DimLike, b: DimLike) -> None:
         """Raise Equal if one size divides the other only where the inputs have one batch: axis 0 of two of them."""
         try:
@@ -101,11 +140,10 @@ class Sizes:
             pass
         else:
             return
-        over = [s for s in self.batches if s in _symbols(b) - _symbols(a)]
-        for s in reversed(self.batches):
-            earlier = [o for o in over if self.batches.index(o) < self.batches.index(s)]
-            if s in _symbols(a) and earlier:
-                raise Equal(s, Dim.symbol(earlier[0]))
+        above, below = ([s for s in self.batches if s in _symbols(x) - _symbols(y)] for x, y in ((a, b), (b, a)))
+        if above and below:
+            earlier, later = sorted((above[0], below[0]), key=self.batches.index)
+            raise Equal(later, Dim.symbol(earlier))
 
     def reshaped(self, shape: Shape, wanted: Shape) -> None:
         """The same for a reshape, of which one size may be -1, and some 0."""
@@ -116,7 +154,7 @@ class Sizes:
             self._one(total, named)
 
     def chosen(self, d: DimLike) -> bool:
-        """Whether a size is made of extremes, of which it is not known yet what they are."""
+        """Whether a size is made of extremes, of which is not known yet what they are."""
         return bool(_symbols(d)) and _symbols(d) <= self.extremes.keys()
 
 
@@ -128,6 +166,17 @@ def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
     left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
     right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
     return (left[0], right[0]) if left and right else (a, b)
+
+
+def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:
+    """(w, r) with d = w * by + r and no multiple of `by` in r."""
+    whole: DimLike = 0
+    for monomial, coefficient in d.terms:
+        part: DimLike = coefficient // by
+        for s in monomial:
+            part = part * Dim.symbol(s)
+        whole = whole + part
+    return whole, d - by * whole
 
 
 def _symbols(d: DimLike) -> frozenset[str]:

@@ -88,6 +88,11 @@ def _reshape(use: Use) -> Known:
     return Known(data.array.reshape(shape), data.dtype)
 
 
+def _transpose(use: Use) -> Known:
+    data = _given(use)
+    return Known(np.transpose(data.array, use.attribute("perm")), data.dtype)
+
+
 def _cast(use: Use) -> Known:
     data, dtype = _given(use), DTYPES.get(use.attribute("to"))
     if dtype is None or dtype.is_float or dtype.numpy.kind not in "iub":
@@ -103,17 +108,22 @@ def _same(use: Use) -> Known:
     return _given(use)
 
 
-def _pointwise(function: Callable[..., Any], *, sized: bool = False) -> Callable[[Use], Known]:
-    """Of all operands in turn. sized: the function also takes what is known of the symbols."""
+def _combined(use: Use, function: Callable[[Any, Any], Any]) -> Known:
+    """Of all operands in turn."""
+    parts = [_given(use, i) for i in range(len(use.node.input))]
+    found = parts[0].array
+    for p in parts[1:]:
+        found = np.asarray(np.frompyfunc(function, 2, 1)(found, p.array), object)
+    return Known(np.asarray(found, object), parts[0].dtype)
 
-    def fold(use: Use) -> Known:
-        parts = [_given(use, i) for i in range(len(use.node.input))]
-        found, two = parts[0].array, partial(function, use.importer.sizes) if sized else function
-        for p in parts[1:]:
-            found = np.asarray(np.frompyfunc(two, 2, 1)(found, p.array), object)
-        return Known(np.asarray(found, object), parts[0].dtype)
 
-    return fold
+def _pointwise(function: Callable[[Any, Any], Any]) -> Callable[[Use], Known]:
+    return lambda use: _combined(use, function)
+
+
+def _sized(function: Callable[[Sizes, Any, Any], Any]) -> Callable[[Use], Known]:
+    """The function also takes what is known of the symbols."""
+    return lambda use: _combined(use, partial(function, use.importer.sizes))
 
 
 def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
@@ -125,17 +135,16 @@ def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     try:
         return exact_div(a, b)
     except MonographError as e:
-        raise Unmapped(str(e)) from None
+        found = sizes.quotient(a, b) if isinstance(b, int) and never_negative(a) else None
+        if found is None:
+            raise Unmapped(str(e)) from None
+        return found
 
 
-def _rest(a: DimLike, b: DimLike) -> DimLike:
+def _rest(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     if isinstance(a, int) and isinstance(b, int) and b:
         return a % b
-    try:
-        exact_div(a, b)
-    except MonographError as e:
-        raise Unmapped(str(e)) from None
-    return 0
+    return a - _divided(sizes, a, b) * b
 
 
 def _extreme(sizes: Sizes, a: DimLike, b: DimLike, *, largest: bool) -> DimLike:
@@ -201,6 +210,16 @@ def _where(use: Use) -> Known:
 def _not(use: Use) -> Known:
     data = _given(use)
     return Known(np.asarray(np.frompyfunc(lambda x: not x, 1, 1)(data.array), object), data.dtype)
+
+
+def _both(use: Use) -> Known:
+    """Of truth values; one that is false everywhere decides, whatever the other is."""
+    parts = [use.known(i) for i in range(2)]
+    known = [p for p in parts if p is not None]
+    never = next((p for p in known if p.numbers and not any(p.flat)), None)
+    if len(known) < 2 and never is not None and use.importer.type_of(use.node.input[parts.index(None)]).rank == 0:
+        return never
+    return _combined(use, lambda a, b: bool(a and b))
 
 
 def _compared(function: Callable[[Any, Any], bool]) -> Callable[[Use], Known]:
@@ -270,15 +289,16 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Squeeze": _squeeze,
     "Slice": _slice,
     "Reshape": _reshape,
+    "Transpose": _transpose,
     "Cast": _cast,
     "Identity": _same,
     "Add": _pointwise(lambda a, b: a + b),
     "Sub": _pointwise(lambda a, b: a - b),
     "Mul": _pointwise(lambda a, b: a * b),
-    "Div": _pointwise(_divided, sized=True),
-    "Mod": _pointwise(_rest),
-    "Max": _pointwise(partial(_extreme, largest=True), sized=True),
-    "Min": _pointwise(partial(_extreme, largest=False), sized=True),
+    "Div": _sized(_divided),
+    "Mod": _sized(_rest),
+    "Max": _sized(partial(_extreme, largest=True)),
+    "Min": _sized(partial(_extreme, largest=False)),
     "Abs": _each(_size_of),
     "Sign": _each(_sign_of),
     "Equal": _equal,
@@ -286,7 +306,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "LessOrEqual": _compared(lambda a, b: a <= b),
     "Greater": _compared(lambda a, b: a > b),
     "GreaterOrEqual": _compared(lambda a, b: a >= b),
-    "And": _pointwise(lambda a, b: bool(a and b)),
+    "And": _both,
     "Or": _pointwise(lambda a, b: bool(a or b)),
     "Not": _not,
     "Where": _where,

@@ -67,9 +67,9 @@ def read_graph(file: OnnxFile, keep: Collection[str] = ()) -> tuple[Graph, Weigh
             if importer.equal:
                 bound = _bound(bound, importer.equal)
                 continue
-            if not importer.sizes.extremes:
+            if not importer.sizes.open:
                 return graph, weights, importer.left
-            refused |= importer.sizes.extremes.keys()
+            refused |= importer.sizes.open
     importer = Importer(wrapped(file), keep=keep)
     graph, weights = importer.run()
     return graph, weights, importer.left

@@ -115,6 +115,7 @@ def _cumsum(use: Use) -> Value:
 
 def _topk(use: Use) -> tuple[Value, Value]:
     x = use[0]
+    use.skip("sorted")  # Without it any order is right, and so is the sorted one.
     k = use.attribute("k") if use.version < 10 else use.ints(1)[0]
     axis = use.axis(use.attribute("axis", -1), x.rank)
     order = [i for i in range(x.rank) if i != axis] + [axis]

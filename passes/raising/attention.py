@@ -13,6 +13,7 @@ from ..decompose import inline_body
 from ..manager import RewritePass
 from ..pattern import Fuse
 from .check import Check, Run
+from .guards import drop_guard
 from .masks import Masks
 from .matcher import Matcher
 from .report import Left, Raised, RaisingReport
@@ -105,6 +106,7 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
         raise Obstacle(f"attention would change a number: {wrong}", way.softmax)
     graph.replace(old, new)
     erase_unread(graph, old)
+    drop_guard(graph, node, matched.parts, masks, check)
     return node
 
 

@@ -22,8 +22,9 @@ from .constants import Reader
 BOUNDS = {DType.f64: 1e-6, DType.f32: 1e-4, DType.f16: 2e-2, DType.bf16: 1e-1}
 """How far results may lie apart, as a share of the largest: the arithmetic of a sum of a few hundred terms."""
 
-ORDERS = (1, -1, 0)
-"""Of sizes that may differ: where a graph reads a part of an axis, that one is the shorter; or both must be equal."""
+ORDERS = (1, -1, 0, 8)
+"""Of sizes that may differ: where a graph reads a part of an axis, that one is the shorter; or both must be equal; or
+sizes that no input has are so many times longer, as indices into what they are of are made of the others."""
 
 FARTHEST = 50
 """Positions are drawn below this."""
@@ -214,13 +215,14 @@ def _masked(trial: Trial, shape: tuple[int, ...], rng: np.random.Generator) -> A
 
 
 def sizes(graph: Graph, trial: Trial, inside: Collection[Node], order: int = 1) -> dict[str, int]:
-    """A number for every symbol: the batch for what leads inputs of rank 2 and more, else lengths of their own, that
-    grow or shrink along the names; one length for all if order is 0."""
+    """A number for every symbol: the batch for what leads inputs of rank 2 and more, else lengths of their own. order:
+    one of ORDERS, +-1 for lengths that grow or shrink along the names, 0 for one length."""
     leading = {s for v in graph.inputs.values() if v.rank >= 2 for s in _symbols(v.shape[0])}
-    names = {s for v in graph.inputs.values() for s in v.type.symbols}
-    names |= {s for node in inside for v in (*node.outputs, *node.arguments) for s in v.type.symbols}
-    lengths: Iterator[int] = count(trial.length, abs(order))
-    return {s: trial.batch if s in leading else next(lengths) for s in sorted(names, reverse=order < 0)}
+    given = {s for v in graph.inputs.values() for s in v.type.symbols}
+    names = given | {s for node in inside for v in (*node.outputs, *node.arguments) for s in v.type.symbols}
+    lengths: Iterator[int] = count(trial.length, min(abs(order), 1))
+    found = {s: trial.batch if s in leading else next(lengths) for s in sorted(names, reverse=order < 0)}
+    return {s: n if s in given or order < 2 else n * order for s, n in found.items()}
 
 
 def _symbols(d: object) -> frozenset[str]:

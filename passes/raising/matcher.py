@@ -14,7 +14,7 @@ from ...ir.ops.shape import Concat, Reshape, Slice, Transpose
 from ...ir.types import product
 from .constants import scalar_of
 from .masks import NEVER, Masks, Truth, both, conjuncts, flipped, negated
-from .scores import Obstacle, Way
+from .scores import Obstacle, Step, Way
 from .structure import Structure, structured
 from .views import Atom, Group, Unaligned, View, align, built, factor, flat, flats, paired, rearranged, view_of
 
@@ -107,7 +107,7 @@ class Matcher:
                 self._added(step.sides[0], -1.0 if isinstance(node.op, Sub) else 1.0, groups, node)
             elif not isinstance(node.op, Cast):
                 raise Obstacle(f"{node.op.name} lies between the scores and softmax", node)
-            if self.terms.sinks is not None and not isinstance(node.op, (Concat, Cast)):
+            if self.terms.sinks is not None and not isinstance(node.op, (Concat, Cast)) and not _shifts(step):
                 raise Obstacle(f"{node.op.name} changes the scores after the sinks were added", node)
         if self.terms.tanh:
             self.terms.softcap, self.terms.tanh = 1.0, False
@@ -153,6 +153,8 @@ class Matcher:
     def _added(self, side: Value, sign: float, groups: list[Group], node: Node) -> None:
         if self.terms.tanh:
             raise Obstacle("something is added inside of the cap of scores", node)
+        if side.shape[-1:] == (1,) and flat(groups[-1]):
+            return  # Softmax does not change when all scores of a row do alike.
         kept = self.masks.keep(side) if sign > 0 else None
         if kept is not None:
             self.terms.masks.append((kept, flats(groups)))
@@ -253,6 +255,11 @@ class Matcher:
             causal=structure.causal, window=structure.window, scale=self.terms.scale, softcap=self.terms.softcap,
         )  # fmt: skip
 
+    @property
+    def parts(self) -> list[Truth]:
+        """What must be true of a key, each in the axes that it has in the graph."""
+        return [p for truth, _ in self.terms.masks for p in conjuncts(truth, self.masks)]
+
     def _structure(self) -> Structure:
         kept: list[Value] = []
         whole: Truth = True
@@ -314,6 +321,11 @@ class Matcher:
         wanted = [*groups[:-1], width] if self.way.carrier == 0 else [*groups[:-2], width, groups[-1]]
         new = built(view, wanted, expanded=True)
         return new if new.dtype == self.way.values.output.dtype else new.cast(self.way.values.output.dtype)
+
+
+def _shifts(step: Step) -> bool:
+    """Whether a step adds one number to all scores of a row."""
+    return isinstance(step.node.op, (Add, Sub)) and step.sides[0].shape[-1:] == (1,)
 
 
 def _parts(truth: Value, masks: Masks) -> list[Value]:

@@ -18,6 +18,7 @@ from .empty_rows import drop_guards
 from .layers import raise_layers
 from .masks import Masks
 from .norms import raise_norms
+from .rearranging import shorten_moves
 from .report import RaisingReport
 from .rotary import Rotations
 
@@ -28,7 +29,7 @@ def clean(graph: Graph) -> None:
         step(graph)
 
 
-KINDS = ("attention", "norms", "tables", "rotary", "activations", "layers")
+KINDS = ("attention", "norms", "tables", "rotary", "activations", "moves", "layers")
 """What is raised, in this order; each can be left out."""
 
 
@@ -61,6 +62,9 @@ def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[s
     if "activations" not in without:
         Activations(graph, report).run()
     clean(graph)
+    if "moves" not in without:
+        shorten_moves(graph, check)
+        clean(graph)
     if "layers" not in without:
         raise_layers(graph, report)
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops.elementwise import Add, Cast, Cos, Div, Mul, Neg, Sin, Sub
 from ...ir.ops.linear import Matmul
 from ...ir.ops.shape import Concat, Expand, Gather, Iota, Reshape, Slice, TakeAlongAxis, Transpose
-from ...ir.types import DimLike, f32, i64
+from ...ir.types import DimLike, exact_div, f32, i64
 from .check import Check
 from .constants import array_of, scalar_of
 from .report import Raised, RaisingReport
@@ -66,10 +67,31 @@ class Rotations:
         """Replace rotations by the op. Gives how many."""
         raised = 0
         below = self._below()
+        for node in [n for n in below if isinstance(n.op, Concat) and len(n.arguments) > 2]:
+            self._joined(node, below)
+        below = self._below()
         for node in reversed([n for n in self.graph if n in below]):
             if node.order >= 0 and below[node] == {Sin, Cos} and isinstance(node.op, (Add, Concat, Reshape, Transpose)):
                 raised += self._raise_at(node, set(below))
         return raised
+
+    def _joined(self, node: Node, below: dict[Node, set[type]]) -> None:
+        """Join the parts that are turned before the others are: both halves of a rotation beside what is not turned."""
+        parts: list[Value] = []
+        for turned, run in groupby(
+            node.arguments, lambda x: below.get(x.producer) == {Sin, Cos} if x.producer else False
+        ):
+            found = list(run)
+            if turned and 1 < len(found) < len(node.arguments):
+                with self.graph.at(node):
+                    found = [ops.concat(*found, axis=node.attributes["axis"])]
+            parts += found
+        if len(parts) == len(node.arguments):
+            return
+        with self.graph.at(node):
+            new = ops.concat(*parts, axis=node.attributes["axis"])
+        self.graph.replace(node.output, new)
+        self.graph.erase(node)
 
     def _below(self) -> dict[Node, set[type]]:
         """Nodes that sines and cosines reach by arithmetic and rearrangement, and which of both."""
@@ -111,11 +133,12 @@ class Rotations:
         assert root.producer is not None
         # Five axes: pairs of channels are still apart.
         shape = root.shape if root.rank < 5 else (*root.shape[:3], root.shape[3] * root.shape[4])
-        for interleaved in (False, True):
+        for reads, interleaved in ((False, False), (True, True), (True, False)):
             for permutation in _layouts(len(shape)):
                 with self.graph.at(root.producer):
                     try:
                         shaped = x if x.shape == shape else x.reshape(*shape)
+                        shaped = _apart(shaped) if reads and not interleaved else shaped
                         new, made = _turned(shaped, angles, permutation, interleaved=interleaved)
                         new = new if root.shape == shape else new.reshape(*root.shape)
                     except (MonographError, Unaligned):
@@ -123,7 +146,7 @@ class Rotations:
                 wrong = self.check.difference(root, new, {x, angles.positions}, {made, angles.product})
                 if wrong is None:
                     width = made.attributes["rotary_dim"]
-                    words = ["interleaved"] * interleaved + [f"{width} channels"] * (width is not None)
+                    words = ["interleaved"] * reads + [f"{width} channels"] * (width is not None)
                     self.report.raised.append(Raised("rope", root.producer.location, ", ".join(words)))
                     self.graph.replace(root, new)
                     erase_unread(self.graph, root)
@@ -242,6 +265,14 @@ def _factor_of(bases: list[Node]) -> float:
 def _layouts(rank: int) -> list[tuple[int, ...]]:
     """Orders of axes that may be [B,S,H,D]; of three axes, [B,S,D]."""
     return [(0, 1, 2, 3), (0, 2, 1, 3), (1, 0, 2, 3)] if rank == 4 else [(0, 1, 2), (1, 0, 2)]
+
+
+def _apart(x: Value) -> Value:
+    """Pairs of neighbours as two halves: the even channels, then the odd ones (DeepSeek turns what it reads so)."""
+    *lead, width = x.shape
+    pairs = x.reshape(*lead, exact_div(width, 2), 2)
+    order = (*range(len(lead)), len(lead) + 1, len(lead))
+    return pairs.transpose(*order).reshape(*x.shape)
 
 
 def _turned(x: Value, a: Angles, order: tuple[int, ...], *, interleaved: bool) -> tuple[Value, Node]:

@@ -1,0 +1,152 @@
+"""Forms that exporters of several versions write: rotations that change the order of channels, sinks, longer masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from monograph.ir import Graph, Value, building, interpret, ops, tensor, verify
+from monograph.ir.ops.attention import Attention
+from monograph.ir.ops.position import Rope
+from monograph.ir.ops.reduce import Softmax
+from monograph.ir.types import Dim, bool_, f32, i64
+from monograph.passes.raising import RaisingReport, raise_graph
+from monograph.passes.raising.check import ORDERS, TRIALS, sizes
+
+B, S, T = Dim.symbol("B"), Dim.symbol("S"), Dim.symbol("T")
+H, D, R = 2, 8, 4
+Array = np.ndarray[Any, Any]
+
+
+def number(x: float) -> Value:
+    return ops.constant(value=x, dtype=f32)
+
+
+def raised(g: Graph, given: dict[str, Array], weights: dict[str, Array] | None = None) -> RaisingReport:
+    """The report of raising g; its numbers are those of before."""
+    before = g.copy()
+    report = raise_graph(g)
+    verify(g)
+    old, new = (interpret(x, given, weights or {})["y"] for x in (before, g))
+    np.testing.assert_allclose(new, old, atol=2e-5)
+    return report
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "sign"])
+def test_a_rotation_reads_neighbours_and_writes_halves(flat: bool, wrong: bool) -> None:
+    """As DeepSeek turns R of D channels: pairs (0, 1), (2, 3) become (0, 2), (1, 3), behind what is not turned."""
+    g = Graph("turned")
+    with building(g):
+        x, positions = g.input("x", tensor(f32, B, H, S, D)), g.input("position_ids", tensor(i64, B, S))
+        frequencies = ops.constant(value=(1.0, 0.1), dtype=f32)
+        angles = ops.reshape(positions.cast(f32), shape=(B, 1, S, 1)) * frequencies
+        c, s = ops.cos(angles), ops.sin(angles)
+        plain = ops.slice_(x, axis=-1, start=0, length=D - R)
+        part = ops.slice_(x, axis=-1, start=D - R, length=R)
+        even, odd = (ops.gather(part, ops.constant(value=places, dtype=i64), axis=-1) for places in ((0, 2), (1, 3)))
+        halves = even * c - odd * s, (odd * c - even * s if wrong else odd * c + even * s)
+        y = ops.concat(plain, *halves, axis=-1) if flat else ops.concat(plain, ops.concat(*halves, axis=-1), axis=-1)
+        g.output("y", y)
+    raised(g, {"x": normal(3, H, 5, D), "position_ids": np.arange(15).reshape(3, 5)})
+    assert sum(isinstance(n.op, Rope) for n in g) == (0 if wrong else 1)
+
+
+def scores_and_values(g: Graph) -> tuple[Value, Value]:
+    q, k, v = (g.input(name, tensor(f32, B, H, S, D)) for name in "qkv")
+    return ops.matmul(q, ops.transpose(k, permutation=(0, 1, 3, 2))) * 0.25, v
+
+
+@pytest.mark.parametrize("per", ["row", "score"])
+def test_scores_less_the_largest_of_their_row(per: str) -> None:
+    """Softmax with a sink, which subtracts the largest first; what differs along a row is a bias."""
+    g = Graph("stable")
+    with building(g):
+        scores, v = scores_and_values(g)
+        extra = ops.expand(ops.reshape(g.param("sinks", tensor(f32, H)), shape=(1, H, 1, 1)), shape=(B, H, S, 1))
+        joined = ops.concat(scores, extra, axis=-1)
+        shift = ops.max(joined, axis=-1) if per == "row" else joined * joined
+        weights = ops.softmax(joined - shift)
+        g.output("y", ops.matmul(ops.slice_(weights, axis=-1, start=0, length=S), v))
+    report = raised(g, {name: normal(3, H, 5, D) for name in "qkv"}, {"sinks": normal(H)})
+    (left,) = [n for n in g if isinstance(n.op, (Attention, Softmax))]
+    assert isinstance(left.op, Attention) == (per == "row")
+    if per == "row":
+        assert left["sinks"] is not None
+    else:
+        assert [x.reason for x in report.left] == ["sub changes the scores after the sinks were added"]
+
+
+def test_a_mask_may_be_longer_than_the_rows() -> None:
+    """Of a mask [B,T] the first S columns are read: T is at least S, and need not be S."""
+    g = Graph("longer")
+    with building(g):
+        scores, v = scores_and_values(g)
+        mask = g.input("attention_mask", tensor(bool_, B, T))
+        rows = ops.expand(ops.reshape(ops.iota(start=0, length=B), shape=(B, 1, 1)), shape=(B, S, 1))
+        columns = ops.expand(ops.reshape(ops.iota(start=0, length=S), shape=(1, S, 1)), shape=(B, S, 1))
+        kept = ops.gather_nd(mask, ops.concat(rows, columns, axis=-1))
+        masked = ops.where(ops.reshape(kept, shape=(B, 1, 1, S)), scores, number(-1e30))
+        g.output("y", ops.matmul(ops.softmax(masked), v))
+    given = {name: normal(3, H, 5, D) for name in "qkv"} | {"attention_mask": np.ones((3, 9), np.bool_)}
+    given["attention_mask"][1, 2:4] = False
+    raised(g, given)
+    assert [n.op.name for n in g if isinstance(n.op, (Attention, Softmax))] == ["attention"]
+
+
+def test_sizes_of_a_check() -> None:
+    """Every order gives the inputs sizes of their own, or one; the last makes sizes inside the graph the longest."""
+    g = Graph("sizes")
+    with building(g):
+        x = g.input("x", tensor(f32, B, S, T))
+        inside = ops.iota(start=0, length=Dim.symbol("A"))
+        g.output("y", x)
+    assert inside.producer is not None
+    found = [sizes(g, TRIALS[1], [inside.producer], order) for order in ORDERS]
+    assert all(f["B"] == 3 for f in found)
+    up, down, same, longer = found
+    assert up["S"] < up["T"] and down["S"] > down["T"] and same["S"] == same["T"] == same["A"]
+    assert longer["A"] >= 2 * max(longer["S"], longer["T"])
+
+
+@pytest.mark.parametrize("guard", ["same", "not any", "narrower", "other axis"])
+def test_a_guard_of_empty_rows_goes_if_it_says_what_attention_says(guard: str) -> None:
+    """`where(row has no key, 0, attention)`; one that says more, or of other rows, stays."""
+    g = Graph("guarded")
+    with building(g):
+        scores, v = scores_and_values(g)
+        mask = g.input("attention_mask", tensor(bool_, B, S))
+        rows, columns = (ops.iota(start=0, length=S).reshape(*shape) for shape in ((S, 1), (1, S)))
+        kept = ops.logical_and(ops.less_equal(columns, rows), mask.reshape(B, 1, 1, S))
+        masked = ops.where(kept, scores, number(-1e30))
+        tested = kept
+        if guard == "narrower":
+            tested = ops.logical_and(kept, ops.less(columns, ops.constant(value=1, dtype=i64)))
+        if guard == "other axis":
+            tested = ops.transpose(kept, permutation=(0, 1, 3, 2))
+        empty = ~ops.any(tested) if guard == "not any" else ops.less(ops.sum(tested.cast(f32)), number(1.0))
+        y = ops.matmul(ops.softmax(masked), v)
+        g.output("y", ops.where(empty, number(0.0), y))
+    mask_numbers = np.ones((3, 5), np.bool_)
+    mask_numbers[0, :2] = mask_numbers[1, 2:] = False
+    raised(g, {name: normal(3, H, 5, D) for name in "qkv"} | {"attention_mask": mask_numbers})
+    assert sum(isinstance(n.op, Attention) for n in g) == 1
+    assert ("where" in [n.op.name for n in g]) == (guard in ("narrower", "other axis"))
+
+
+def test_moves_that_undo_each_other_go() -> None:
+    """Heads in groups, turned and turned back, as grouped attention writes them; a real move is written once."""
+    g = Graph("moves")
+    with building(g):
+        x = g.input("x", tensor(f32, B, S, 2 * H, D))
+        apart = ops.transpose(x.reshape(B, S, H, 2, D), permutation=(0, 2, 3, 1, 4)).reshape(B, 2 * H, S, D)
+        back = ops.transpose(apart, permutation=(0, 2, 1, 3))
+        swapped = ops.transpose(x.reshape(B, S, H, 2, D), permutation=(0, 1, 3, 2, 4)).reshape(B, S, 2 * H, D)
+        g.output("y", back + swapped)
+    raised(g, {"x": normal(3, 5, 2 * H, D)})
+    assert sorted(n.op.name for n in g) == ["add", "reshape", "reshape", "transpose"]
