@@ -11,9 +11,8 @@ import numpy as np
 from .backends.onnx.folder import foreign
 from .building import build
 from .frontends.dsl import Model
-from .frontends.imported import as_task
 from .frontends.onnx.file import OnnxFile, open_onnx
-from .frontends.onnx.load import load_onnx, read_graph
+from .frontends.onnx.load import read_graph
 from .frontends.onnx.runtime import failures
 from .hard_inputs import is_mask, rows_of
 from .inference.engine import Engine
@@ -28,6 +27,7 @@ from .original import bound_of, session
 from .parity import CHUNKS, spans
 from .passes.differential import CASES, Case
 from .passes.past_inputs import past_symbols
+from .resolve import load
 from .runners import Call, Runner, session_runner
 from .samples import mask_of
 
@@ -45,7 +45,7 @@ def with_cache(source: Path, folder: str | Path, report: OptimizeReport, *, stri
     """
     read = open_onnx(source)
     graph, _, _ = read_graph(read)
-    model = as_task(load_onnx(source), TASK)
+    model = load(source, task=TASK)
     plain = _Plain(source, graph, model)
     with whole(folder, replaces=foreign) as stage:
         with build(model, stage.work, strict=strict) as engine:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .frontends.dsl import Family, Model, head_of, load_family
 from .frontends.given import init, not_loadable
 from .frontends.huggingface import family_of
-from .frontends.imported import as_task, generates
+from .frontends.imported import as_task, generates, with_tokenizer
 from .frontends.json_file import read_json
 from .frontends.load import kept_family
 from .frontends.own import ModelFile
@@ -78,7 +78,8 @@ def load(
     if place.suffix == ".onnx" and place.is_file():
         from .frontends.onnx import load_onnx
 
-        return as_task(load_onnx(place), task)
+        found = as_task(load_onnx(place), task)
+        return with_tokenizer(found, place.parent) if tokenizer and found.task.generates else found
     return open_checkpoint(name, tokenizer=tokenizer, family=family, task=task)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from ..ir.errors import MonographError
 from ..ir.graph import Graph
@@ -10,11 +11,25 @@ from ..ir.types import f32
 from ..passes.imported import make_cacheable
 from .dsl import Model, Program
 from .task import Task, task_of
+from .tokenizer import Tokenizer
+from .tokenizer_files import has_tokenizer
 
 
 def generates(task: str | Task) -> bool:
     """Whether models of a task go on with the tokens that they are given. Raises MonographError for an unknown one."""
     return task_of(task).generates
+
+
+def with_tokenizer(model: Model, folder: Path) -> Model:
+    """A model that goes on with tokens, with the tokenizer that stands beside its file, if one does.
+
+    Raises MonographError for one that gives ids which the model has no row for.
+    """
+    if not has_tokenizer(folder):
+        return model
+    found, last = Tokenizer.open(folder), model.graph(f32).outputs[model.task.output].shape[-1]
+    notes = found.fitted(last if isinstance(last, int) else None, folder)
+    return dataclasses.replace(model, tokenizer=found, notes=(*model.notes, *notes))
 
 
 def as_task(model: Model, task: str | Task | None) -> Model:

@@ -12,11 +12,11 @@ from ..ir.ops.shape import Concat, Expand, Gather, Reshape, Slice, Transpose
 from ..ir.types import Dim, DimLike
 
 _MOVES = (Cast, Reshape, Transpose, Expand, Slice)
-_FOREIGN = {
-    "GroupQueryAttention": {3, 4},
-    "MultiHeadAttention": {6, 7},
-    "DecoderMaskedMultiHeadAttention": {5, 6},
-    "Attention": {4, 5},
+_FOREIGN: dict[str, frozenset[int]] = {
+    "GroupQueryAttention": frozenset({3, 4}),
+    "MultiHeadAttention": frozenset({6, 7}),
+    "DecoderMaskedMultiHeadAttention": frozenset({5, 6}),
+    "Attention": frozenset({4, 5}),
 }
 """Places of operands that bring keys and values of a past, by name of an operator of attention."""
 
@@ -102,7 +102,7 @@ def _lengthened(node: Node, x: Value, size: Dim) -> DimLike | None:
         absent: tuple[int, ...] = node.attributes["absent"]
         places = [i for i in range(len(node.operands) + len(absent)) if i not in absent]
         at = {place for place, v in zip(places, node.operands, strict=True) if v is x}
-        return 0 if at & _FOREIGN.get(node.attributes["name"], frozenset()) else None
+        return 0 if at & _FOREIGN.get(node.attributes["name"], frozenset[int]()) else None
     return None
 
 

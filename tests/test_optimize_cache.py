@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import tokenizers
 import torch
 from cached_exports import KEY_HEADS, LAYERS, WIDTH, grouped, one_token, renamed, tiny, with_past
 from command_line import call
@@ -143,6 +145,19 @@ def test_other_numbers_than_those_of_the_file_are_no_result(
     with pytest.raises(LoweringError, match="other numbers than the file"):
         mg.optimize(file, tmp_path / "ours", cache=True)
     assert not (tmp_path / "ours").exists()
+
+
+def test_the_tokenizer_beside_a_file_comes_along(file: Path, tmp_path: Path) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    shutil.copy(file, tmp_path / "model.onnx")
+    mg.optimize(tmp_path, tmp_path / "ours", cache=True)
+    with mg.open(tmp_path / "ours", threads=1) as engine:
+        said = engine.generate("w5 w6 w7", max_new_tokens=4)
+        assert said.ids == engine.generate([5, 6, 7], max_new_tokens=4).ids
+        assert said.text.split() == [f"w{i}" for i in said.ids]
 
 
 def test_the_command(file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rearrangements in few nodes, and masks read by row and token: what goes, and what may not."""
+"""Rearrangements in few nodes, guards of rows without a key, masks read by row and token: what goes, what may not."""
 
 from __future__ import annotations
 

@@ -158,6 +158,16 @@ class Sizes:
         return bool(_symbols(d)) and _symbols(d) <= self.extremes.keys()
 
 
+def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
+    """Two sizes without the terms that both have: of a past and new tokens, the pasts."""
+    gap = a - b
+    if not isinstance(gap, Dim) or len(gap.terms) != 2:
+        return a, b
+    left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
+    right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
+    return (left[0], right[0]) if left and right else (a, b)
+
+
 def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:
     """(w, r) with d = w * by + r and no multiple of `by` in r."""
     whole: DimLike = 0
@@ -167,16 +177,6 @@ def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:
             part = part * Dim.symbol(s)
         whole = whole + part
     return whole, d - by * whole
-
-
-def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
-    """Two sizes without the terms that both have: of a past and new tokens, the pasts."""
-    gap = a - b
-    if not isinstance(gap, Dim) or len(gap.terms) != 2:
-        return a, b
-    left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
-    right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
-    return (left[0], right[0]) if left and right else (a, b)
 
 
 def _symbols(d: DimLike) -> frozenset[str]:

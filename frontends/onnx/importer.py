@@ -50,11 +50,11 @@ class Importer:
         }
         self.weights: dict[str, Tensor] = {}
         self.left: dict[str, str] = {}
-        self.inner: set[str] = set()
         self.equal: dict[str, DimLike] = {}
         self.outputs = [v.name for v in file.model.graph.output]
-        self.wanted = {n for node in file.model.graph.node for n in reads(node)} | set(self.outputs)
-        """Names that something reads; fusers leave outputs with a name that nothing does."""
+        own = file.model.graph
+        self.read = {*self.outputs, *(n for node in own.node for n in reads(node))}
+        self.read.update(n for node in every_node(own) for n in node.input)
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
@@ -221,14 +221,10 @@ class Importer:
             if name and part is not None:
                 self.define(name, part)
         given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
-        absent = [n for n, there in zip(node.output, given, strict=True) if n and not there]
-        lost = next((n for n in absent if self.is_wanted(n)), None)
+        unread = [n not in self.read for n in node.output]
+        lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
-
-    def is_wanted(self, name: str) -> bool:
-        """Whether anything reads a name; of what is made inside a branch, that is not known."""
-        return name in self.wanted or name in self.inner
 
     def _met(self, use: Use) -> None:
         """Note what must be equal for a node to be read as more than a foreign one: others show further down."""
@@ -286,7 +282,6 @@ class Importer:
         if known is None or not known.numbers or known.array.size != 1:
             return False
         branch = use.attribute("then_branch" if known.flat[0] else "else_branch")
-        self.inner.update(n for node in branch.node for n in node.output)
         for t in branch.initializer:
             self.define(t.name, read_initializer(t, self.file.path))
         self.nodes(branch.node)

@@ -240,23 +240,22 @@ def _grouped(use: Use) -> Parts:
     if past_k is not None and past_v is not None and total != room + length:
         raise Unmapped(f"{total} keys are not the {room} before and the {length} new ones: a shared buffer")
     window = use.attribute("local_window_size", -1)
-    given: dict[str, Any] = {
-        "scale": use.attribute("scale", 0.0) or None,
-        "softcap": use.attribute("softcap", 0.0) or None,
-    }
+    scale, softcap = use.attribute("scale", 0.0) or None, use.attribute("softcap", 0.0) or None
     if full:
         joined = [new if p is None else ops.cache_append(p, new) for p, new in ((past_k, k), (past_v, v))]
         keys, values = joined if past_k is None else [ops.cache_read(c) for c in joined]
         presents = [turned(keys), turned(values)] if past_k is None else joined
         window = window if window > 0 else None
-        y = ops.attention(q, keys, values, use.get(10), None, None, sinks, causal=True, window=window, **given)
+        y = ops.attention(
+            q, keys, values, use.get(10), None, None, sinks, causal=True, window=window, scale=scale, softcap=softcap
+        )
         return [merged(y), *presents]
     keys, values = (_placed(p, new, before) for p, new in ((past_k, k), (past_v, v)))
     ahead = ops.reshape(before, shape=(batch, 1, 1, 1))
     keep = below(length, keys.shape[1], ahead)
     if window > 0:
         keep = ops.logical_and(keep, ops.logical_not(below(length, keys.shape[1], ahead - window)))
-    y = ops.attention(q, keys, values, use.get(10), keep, None, sinks, **given)
+    y = ops.attention(q, keys, values, use.get(10), keep, None, sinks, scale=scale, softcap=softcap)
     return [merged(y), turned(keys), turned(values)]
 
 

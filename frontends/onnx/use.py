@@ -118,9 +118,8 @@ class Use:
         return float(found.reshape(()).item())
 
     def outputs(self, *numbers: int) -> bool:
-        """Whether any of these outputs is wanted: has a name, and something reads it."""
-        names = [self.node.output[i] for i in numbers if i < len(self.node.output)]
-        return any(n and self.importer.is_wanted(n) for n in names)
+        """Whether any of these outputs is read."""
+        return any(i < len(self.node.output) and self.node.output[i] in self.importer.read for i in numbers)
 
     # -- attributes ----------------------------------------------------------------------------------------------
 

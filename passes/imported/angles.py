@@ -1,4 +1,4 @@
-"""Frequencies of rotary positions that a file stores, as constants of a graph: kernels turn by tables of them."""
+"""Frequencies of rotary positions that a file stores, as constants of the graph: kernels turn by tables of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_out_frequencies(graph: Graph, read: Read | None) -> int:
     stored: dict[Value, None] = {n.value("frequencies"): None for n in graph if isinstance(n.op, Rope)}
     written = 0
     for v in stored:
-        if read is None or not v.is_param or v.name is None or not isinstance(v.shape[0], int) or v.shape[0] > MOST:
+        if read is None or not v.is_param or not isinstance(v.shape[0], int) or v.shape[0] > MOST:
             continue
         if any(not isinstance(n.op, Rope) for n in v.users) or not np.isfinite(numbers := read(v.name)).all():
             continue
