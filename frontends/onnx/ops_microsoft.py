@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...ir import ops
 from ...ir.graph import Node, Value
 from ...ir.ops.elementwise import Cast
