@@ -27,6 +27,7 @@ NAMES = (
     "parity_smollm2",
     "families",
     "cuda_cases",
+    "optimize_files",
     "own_models",
     "new_user",
     "state_memory",
