@@ -25,6 +25,7 @@ from .layers import LAYERS
 from .names import output_names, place_of
 from .reductions import REDUCTIONS
 from .shapes import SHAPES
+from .starts import set_starts
 from .tensors import LiveTensor, dtype_of, written_out
 
 TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
@@ -73,9 +74,8 @@ class Importer:
             for node in self.program.graph.nodes:
                 if node.op == "call_function":
                     self._node(node)
-                elif node.op == "get_attr":
-                    self.lost.add(node)
         self._outputs()
+        set_starts(self.graph)
         if self.failures:
             lines = [f"{line}{f' ({n} times)' if n > 1 else ''}" for line, n in self.failures.items()]
             what = f"{len(lines)} call{'s have' if len(lines) > 1 else ' has'} no counterpart in the IR"
@@ -177,11 +177,8 @@ class Importer:
             return
         if any(n in self.lost for n in read):
             self.lost.add(node)
-            if (
-                node.target is not operator.getitem
-                and _called_op(node) not in TABLE
-                and hasattr(node.target, "_schema")
-            ):
+            computes = node.target is not operator.getitem and hasattr(node.target, "_schema")
+            if computes and _called_op(node) not in TABLE:
                 self._fail(node, place_of(node), "")
             return
         if any(n in self.learns for n in read):
