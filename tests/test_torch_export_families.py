@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_zoo import NAMES, Subject, subject
+from torch_zoo import BY_HAND, NAMES, outputs_of, subject
 
 STEP = 0.05
 
@@ -21,17 +21,12 @@ def loss_of(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def outputs_of(module: nn.Module, given: Subject) -> dict[str, torch.Tensor]:
-    """What a module of transformers gives, by name, without what is nested."""
-    return {k: v for k, v in dict(module(**given.compared)).items() if isinstance(v, torch.Tensor)}
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *BY_HAND])
 def test_a_model_is_the_same_here(name: str) -> None:
     given = subject(name)
     model = mg.load(given.module, given.traced, dynamic_shapes=given.varies)
     ours = mg.to_torch(model)
-    want, found = outputs_of(given.module, given), ours(**given.compared)
+    want, found = outputs_of(given.module, given.compared), ours(**given.compared)
     assert found.keys() == want.keys()
     for k, x in want.items():
         torch.testing.assert_close(found[k], x, atol=1e-5, rtol=1e-5)

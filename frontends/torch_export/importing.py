@@ -23,12 +23,13 @@ from .errors import NotImportableError, UnknownFormError
 from .indexing import INDEXING
 from .layers import LAYERS
 from .names import output_names, place_of
+from .recurrent import RECURRENT
 from .reductions import REDUCTIONS
 from .shapes import SHAPES
 from .starts import set_starts
 from .tensors import LiveTensor, dtype_of, written_out
 
-TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
+TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS, **RECURRENT}
 """What each ATen op is in the IR."""
 
 CHECKS = frozenset(

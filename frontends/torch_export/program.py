@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from ..dsl import Model, Program
 from ..task import Task, task_of
 from .errors import NotImportableError
 from .importing import TABLE, Importer
+from .recurrent import Whole
 
 _HAS_PARTS = frozenset(
     {
@@ -62,7 +64,10 @@ def from_module(
     args, kwargs = _arguments(example_inputs)
     called = name or type(module).__name__
     try:
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        with warnings.catch_warnings(), Whole():
+            # Recurrent layers list their parameters anew for each call; that is no state which is lost.
+            warnings.filterwarnings("ignore", r".*_flat_weights\[", UserWarning)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (RuntimeError, ValueError, TypeError) as e:
         text = str(e).strip().splitlines() or [type(e).__name__]
         what = f"torch.export cannot trace it: {text[0]}"
