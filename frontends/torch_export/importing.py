@@ -15,6 +15,7 @@ from ...ir.init import FIXED, FROZEN
 from ...ir.tensors import Tensor
 from ...ir.types import TensorType
 from ...ir.weights import Weights
+from ..starts import set_starts
 from .call import Call, Handler, Table
 from .creation import CREATION
 from .dims import Dims, least_values, symbol_names
@@ -26,7 +27,6 @@ from .names import output_names, place_of
 from .recurrent import RECURRENT
 from .reductions import REDUCTIONS
 from .shapes import SHAPES
-from .starts import set_starts
 from .tensors import LiveTensor, dtype_of, written_out
 
 TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS, **RECURRENT}

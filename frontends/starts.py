@@ -1,13 +1,16 @@
-"""How parameters of a module start when they are drawn anew: an exported program does not say, what reads them does."""
+"""How parameters of an imported graph start when they are drawn anew: no file says it, what reads them does."""
 
 from __future__ import annotations
 
-from ...ir import Graph, Init, Value
-from ...ir.ops.elementwise import Add, Cast, Div, Mul, Sub
-from ...ir.ops.norm import LayerNorm, RMSNorm
-from ...ir.ops.shape import Concat, Expand, Reshape, Slice, Transpose
-from ...ir.value import Node
-from ...ir.weights import param_only
+from collections.abc import Collection
+
+from ..ir import Graph, Init, Value
+from ..ir.init import FIXED
+from ..ir.ops.elementwise import Add, Cast, Div, Mul, Sub
+from ..ir.ops.norm import LayerNorm, RMSNorm
+from ..ir.ops.shape import Concat, Expand, Reshape, Slice, Transpose
+from ..ir.value import Node
+from ..ir.weights import param_only
 
 STD = 0.02
 """Of matrices, as of our own models."""
@@ -19,15 +22,17 @@ _BIASES = frozenset({"b", "bias", "bias_ih", "bias_hh"})
 """What ops call the operands that they add."""
 
 
-def set_starts(graph: Graph) -> None:
-    """Give every parameter that trains an Init: ones for what scales, zeros for vectors that are added, else normal.
+def set_starts(graph: Graph, constants: Collection[str] = ()) -> None:
+    """Give every parameter without an Init one: ones for what scales, zeros for vectors that are added, else normal.
 
-    What reads a parameter decides, not its shape: the weight of a layer with one output is no vector.
+    What reads a parameter decides, not its shape: the weight of a layer with one output is no vector. constants: names
+    of those that are buffers, as are all that are no floats.
     """
     fixed = param_only(graph)
-    for v in graph.params.values():
+    for name, v in graph.params.items():
         if v.init is None:
-            v.init = _start(v, fixed)
+            buffer = name in constants or not v.dtype.is_float or v.type.encoding is not None
+            v.init = Init(FIXED) if buffer else _start(v, fixed)
 
 
 def _start(v: Value, fixed: set[Value]) -> Init:
