@@ -59,7 +59,8 @@ class Importer:
     def __init__(self, program: Any, name: str, names: Mapping[str, str]) -> None:
         self.program, self.graph = program, Graph(name)
         sizes = {n.name: tuple(n.meta["val"].shape) for n in self.user_inputs() if hasattr(n.meta.get("val"), "shape")}
-        self.dims = Dims({**symbol_names(sizes), **names}, least_values(program.range_constraints))
+        shown = {str(s) for shape in sizes.values() for d in shape if not isinstance(d, int) for s in d.node.expr.free_symbols}
+        self.dims = Dims({**symbol_names(sizes), **names}, least_values(program.range_constraints), shown)
         self.values: dict[Any, Any] = {}
         self.lost: set[Any] = set()
         self.learns: set[Any] = set()
@@ -193,7 +194,10 @@ class Importer:
 
     def _made(self, node: Any, place: Location) -> Any:
         if node.target is operator.getitem:
-            return self.values[node.args[0]][node.args[1]]
+            found = self.values[node.args[0]][node.args[1]]
+            if found is None and node.users and _called_op(node.args[0]) not in CHECKS:
+                raise UnknownFormError(f"its result {node.args[1]} has no counterpart")
+            return found
         made = node.meta.get("val")
         if not hasattr(made, "shape") and not isinstance(made, (tuple, list)):
             return self.dims.of(made)  # Arithmetic on sizes: what PyTorch has made of it.
@@ -237,6 +241,9 @@ class Importer:
 
 
 def _called_op(node: Any) -> str:
-    """The op of a node as PyTorch prints it; of a call whose effects are ordered by tokens the op that it calls."""
+    """The op of a node as PyTorch prints it; of a call whose effects are ordered by tokens the op that it calls, and of
+    one of several results the op that gives them."""
+    if node.target is operator.getitem:
+        return _called_op(node.args[0])
     ordered = node.target is torch.ops.higher_order.with_effects
     return str(node.args[1] if ordered else node.target)

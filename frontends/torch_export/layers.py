@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from ...ir import Value, ops
 from ...ir.types import DimLike, Shape, bool_, broadcast, product
+from ...ir.value import ancestors, leaves
 from .call import Call, Table, only
 from .errors import UnknownFormError
 from .reductions import over
@@ -155,6 +159,8 @@ def _attention(
         row = ops.reshape(ops.iota(start=0, length=q4.shape[1]), shape=(q4.shape[1], 1))
         given = ops.less_equal(ops.iota(start=0, length=k4.shape[1]), row)
     bias, keep = (None, given) if given is None or given.dtype == bool_ else (given, None)
+    if bias is not None and _may_be_infinite(bias):  # A row of -inf alone gives zeros, as one without a key does.
+        keep = ops.logical_not(ops.equal(bias, c.value(-math.inf, bias.dtype)))
     attributes: dict[str, Any] = {"causal": causal and square, "scale": scale}
     if dropout > 0:
         y = _attention_with_dropout(c, (q4, k4, v4), bias, keep, dropout, attributes)
@@ -181,6 +187,14 @@ def _mask(c: Call, mask: Value, rank: int, full: Shape) -> Value:
     if broadcast(mask.shape, full) != full:
         raise UnknownFormError(f"a mask {mask.type} for scores [{','.join(map(str, full))}]")
     return mask
+
+
+def _may_be_infinite(bias: Value) -> bool:
+    """Whether -inf, or what comes from elsewhere, is among what a bias is made of."""
+    if not {v for v in leaves(bias) if v.dtype.is_float} and bias.producer is not None:
+        numbers = [n.attributes["value"] for n in ancestors(bias) if n.op.constant]
+        return any(bool(np.isinf(np.asarray(x, np.float64)).any()) for x in numbers)
+    return True
 
 
 def _attention_with_dropout(

@@ -17,6 +17,7 @@ from ..dsl import Model, Program
 from ..task import Task, task_of
 from .errors import NotImportableError
 from .importing import TABLE, Importer
+from .own_gradients import OwnGradients
 from .recurrent import Whole
 
 _HAS_PARTS = frozenset(
@@ -59,20 +60,37 @@ def from_module(
     """A module as a Model, traced by torch.export on example inputs: by name in a dict, in order in a tuple, or one.
 
     Its mode is kept: of a module in training mode dropout stays, and is off where the model is served. Raises
-    NotImportableError for what torch.export cannot trace, and for ops that the IR does not have.
+    NotImportableError for what torch.export cannot trace, for gradients that are not those of the forward pass, and for ops
+    that the IR does not have.
     """
     args, kwargs = _arguments(example_inputs)
     called = name or type(module).__name__
+    gradients = OwnGradients()
+    hook = module.register_forward_hook(gradients.outputs)
     try:
-        with warnings.catch_warnings(), Whole():
+        with warnings.catch_warnings(), gradients, Whole():
             # Recurrent layers list their parameters anew for each call; that is no state which is lost.
             warnings.filterwarnings("ignore", r".*_flat_weights\[", UserWarning)
             program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (RuntimeError, ValueError, TypeError) as e:
-        text = str(e).strip().splitlines() or [type(e).__name__]
-        what = f"torch.export cannot trace it: {text[0]}"
-        raise NotImportableError(what, place=called, details=[t for t in text[1:12] if t.strip()]) from e
+        raise _not_traced(e, called) from e
+    finally:
+        hook.remove()
+    if gradients.found:
+        hint = "write it as ops, or if it is not trained here: module.requires_grad_(False)"
+        raise NotImportableError(
+            "it has gradients of its own, which torch.export does not see",
+            place=called,
+            details=list(gradients.found),
+            hint=hint,
+        )
     return from_program(program, task=task, name=called)
+
+
+def _not_traced(e: Exception, called: str) -> NotImportableError:
+    text = str(e).strip().splitlines() or [type(e).__name__]
+    what = f"torch.export cannot trace it: {text[0]}"
+    return NotImportableError(what, place=called, details=[t for t in text[1:12] if t.strip()])
 
 
 def _arguments(given: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -89,7 +107,10 @@ def from_program(program: Any, *, task: str | Task | None = None, name: str = ""
     a counterpart, with its place.
     """
     called = name or "program"
-    ready = _in_core_ops(program)
+    try:
+        ready = _in_core_ops(program)
+    except (RuntimeError, ValueError, TypeError) as e:
+        raise _not_traced(e, called) from e
     importer = Importer(ready, called, {})
     renamed = _stream_names(importer)
     graph, weights = Importer(ready, called, renamed).run() if renamed else importer.run()
