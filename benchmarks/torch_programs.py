@@ -125,7 +125,8 @@ def compared(name: str, module: nn.Module, ours: nn.Module) -> Compared:
     for k, p in module.named_parameters():
         gap = (own[k] - p).detach().abs() / RATE
         if k in wanted:
-            gap = gap[wanted[k].abs() > max(NOISE * float(wanted[k].abs().max()), 1e-5 * largest)]
+            size = wanted[k].abs()
+            gap = gap[(size > max(NOISE * float(size.max()), 1e-5 * largest)) | ((size == 0) & (found[k] == 0))]
         steps.append(gap.flatten())
     every = torch.cat(steps)
     result.step, result.seen = float(every.max()), len(every) / sum(p.numel() for p in module.parameters())
@@ -168,7 +169,7 @@ def counted(file: Path) -> int:
 
 
 def adapted(name: str, folder: Path) -> Row:
-    """A LoRA trained on a module, merged, and written for ONNX Runtime; both held against the module with its weights."""
+    """A LoRA trained on a module, merged and written for ONNX Runtime: both held against the module with its weights."""
     given = subject(name)
     model = mg.load(given.module, given.traced, dynamic_shapes=given.varies)
     ids = np.random.default_rng(0).integers(3, 50, (32, 7))

@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional
 from torch.utils import _pytree as pytree
+from torch_zoo import subject
 
 WIDTH, HEADS = 16, 4
 ROWS, LENGTH = Dim("rows", min=1, max=16), Dim("length", min=2, max=48)
@@ -272,3 +273,10 @@ def test_what_reads_a_parameter_says_how_it_starts() -> None:
     assert {"one.weight", "conv.weight", "places", "token", "heads.in_proj_weight", "lstm.weight_hh_l0"} <= others
     assert {kinds[k] for k in ones} == {"ones"} and {kinds[k] for k in zeros} == {"zeros"}, kinds
     assert {kinds[k] for k in fixed} == {"fixed"} and {kinds[k] for k in others} == {"normal(0.02)"}, kinds
+
+
+def test_raising_takes_numbers_that_were_reshaped() -> None:
+    given = subject("clip_text")
+    graph = mg.load(given.module, given.traced, dynamic_shapes=given.varies).graph().copy()
+    assert raise_graph(graph).counts["attention"] == 1
+    verify(graph)

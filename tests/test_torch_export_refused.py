@@ -10,6 +10,7 @@ import torch
 from monograph.frontends.torch_export import NotImportableError
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
+from torch.nn import functional
 
 
 def test_all_that_has_no_counterpart_is_listed_with_its_line() -> None:
@@ -37,6 +38,10 @@ def test_all_that_has_no_counterpart_is_listed_with_its_line() -> None:
         (lambda x: x + 1 if float(x.sum()) > 0 else x, "cannot trace"),
         (lambda x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)), "counterpart"),
         (lambda x: (x, while_loop(lambda y: y.sum() < 9, lambda y: (y.abs() + 1,), (x,))), "counterpart"),
+        (lambda x: x * x.long().max().item(), "depends on the numbers"),
+        (lambda x: functional.max_pool1d(x[None], 2, return_indices=True), "its result 1 has no counterpart"),
+        (lambda x: torch.func.grad(lambda y: (y**2).sum())(x), "cannot trace"),
+        (lambda x: torch.erfinv(x), "aten.erfinv"),
         (lambda x: torch.view_as_complex(x[:, :2].contiguous()).abs(), "complex"),
     ],
 )
@@ -61,3 +66,60 @@ def test_a_module_needs_example_inputs_and_nothing_else_takes_them() -> None:
         mg.load("smollm2", torch.randn(2))
     with pytest.raises(NotImportableError, match="cannot trace"):
         mg.load(nn.Linear(2, 2), torch.randn(3, 3))
+
+
+class Straight(torch.autograd.Function):
+    """Rounds, and lets gradients through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return g
+
+
+def hooked(x: torch.Tensor) -> torch.Tensor:
+    y = x * 1
+    if y.requires_grad:
+        y.register_hook(torch.neg)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(Straight.apply, "Straight: its backward"), (hooked, "register_hook: the hook is not called")],
+)
+def test_gradients_of_its_own_are_not_lost_unseen(function: Any, said: str) -> None:
+    """torch.export records the forward pass alone; of what does not train there is nothing to lose."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"y": [function(self.layer(x)) * 2]}
+
+    x = torch.randn(4, 3)
+    with pytest.raises(NotImportableError, match=said):
+        mg.load(Module(), x)
+    module = Module().requires_grad_(False)
+    torch.testing.assert_close(mg.to_torch(mg.load(module, x))(x=x)["y.0"], module(x)["y"][0])
+
+
+def test_checkpoints_of_pytorch_have_the_gradients_of_their_parts() -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.utils.checkpoint.checkpoint(lambda y: self.layer(y).exp(), x, use_reentrant=False)
+
+    x, module = torch.randn(4, 3), Module()
+    ours = mg.to_torch(mg.load(module, {"x": x}))
+    for m, y in ((module, module(x)), (ours, ours(x=x)["output"])):
+        y.sum().backward()
+        torch.testing.assert_close(m.get_parameter("layer.weight").grad, module.layer.weight.grad)

@@ -13,8 +13,8 @@ from .errors import UnknownFormError
 class Dims:
     """One symbol of the IR for each of the program. names: those that differ from what PyTorch calls them.
 
-    least: the smallest value of each symbol, by its name in PyTorch. shown: the symbols that sizes of inputs have (None:
-    any).
+    least: the smallest value of each symbol, by its name in PyTorch. shown: the symbols that sizes of inputs have
+    (None: any).
     """
 
     def __init__(

@@ -27,9 +27,19 @@ from .names import output_names, place_of
 from .recurrent import RECURRENT
 from .reductions import REDUCTIONS
 from .shapes import SHAPES
+from .spatial import SPATIAL
 from .tensors import LiveTensor, dtype_of, written_out
 
-TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS, **RECURRENT}
+TABLE: Table = {
+    **ELEMENTWISE,
+    **CREATION,
+    **SHAPES,
+    **INDEXING,
+    **REDUCTIONS,
+    **LAYERS,
+    **SPATIAL,
+    **RECURRENT,
+}
 """What each ATen op is in the IR."""
 
 CHECKS = frozenset(
@@ -59,7 +69,13 @@ class Importer:
     def __init__(self, program: Any, name: str, names: Mapping[str, str]) -> None:
         self.program, self.graph = program, Graph(name)
         sizes = {n.name: tuple(n.meta["val"].shape) for n in self.user_inputs() if hasattr(n.meta.get("val"), "shape")}
-        shown = {str(s) for shape in sizes.values() for d in shape if not isinstance(d, int) for s in d.node.expr.free_symbols}
+        shown = {
+            str(s)
+            for shape in sizes.values()
+            for d in shape
+            if not isinstance(d, int)
+            for s in d.node.expr.free_symbols
+        }
         self.dims = Dims({**symbol_names(sizes), **names}, least_values(program.range_constraints), shown)
         self.values: dict[Any, Any] = {}
         self.lost: set[Any] = set()
@@ -234,7 +250,10 @@ class Importer:
         return values if isinstance(made, tuple) else made
 
     def _fail(self, node: Any, place: Location, why: str) -> None:
-        line = f"{_called_op(node)} at {place.file}:{place.line}" if place.file else _called_op(node)
+        op = _called_op(node)
+        if op.startswith("prims.") and node.meta.get("original_aten") is not None:
+            op = str(node.meta["original_aten"])  # What it is a part of.
+        line = f"{op} at {place.file}:{place.line}" if place.file else op
         line += f" in {place.scope}" if place.scope else ""
         line += f": {why}" if why and why != "no op of the IR" else ""
         self.failures[line] = self.failures.get(line, 0) + 1

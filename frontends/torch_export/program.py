@@ -20,25 +20,8 @@ from .importing import TABLE, Importer
 from .own_gradients import OwnGradients
 from .recurrent import Whole
 
-_HAS_PARTS = frozenset(
-    {
-        "aten.upsample_bilinear2d.vec",
-        "aten.upsample_bilinear2d.default",
-        "aten.upsample_nearest2d.vec",
-        "aten.upsample_nearest2d.default",
-        "aten.upsample_nearest1d.vec",
-        "aten.upsample_linear1d.vec",
-        "aten.upsample_bicubic2d.vec",
-        "aten.pixel_shuffle.default",
-        "aten.pixel_unshuffle.default",
-        "aten.grid_sampler_2d.default",
-        "aten.reflection_pad1d.default",
-        "aten.reflection_pad2d.default",
-        "aten.replication_pad1d.default",
-        "aten.replication_pad2d.default",
-    }
-)
-"""Core ops that the table does not have, and of which PyTorch knows the parts."""
+_ROUNDS = 3
+"""How often ops that the table does not have are replaced by their parts, if PyTorch knows these."""
 
 CUSTOM = "module"
 """What the task of a module is called that is none of the built-in ones."""
@@ -60,8 +43,8 @@ def from_module(
     """A module as a Model, traced by torch.export on example inputs: by name in a dict, in order in a tuple, or one.
 
     Its mode is kept: of a module in training mode dropout stays, and is off where the model is served. Raises
-    NotImportableError for what torch.export cannot trace, for gradients that are not those of the forward pass, and for ops
-    that the IR does not have.
+    NotImportableError for what torch.export cannot trace, for gradients that are not those of the forward pass, and for
+    ops that the IR does not have.
     """
     args, kwargs = _arguments(example_inputs)
     called = name or type(module).__name__
@@ -173,9 +156,13 @@ def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
             table.pop(getattr(packet, overload), None)
     ready: Any = _without_gradients(program)
     ready = ready.run_decompositions(table)
-    used = {n.target for n in ready.graph.nodes if n.op == "call_function"}
-    parts = _parts_of([op for op in used if str(op) in _HAS_PARTS])
-    return ready.run_decompositions(parts) if parts else ready
+    for _ in range(_ROUNDS):
+        used = {n.target for n in ready.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema")}
+        unknown = [op for op in used if str(op) not in TABLE and op in _decomp.decomposition_table]
+        if not unknown:
+            break
+        ready = ready.run_decompositions(_parts_of(unknown))
+    return ready
 
 
 def _without_gradients(program: ExportedProgram) -> ExportedProgram:
