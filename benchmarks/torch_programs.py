@@ -169,7 +169,7 @@ def counted(file: Path) -> int:
 
 
 def adapted(name: str, folder: Path) -> Row:
-    """A LoRA trained on a module, merged and written for ONNX Runtime: both held against the module with its weights."""
+    """A LoRA trained on a module, merged and written: both files held against the module with its weights."""
     given = subject(name)
     model = mg.load(given.module, given.traced, dynamic_shapes=given.varies)
     ids = np.random.default_rng(0).integers(3, 50, (32, 7))
