@@ -9,7 +9,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-_HOOKS = frozenset({torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook})
+_TENSOR: Any = torch.Tensor
+_HOOKS = frozenset[Any]({_TENSOR.register_hook, _TENSOR.register_post_accumulate_grad_hook})
 
 
 class OwnGradients(TorchFunctionMode):

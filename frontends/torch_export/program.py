@@ -141,6 +141,7 @@ def _stream_names(importer: Importer) -> dict[str, str]:
     return {k: v for k, v in found.items() if importer.dims.name(k) != v}
 
 
+_KNOWN_PARTS: Any = vars(_decomp)["decomposition_table"]
 _parts_of: Any = _decomp.get_decompositions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 # -- to core ops -----------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
     ready = ready.run_decompositions(table)
     for _ in range(_ROUNDS):
         used = {n.target for n in ready.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema")}
-        unknown = [op for op in used if str(op) not in TABLE and op in _decomp.decomposition_table]
+        unknown = [op for op in used if str(op) not in TABLE and op in _KNOWN_PARTS]
         if not unknown:
             break
         ready = ready.run_decompositions(_parts_of(unknown))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -30,7 +30,7 @@ class Whole(TorchFunctionMode):
         if kept is None or kwargs or len(args) != 9 or isinstance(args[3], (list, tuple)):
             return func(*args, **(kwargs or {}))
         x, states, *rest = args
-        return kept(x, list(states) if isinstance(states, (list, tuple)) else [states], *rest)
+        return kept(x, [*cast("list[Any]", states)] if isinstance(states, (list, tuple)) else [states], *rest)
 
 
 def _kept(name: str, count: int) -> Any:
@@ -65,7 +65,7 @@ def _recurrent(function: Callable[..., Any], count: int, **attributes: Any) -> C
         c: Call,
         x: Value,
         states: Any,
-        weights: list[Value],
+        weights: Any,
         biased: bool,
         layers: int,
         dropout: float,
@@ -75,7 +75,8 @@ def _recurrent(function: Callable[..., Any], count: int, **attributes: Any) -> C
     ) -> Any:
         if not isinstance(weights, list):
             raise UnknownFormError("a recurrent layer over packed sequences", hint="pad them, and mask what is padded")
-        firsts: list[Value] = states if isinstance(states, list) else [states]
+        firsts = cast("list[Value]", states if isinstance(states, list) else [states])
+        weights = cast("list[Value]", weights)
         each = 4 if biased else 2
         if len(weights) != each * layers * (2 if both else 1):
             raise UnknownFormError("a recurrent layer whose outputs are projected (proj_size)")
