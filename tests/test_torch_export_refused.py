@@ -89,7 +89,7 @@ def hooked(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("function", "said"),
-    [(Straight.apply, "Straight: its backward"), (hooked, "register_hook: the hook is not called")],
+    [(Straight.apply, "the gradient of layer.weight is off"), (hooked, "layer.weight is off by")],
 )
 def test_gradients_of_its_own_are_not_lost_unseen(function: Any, said: str) -> None:
     """torch.export records the forward pass alone; of what does not train there is nothing to lose."""
@@ -107,6 +107,36 @@ def test_gradients_of_its_own_are_not_lost_unseen(function: Any, said: str) -> N
         mg.load(Module(), x)
     module = Module().requires_grad_(False)
     torch.testing.assert_close(mg.to_torch(mg.load(module, x))(x=x)["y.0"], module(x)["y"][0])
+
+
+class Squared(torch.autograd.Function):
+    """Gives by hand what its parts give."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def test_a_backward_pass_by_hand_that_gives_the_same_comes_in() -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return Squared.apply(functional.dropout(self.layer(x), 0.5, self.training))
+
+    x, module = torch.randn(4, 3), Module().train()
+    ours = mg.to_torch(mg.load(module, {"x": x})).eval()
+    assert module.layer.weight.grad is None
+    module.eval()(x).sum().backward()
+    ours(x=x)["output"].sum().backward()
+    torch.testing.assert_close(ours.get_parameter("layer.weight").grad, module.layer.weight.grad)
 
 
 def test_checkpoints_of_pytorch_have_the_gradients_of_their_parts() -> None:

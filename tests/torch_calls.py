@@ -146,7 +146,8 @@ CALLS: dict[str, Function] = {
         nn.conv_transpose2d(x[:, None], x[0, 0].reshape(1, 2, 1, 3), x[0, 0, :2], stride=(1, 3), dilation=(2, 1)),
     ),
     "means without padding": lambda x, ids: (
-        nn.avg_pool1d(x, 3, 2, 1, count_include_pad=False) + nn.avg_pool2d(x, (1, 4), 2, (0, 1))[:, :1]
+        nn.avg_pool1d(x, 3, 2, 1, count_include_pad=False)
+        + nn.avg_pool2d(x, (1, 4), (1, 2), (0, 1), count_include_pad=False).sum()
     ),
     "means of parts": lambda x, ids: (nn.adaptive_avg_pool1d(x, 4), nn.adaptive_avg_pool2d(x[:, :6].mT, (4, 1))),
     "norms of other orders": lambda x, ids: tuple(x.norm(p, dim=-1) for p in (0, 3, torch.inf, -torch.inf)),

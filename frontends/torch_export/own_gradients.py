@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 
 _TENSOR: Any = torch.Tensor
 _HOOKS = frozenset[Any]({_TENSOR.register_hook, _TENSOR.register_post_accumulate_grad_hook})
+_BOUND, _LEAST = 1e-3, 1e-3
+"""How far gradients may be apart, as a share of a parameter's largest, or of this share of the largest of all."""
 
 
 class OwnGradients(TorchFunctionMode):
@@ -25,7 +27,7 @@ class OwnGradients(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _HOOKS:
-            self.found[f"Tensor.{func.__name__}: the hook is not called by what is made of the module"] = None
+            self.found[f"Tensor.{func.__name__}: it changes gradients"] = None
         return func(*args, **(kwargs or {}))
 
     def outputs(self, module: Any, args: Any, found: Any) -> None:
@@ -40,5 +42,38 @@ class OwnGradients(TorchFunctionMode):
             own: Any = getattr(node, "_forward_cls", None)
             # PyTorch's own, such as checkpoints, give what their parts give; ops of a library are no part of the IR.
             if isinstance(node, BackwardCFunction) and own.__module__.partition(".")[0] != "torch":
-                self.found[f"{own.__module__}.{own.__qualname__}: its backward is not that of its forward"] = None
+                self.found[f"{own.__module__}.{own.__qualname__}: its backward pass is its own"] = None
             waiting += [before for before, _ in node.next_functions]
+
+
+def differing(module: Any, traced: Any, args: Any, kwargs: Any) -> str:
+    """Which parameter of a module gets another gradient than in what was traced of it, and by how much; "" if none.
+
+    Both are run on the example inputs, with the same random numbers; .grad is left as it is.
+    """
+    found: list[dict[str, torch.Tensor]] = []
+    for m in (module, traced):
+        learning = {k: p for k, p in m.named_parameters() if p.requires_grad}
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            loss = _loss(m(*args, **kwargs))
+            given: Any = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+        found.append(
+            {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(learning.items(), given, strict=True)}
+        )
+    own, parts = found
+    largest = max((float(g.abs().max()) for g in own.values() if g.numel()), default=0.0)
+    for name, g in own.items():
+        gap = float((g - parts[name]).abs().max()) if g.numel() else 0.0
+        most = max(float(g.abs().max()) if g.numel() else 0.0, _LEAST * largest)
+        if not gap <= _BOUND * most:
+            return f"the gradient of {name} is off by {gap:.2g} of {most:.2g}"
+    return ""
+
+
+def _loss(outputs: Any) -> torch.Tensor:
+    """A number that every element of every output changes, each in its own way."""
+    leaves: list[Any] = pytree.tree_leaves(outputs)
+    learned = [x for x in leaves if isinstance(x, torch.Tensor) and x.requires_grad]
+    weights = (torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape) for x in learned)
+    return torch.stack([(x * w).sum() for x, w in zip(learned, weights, strict=True)]).sum()

@@ -17,7 +17,7 @@ from ..dsl import Model, Program
 from ..task import Task, task_of
 from .errors import NotImportableError
 from .importing import TABLE, Importer
-from .own_gradients import OwnGradients
+from .own_gradients import OwnGradients, differing
 from .recurrent import Whole
 
 _ROUNDS = 3
@@ -59,14 +59,11 @@ def from_module(
         raise _not_traced(e, called) from e
     finally:
         hook.remove()
-    if gradients.found:
+    gap = differing(module, program.module(), args, kwargs) if gradients.found else ""
+    if gap:
+        what = f"it has gradients of its own, which torch.export does not see: {gap}"
         hint = "write it as ops, or if it is not trained here: module.requires_grad_(False)"
-        raise NotImportableError(
-            "it has gradients of its own, which torch.export does not see",
-            place=called,
-            details=list(gradients.found),
-            hint=hint,
-        )
+        raise NotImportableError(what, place=called, details=list(gradients.found), hint=hint)
     return from_program(program, task=task, name=called)
 
 
