@@ -33,8 +33,8 @@ def not_loadable(given: object) -> NotAModelError:
 def init(model: Model | Family, seed: int = 0, **settings: Any) -> Model:
     """A model with random weights drawn by `seed`, to try an architecture before it is trained.
 
-    model: a model, which keeps its own weights (a copy gets the random ones), or a family, with `settings` for the
-    fields of its config.
+    model: a model, which keeps its own weights (a copy gets the random ones, and shares buffers and frozen parameters),
+    or a family, with `settings` for the fields of its config.
     Raises NotAModelError for anything else, ConfigError for settings that do not fit.
     """
     made = model(**settings) if isinstance(model, Family) else model_of(model, "init")
@@ -42,10 +42,13 @@ def init(model: Model | Family, seed: int = 0, **settings: Any) -> Model:
         raise MonographError(f"init got {', '.join(settings)} for a model that has its config already")
     if type(seed) is not int or seed < 0:
         raise MonographError(f"seed is {seed!r}, expected a whole number of at least 0")
+    graph = made.graph()
+    drawn = Weights.initialize(graph, seed)
+    kept = [k for k in graph.params if k not in drawn] if made.weights is not None else []
     return Model(
         made.source,
         made.config,
-        Weights.initialize(made.graph(), seed),
+        drawn if made.weights is None else drawn | {k: made.weights[k] for k in kept},
         made.folder,
         made.tokenizer,
         dict(made.generation),

@@ -32,6 +32,11 @@ class First(torch.nn.Module):
 
 def exported(kind: str, folder: Path, attention: str = "sdpa") -> Path:
     """A file of one of SIZES with random weights."""
+    return written(made(kind, attention), folder)
+
+
+def made(kind: str, attention: str = "sdpa") -> First:
+    """One of SIZES with random weights, in evaluation mode."""
     import transformers
 
     names = {
@@ -45,12 +50,26 @@ def exported(kind: str, folder: Path, attention: str = "sdpa") -> Path:
     torch.manual_seed(0)
     autos = {"t5": transformers.T5EncoderModel, "bert": transformers.BertModel}
     module = First(autos[kind](config) if kind in autos else transformers.AutoModelForCausalLM.from_config(config))
+    return module.eval()
+
+
+def written(module: First, folder: Path) -> Path:
+    """The file that the TorchScript exporter makes of a model."""
     ids, mask = torch.randint(1, 40, (2, 6)), torch.ones(2, 6, dtype=torch.long)
     mask[0, :2] = 0
     path, axes = folder / "model.onnx", {name: {0: "batch", 1: "tokens"} for name in NAMES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), (ids, mask), str(path), dynamo=False, opset_version=17, input_names=NAMES, dynamic_axes=axes
+            module, (ids, mask), str(path), dynamo=False, opset_version=17, input_names=NAMES, dynamic_axes=axes
         )
     return path
+
+
+def distinct(module: First) -> First:
+    """The model with other numbers in each parameter: the exporter makes those that are equal one."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return module

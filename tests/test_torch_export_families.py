@@ -6,8 +6,10 @@ import monograph as mg
 import numpy as np
 import pytest
 import torch
+from exported_models import distinct, made, written
+from onnxruntime import InferenceSession
 from torch import nn
-from torch_zoo import NAMES, Subject, subject
+from torch_zoo import BY_HAND, NAMES, outputs_of, subject
 
 STEP = 0.05
 
@@ -21,17 +23,12 @@ def loss_of(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def outputs_of(module: nn.Module, given: Subject) -> dict[str, torch.Tensor]:
-    """What a module of transformers gives, by name, without what is nested."""
-    return {k: v for k, v in dict(module(**given.compared)).items() if isinstance(v, torch.Tensor)}
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *BY_HAND])
 def test_a_model_is_the_same_here(name: str) -> None:
     given = subject(name)
     model = mg.load(given.module, given.traced, dynamic_shapes=given.varies)
     ours = mg.to_torch(model)
-    want, found = outputs_of(given.module, given), ours(**given.compared)
+    want, found = outputs_of(given.module, given.compared), ours(**given.compared)
     assert found.keys() == want.keys()
     for k, x in want.items():
         torch.testing.assert_close(found[k], x, atol=1e-5, rtol=1e-5)
@@ -93,3 +90,47 @@ def test_exports_in_words_of_the_task() -> None:
     assert model.task.by_column
     with pytest.raises(mg.MonographError, match="cannot be given a cache: attention reads all tokens"):
         mg.load(given.module, given.traced, dynamic_shapes=given.varies, task="causal-lm")
+
+
+@pytest.mark.parametrize("name", ["llama", "writer"])
+def test_out_again_as_a_file_it_is_fused(name: str, tmp_path) -> None:
+    """The file has a table that the exporter calls `constant`, beside constants of the file that is made of it."""
+    given = subject(name)
+    model = mg.load(given.module, given.traced, dynamic_shapes=given.varies)
+    mg.export(model, tmp_path / "out")
+    report = mg.optimize(tmp_path / "out" / "model.onnx", tmp_path / "fast", strict=True)
+    assert report.layers["attention"] == report.counts["Attention"] == (2 if name == "writer" else 1)
+    with torch.no_grad():
+        wanted = given.module(**given.compared)["logits"].numpy()
+    session = InferenceSession(tmp_path / "fast" / "model.onnx")
+    (found,) = session.run(["logits"], {k: v.numpy() for k, v in given.compared.items()})
+    np.testing.assert_allclose(found[:, :-3], wanted[:, :-3], atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_file_is_trained_as_the_module_it_came_from(kind: str, tmp_path) -> None:
+    """Parameters are found by their numbers: the exporter turns some, and writes tied ones twice."""
+    module = distinct(made(kind))
+    model = mg.load(str(written(module, tmp_path)))
+    ours = mg.to_torch(model)
+    ids, mask = torch.randint(1, 40, (3, 9)), torch.ones(3, 9, dtype=torch.long)
+    (found,) = ours(input_ids=ids, attention_mask=mask).values()
+    loss_of({"": module(ids, mask)}).backward()
+    loss_of({"": found}).backward()
+    left = {k for k, p in ours.named_parameters() if p.requires_grad}
+    largest = max(float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None)
+    for p in (p for p in module.parameters() if p.grad is not None):
+        total = torch.zeros_like(p)
+        for k, q in ours.named_parameters():
+            turned = q.dim() == 2 and not torch.equal(q, p) and torch.equal(q.T, p)
+            if torch.equal(q, p) or turned:
+                total += q.grad.T if turned else q.grad
+                left.discard(k)
+        torch.testing.assert_close(total, p.grad, atol=1e-6 * largest, rtol=1e-4)
+    assert not left, "constants of the file would be trained"
+    again = mg.init(model, 1)
+    kinds = {k: v.init.kind for k, v in model.graph().params.items()}
+    assert all(
+        (again.weights.numpy(k) == (kind == "ones")).all() for k, kind in kinds.items() if kind in ("ones", "zeros")
+    )
+    assert sum(kind == "ones" for kind in kinds.values()) == 5

@@ -131,6 +131,31 @@ CALLS: dict[str, Function] = {
     ),
     "meshgrid": lambda x, ids: sum(torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")) + x[0, 0, 0],
     "outer": lambda x, ids: torch.outer(x[0, 0], x[0, 1]),
+    "truth values added": lambda x, ids: (x > 0) + (ids > 3)[..., None],
+    "powers of integers": lambda x, ids: 2**ids + ids ** ids.clamp(max=3),
+    "windows": lambda x, ids: (x.unfold(1, 4, 1).sum(-1), x.unfold(-1, 2, 3)),
+    "index_copy": lambda x, ids: x.index_copy(-1, torch.tensor([3, 1]), x[..., :2] * 3).index_fill(
+        1, ids[0, :1] % 3, 2.0
+    ),
+    "masked_scatter": lambda x, ids: x.masked_scatter((ids > 4)[..., None], x.flip(0) * 2),
+    "pads by what is there": lambda x, ids: tuple(
+        nn.pad(x[:, None], (2, 1, 1, 0), mode=mode) for mode in ("reflect", "replicate", "circular")
+    ),
+    "transposed convolutions": lambda x, ids: (
+        nn.conv_transpose1d(x.mT, x[0, :6, :4, None].expand(6, 4, 3), stride=2, padding=1, output_padding=1, groups=2),
+        nn.conv_transpose2d(x[:, None], x[0, 0].reshape(1, 2, 1, 3), x[0, 0, :2], stride=(1, 3), dilation=(2, 1)),
+    ),
+    "means without padding": lambda x, ids: (
+        nn.avg_pool1d(x, 3, 2, 1, count_include_pad=False)
+        + nn.avg_pool2d(x, (1, 4), (1, 2), (0, 1), count_include_pad=False).sum()
+    ),
+    "means of parts": lambda x, ids: (nn.adaptive_avg_pool1d(x, 4), nn.adaptive_avg_pool2d(x[:, :6].mT, (4, 1))),
+    "norms of other orders": lambda x, ids: tuple(x.norm(p, dim=-1) for p in (0, 3, torch.inf, -torch.inf)),
+    "norm of nothing": lambda x, ids: (x * 0).norm(dim=-1) + nn.normalize(x * 0, dim=-1).sum(-1) + (x * 0).norm(3, -1),
+    "attention to nothing": lambda x, ids: nn.scaled_dot_product_attention(
+        x, x, x, attn_mask=torch.where((ids > 4)[:, :, None], 0.0, -torch.inf)
+    ),
+    "ops in parts": lambda x, ids: torch.addmv(x[0, 0], x[0, :6], x[0, 1]) + torch.addr(x[0, :6], x[0, 0], x[0, 1]),
     "upsampled": lambda x, ids: nn.interpolate(x[:, None, :4], size=(8, 6), mode="nearest"),
 }
 """By what is called."""

@@ -10,6 +10,8 @@ import torch
 import transformers as hf
 from torch import nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
+from torch_modules import Listener, Reader, Writer
 
 ROWS, LENGTH, TARGETS = Dim("rows", min=2, max=64), Dim("length", min=2, max=60), Dim("targets", min=2, max=60)
 SIZES = {"rows": 2, "length": 9, "targets": 6}
@@ -134,7 +136,14 @@ _MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[Any, ...]]]] = {
     ),
 }
 
+_BY_HAND: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[Any, ...]]]] = {
+    "writer": (Writer, _TEXT),
+    "reader": (Reader, {"asked_ids": (ROWS, TARGETS), "told": (ROWS, LENGTH, 6), "heard_mask": (ROWS, LENGTH)}),
+    "listener": (Listener, {"sound": (ROWS, 8, LENGTH)}),
+}
+
 NAMES = tuple(_MAKE)
+BY_HAND = tuple(_BY_HAND)
 
 
 @dataclass(frozen=True)
@@ -149,18 +158,23 @@ class Subject:
 
 def subject(name: str) -> Subject:
     """The model of that name, the same at every call."""
-    make, inputs = _MAKE[name]
+    make, inputs = {**_MAKE, **_BY_HAND}[name]
     torch.manual_seed(0)
     module = make().eval()
     for part in module.modules():
         if hasattr(part, "config"):
             part.config.use_cache = False
     varies = {k: {i: d for i, d in enumerate(dims) if not isinstance(d, int)} for k, dims in inputs.items()}
-    traced = {k: _values(k, dims, {"rows": 3, "length": 7, "targets": 5}) for k, dims in inputs.items()}
-    compared = {k: _values(k, dims, SIZES) for k, dims in inputs.items()}
+    traced = inputs_at(name, {"rows": 3, "length": 7, "targets": 5})
+    compared = inputs_at(name, SIZES)
     if "attention_mask" in compared:
         compared["attention_mask"][0, -3:] = 0
     return Subject(module, traced, varies, compared)
+
+
+def inputs_at(name: str, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Random inputs of the model of that name; masks are all ones."""
+    return {k: _values(k, dims, sizes) for k, dims in {**_MAKE, **_BY_HAND}[name][1].items()}
 
 
 def _values(name: str, dims: tuple[Any, ...], sizes: dict[str, int]) -> torch.Tensor:
@@ -168,3 +182,12 @@ def _values(name: str, dims: tuple[Any, ...], sizes: dict[str, int]) -> torch.Te
     if "mask" in name:
         return torch.ones(shape, dtype=torch.long)
     return torch.randint(0, 50, shape) if name.endswith("ids") else torch.randn(shape)
+
+
+def outputs_of(module: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a module gives, named as `mg.load` names it: by keys and places."""
+    found: dict[str, torch.Tensor] = {}
+    for path, leaf in pytree.tree_flatten_with_path(dict(module(**given)))[0]:
+        if isinstance(leaf, torch.Tensor):
+            found[".".join(str(getattr(k, "key", getattr(k, "idx", ""))) for k in path)] = leaf
+    return found

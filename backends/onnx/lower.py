@@ -67,6 +67,8 @@ class _Lowering:
                 if name in taken:
                     raise LoweringError(f"output {name} has the name of {kind}; ONNX has one name for one value")
             self.op.reserve(name)
+        for name in self.graph.params:
+            self.op.reserve(name)
         for name, v in self.graph.inputs.items():
             self.handles[v] = self.op.input(name, v.type)
         needed = self.needed()

@@ -15,6 +15,7 @@ from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
 from ...ir.types import DimLike, DType, TensorType
 from ...ir.weights import Weights
+from ..starts import set_starts
 from .equal import Equal, Sizes
 from .errors import OnnxFileError, Unmapped
 from .file import OnnxFile, reads, subgraphs
@@ -49,6 +50,8 @@ class Importer:
             t.name: t for t in file.model.graph.initializer if t.data_type == onnx.TensorProto.STRING
         }
         self.weights: dict[str, Tensor] = {}
+        self.constants: set[str] = set()
+        self.written: set[str] = set()
         self.left: dict[str, str] = {}
         self.equal: dict[str, DimLike] = {}
         self.outputs = [v.name for v in file.model.graph.output]
@@ -73,6 +76,7 @@ class Importer:
             for v in own.output:
                 self.graph.output(v.name, self._output(v))
         self._drop_unread()
+        set_starts(self.graph, self.written)
         return self.graph, Weights(self.weights, str(self.file.path))
 
     def _output(self, v: onnx.ValueInfoProto) -> Value:
@@ -117,6 +121,8 @@ class Importer:
         path = name
         while path in self.outputs or path in self.weights:
             path = f"{path}.value"
+        if name in self.constants:
+            self.written.add(path)
         return self.parameter(path, tensor)
 
     def parameter(self, path: str, tensor: Tensor, type: TensorType | None = None) -> Value:
@@ -261,6 +267,7 @@ class Importer:
     def _constant(self, use: Use) -> None:
         (a,) = use.attributes.values()
         name = use.node.output[0]
+        self.constants.add(name)
         if a.name == "value" and a.t.data_type == onnx.TensorProto.STRING:
             self.texts[name] = a.t
         elif a.name == "value":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ...ir.errors import MonographError
@@ -13,11 +13,14 @@ from .errors import UnknownFormError
 class Dims:
     """One symbol of the IR for each of the program. names: those that differ from what PyTorch calls them.
 
-    least: the smallest value of each symbol, by its name in PyTorch.
+    least: the smallest value of each symbol, by its name in PyTorch. shown: the symbols that sizes of inputs have
+    (None: any).
     """
 
-    def __init__(self, names: Mapping[str, str], least: Mapping[str, int]) -> None:
-        self.names = dict(names)
+    def __init__(
+        self, names: Mapping[str, str], least: Mapping[str, int], shown: Collection[str] | None = None
+    ) -> None:
+        self.names, self.shown = dict(names), shown
         self.least = {self.name(k): n for k, n in least.items()}
 
     def name(self, symbol: str) -> str:
@@ -36,6 +39,8 @@ class Dims:
         if e.is_Integer:
             return int(e)
         if e.is_Symbol:
+            if self.shown is not None and str(e) not in self.shown:
+                raise UnknownFormError(f"{e} is no size of an input: it depends on the numbers in a tensor")
             return Dim.symbol(self.name(str(e)))
         rule = _RULES.get(type(e).__name__)
         if rule is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir import Value, ops
-from ...ir.types import bool_, i64
+from ...ir.types import bool_, f64, i64
 from .call import Call, Number, Table, only
 
 Binary = Callable[[Value, Value], Value]
@@ -27,6 +27,8 @@ def _scaled(function: Binary) -> Callable[..., Value]:
     def handler(c: Call, x: Number, y: Number, alpha: float = 1) -> Value:
         if y == 0 and isinstance(x, Value):
             return c.cast(x, c.dtype)
+        if c.dtype == bool_:
+            return ops.logical_or(c.value(x, bool_), c.value(y, bool_))
         second = c.value(y, c.dtype)
         return function(c.value(x, c.dtype), second if alpha == 1 else second * alpha)
 
@@ -121,6 +123,8 @@ def _xor(x: Value, y: Value) -> Value:
 def _power(c: Call, x: Number, y: Number) -> Value:
     if isinstance(x, Value) and isinstance(y, int) and not c.dtype.is_float:
         return c.cast(x, c.dtype) ** y
+    if not c.dtype.is_float:  # Exact below 2 ** 53.
+        return c.cast(ops.pow(c.value(x, f64), c.value(y, f64)), c.dtype)
     return ops.pow(c.value(x, c.dtype), c.value(y, c.dtype))
 
 

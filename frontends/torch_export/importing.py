@@ -15,6 +15,7 @@ from ...ir.init import FIXED, FROZEN
 from ...ir.tensors import Tensor
 from ...ir.types import TensorType
 from ...ir.weights import Weights
+from ..starts import set_starts
 from .call import Call, Handler, Table
 from .creation import CREATION
 from .dims import Dims, least_values, symbol_names
@@ -23,11 +24,22 @@ from .errors import NotImportableError, UnknownFormError
 from .indexing import INDEXING
 from .layers import LAYERS
 from .names import output_names, place_of
+from .recurrent import RECURRENT
 from .reductions import REDUCTIONS
 from .shapes import SHAPES
+from .spatial import SPATIAL
 from .tensors import LiveTensor, dtype_of, written_out
 
-TABLE: Table = {**ELEMENTWISE, **CREATION, **SHAPES, **INDEXING, **REDUCTIONS, **LAYERS}
+TABLE: Table = {
+    **ELEMENTWISE,
+    **CREATION,
+    **SHAPES,
+    **INDEXING,
+    **REDUCTIONS,
+    **LAYERS,
+    **SPATIAL,
+    **RECURRENT,
+}
 """What each ATen op is in the IR."""
 
 CHECKS = frozenset(
@@ -57,7 +69,14 @@ class Importer:
     def __init__(self, program: Any, name: str, names: Mapping[str, str]) -> None:
         self.program, self.graph = program, Graph(name)
         sizes = {n.name: tuple(n.meta["val"].shape) for n in self.user_inputs() if hasattr(n.meta.get("val"), "shape")}
-        self.dims = Dims({**symbol_names(sizes), **names}, least_values(program.range_constraints))
+        shown = {
+            str(s)
+            for shape in sizes.values()
+            for d in shape
+            if not isinstance(d, int)
+            for s in d.node.expr.free_symbols
+        }
+        self.dims = Dims({**symbol_names(sizes), **names}, least_values(program.range_constraints), shown)
         self.values: dict[Any, Any] = {}
         self.lost: set[Any] = set()
         self.learns: set[Any] = set()
@@ -73,9 +92,8 @@ class Importer:
             for node in self.program.graph.nodes:
                 if node.op == "call_function":
                     self._node(node)
-                elif node.op == "get_attr":
-                    self.lost.add(node)
         self._outputs()
+        set_starts(self.graph)
         if self.failures:
             lines = [f"{line}{f' ({n} times)' if n > 1 else ''}" for line, n in self.failures.items()]
             what = f"{len(lines)} call{'s have' if len(lines) > 1 else ' has'} no counterpart in the IR"
@@ -177,11 +195,8 @@ class Importer:
             return
         if any(n in self.lost for n in read):
             self.lost.add(node)
-            if (
-                node.target is not operator.getitem
-                and _called_op(node) not in TABLE
-                and hasattr(node.target, "_schema")
-            ):
+            computes = node.target is not operator.getitem and hasattr(node.target, "_schema")
+            if computes and _called_op(node) not in TABLE:
                 self._fail(node, place_of(node), "")
             return
         if any(n in self.learns for n in read):
@@ -195,7 +210,10 @@ class Importer:
 
     def _made(self, node: Any, place: Location) -> Any:
         if node.target is operator.getitem:
-            return self.values[node.args[0]][node.args[1]]
+            found = self.values[node.args[0]][node.args[1]]
+            if found is None and node.users and _called_op(node.args[0]) not in CHECKS:
+                raise UnknownFormError(f"its result {node.args[1]} has no counterpart")
+            return found
         made = node.meta.get("val")
         if not hasattr(made, "shape") and not isinstance(made, (tuple, list)):
             return self.dims.of(made)  # Arithmetic on sizes: what PyTorch has made of it.
@@ -232,13 +250,19 @@ class Importer:
         return values if isinstance(made, tuple) else made
 
     def _fail(self, node: Any, place: Location, why: str) -> None:
-        line = f"{_called_op(node)} at {place.file}:{place.line}" if place.file else _called_op(node)
+        op = _called_op(node)
+        if op.startswith("prims.") and node.meta.get("original_aten") is not None:
+            op = str(node.meta["original_aten"])  # What it is a part of.
+        line = f"{op} at {place.file}:{place.line}" if place.file else op
         line += f" in {place.scope}" if place.scope else ""
         line += f": {why}" if why and why != "no op of the IR" else ""
         self.failures[line] = self.failures.get(line, 0) + 1
 
 
 def _called_op(node: Any) -> str:
-    """The op of a node as PyTorch prints it; of a call whose effects are ordered by tokens the op that it calls."""
+    """The op of a node as PyTorch prints it; of a call whose effects are ordered by tokens the op that it calls, and of
+    one of several results the op that gives them."""
+    if node.target is operator.getitem:
+        return _called_op(node.args[0])
     ordered = node.target is torch.ops.higher_order.with_effects
     return str(node.args[1] if ordered else node.target)

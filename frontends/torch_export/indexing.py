@@ -107,8 +107,11 @@ def _put(c: Call, x: Value, indices: Indices, values: Value, accumulate: bool = 
         whole = (*mask.shape, *(1,) * (x.rank - mask.rank))
         return ops.where(c.reshaped(mask, whole), c.cast(_single(c, values, x), x.dtype), x)
     given = [i for i in indices if i is not None]
-    if any(i.dtype == bool_ for i in given) or indices[: len(given)] != given:
-        raise UnknownFormError("index_put along other axes than the first, or by several masks")
+    if any(i.dtype == bool_ for i in given):
+        raise UnknownFormError("index_put by several masks, or by a mask beside numbers")
+    at = [axis for axis, i in enumerate(indices) if i is not None]
+    if at != list(range(len(at))):
+        return _put_behind(c, x, at, given, values, accumulate)
     shape: Shape = broadcast(*(i.shape for i in given)) or ()
     lines = [
         c.reshaped(c.expanded(_from_left(c, i, x.shape[axis]), shape), (*shape, 1)) for axis, i in enumerate(given)
@@ -116,6 +119,30 @@ def _put(c: Call, x: Value, indices: Indices, values: Value, accumulate: bool = 
     places = lines[0] if len(lines) == 1 else ops.concat(*lines, axis=-1)
     updates = c.expanded(c.cast(values, x.dtype), (*shape, *x.shape[len(given) :]))
     return ops.scatter_nd(x, places, updates, reduction="add" if accumulate else "none")
+
+
+def _put_behind(c: Call, x: Value, at: list[int], given: list[Value], values: Value, accumulate: bool) -> Value:
+    """Along neighbouring axes that are not the first: these go to the front meanwhile."""
+    first, count = at[0], len(at)
+    if at != list(range(first, first + count)):
+        raise UnknownFormError("index_put along axes that are apart")
+    chosen = len(broadcast(*(i.shape for i in given)) or ())
+    rest = [a for a in range(x.rank) if a not in at]
+    order = (*at, *rest)
+    shape: Shape = (*x.shape[:first], *(broadcast(*(i.shape for i in given)) or ()), *x.shape[first + count :])
+    values = c.expanded(c.cast(values, x.dtype), shape)
+    moved = (*range(first, first + chosen), *range(first), *range(first + chosen, values.rank))
+    y = _put(c, ops.transpose(x, permutation=order), [*given], ops.transpose(values, permutation=moved), accumulate)
+    return ops.transpose(y, permutation=tuple(order.index(a) for a in range(x.rank)))
+
+
+def _masked_scatter(c: Call, x: Value, mask: Value, source: Value) -> Value:
+    """Where the mask is true, the elements of source, one after another."""
+    keep = c.expanded(mask, c.shape)
+    flat = ops.reshape(c.cast(keep, i64), shape=(-1,))
+    place = ops.maximum(ops.cumsum(flat, axis=0) - 1, c.value(0, i64))
+    taken = ops.gather(ops.reshape(source, shape=(-1,)), place, axis=0)
+    return ops.where(keep, c.reshaped(taken, c.shape), c.expanded(x, c.shape))
 
 
 def _single(c: Call, values: Value, x: Value) -> Value:
@@ -171,6 +198,7 @@ INDEXING: Table = {
     "aten._unsafe_index.Tensor": _indexed,
     **dict.fromkeys(("aten.index_put.default", "aten._unsafe_index_put.default"), _put),
     **dict.fromkeys(("aten.scatter.src", "aten.scatter.value", "aten.scatter.reduce"), _scattered),
+    "aten.masked_scatter.default": _masked_scatter,
     "aten.scatter_add.default": _scatter_add,
     "aten.scatter_reduce.two": _reduced,
     "aten.embedding.default": _embedded,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from ...ir import Value, ops
 from ...ir.types import DimLike, Shape, bool_, broadcast, product
+from ...ir.value import ancestors, leaves
 from .call import Call, Table, only
 from .errors import UnknownFormError
 from .reductions import over
@@ -155,6 +159,8 @@ def _attention(
         row = ops.reshape(ops.iota(start=0, length=q4.shape[1]), shape=(q4.shape[1], 1))
         given = ops.less_equal(ops.iota(start=0, length=k4.shape[1]), row)
     bias, keep = (None, given) if given is None or given.dtype == bool_ else (given, None)
+    if bias is not None and _may_be_infinite(bias):  # A row of -inf alone gives zeros, as one without a key does.
+        keep = ops.logical_not(ops.equal(bias, c.value(-math.inf, bias.dtype)))
     attributes: dict[str, Any] = {"causal": causal and square, "scale": scale}
     if dropout > 0:
         y = _attention_with_dropout(c, (q4, k4, v4), bias, keep, dropout, attributes)
@@ -181,6 +187,14 @@ def _mask(c: Call, mask: Value, rank: int, full: Shape) -> Value:
     if broadcast(mask.shape, full) != full:
         raise UnknownFormError(f"a mask {mask.type} for scores [{','.join(map(str, full))}]")
     return mask
+
+
+def _may_be_infinite(bias: Value) -> bool:
+    """Whether -inf, or what comes from elsewhere, is among what a bias is made of."""
+    if not {v for v in leaves(bias) if v.dtype.is_float} and bias.producer is not None:
+        numbers = [n.attributes["value"] for n in ancestors(bias) if n.op.constant]
+        return any(bool(np.isinf(np.asarray(x, np.float64)).any()) for x in numbers)
+    return True
 
 
 def _attention_with_dropout(
@@ -217,12 +231,13 @@ def _attention_with_dropout(
 # -- convolutions and pooling ----------------------------------------------------------------------------------------
 
 
-def _each(value: Any, axes: int) -> tuple[int, ...]:
+def each_axis(value: Any, axes: int) -> tuple[int, ...]:
+    """An argument of a layer over axes, for each of them."""
     given = list(cast("list[int]", value)) if isinstance(value, (list, tuple)) else [cast("int", value)]
     return tuple(given * axes if len(given) == 1 else given)
 
 
-def _convolution(
+def convolution(
     c: Call,
     x: Value,
     w: Value,
@@ -235,32 +250,16 @@ def _convolution(
     axes = w.rank - 2
     if axes not in (1, 2):
         raise UnknownFormError(f"a convolution over {axes} axes")
-    steps, spread = _each(stride, axes), _each(dilation, axes)
+    steps, spread = each_axis(stride, axes), each_axis(dilation, axes)
     batched = x if x.rank == w.rank else c.reshaped(x, (1, *x.shape))
     if padding == "same":
         taps = [int(d) * (int(str(n)) - 1) for d, n in zip(spread, w.shape[2:], strict=True)]
         around = tuple((n // 2, n - n // 2) for n in taps)
         batched, padding = ops.pad(batched, widths=((0, 0), (0, 0), *around)), 0
-    width = _each(0 if padding == "valid" else padding, axes)
+    width = each_axis(0 if padding == "valid" else padding, axes)
     function = ops.conv1d if axes == 1 else ops.conv2d
     y = function(batched, w, b, stride=steps, padding=width, dilation=spread, groups=groups)
     return c.reshaped(y, c.shape) if x.rank != w.rank else y
-
-
-def _any_convolution(
-    c: Call,
-    x: Value,
-    w: Value,
-    b: Value | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Value:
-    only(transposed, False, "transposed, of a convolution")
-    return _convolution(c, x, w, b, stride, padding, dilation, groups)
 
 
 def _windows(c: Call, x: Value, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[Value]:
@@ -288,10 +287,10 @@ def _max_pool(axes: int) -> Callable[..., Any]:
     def handler(
         c: Call, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ) -> Any:
-        size = _each(kernel, axes)
-        steps = _each(stride, axes) if stride else size
-        wide = _around(x, _each(padding, axes), steps, ceil_mode, x.dtype.lowest)
-        best, *others = _windows(c, wide, size, steps, _each(dilation, axes))
+        size = each_axis(kernel, axes)
+        steps = each_axis(stride, axes) if stride else size
+        wide = _around(x, each_axis(padding, axes), steps, ceil_mode, x.dtype.lowest)
+        best, *others = _windows(c, wide, size, steps, each_axis(dilation, axes))
         for other in others:  # The gradient goes to the first of several that are equal.
             best = ops.where(other > best, other, best)
         return (best, None) if len(c.types) > 1 else best
@@ -299,7 +298,7 @@ def _max_pool(axes: int) -> Callable[..., Any]:
     return handler
 
 
-def _mean_pool(axes: int) -> Callable[..., Value]:
+def average_pool(axes: int) -> Callable[..., Value]:
     def handler(
         c: Call,
         x: Value,
@@ -310,10 +309,10 @@ def _mean_pool(axes: int) -> Callable[..., Value]:
         count_include_pad: bool = True,
         divisor: int | None = None,
     ) -> Value:
-        size, width = _each(kernel, axes), _each(padding, axes)
+        size, width = each_axis(kernel, axes), each_axis(padding, axes)
         if any(width):
             only(count_include_pad, True, "count_include_pad")
-        steps = _each(stride, axes) if stride else size
+        steps = each_axis(stride, axes) if stride else size
         total, *others = _windows(c, _around(x, width, steps, ceil_mode, 0.0), size, steps, (1,) * axes)
         for other in others:
             total = total + other
@@ -322,7 +321,7 @@ def _mean_pool(axes: int) -> Callable[..., Value]:
     return handler
 
 
-def _to_size(axes: int) -> Callable[..., Value]:
+def to_size(axes: int) -> Callable[..., Value]:
     """adaptive_avg_pool: means of parts of one size."""
 
     def handler(c: Call, x: Value, size: Any) -> Value:
@@ -363,17 +362,11 @@ LAYERS: Table = {
     "aten._native_batch_norm_legit.no_stats": _instance_norm,
     "aten.scaled_dot_product_attention.default": _attention,
     **dict.fromkeys(
-        ("aten.conv1d.default", "aten.conv2d.default", "aten.conv1d.padding", "aten.conv2d.padding"), _convolution
+        ("aten.conv1d.default", "aten.conv2d.default", "aten.conv1d.padding", "aten.conv2d.padding"), convolution
     ),
-    "aten.convolution.default": _any_convolution,
     "aten.max_pool1d.default": _max_pool(1),
     "aten.max_pool2d.default": _max_pool(2),
     "aten.max_pool2d_with_indices.default": _max_pool(2),
-    "aten.avg_pool1d.default": _mean_pool(1),
-    "aten.avg_pool2d.default": _mean_pool(2),
-    "aten.adaptive_avg_pool1d.default": _to_size(1),
-    "aten.adaptive_avg_pool2d.default": _to_size(2),
-    "aten._adaptive_avg_pool2d.default": _to_size(2),
     "aten.cosine_similarity.default": _cosine,
 }
 """Handlers of the ops of this file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,26 +17,11 @@ from ..dsl import Model, Program
 from ..task import Task, task_of
 from .errors import NotImportableError
 from .importing import TABLE, Importer
+from .own_gradients import OwnGradients, differing
+from .recurrent import Whole
 
-_HAS_PARTS = frozenset(
-    {
-        "aten.upsample_bilinear2d.vec",
-        "aten.upsample_bilinear2d.default",
-        "aten.upsample_nearest2d.vec",
-        "aten.upsample_nearest2d.default",
-        "aten.upsample_nearest1d.vec",
-        "aten.upsample_linear1d.vec",
-        "aten.upsample_bicubic2d.vec",
-        "aten.pixel_shuffle.default",
-        "aten.pixel_unshuffle.default",
-        "aten.grid_sampler_2d.default",
-        "aten.reflection_pad1d.default",
-        "aten.reflection_pad2d.default",
-        "aten.replication_pad1d.default",
-        "aten.replication_pad2d.default",
-    }
-)
-"""Core ops that the table does not have, and of which PyTorch knows the parts."""
+_ROUNDS = 3
+"""How often ops that the table does not have are replaced by their parts, if PyTorch knows these."""
 
 CUSTOM = "module"
 """What the task of a module is called that is none of the built-in ones."""
@@ -57,17 +43,34 @@ def from_module(
     """A module as a Model, traced by torch.export on example inputs: by name in a dict, in order in a tuple, or one.
 
     Its mode is kept: of a module in training mode dropout stays, and is off where the model is served. Raises
-    NotImportableError for what torch.export cannot trace, and for ops that the IR does not have.
+    NotImportableError for what torch.export cannot trace, for gradients that are not those of the forward pass, and for
+    ops that the IR does not have.
     """
     args, kwargs = _arguments(example_inputs)
     called = name or type(module).__name__
+    gradients = OwnGradients()
+    hook = module.register_forward_hook(gradients.outputs)
     try:
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        with warnings.catch_warnings(), gradients, Whole():
+            # Recurrent layers list their parameters anew for each call; that is no state which is lost.
+            warnings.filterwarnings("ignore", r".*_flat_weights\[", UserWarning)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (RuntimeError, ValueError, TypeError) as e:
-        text = str(e).strip().splitlines() or [type(e).__name__]
-        what = f"torch.export cannot trace it: {text[0]}"
-        raise NotImportableError(what, place=called, details=[t for t in text[1:12] if t.strip()]) from e
+        raise _not_traced(e, called) from e
+    finally:
+        hook.remove()
+    gap = differing(module, program.module(), args, kwargs) if gradients.found else ""
+    if gap:
+        what = f"it has gradients of its own, which torch.export does not see: {gap}"
+        hint = "write it as ops, or if it is not trained here: module.requires_grad_(False)"
+        raise NotImportableError(what, place=called, details=list(gradients.found), hint=hint)
     return from_program(program, task=task, name=called)
+
+
+def _not_traced(e: Exception, called: str) -> NotImportableError:
+    text = str(e).strip().splitlines() or [type(e).__name__]
+    what = f"torch.export cannot trace it: {text[0]}"
+    return NotImportableError(what, place=called, details=[t for t in text[1:12] if t.strip()])
 
 
 def _arguments(given: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -84,7 +87,10 @@ def from_program(program: Any, *, task: str | Task | None = None, name: str = ""
     a counterpart, with its place.
     """
     called = name or "program"
-    ready = _in_core_ops(program)
+    try:
+        ready = _in_core_ops(program)
+    except (RuntimeError, ValueError, TypeError) as e:
+        raise _not_traced(e, called) from e
     importer = Importer(ready, called, {})
     renamed = _stream_names(importer)
     graph, weights = Importer(ready, called, renamed).run() if renamed else importer.run()
@@ -132,6 +138,7 @@ def _stream_names(importer: Importer) -> dict[str, str]:
     return {k: v for k, v in found.items() if importer.dims.name(k) != v}
 
 
+_KNOWN_PARTS: Any = vars(_decomp)["decomposition_table"]
 _parts_of: Any = _decomp.get_decompositions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 # -- to core ops -----------------------------------------------------------------------------------------------------
@@ -147,9 +154,13 @@ def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
             table.pop(getattr(packet, overload), None)
     ready: Any = _without_gradients(program)
     ready = ready.run_decompositions(table)
-    used = {n.target for n in ready.graph.nodes if n.op == "call_function"}
-    parts = _parts_of([op for op in used if str(op) in _HAS_PARTS])
-    return ready.run_decompositions(parts) if parts else ready
+    for _ in range(_ROUNDS):
+        used = {n.target for n in ready.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema")}
+        unknown = [op for op in used if str(op) not in TABLE and op in _KNOWN_PARTS]
+        if not unknown:
+            break
+        ready = ready.run_decompositions(_parts_of(unknown))
+    return ready
 
 
 def _without_gradients(program: ExportedProgram) -> ExportedProgram:

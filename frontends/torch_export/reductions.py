@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -132,9 +133,27 @@ def _product_of_all(c: Call, x: Value, dtype: Any = None) -> Value:
 def _norm(c: Call, x: Value, order: float = 2, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     y = c.cast(x, c.dtype)
     if order == 2:
-        return ops.sqrt(over(c, ops.sum, y * y, dims, keepdim))
-    only(order, 1, "the order of a norm")
-    return over(c, ops.sum, ops.abs(y), dims, keepdim)
+        return _root(c, over(c, ops.sum, y * y, dims, keepdim))
+    size = ops.abs(y)
+    if order == 1:
+        return over(c, ops.sum, size, dims, keepdim)
+    if order == 0:
+        return over(c, ops.sum, c.cast(ops.logical_not(y.eq(0)), c.dtype), dims, keepdim)
+    if math.isinf(order):
+        return over(c, ops.max if order > 0 else ops.min, size, dims, keepdim)
+    only(order > 1, True, f"whether the order of a norm, {order}, is more than 1")
+    total = over(c, ops.sum, ops.pow(size, c.value(order, c.dtype)), dims, keepdim)
+    return _root(c, total, 1 / order)
+
+
+def _root(c: Call, total: Value, power: float = 0.5) -> Value:
+    """A root whose gradient at 0 is 0, as that of a norm."""
+    if not c.learns:
+        return ops.sqrt(total) if power == 0.5 else ops.pow(total, c.value(power, total.dtype))
+    none = total.eq(0)
+    safe = ops.where(none, c.value(1, total.dtype), total)
+    root = ops.sqrt(safe) if power == 0.5 else ops.pow(safe, c.value(power, total.dtype))
+    return ops.where(none, c.value(0, total.dtype), root)
 
 
 def _largest(c: Call, x: Value, k: Number, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:

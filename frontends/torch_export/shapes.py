@@ -154,24 +154,15 @@ def _rolled(c: Call, x: Value, shifts: list[int], dims: list[int] | None = None)
     return c.reshaped(y, c.shape)
 
 
-def _padded(c: Call, x: Value, pad: list[DimLike], *rest: Any) -> Value:
+def padded(c: Call, x: Value, pad: list[DimLike], number: float | None = 0.0) -> Value:
     """Constants around; negative widths take elements away."""
-    mode, number = _mode_of(rest)
-    only(mode, "constant", "the mode of a pad")
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]
     widths = [*[(0, 0)] * (x.rank - len(pairs)), *pairs]
     for at, (before, after) in enumerate(widths):
         cut = [d if _negative(d) else 0 for d in (before, after)]
         x = part(x, at, -1 * cut[0], x.shape[at] + cut[0] + cut[1])
     kept = tuple((0 if _negative(a) else a, 0 if _negative(b) else b) for a, b in widths)
-    return x if all(a == b == 0 for a, b in kept) else ops.pad(x, widths=kept, value=number)
-
-
-def _mode_of(rest: tuple[Any, ...]) -> tuple[str, float]:
-    """(mode, number) of the arguments after the widths of pad and constant_pad_nd."""
-    given = [v for v in rest if v is not None]
-    mode = next((v for v in given if isinstance(v, str)), "constant")
-    return mode, float(next((v for v in given if not isinstance(v, str)), 0.0))
+    return x if all(a == b == 0 for a, b in kept) else ops.pad(x, widths=kept, value=float(number or 0.0))
 
 
 def _negative(d: DimLike) -> bool:
@@ -252,8 +243,7 @@ SHAPES: Table = {
     "aten.repeat_interleave.self_int": _each_repeated,
     "aten.flip.default": _flipped,
     "aten.roll.default": _rolled,
-    "aten.constant_pad_nd.default": _padded,
-    "aten.pad.default": _padded,
+    "aten.constant_pad_nd.default": padded,
     "aten.slice_scatter.default": _put,
     "aten.select_scatter.default": _put_one,
     "aten.tril.default": _triangle(lower=True),
