@@ -155,8 +155,16 @@ def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> No
     """Write the file as it came, with its weights in one data file."""
     report.kept, report.error = reason, 0.0
     files: Any = onnx_ir  # Parts of its types are open.
-    model = files.load(read.path)
+    try:
+        model = files.load(read.path)
+    except (files.serde.SerdeError, TypeError, ValueError) as e:
+        what = f"cannot be written again: {_first_line(e.__cause__ or e)}"
+        raise LoweringError(what, place=str(read.path), details=[reason]) from None
     model.producer_name = PRODUCER
     path.parent.joinpath(f"{FILE}.data").unlink(missing_ok=True)
     files.save(model, path, external_data=f"{FILE}.data")
     report.nodes = len(read.model.graph.node), len(model.graph)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -15,8 +15,8 @@ from .backends.onnx.save import count
 from .backends.onnxruntime.ops import OrtMultiHeadAttention
 from .backends.onnxruntime.rewrites import common, mask_variant
 from .backends.target import Target
-from .frontends.onnx.file import every_node
 from .frontends.onnx.foreign import node_of
+from .frontends.onnx.nested import every_node
 from .ir.graph import Graph, Node
 from .ir.ops.attention import Attention
 from .ir.ops.foreign import Foreign

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 
@@ -41,6 +42,12 @@ DTYPES: dict[int, DType] = {
 ELEMENTS = {v: k for k, v in DTYPES.items()}
 
 
+MOST_TERMS, MOST_RANK = 64, 64
+"""Terms of a dimension, and axes of an array of NumPy."""
+_LONGEST = 200
+"""Letters of the longest name of a dimension that is read as an expression."""
+
+
 class Symbols:
     """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols."""
 
@@ -68,7 +75,7 @@ class Symbols:
         return self._new(f"u{self._fresh}")
 
     def _expression(self, name: str) -> DimLike | None:
-        if not re.search(r"[+*-]", name) or re.search(r"[^\w\s.+*-]", name):
+        if len(name) > _LONGEST or not re.search(r"[+*-]", name) or re.search(r"[^\w\s.+*-]", name):
             return None
         try:
             parsed = parse_dim(name)
@@ -91,6 +98,22 @@ class Symbols:
                 return found
             i += 1
             free = f"{name}_{i}"
+
+
+def is_small(d: DimLike) -> bool:
+    """Whether a number is one of 64 bits, and a dimension of few terms: both grow without bound where a file squares."""
+    if isinstance(d, Dim):
+        return len(d.terms) <= MOST_TERMS and all(is_small(c) for _, c in d.terms)
+    return -(1 << 63) <= int(d) < 1 << 64
+
+
+def check_sizes(type: TensorType, place: str) -> None:
+    """Raises OnnxFileError for a tensor that no array and no count can hold."""
+    if type.rank > MOST_RANK:
+        raise OnnxFileError(f"has rank {type.rank}; {MOST_RANK} is the most", place=place)
+    known = math.prod(d for d in type.shape if isinstance(d, int))
+    if known >= 1 << 63 or not all(map(is_small, type.shape)):
+        raise OnnxFileError(f"is of type {str(type)[:200]}, more elements than can be counted", place=place)
 
 
 def type_of(

@@ -73,7 +73,7 @@ def _before_reshapes(v: Value) -> Value:
     """The value above reshapes that leave the last axis alone."""
     while v.producer is not None and isinstance(v.producer.op, Reshape):
         x = v.producer.value("x")
-        if not x.rank or x.shape[-1] != v.shape[-1]:
+        if not x.rank or not v.rank or x.shape[-1] != v.shape[-1]:
             break
         v = x
     return v
