@@ -111,6 +111,7 @@ def apart_from_others(path: Path) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         os.close(reader)
+        os.dup2(2, 1)  # Libraries print.
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -77,7 +77,7 @@ class Dim:
         theirs = _terms(other)
         if len(self.terms) * len(theirs) > _MOST_TERMS or max(len(a) for a, _ in self.terms) > _MOST_DEGREE:
             raise MonographError(
-                f"a dimension has {len(self.terms)} times {len(theirs)} terms, more than can be followed"
+                f"a dimension would have {len(self.terms)} * {len(theirs)} terms, more than is followed"
             )
         return _normal([(tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in theirs])
 

@@ -28,7 +28,7 @@ def inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         raise OnnxFileError(f"has functions that cannot be inlined: {e}", place=str(path)) from None
     left = next((n for n in found.graph.node if (n.domain, n.op_type) in names), None)
     if left is not None:
-        what = f"function {left.domain}.{left.op_type} cannot be inlined: it is of other versions of operators than the model"
+        what = f"function {left.domain}.{left.op_type} cannot be inlined: it is of another opset than the model"
         raise OnnxFileError(what, place=str(path))
     return found
 
