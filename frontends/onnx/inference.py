@@ -73,7 +73,7 @@ class Inference:
         return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in range(left)))}
 
     def _carried(self, node: onnx.NodeProto, given: Mapping[str, TensorType]) -> dict[str, TensorType]:
-        """Of what a Loop carries from turn to turn, where its rank stays: ONNX's inference says no rank of it at all."""
+        """Of what a Loop carries from turn to turn, where its rank stays: ONNX's inference says no rank of it."""
         body = next((a.g for a in node.attribute if a.name == "body"), onnx.GraphProto())
         found: dict[str, TensorType] = {}
         for first, made, last in zip(node.input[2:], body.output[1:], node.output, strict=False):

@@ -101,7 +101,7 @@ class Symbols:
 
 
 def is_small(d: DimLike) -> bool:
-    """Whether a number is one of 64 bits, and a dimension of few terms: both grow without bound where a file squares."""
+    """Whether a number has 64 bits, and a dimension few terms: a file may square both again and again."""
     if isinstance(d, Dim):
         return len(d.terms) <= MOST_TERMS and all(is_small(c) for _, c in d.terms)
     return -(1 << 63) <= int(d) < 1 << 64
