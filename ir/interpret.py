@@ -60,9 +60,7 @@ def interpret(
     kept = set(graph.outputs.values())
     for node in graph:
         operands = [None if v is None else values[v] for v in node.operands]
-        attributes = widened(node.attributes) if exact else node.attributes
-        results = evaluate(node.op, operands, attributes, dims, [type_of(v) for v in node.operands])
-        results = tuple(map(widened_array, results)) if exact else results
+        results = evaluate_node(node, operands, dims, exact=exact)
         learn_dims(dims, node, results)
         _check_results(node, results, dims, exact)
         values.update(zip(node.outputs, results, strict=True))
@@ -85,9 +83,20 @@ def widened_array(x: Array) -> Array:
     return x.astype(np.float64) if narrow else x
 
 
-def widened(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of a node that works in f64."""
-    return {k: _WIDER.get(v, v) if isinstance(v, DType) else v for k, v in attributes.items()}
+def evaluate_node(
+    node: Node, operands: list[Array | None], dims: Mapping[str, int], *, exact: bool = False
+) -> tuple[Array, ...]:
+    """Results of a node on arrays, as `evaluate`. exact: all floats are f64, whatever type the graph gives them."""
+    given = [type_of(v) for v in node.operands]
+    if not exact:
+        return evaluate(node.op, operands, node.attributes, dims, given)
+    attributes = {k: _WIDER.get(v, v) if isinstance(v, DType) else v for k, v in node.attributes.items()}
+    if node.op.as_typed:
+        operands = [
+            x if t is None or x is None else x.astype(t.stored.dtype.numpy)
+            for x, t in zip(operands, given, strict=True)
+        ]
+    return tuple(map(widened_array, evaluate(node.op, operands, attributes, dims, given)))
 
 
 def _param(v: Value, params: Mapping[str, Array] | Callable[[str], Array]) -> Array:
