@@ -72,14 +72,18 @@ def refused(told: Told, step: str) -> bool:
 def row(name: str, group: list[Told]) -> Row:
     alive = [t for t in group if "died" not in t]
     runs = [t for t in alive if str(t.get("runtime", "")).endswith("trials") and not t["runtime"].startswith("0 ")]
-    return {
-        "file": name, "mutants": len(group),
-        "loaded": sum(not refused(t, "load") for t in alive), "and equal in ONNX Runtime": sum(not t["numbers"] for t in runs),
+    found = {
+        "file": name,
+        "mutants": len(group),
+        "loaded": sum(not refused(t, "load") for t in alive),
+        "and equal in ONNX Runtime": sum(not t["numbers"] for t in runs),
         "one typed error": sum(refused(t, "load") and t["load"]["typed"] for t in alive),
         "refused, though ONNX Runtime opens it": sum(bool(t.get("taken")) for t in alive),
-        "optimized": sum(not refused(t, "optimize") for t in alive), "faults": sum(bool(faults(t)) for t in group),
-        "longest (s)": max(t["seconds"] for t in group), "largest (MB)": max((t.get("peak", 0) for t in alive), default=0) / 1e6,
-    }  # fmt: skip
+        "optimized": sum(not refused(t, "optimize") for t in alive),
+        "faults": sum(bool(faults(t)) for t in group),
+    }
+    most = max((t.get("peak", 0) for t in alive), default=0)
+    return {**found, "longest (s)": max(t["seconds"] for t in group), "largest (MB)": most / 1e6}
 
 
 def main() -> None:
@@ -96,7 +100,7 @@ def main() -> None:
     kinds = {k: dict(Counter(_became(t) for t in told if t["kind"] == k)) for k in sorted({t["kind"] for t in told})}
     rows = [row(name, [t for t in told if t["file"] == name]) for name in sorted({t["file"] for t in told})]
     note = (
-        "Each file is loaded and optimized in a process of its own with 2 GiB of memory and 30 s. A fault is a crash, a "
+        "Each file is loaded and optimized in a process with 2 GiB of memory and 30 s of the processor. A fault is a crash, a "
         "hang, an error that is not typed or does not name the file, other numbers than ONNX Runtime gives, or a file "
         "left behind."
     )
