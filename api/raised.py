@@ -48,11 +48,12 @@ _FUSED = (OrtMultiHeadAttention, OnnxAttention, OnnxCachedAttention)
 
 @dataclass
 class Raised:
-    """graph: as it is written. report: of raising. left: every softmax that is no attention, with its first obstacle.
+    """graph: as it is written. plain: after raising alone. report: of raising. left: every softmax that is no attention, with its first obstacle.
     unfused: attentions that are written in parts. counts: ONNX nodes by op type. misses: what was almost fused."""
 
     model: onnx_ir.Model
     graph: Graph
+    plain: Graph
     report: RaisingReport
     left: list[Left]
     unfused: list[str] = field(default_factory=list[str])
@@ -76,11 +77,11 @@ def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[st
         return held(weights[name], graph.params[name].type, name)
 
     report = raise_graph(made, read, without=off)
-    left = accounted(made, report)
+    left, plain = accounted(made, report), made.copy()
     found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made)
     model = lower(made, weights, max(OPSET, opset), pipeline=AS_IT_IS)
     unfused = [f"attention at {n.location} is written in parts" for n in made if isinstance(n.op, Attention)]
-    return Raised(model, made, report, left, unfused, count(model), found.misses)
+    return Raised(model, made, plain, report, left, unfused, count(model), found.misses)
 
 
 def accounted(graph: Graph, report: RaisingReport) -> list[Left]:

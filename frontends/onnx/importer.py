@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ...ir.dims import sources
 from ...ir.errors import MonographError
 from ...ir.graph import Graph, Location, Node, Value, building
 from ...ir.ops import constant
@@ -64,21 +65,32 @@ class Importer:
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError."""
         own = self.file.model.graph
-        for v in own.input:
-            if v.name in self.tensors or v.name in self.texts:
-                continue  # Before version 4 of the format, initializers are inputs too.
-            type = type_of(v.type, self.symbols, f"{self.file.path}: input {v.name}")
-            if type is None:
-                what = "does not say its element type and its rank"
-                raise OnnxFileError(what, place=f"{self.file.path}: input {v.name}")
-            check_sizes(type, f"{self.file.path}: input {v.name}")
-            self.values[v.name] = self.graph.input(v.name, type)
+        types = self._inputs(self.symbols)
+        if any(t.symbols - sources(types).keys() for t in types.values()):
+            self.symbols = self.inference.symbols = Symbols(expressions=False)
+            types = self._inputs(self.symbols)
+        for name, type in types.items():
+            self.values[name] = self.graph.input(name, type)
         with building(self.graph):
             self.nodes(own.node)
             for v in own.output:
                 self.graph.output(v.name, self._output(v))
         self._drop_unread()
         return self.graph, Weights(self.weights, str(self.file.path))
+
+    def _inputs(self, symbols: Symbols) -> dict[str, TensorType]:
+        """The types of the inputs. Raises OnnxFileError."""
+        found: dict[str, TensorType] = {}
+        for v in self.file.model.graph.input:
+            if v.name in self.tensors or v.name in self.texts:
+                continue  # Before version 4 of the format, initializers are inputs too.
+            place = f"{self.file.path}: input {v.name}"
+            type = type_of(v.type, symbols, place)
+            if type is None:
+                raise OnnxFileError("does not say its element type and its rank", place=place)
+            check_sizes(type, place)
+            found[v.name] = type
+        return found
 
     def _output(self, v: onnx.ValueInfoProto) -> Value:
         value = self.value(v.name)

@@ -49,9 +49,13 @@ _LONGEST = 200
 
 
 class Symbols:
-    """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols."""
+    """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols.
 
-    def __init__(self) -> None:
+    expressions: names that read as sums of products of names are these.
+    """
+
+    def __init__(self, *, expressions: bool = True) -> None:
+        self._expressions = expressions
         self._known: dict[str, Dim] = {}
         self._taken: set[str] = set()
         self._fresh = 0
@@ -75,7 +79,12 @@ class Symbols:
         return self._new(f"u{self._fresh}")
 
     def _expression(self, name: str) -> DimLike | None:
-        if len(name) > _LONGEST or not re.search(r"[+*-]", name) or re.search(r"[^\w\s.+*-]", name):
+        if (
+            not self._expressions
+            or len(name) > _LONGEST
+            or not re.search(r"[+*-]", name)
+            or re.search(r"[^\w\s.+*-]", name)
+        ):
             return None
         try:
             parsed = parse_dim(name)
