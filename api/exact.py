@@ -44,9 +44,9 @@ class Unchecked(Exception):
 def exact_difference(stages: Sequence[Stage], weights: Mapping[str, Tensor], fixed: Collection[str]) -> str:
     """What differs between a graph and the one before it, "" if nothing does.
 
-    They are computed with the weights as they are, and so small that each epsilon of a norm counts. fixed: weights whose
-    numbers a graph was made from, which stay. Raises Unchecked for graphs that are too large, and where NumPy cannot
-    compute the first.
+    They are computed with the weights as they are, and so small that each epsilon of a norm counts. fixed: weights
+    whose numbers a graph was made from, which stay. Raises Unchecked for graphs that are too large, and where NumPy
+    cannot compute the first.
     """
     first = stages[0].graph
     size = sum(math.prod(d for d in v.shape if isinstance(d, int)) for v in first.params.values())

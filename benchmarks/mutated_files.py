@@ -100,9 +100,9 @@ def main() -> None:
     kinds = {k: dict(Counter(_became(t) for t in told if t["kind"] == k)) for k in sorted({t["kind"] for t in told})}
     rows = [row(name, [t for t in told if t["file"] == name]) for name in sorted({t["file"] for t in told})]
     note = (
-        "Each file is loaded and optimized in a process with 2 GiB of memory and 30 s of the processor. A fault is a crash, "
-        "a hang, an error that is not typed or does not name the file, other numbers than ONNX Runtime gives, or a file "
-        "left behind."
+        "Each file is loaded and optimized in a process with 2 GiB of memory and 30 s of the processor. A fault is a "
+        "crash, a hang, an error that is not typed or does not name the file, other numbers than ONNX Runtime gives, "
+        "or a file left behind."
     )
     publish("mutated_files", [*rows, row("all", told)], note=note, kinds=kinds, faults=wrong, strict=dict(strict),
             only_print=given.no_publish)  # fmt: skip
