@@ -49,8 +49,8 @@ _FUSED = (OrtMultiHeadAttention, OnnxAttention, OnnxCachedAttention)
 @dataclass
 class Raised:
     """graph: as it is written. plain: after raising alone. report: of raising. left: every softmax that is no
-    attention, with its first obstacle. unfused: attentions that are written in parts. counts: ONNX nodes by op type. misses: what
-    was almost fused.
+    attention, with its first obstacle. unfused: attentions that are written in parts. counts: ONNX nodes by op type.
+    misses: what was almost fused.
     """
 
     model: onnx_ir.Model
