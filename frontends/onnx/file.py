@@ -200,6 +200,8 @@ def _check_unique(graph: onnx.GraphProto, known: set[str], path: Path) -> None:
             raise OnnxFileError(f"has two {kind}s called {twice!r}", place=str(path))
     made: set[str] = set()
     for node in graph.node:
+        if not any(node.output):
+            raise OnnxFileError("has no outputs", place=place_of(path, node))
         for name in node.output:
             if name and (name in made or name in known):
                 raise OnnxFileError(f"{name!r} is made twice", place=place_of(path, node))

@@ -22,6 +22,10 @@ _SMALL = 1024
 """Elements of the largest initializer whose numbers inference sees."""
 
 
+_FAILURES = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError)
+"""What ONNX's inference raises."""
+
+
 class Inference:
     """Types of nodes of one file."""
 
@@ -106,7 +110,7 @@ class Inference:
             made: Mapping[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
                 schema, node, types, dict(data), opset_imports=opsets
             )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as e:
+        except _FAILURES as e:
             raise OnnxFileError(f"is not what {node.op_type} allows: {e}", place=place) from None
         read = (type_of(t, self.symbols, place, self._own) for t in made.values())
         return {n: t for n, t in zip(made, read, strict=True) if t is not None}
@@ -133,11 +137,12 @@ class Inference:
     def _whole(self) -> dict[str, onnx.TypeProto]:
         try:
             return _infos(shape_inference.infer_shapes(self._skeleton, data_prop=True).graph)
-        except (onnx.shape_inference.InferenceError, RuntimeError) as e:
+        except _FAILURES as e:
             raise OnnxFileError(f"has types that contradict each other: {e}", place=str(self.file.path)) from None
 
     def _read(self, infos: Mapping[str, onnx.TypeProto], name: str) -> TensorType | None:
-        return type_of(infos[name], self.symbols, f"{self.file.path}: {name}") if name in infos else None
+        place = f"{self.file.path}: {name}"
+        return type_of(infos[name], self.symbols, place, self.symbols.later) if name in infos else None
 
     @cached_property
     def _skeleton(self) -> onnx.ModelProto:

@@ -69,6 +69,13 @@ class Symbols:
             self._known[name] = self._new(plain if re.match(r"[A-Za-z_]", plain) else f"d{plain}")
         return self._known[name]
 
+    def later(self, name: str) -> DimLike:
+        """As `named`, of a value inside: an expression of names that no input has says nothing."""
+        parsed = None if name in self._known else self._parsed(name)
+        if isinstance(parsed, Dim) and not parsed.symbols <= self._known.keys():
+            return self.fresh()
+        return self.named(name)
+
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these are symbols that were given out."""
         return self._taken.issuperset(names)
@@ -79,20 +86,20 @@ class Symbols:
         return self._new(f"u{self._fresh}")
 
     def _expression(self, name: str) -> DimLike | None:
-        if (
-            not self._expressions
-            or len(name) > _LONGEST
-            or not re.search(r"[+*-]", name)
-            or re.search(r"[^\w\s.+*-]", name)
-        ):
-            return None
-        try:
-            parsed = parse_dim(name)
-        except MonographError:
-            return None
-        if isinstance(parsed, int):
+        parsed = self._parsed(name)
+        if not isinstance(parsed, Dim):
             return parsed
         return parsed.substitute({s: self.named(s) for s in parsed.symbols})
+
+    def _parsed(self, name: str) -> DimLike | None:
+        if not self._expressions or len(name) > _LONGEST or not re.search(r"[+*-]", name):
+            return None
+        if re.search(r"[^\w\s.+*-]", name):
+            return None
+        try:
+            return parse_dim(name)
+        except MonographError:
+            return None
 
     def _new(self, name: str) -> Dim:
         free, i = name, 0
