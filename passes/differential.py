@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,21 +107,31 @@ def random_params(graph: Graph, seed: int = 0, scale: float = 1.0) -> dict[str, 
     return params
 
 
+Extra = Callable[[Array, int, int], Mapping[str, Array]]
+"""(mask [B,T], first token, behind the last token) of a call -> inputs of a target that follow from them, by name."""
+
+
 def difference(
-    before: Graph, after: Graph, *, tolerance: float = EXACT, seed: int = 0, cases: Sequence[Case] | None = None
+    before: Graph,
+    after: Graph,
+    *,
+    tolerance: float = EXACT,
+    seed: int = 0,
+    cases: Sequence[Case] | None = None,
+    extra: Extra | None = None,
 ) -> str | None:
     """None if both graphs give the same outputs; else the case, the output, the numbers and the first bad layer.
 
     Outputs are compared in f64 at positions the mask keeps, relative to the largest expected value. A graph with a
     cache is run as prefill and decode and compared with the full forward of one without. cases: by default those of
-    `before`.
+    `before`. extra: gives inputs that only `after` has.
     """
     for case in cases_of(before) if cases is None else cases:
         params = random_params(before, seed, case.scale) | random_params(after, seed, case.scale)
         if case.past and not after.slots:
             continue
         expected, trail = _run(before, case, params, seed)
-        found, found_trail = _run(after, case, params, seed)
+        found, found_trail = _run(after, case, params, seed, extra)
         lost = sorted(expected.keys() - found.keys())
         if lost:
             return f"case: {case}\noutput {lost[0]} is gone"
@@ -136,9 +146,12 @@ def difference(
 Trail = list[tuple[Node, Array]]
 
 
-def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tuple[dict[str, Array], Trail]:
+def _run(
+    graph: Graph, case: Case, params: Mapping[str, Array], seed: int, extra: Extra | None = None
+) -> tuple[dict[str, Array], Trail]:
     """Outputs at valid positions by name, and every intermediate value of the last call."""
     inputs = sample_inputs(graph, case, seed)
+    mask = attention_mask(case.mask, case.batch, case.length)
     trail: Trail = []
 
     def observe(node: Node, results: tuple[Array, ...]) -> None:
@@ -156,12 +169,15 @@ def _run(graph: Graph, case: Case, params: Mapping[str, Array], seed: int) -> tu
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
-        outputs = interpret(graph, window(graph, inputs, start, stop) | remembered, params, observe, exact=True)
+        more = {} if extra is None else extra(mask, start, stop)
+        given = window(graph, inputs, start, stop) | remembered | more
+        outputs = interpret(graph, given, params, observe, exact=True)
         remembered = {s.input: newest(outputs[s.output], s) for s in graph.slots}
         parts.append({k: v for k, v in outputs.items() if k in own})
         start = stop
     joined = {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}
-    return {k: _valid(v, inputs) for k, v in joined.items()}, trail
+    shown = inputs if extra is None else {(graph.stream or TOKENS).mask: mask, **inputs}
+    return {k: _valid(v, shown) for k, v in joined.items()}, trail
 
 
 def newest(x: Array, slot: Slot) -> Array:

@@ -1,0 +1,173 @@
+"""A small twin of a model: the same kinds of layers with the same settings, narrow and few. And whether passes keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from .backends.onnxruntime.attention import LENGTHS as VALID
+from .backends.onnxruntime.attention import TOTAL
+from .backends.onnxruntime.variants import ENCODER, LENGTHS, MASKED, variants_of
+from .backends.target import Target
+from .frontends.dsl import Model, Program
+from .frontends.task import LOGITS
+from .ir.errors import MonographError, PassError
+from .ir.graph import Graph
+from .ir.tensors import Array
+from .ir.types import f32
+from .passes.differential import Case, cases_of, difference
+from .passes.pipelines import PIPELINES
+
+MOST = 1 << 21
+"""Weights of the largest twin."""
+VOCABULARY, WINDOW, WIDTH = 64, 8, 64
+"""Of a twin: tokens, tokens of a window, and channels of a feed-forward block, at most."""
+_DEPTHS, _WIDTHS = ("layers", "decoder_layers"), ("ffn", "inner", "decoder_ffn", "expert_ffn")
+_CYCLES = ("every", "dense")
+"""Fields that say which layers are of another kind: as many layers show it, and one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TwinCheck:
+    """What was compared in f64 before and after the passes of a build. twin: what it is. graphs: the files of them.
+
+    cases: sets of inputs for each. refused: why nothing was compared ("": something was).
+    """
+
+    twin: str = ""
+    graphs: tuple[str, ...] = ()
+    cases: int = 0
+    refused: str = ""
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"nothing: {self.refused}"
+        return f"{', '.join(self.graphs)} of {self.twin} on {self.cases} sets of inputs, the same in f64"
+
+
+def check_passes(model: Model, target: Target, positions: int) -> TwinCheck:
+    """Compare a twin of a model before and after the passes of a build, in NumPy.
+
+    Raises PassError with the case, the numbers and the first layer that differs.
+    """
+    found = twin_of(model)
+    if isinstance(found, str):
+        return TwinCheck(refused=found)
+    twin, graph = found
+    if LOGITS in graph.outputs:  # A build computes them for some tokens only; here all are compared.
+        graph.outputs[f"all_{LOGITS}"] = graph.outputs.pop(LOGITS)
+    graphs = _made(graph, target, positions)
+    total = 0
+    for name, after in graphs.items():
+        trusting = name == LENGTHS and MASKED in graphs
+        cases = _cases(graph, trusting=trusting)
+        try:
+            wrong = difference(graph, after, cases=cases, extra=_counts if trusting else None)
+        except MonographError as e:
+            if not _computable(graph, cases):
+                return TwinCheck(refused=f"NumPy cannot compute it: {e.what}")
+            wrong = str(e)
+        if wrong:
+            what = f"the passes of the build change what a twin of the model computes ({name})"
+            raise PassError(what, place=model.name, details=[*wrong.splitlines(), f"twin: {twin}"])
+        total += len(cases)
+    return TwinCheck(twin, tuple(graphs), total)
+
+
+def _made(graph: Graph, target: Target, positions: int) -> dict[str, Graph]:
+    """The graphs of a build by file name; of two that work together, the one before it is divided."""
+    made = variants_of(graph, target, positions)
+    if ENCODER in made.graphs:
+        whole = graph.copy()
+        PIPELINES["decode"].run(whole)
+        return {f"{ENCODER} and {made.masked} before they are parted": whole}
+    return {name: made.graphs[name] for name in dict.fromkeys((made.masked, LENGTHS)) if name in made.graphs}
+
+
+def _computable(graph: Graph, cases: Sequence[Case]) -> bool:
+    """Whether NumPy computes the plain graph: ops of other formats, and those of a user, may need more."""
+    try:
+        difference(graph, graph, cases=cases)
+    except MonographError:
+        return False
+    return True
+
+
+def _cases(graph: Graph, *, trusting: bool) -> list[Case]:
+    """A few of the cases of a graph. trusting: of one that takes rows to be padded on the right and nothing else."""
+    own = [c for c in cases_of(graph) if c.scale != 1.0 or c.length > Case("", 1).length]
+    plain = [Case("holed", 3), Case("left-padded", 3, past=4)]
+    if not trusting:
+        return [*plain, *(c for c in own if c.mask == "left-padded")]
+    right = [Case("right-padded", 3), Case("all-ones", 3, past=4)]
+    longer = {(c.length, c.past, c.scale) for c in own if c.past}
+    return [*right, *(Case("all-ones", 2, length, past, scale) for length, past, scale in sorted(longer))]
+
+
+def _counts(mask: Array, start: int, stop: int) -> Mapping[str, Array]:
+    """Inputs of a graph that takes the number of tokens of each row for its mask."""
+    return {VALID: mask[:, :stop].sum(axis=1).astype(np.int32), TOTAL: np.asarray(stop, np.int32)}
+
+
+def twin_of(model: Model) -> tuple[str, Graph] | str:
+    """(what it is, its plain graph); or why there is none."""
+    if isinstance(model.source, Program) and model.config is None:
+        return "it is a graph without a config that could be made smaller"
+    for changes in _smaller(cast("Any", model.config)):
+        try:
+            graph = model.source.graph(dataclasses.replace(cast("Any", model.config), **changes), f32)
+        except (MonographError, ArithmeticError, LookupError, TypeError, ValueError):
+            continue  # These sizes do not go together in this family.
+        size = sum(int(np.prod([d for d in v.shape if isinstance(d, int)])) for v in graph.params.values())
+        if size <= MOST:
+            said = ", ".join(f"{k} {v}" for k, v in changes.items() if not isinstance(v, tuple))
+            return f"a twin ({said})" if said else "the model itself", graph
+    return "no sizes small enough to compute in f64 go together in it"
+
+
+def _smaller(config: Any) -> Iterator[dict[str, Any]]:
+    """Changes of a config, the strongest first: fewer layers of each kind, tokens, and heads of the same width."""
+    fields: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} if config else {}
+    numbers = {k: v for k, v in fields.items() if type(v) is int and v > 0}
+    few = _fewer_layers(fields, numbers)
+    few |= {k: min(numbers[k], most) for k, most in (("vocab", VOCABULARY), ("window", WINDOW)) if k in numbers}
+    narrow = {k: min(numbers[k], WIDTH) for k in _WIDTHS if k in numbers}
+    yield from ({**few, **narrow, **heads} for heads in _fewer_heads(numbers))
+    yield {**few, **narrow}
+    yield few
+    yield {}
+
+
+def _fewer_layers(fields: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
+    """Two layers, or as many as show every kind that a list or a cycle names; lists as long."""
+    lists = {k: v for k, v in fields.items() if isinstance(v, (list, tuple)) and len(v) in _depths(numbers)}
+    needed = [2, *(numbers[k] + 1 for k in _CYCLES if k in numbers)]
+    for kinds in lists.values():
+        needed.append(next(n for n in range(1, len(kinds) + 1) if set(map(str, kinds[:n])) == set(map(str, kinds))))
+    few: dict[str, Any] = {k: min(numbers[k], max(needed)) for k in _DEPTHS if k in numbers}
+    return few | {k: v[: max(needed)] for k, v in lists.items()}
+
+
+def _depths(numbers: Mapping[str, int]) -> set[int]:
+    return {numbers[k] for k in _DEPTHS if k in numbers}
+
+
+def _fewer_heads(numbers: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Heads of the same width, as many to each head of keys and values, where the widths go into each other."""
+    heads, dim = numbers.get("heads"), numbers.get("dim")
+    if heads is None or dim is None:
+        return
+    groups = numbers.get("kv_heads", heads)
+    shared = heads // groups if groups and heads % groups == 0 else 1
+    for kept in (1, 2):
+        few = shared * kept
+        if few < 2 or heads % few or dim * few % heads or few > heads:
+            continue
+        free = type(numbers.get("head_dim")) is int
+        changes = {"heads": few, "dim": min(dim, WIDTH) if free else dim * few // heads}
+        changes |= {k: kept for k in ("kv_heads",) if k in numbers}
+        changes |= {k: few for k in ("decoder_heads",) if numbers.get(k) == heads}
+        yield changes
