@@ -1,4 +1,4 @@
-"""A small twin of a model: the same kinds of layers with the same settings, narrow and few. And whether passes keep it."""
+"""A small twin of a model: the same kinds of layers and settings, narrow and few. And whether passes keep it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .backends.onnxruntime.attention import LENGTHS as VALID
-from .backends.onnxruntime.attention import TOTAL
+from .backends.onnxruntime.feeds import counts_of
 from .backends.onnxruntime.variants import ENCODER, LENGTHS, MASKED, variants_of
 from .backends.target import Target
 from .frontends.dsl import Model, Program
@@ -18,13 +17,17 @@ from .ir.errors import MonographError, PassError
 from .ir.graph import Graph
 from .ir.tensors import Array
 from .ir.types import f32
-from .passes.differential import Case, cases_of, difference
+from .passes.differential import Case, Extra, cases_of, difference
 from .passes.pipelines import PIPELINES
 
 MOST = 1 << 21
 """Weights of the largest twin."""
-VOCABULARY, WINDOW, WIDTH = 64, 8, 64
-"""Of a twin: tokens, tokens of a window, and channels of a feed-forward block, at most."""
+WIDTH = 64
+"""Channels of a feed-forward block of a twin, at most, and of all where heads have a width of their own."""
+POSITIONS = 64
+"""Tokens that a row of a twin may have."""
+_FEW = {"vocab": 64, "window": 8, "source_positions": 16}
+"""Tokens, tokens of a window and frames of a sound, at most."""
 _DEPTHS, _WIDTHS = ("layers", "decoder_layers"), ("ffn", "inner", "decoder_ffn", "expert_ffn")
 _CYCLES = ("every", "dense")
 """Fields that say which layers are of another kind: as many layers show it, and one."""
@@ -48,10 +51,10 @@ class TwinCheck:
         return f"{', '.join(self.graphs)} of {self.twin} on {self.cases} sets of inputs, the same in f64"
 
 
-def check_passes(model: Model, target: Target, positions: int) -> TwinCheck:
+def check_passes(model: Model, target: Target) -> TwinCheck:
     """Compare a twin of a model before and after the passes of a build, in NumPy.
 
-    Raises PassError with the case, the numbers and the first layer that differs.
+    target: with the choices of the build. Raises PassError with the case, the numbers and the first layer that differs.
     """
     found = twin_of(model)
     if isinstance(found, str):
@@ -59,13 +62,16 @@ def check_passes(model: Model, target: Target, positions: int) -> TwinCheck:
     twin, graph = found
     if LOGITS in graph.outputs:  # A build computes them for some tokens only; here all are compared.
         graph.outputs[f"all_{LOGITS}"] = graph.outputs.pop(LOGITS)
-    graphs = _made(graph, target, positions)
+    try:
+        graphs = _made(graph, target)
+    except MonographError as e:
+        return TwinCheck(refused=f"the passes do not take a twin: {e.what}")
     total = 0
     for name, after in graphs.items():
         trusting = name == LENGTHS and MASKED in graphs
-        cases = _cases(graph, trusting=trusting)
+        cases = _cases(graph, after, trusting=trusting)
         try:
-            wrong = difference(graph, after, cases=cases, extra=_counts if trusting else None)
+            wrong = difference(graph, after, cases=cases, extra=_counts(after) if trusting else None)
         except MonographError as e:
             if not _computable(graph, cases):
                 return TwinCheck(refused=f"NumPy cannot compute it: {e.what}")
@@ -77,12 +83,12 @@ def check_passes(model: Model, target: Target, positions: int) -> TwinCheck:
     return TwinCheck(twin, tuple(graphs), total)
 
 
-def _made(graph: Graph, target: Target, positions: int) -> dict[str, Graph]:
+def _made(graph: Graph, target: Target) -> dict[str, Graph]:
     """The graphs of a build by file name; of two that work together, the one before it is divided."""
-    made = variants_of(graph, target, positions)
+    made = variants_of(graph, target, POSITIONS, verify=False)  # Numbers say more.
     if ENCODER in made.graphs:
         whole = graph.copy()
-        PIPELINES["decode"].run(whole)
+        PIPELINES["decode"].run(whole, verify=False)
         return {f"{ENCODER} and {made.masked} before they are parted": whole}
     return {name: made.graphs[name] for name in dict.fromkeys((made.masked, LENGTHS)) if name in made.graphs}
 
@@ -96,20 +102,29 @@ def _computable(graph: Graph, cases: Sequence[Case]) -> bool:
     return True
 
 
-def _cases(graph: Graph, *, trusting: bool) -> list[Case]:
+def _cases(graph: Graph, after: Graph, *, trusting: bool) -> list[Case]:
     """A few of the cases of a graph. trusting: of one that takes rows to be padded on the right and nothing else."""
-    own = [c for c in cases_of(graph) if c.scale != 1.0 or c.length > Case("", 1).length]
-    plain = [Case("holed", 3), Case("left-padded", 3, past=4)]
-    if not trusting:
-        return [*plain, *(c for c in own if c.mask == "left-padded")]
-    right = [Case("right-padded", 3), Case("all-ones", 3, past=4)]
-    longer = {(c.length, c.past, c.scale) for c in own if c.past}
-    return [*right, *(Case("all-ones", 2, length, past, scale) for length, past, scale in sorted(longer))]
+    past = 4 if after.slots else 0
+    mask = "all-ones" if trusting else "left-padded"
+    few = [Case("right-padded" if trusting else "holed", 3), *([Case(mask, 3, past=past)] if past else [])]
+    own = [c for c in cases_of(graph) if (c.scale != 1.0 or c.length > few[0].length) and bool(c.past) == bool(past)]
+    return [*few, *(dataclasses.replace(c, mask=mask) for c in own)]
 
 
-def _counts(mask: Array, start: int, stop: int) -> Mapping[str, Array]:
-    """Inputs of a graph that takes the number of tokens of each row for its mask."""
-    return {VALID: mask[:, :stop].sum(axis=1).astype(np.int32), TOTAL: np.asarray(stop, np.int32)}
+def _counts(graph: Graph) -> Extra:
+    """Inputs of a graph that takes for its mask how many tokens of a row its buffers hold, and those of each window."""
+    windows = {0, *(s.window for s in graph.slots)}
+
+    def counted(mask: Array, start: int, stop: int) -> Mapping[str, Array]:
+        new = mask[:, start:stop].sum(axis=1)
+        found: dict[str, Array] = {}
+        for window in windows:
+            past = min(start, window - 1) if window else start
+            lengths, total = counts_of(window)
+            found |= {lengths: (past + new).astype(np.int32), total: np.asarray(past + stop - start, np.int32)}
+        return {k: x for k, x in found.items() if k in graph.inputs}
+
+    return counted
 
 
 def twin_of(model: Model) -> tuple[str, Graph] | str:
@@ -123,7 +138,7 @@ def twin_of(model: Model) -> tuple[str, Graph] | str:
             continue  # These sizes do not go together in this family.
         size = sum(int(np.prod([d for d in v.shape if isinstance(d, int)])) for v in graph.params.values())
         if size <= MOST:
-            said = ", ".join(f"{k} {v}" for k, v in changes.items() if not isinstance(v, tuple))
+            said = ", ".join(f"{k} {v}" for k, v in changes.items() if isinstance(v, int))
             return f"a twin ({said})" if said else "the model itself", graph
     return "no sizes small enough to compute in f64 go together in it"
 
@@ -133,7 +148,7 @@ def _smaller(config: Any) -> Iterator[dict[str, Any]]:
     fields: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} if config else {}
     numbers = {k: v for k, v in fields.items() if type(v) is int and v > 0}
     few = _fewer_layers(fields, numbers)
-    few |= {k: min(numbers[k], most) for k, most in (("vocab", VOCABULARY), ("window", WINDOW)) if k in numbers}
+    few |= {k: min(numbers[k], most) for k, most in _FEW.items() if k in numbers}
     narrow = {k: min(numbers[k], WIDTH) for k in _WIDTHS if k in numbers}
     yield from ({**few, **narrow, **heads} for heads in _fewer_heads(numbers))
     yield {**few, **narrow}
