@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from .ir.errors import MonographError, PassError
 from .ir.graph import Graph
 from .ir.tensors import Array
 from .ir.types import f32
-from .passes.differential import Case, Extra, cases_of, difference
+from .passes.differential import CASES, EXACT, Case, Extra, cases_of, difference
 from .passes.pipelines import PIPELINES
 
 MOST = 1 << 21
@@ -60,31 +60,29 @@ def check_passes(model: Model, target: Target) -> TwinCheck:
     if isinstance(found, str):
         return TwinCheck(refused=found)
     twin, graph = found
-    if LOGITS in graph.outputs:  # A build computes them for some tokens only; here all are compared.
-        graph.outputs[f"all_{LOGITS}"] = graph.outputs.pop(LOGITS)
     try:
-        graphs = _made(graph, target)
+        graphs = graphs_of(graph, target)
     except MonographError as e:
         return TwinCheck(refused=f"the passes do not take a twin: {e.what}")
     total = 0
-    for name, after in graphs.items():
-        trusting = name == LENGTHS and MASKED in graphs
-        cases = _cases(graph, after, trusting=trusting)
+    for name in graphs:
         try:
-            wrong = difference(graph, after, cases=cases, extra=_counts(after) if trusting else None)
+            wrong, count = wrong_in(graph, graphs, name)
         except MonographError as e:
-            if not _computable(graph, cases):
+            if not _computable(graph):
                 return TwinCheck(refused=f"NumPy cannot compute it: {e.what}")
-            wrong = str(e)
+            wrong, count = str(e), 0
         if wrong:
             what = f"the passes of the build change what a twin of the model computes ({name})"
             raise PassError(what, place=model.name, details=[*wrong.splitlines(), f"twin: {twin}"])
-        total += len(cases)
+        total += count
     return TwinCheck(twin, tuple(graphs), total)
 
 
-def _made(graph: Graph, target: Target) -> dict[str, Graph]:
-    """The graphs of a build by file name; of two that work together, the one before it is divided."""
+def graphs_of(graph: Graph, target: Target) -> dict[str, Graph]:
+    """The graphs of a build of a plain graph, by file name; of two that work together, the one before it is divided."""
+    if LOGITS in graph.outputs:  # A build computes them for some tokens only; here all are compared.
+        graph.outputs[f"all_{LOGITS}"] = graph.outputs.pop(LOGITS)
     made = variants_of(graph, target, POSITIONS, verify=False)  # Numbers say more.
     if ENCODER in made.graphs:
         whole = graph.copy()
@@ -93,10 +91,20 @@ def _made(graph: Graph, target: Target) -> dict[str, Graph]:
     return {name: made.graphs[name] for name in dict.fromkeys((made.masked, LENGTHS)) if name in made.graphs}
 
 
-def _computable(graph: Graph, cases: Sequence[Case]) -> bool:
+def wrong_in(
+    graph: Graph, graphs: Mapping[str, Graph], name: str, *, seed: int = 0, tolerance: float = EXACT
+) -> tuple[str | None, int]:
+    """(what one of the graphs of a build computes that the plain graph does not, on how many sets of inputs)."""
+    after, trusting = graphs[name], name == LENGTHS and MASKED in graphs
+    cases = _cases(graph, after, trusting=trusting)
+    extra = _counts(after) if trusting else None
+    return difference(graph, after, tolerance=tolerance, seed=seed, cases=cases, extra=extra), len(cases)
+
+
+def _computable(graph: Graph) -> bool:
     """Whether NumPy computes the plain graph: ops of other formats, and those of a user, may need more."""
     try:
-        difference(graph, graph, cases=cases)
+        difference(graph, graph, cases=CASES[:1])
     except MonographError:
         return False
     return True
