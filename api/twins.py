@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -137,7 +137,7 @@ def _counts(graph: Graph) -> Extra:
 
 def twin_of(model: Model) -> tuple[str, Graph] | str:
     """(what it is, its plain graph); or why there is none."""
-    if isinstance(model.source, Program) and model.config is None:
+    if isinstance(model.source, Program):
         return "it is a graph without a config that could be made smaller"
     for changes in _smaller(cast("Any", model.config)):
         try:
@@ -166,7 +166,8 @@ def _smaller(config: Any) -> Iterator[dict[str, Any]]:
 
 def _fewer_layers(fields: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
     """Two layers, or as many as show every kind that a list or a cycle names; lists as long."""
-    lists = {k: v for k, v in fields.items() if isinstance(v, (list, tuple)) and len(v) in _depths(numbers)}
+    given = ((k, cast("Sequence[Any]", v)) for k, v in fields.items() if isinstance(v, (list, tuple)))
+    lists = {k: v for k, v in given if len(v) in _depths(numbers)}
     needed = [2, *(numbers[k] + 1 for k in _CYCLES if k in numbers)]
     for kinds in lists.values():
         needed.append(next(n for n in range(1, len(kinds) + 1) if set(map(str, kinds[:n])) == set(map(str, kinds))))

@@ -169,8 +169,9 @@ def _run(
     start, parts = 0, list[dict[str, Array]]()
     for stop in [case.past, case.length] if case.past else [case.length]:
         trail.clear()
-        more = {} if extra is None else extra(mask, start, stop)
-        given = window(graph, inputs, start, stop) | remembered | more
+        given = window(graph, inputs, start, stop) | remembered
+        if extra is not None:
+            given |= extra(mask, start, stop)
         outputs = interpret(graph, given, params, observe, exact=True)
         remembered = {s.input: newest(outputs[s.output], s) for s in graph.slots}
         parts.append({k: v for k, v in outputs.items() if k in own})

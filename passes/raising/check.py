@@ -11,6 +11,7 @@ import numpy as np
 from ...ir.errors import MonographError
 from ...ir.graph import Graph, Node, Value
 from ...ir.interpret import Array, evaluate_node, widened_array
+from ...ir.ops.attention import Attention
 from ...ir.types import Dim, DType, bool_, substitute
 from ...ir.value import NOWHERE
 from ..differential import LONGEST, MASKS, attention_mask, rows_indexed
@@ -156,7 +157,7 @@ class Run:
         """A size for each row, evenly from the least to the largest power, in an order that is drawn."""
         rows = shape[:-1]
         powers = np.linspace(*SPREAD, max(1, math.prod(rows)))[: math.prod(rows)]
-        return 10.0 ** self.rng.permutation(powers).reshape(*rows, 1) if shape else np.float64(1.0)
+        return 10.0 ** self.rng.permutation(powers).reshape(*rows, 1) if shape else np.ones(())
 
     def again(self, v: Value, given: Mapping[Value, Array]) -> Array:
         """v, computed anew from other numbers of some values."""
@@ -192,9 +193,11 @@ class Run:
 
 
 def _beyond(inside: Collection[Node]) -> list[Trial]:
-    """Trials whose rows are longer than the windows of the nodes."""
-    windows = {int(n.attributes["window"]) for n in inside if n.attributes.get("window")}
-    return [Trial("left-padded", 2, w + 2, w) for w in sorted(windows) if w + 2 <= LONGEST]
+    """Trials whose rows are longer than the windows of attentions, where their scores are not too many."""
+    attentions = [n for n in inside if isinstance(n.op, Attention) and n.attributes["window"] is not None]
+    sizes = sorted({(int(n.attributes["window"]) + 2, n.value("q").shape[2]) for n in attentions}, key=str)
+    small = [n for n, heads in sizes if n <= LONGEST and isinstance(heads, int) and n * n * heads <= LARGEST]
+    return [Trial("left-padded", 1, n, n) for n in dict.fromkeys(small)]
 
 
 def _masked(trial: Trial, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
