@@ -1,4 +1,4 @@
-"""Miscompiled files for onnxsim's `certify`, which tries to prove that two files are equal, and for our check in f64."""
+"""Changed files for `certify` of onnxsim, which tries to prove that two are equal, and for our check in f64."""
 
 from __future__ import annotations
 
