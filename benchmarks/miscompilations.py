@@ -61,18 +61,18 @@ def own(seed: int, count: Count) -> None:
     graph = load_family(name)(**SIZES, **more).graph()
     passes = PIPELINES[pipeline].passes
     last = rng.randrange(len(passes))
-    start = time.perf_counter()
+    start = time.process_time()
     before = graph.copy()
     for i, step in enumerate(passes[: last + 1]):
         before = graph.copy() if i == last else before
         step.run(graph)
-    count.work += time.perf_counter() - start
+    count.work += time.process_time() - start
     kind = mutate(graph, rng)
     count.total += 1
-    start = time.perf_counter()
+    start = time.process_time()
     typed = seen(lambda: verify(graph) is None)
     numbers = not typed and seen(lambda: difference(before, graph))
-    count.check += time.perf_counter() - start
+    count.check += time.process_time() - start
     if typed or numbers:
         count.caught["types" if typed else "differential"] += 1
     elif any(seen(lambda s=s: larger(before, graph, s)) for s in (1, 2)):
@@ -102,10 +102,10 @@ def imported(folder: Path) -> Iterator[Imported]:
         place = folder / kind
         place.mkdir()
         path = exported(kind, place)
-        start = time.perf_counter()
+        start = time.process_time()
         graph, weights, _ = read_graph(open_onnx(path))
         made = raised_model(graph, weights)
-        took = time.perf_counter() - start
+        took = time.process_time() - start
         yield Imported(Original.of(path, graph), graph, made, weights, took, place / "mutant.onnx")
 
 
@@ -123,7 +123,7 @@ def of_a_file(seed: int, count: Count, files: list[Imported]) -> None:
     ):
         count.caught["types"] += 1
         return
-    start = time.perf_counter()
+    start = time.process_time()
     wrong, error = original.difference(path)
     told: Any = {"weights": weights, "fixed": file.made.report.read}
     if wrong:
@@ -133,24 +133,24 @@ def of_a_file(seed: int, count: Count, files: list[Imported]) -> None:
     else:
         graphs = [Stage("made", file.made.graph, 0.0, FILE_TRIALS), Stage("mutant", graph, TIGHTER, FILE_TRIALS)]
         (count.slipped if exact_difference(graphs, **told) or error > TIGHT else count.equal)[kind] += 1
-    count.check += time.perf_counter() - start
+    count.check += time.process_time() - start
 
 
 def of_a_build(seed: int, count: Count) -> None:
     """A mutant of a graph that a build makes, held against the plain one as every build does with a twin."""
     rng = random.Random(seed)
     name = rng.choice(sorted(BUILT))
-    start = time.perf_counter()
+    start = time.process_time()
     graph = load_family(name)(**{**SIZES, **MODELS[name][1], "dim": 32}).graph()
     graphs = graphs_of(graph, chosen(Target.of("cpu"), None))
-    count.work += time.perf_counter() - start
+    count.work += time.process_time() - start
     file = rng.choice(sorted(graphs))
     kind = mutate(graphs[file], rng)
     count.total += 1
-    start = time.perf_counter()
+    start = time.process_time()
     typed = seen(lambda: verify(graphs[file]) is None)
     numbers = not typed and seen(lambda: wrong_in(graph, graphs, file)[0])
-    count.check += time.perf_counter() - start
+    count.check += time.process_time() - start
     if typed or numbers:
         count.caught["types" if typed else "twin"] += 1
     else:
