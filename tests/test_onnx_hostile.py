@@ -90,6 +90,7 @@ def relu(source: str, result: str) -> onnx.NodeProto:
     return helper.make_node("Relu", [source], [result], name=f"to_{result}")
 
 
+ONE = helper.make_attribute("value_float", 1.0)
 ALPHA = [helper.make_attribute("alpha", 0.5)]
 
 
@@ -219,10 +220,8 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: constant(helper.make_attribute("value_float", 1)),
         "attributes value_float .INT., expected one value",
     ),
-    "constant without output": (
-        lambda: constant(helper.make_attribute("value_float", 1.0), outputs=0),
-        "0 inputs and 0 outputs, expected 0 and 1",
-    ),
+    "constant without output": (lambda: constant(ONE, outputs=0), "node odd .Constant.: has no outputs"),
+    "constant of two outputs": (lambda: constant(ONE, outputs=2), "0 inputs and 2 outputs, expected 0 and 1"),
     "if without else": (lambda: stored_if(then_branch=branch("a")), "branches with outputs .'then_branch': 1. for 1"),
     "if of other outputs": (
         lambda: stored_if(then_branch=branch("a"), else_branch=branch("b", "c")),
