@@ -231,6 +231,7 @@ def build(
     adapters: Mapping[str, str | Path | Adapter] | None = None,
     max_positions: int | None = None,
     strict: bool = False,
+    twin: bool = True,
     threads: int | None = None,
     dump: Path | None = None,
     announce: Callable[[int], None] | None = None,
@@ -244,15 +245,18 @@ def build(
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
     tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
     takes. adapters: LoRA adapters or their folders by name, chosen by row. max_positions: most tokens a row may have
-    (None: what the config says). strict: fail unless every attention is fused. threads: of the engine (None: one a
-    physical core). dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
-    memory that writing may take. The engine opens what was built when it is first used. Raises LoweringError for what
-    the target cannot do, ConfigError for a quantization that cannot be, WeightsError for missing or damaged weights,
-    MonographError for a folder that holds other files.
+    (None: what the config says). strict: fail unless every attention is fused. twin: compute a small twin of the model
+    before and after the passes, in NumPy. threads: of the engine (None: one a physical core). dump: folder for the text
+    of each graph after every pass. announce(bytes): called once with the most memory that writing may take. The engine
+    opens what was built when it is first used. Raises LoweringError for what the target cannot do, PassError where the
+    passes change what the twin computes, ConfigError for a quantization that cannot be, WeightsError for missing or
+    damaged weights, MonographError for a folder that holds other files.
     """
     from .backends import onnxruntime as backend
+    from .backends.onnxruntime.choices import chosen
     from .inference.engine import Engine
     from .narrowing import narrowed as with_narrow_cache
+    from .twins import check_passes
 
     check_not_reading("mg.build is called")
     model_of(model, "build")
@@ -278,6 +282,8 @@ def build(
                 dump=dump,
                 finish=after_build(model, asked, aim.provider, done),
             )
+            choices = _choices(aim, asked, tuning)
+            compared = str(check_passes(model, chosen(aim, choices))) if twin else ""
             report = backend.build(
                 served,
                 None,
@@ -285,7 +291,7 @@ def build(
                 aim,
                 max_positions=max_positions,
                 strict=strict,
-                choices=_choices(aim, asked, tuning),
+                choices=choices,
                 beside=beside,
                 announce=announce if done is None else None,
                 progress=progress,
@@ -294,7 +300,7 @@ def build(
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
         raise
-    report.tuning = tuning
+    report.tuning, report.compared = tuning, compared
     return Engine.built(report, threads=threads, owned=folder is None)
 
 

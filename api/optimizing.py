@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import onnx_ir
 from .backends.onnx.folder import check_outside, foreign
 from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
+from .exact import Stage, Unchecked, exact_difference, stages_of
 from .frontends.onnx.errors import OnnxFileError
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
@@ -40,6 +41,7 @@ class OptimizeReport(Shown):
     that changed an output, by name, with the difference. unfused: attentions that stayed in parts, with the reason.
     kept: why the file went out as it came ("": it did not). trials: sets of inputs compared. refused: those that the
     original does not take. error: the largest difference, as a share of the largest number; bound: what is allowed.
+    unchecked: why the graphs were not also computed in f64 ("": they were).
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class OptimizeReport(Shown):
     refused: dict[str, str] = field(default_factory=dict[str, str])
     error: float = 0.0
     bound: float = 0.0
+    unchecked: str = ""
     seconds: float = 0.0
 
     @property
@@ -70,6 +73,7 @@ class OptimizeReport(Shown):
             ("raised", ", ".join(f"{n} {op}" for op, n in self.layers.items()) or "nothing"),
             ("refused", "\n".join(self.refusals) or "nothing"),
             ("compared", f"{self.trials} sets of inputs, error {self.error:.2g} of at most {self.bound:.2g}"),
+            ("in f64", self.unchecked or "the same"),
             ("took", f"{self.seconds:.1f} s"),
         ]
         return Table("optimize", rows)
@@ -146,7 +150,7 @@ def _write(
         except FAULTS as e:
             return f"a fault, {type(e).__name__}: {e}"
         difference, report.error = original.difference(path)
-        return difference
+        return difference or _exactly(stages_of(graph, made[0], original), weights, made[0], report)
 
     def places() -> list[str]:
         return made[0].report.places if made else []
@@ -161,12 +165,33 @@ def _write(
     report.counts = found.counts
 
 
+def _exactly(stages: Sequence[Stage], weights: Weights, made: Raised, report: OptimizeReport) -> str:
+    """What differs in f64; "" if nothing does, or if nothing was computed, which the report says."""
+    try:
+        difference = exact_difference(stages, weights, made.report.read)
+    except Unchecked as e:
+        report.unchecked = str(e)
+        return ""
+    except MonographError as e:
+        return f"it cannot be computed in f64: {e.what}"
+    report.unchecked = ""
+    return difference
+
+
 def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> None:
     """Write the file as it came, with its weights in one data file."""
     report.kept, report.error = reason, 0.0
     files: Any = onnx_ir  # Parts of its types are open.
-    model = files.load(read.path)
+    try:
+        model = files.load(read.path)
+    except (files.serde.SerdeError, TypeError, ValueError) as e:
+        what = f"cannot be written again: {_first_line(e.__cause__ or e)}"
+        raise LoweringError(what, place=str(read.path), details=[reason]) from None
     model.producer_name = PRODUCER
     path.parent.joinpath(f"{FILE}.data").unlink(missing_ok=True)
     files.save(model, path, external_data=f"{FILE}.data")
     report.nodes = len(read.model.graph.node), len(model.graph)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -139,8 +139,13 @@ def _outputs(own: Any, hard: Hard) -> dict[str, Array]:
     return {k: np.asarray(y) for k, y in zip(names, own.run(names, given), strict=True)}
 
 
-def apart(wanted: Array, found: Array | None, counts: Array, bound: float) -> tuple[str, float]:
-    """What differs, and by how much. Elements that are no numbers in the original say nothing."""
+def apart(
+    wanted: Array, found: Array | None, counts: Array, bound: float, *, least: float = SMALLEST
+) -> tuple[str, float]:
+    """What differs, and by how much. Elements that are no numbers in the original say nothing.
+
+    least: what errors are a share of where all numbers are smaller.
+    """
     if found is None:
         return " is gone", math.inf
     if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
@@ -151,7 +156,7 @@ def apart(wanted: Array, found: Array | None, counts: Array, bound: float) -> tu
     a, b = wanted.astype(np.float64), found.astype(np.float64)
     counts = counts & ~np.isnan(a)
     finite = counts & np.isfinite(a)
-    scale = max(float(np.abs(a[finite]).max(initial=0.0)), SMALLEST)
+    scale = max(float(np.abs(a[finite]).max(initial=0.0)), least) or 1.0
     with np.errstate(invalid="ignore"):
         gap = np.where(counts & (a != b), np.abs(a - b), 0.0)
     gap = np.where(np.isnan(gap), np.inf, gap)

@@ -16,8 +16,8 @@ from .backends.onnxruntime.choices import choices_of
 from .backends.onnxruntime.ops import OrtMultiHeadAttention
 from .backends.onnxruntime.rewrites import common, mask_variant
 from .backends.target import Target
-from .frontends.onnx.file import every_node
 from .frontends.onnx.foreign import node_of
+from .frontends.onnx.nested import every_node
 from .ir.graph import Graph, Node
 from .ir.ops.attention import Attention
 from .ir.ops.foreign import Foreign
@@ -54,11 +54,14 @@ _FUSED = (OrtMultiHeadAttention, OnnxAttention, OnnxCachedAttention)
 
 @dataclass
 class Raised:
-    """graph: as it is written. report: of raising. left: every softmax that is no attention, with its first obstacle.
-    unfused: attentions that are written in parts. counts: ONNX nodes by op type. misses: what was almost fused."""
+    """graph: as it is written. plain: after raising alone. report: of raising. left: every softmax that is no
+    attention, with its first obstacle. unfused: attentions that are written in parts. counts: ONNX nodes by op type.
+    misses: what was almost fused.
+    """
 
     model: onnx_ir.Model
     graph: Graph
+    plain: Graph
     report: RaisingReport
     left: list[Left]
     unfused: list[str] = field(default_factory=list[str])
@@ -82,7 +85,7 @@ def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[st
         return held(weights[name], graph.params[name].type, name)
 
     report = raise_graph(made, read, without=off)
-    left = accounted(made, report)
+    left, plain = accounted(made, report), made.copy()
     # Every pass counts less than what comes out, which is compared with the file: it is looked at once.
     found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made, verify=False)
     verify(made)
@@ -90,7 +93,7 @@ def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[st
     if not choices_of(TARGET).skip_layer_norm:
         sums_before_norms(model)
     unfused = [f"attention at {n.location} is written in parts" for n in made if isinstance(n.op, Attention)]
-    return Raised(model, made, report, left, unfused, count(model), found.misses)
+    return Raised(model, made, plain, report, left, unfused, count(model), found.misses)
 
 
 def sums_before_norms(model: onnx_ir.Model) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from .frontends.onnx.file import OnnxFile, open_onnx, reads
+from .frontends.onnx.file import OnnxFile, open_onnx
+from .frontends.onnx.nested import reads
 from .frontends.onnx.runtime import failures, open_session
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array

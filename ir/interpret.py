@@ -35,28 +35,34 @@ def interpret(
     inputs: Mapping[str, Array],
     params: Mapping[str, Array] | Callable[[str], Array] = {},  # noqa: B006 - never written
     observe: Callable[[Node, tuple[Array, ...]], None] | None = None,
+    *,
+    exact: bool = False,
 ) -> dict[str, Array]:
     """Outputs of the graph by name.
 
     inputs: one array per graph input, of its dtype; symbols are read off their shapes. params: by checkpoint
-    path, a mapping or a function. observe: called with every node and its results. Raises RuntimeInputError for
-    a missing input, a wrong dtype or contradicting shapes.
+    path, a mapping or a function. observe: called with every node and its results. exact: all floats are f64, whatever
+    type the graph gives them, so that what is left of a difference is no rounding. Raises RuntimeInputError for a
+    missing input, a wrong dtype or contradicting shapes.
     """
     for name, v in graph.inputs.items():
         if name not in inputs:
             raise RuntimeInputError(f"input {name}: {v.type} is missing")
-        if inputs[name].dtype != v.type.stored.dtype.numpy:
+        wide = exact and v.dtype in _WIDER and inputs[name].dtype == np.float64
+        if inputs[name].dtype != v.type.stored.dtype.numpy and not wide:
             raise RuntimeInputError(f"input {name} is {DType.of(inputs[name].dtype)}, expected {v.type}")
     dims = bind_dims({k: v.type.stored for k, v in graph.inputs.items()}, {k: inputs[k].shape for k in graph.inputs})
     values: dict[Value, Array] = {v: inputs[k] for k, v in graph.inputs.items()}
     values |= {v: _param(v, params) for v in graph.params.values() if v.uses or graph.is_output(v)}
+    if exact:
+        values = {v: x if v.type.encoding is not None else widened_array(x) for v, x in values.items()}
     remaining = {v: len(v.uses) for node in graph for v in node.outputs}
     kept = set(graph.outputs.values())
     for node in graph:
         operands = [None if v is None else values[v] for v in node.operands]
-        results = evaluate(node.op, operands, node.attributes, dims, [type_of(v) for v in node.operands])
+        results = evaluate_node(node, operands, dims, exact=exact)
         learn_dims(dims, node, results)
-        _check_results(node, results, dims)
+        _check_results(node, results, dims, exact)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None:
             observe(node, results)
@@ -66,6 +72,31 @@ def interpret(
                 if remaining[v] == 0:
                     del values[v]
     return {name: values[v] for name, v in graph.outputs.items()}
+
+
+_WIDER = {DType.f32: DType.f64, DType.f16: DType.f64, DType.bf16: DType.f64}
+
+
+def widened_array(x: Array) -> Array:
+    """Floats as f64; all else as it is."""
+    narrow = x.dtype.kind in "fV" and DType.of(x.dtype) in _WIDER
+    return x.astype(np.float64) if narrow else x
+
+
+def evaluate_node(
+    node: Node, operands: list[Array | None], dims: Mapping[str, int], *, exact: bool = False
+) -> tuple[Array, ...]:
+    """Results of a node on arrays, as `evaluate`. exact: all floats are f64, whatever type the graph gives them."""
+    given = [type_of(v) for v in node.operands]
+    if not exact:
+        return evaluate(node.op, operands, node.attributes, dims, given)
+    attributes = {k: _WIDER.get(v, v) if isinstance(v, DType) else v for k, v in node.attributes.items()}
+    if node.op.as_typed:
+        operands = [
+            x if t is None or x is None else x.astype(t.stored.dtype.numpy)
+            for x, t in zip(operands, given, strict=True)
+        ]
+    return tuple(map(widened_array, evaluate(node.op, operands, attributes, dims, given)))
 
 
 def _param(v: Value, params: Mapping[str, Array] | Callable[[str], Array]) -> Array:
@@ -88,10 +119,11 @@ def learn_dims(dims: dict[str, int], node: Node, results: tuple[Array, ...]) -> 
                     dims.setdefault(d.name, n)
 
 
-def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, int]) -> None:
+def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, int], exact: bool) -> None:
     """A slice may reach past what its symbolic shape promised; NumPy would go on with what is there."""
     for v, x in zip(node.outputs, results, strict=True):
-        if x.shape != substitute(v.shape, dims) or x.dtype != v.dtype.numpy:
+        dtype = _WIDER.get(v.dtype, v.dtype) if exact else v.dtype
+        if x.shape != substitute(v.shape, dims) or x.dtype != dtype.numpy:
             what = f"{node.op.name} gave {DType.of(x.dtype)}{list(x.shape)}, expected {v.type}"
             raise RuntimeInputError(what, place=str(node.location), details=[f"{k} = {n}" for k, n in dims.items()])
 

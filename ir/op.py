@@ -66,6 +66,9 @@ class Op:
     unresolved: ClassVar[frozenset[str]] = frozenset()
     """Attributes that are given as they are when it runs: their dimensions may be known from its results only."""
 
+    as_typed: ClassVar[bool] = False
+    """`numpy` runs on arrays of the types that the graph gives, and on no wider ones."""
+
     random: ClassVar[bool] = False
     """`torch` takes `training`, a bool that is false in evaluation mode."""
 

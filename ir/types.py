@@ -23,6 +23,8 @@ from .errors import MonographError
 
 Monomial = tuple[str, ...]
 DimLike = Union[int, "Dim"]
+_MOST_TERMS, _MOST_DEGREE = 4096, 64
+"""Terms of a product, and symbols of a term: squares of squares would fill any memory."""
 
 
 class Dim:
@@ -72,7 +74,12 @@ class Dim:
         return _normal(_terms(self) + _terms(other))
 
     def __mul__(self, other: DimLike) -> DimLike:
-        return _normal([(tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in _terms(other)])
+        theirs = _terms(other)
+        if len(self.terms) * len(theirs) > _MOST_TERMS or max(len(a) for a, _ in self.terms) > _MOST_DEGREE:
+            raise MonographError(
+                f"a dimension would have {len(self.terms)} * {len(theirs)} terms, more than is followed"
+            )
+        return _normal([(tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in theirs])
 
     def __sub__(self, other: DimLike) -> DimLike:
         return self + (-1 * other)

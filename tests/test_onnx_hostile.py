@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from monograph.frontends.onnx import OnnxFileError, load_onnx
+from monograph.frontends.onnx.file import check_graph
+from monograph.ir.interpret import interpret
 from onnx import helper, numpy_helper
 
 P = onnx.TensorProto
@@ -87,9 +90,58 @@ def relu(source: str, result: str) -> onnx.NodeProto:
     return helper.make_node("Relu", [source], [result], name=f"to_{result}")
 
 
+ONE = helper.make_attribute("value_float", 1.0)
+ALPHA = [helper.make_attribute("alpha", 0.5)]
+
+
 def no_graph() -> onnx.ModelProto:
     found = model([relu("x", "y")])
     found.ClearField("graph")
+    return found
+
+
+def attribute(change: Callable[[onnx.AttributeProto], object], op_type: str = "Elu") -> onnx.ModelProto:
+    """One node whose first attribute was changed."""
+    node = helper.make_node(op_type, ["x"], ["y"], name="odd", alpha=0.5)
+    change(node.attribute[0])
+    return model([node])
+
+
+def constant(*values: onnx.AttributeProto, outputs: int = 1) -> onnx.ModelProto:
+    node = onnx.NodeProto(op_type="Constant", output=["c", "d"][:outputs], attribute=values, name="odd")
+    return model([node, helper.make_node("Add", ["x", "c"] if outputs else ["x", "x"], ["y"])])
+
+
+def stored_if(**branches: onnx.GraphProto) -> onnx.ModelProto:
+    """An If whose condition is stored."""
+    node = helper.make_node("If", ["c"], ["y"], name="odd", **branches)
+    return model([node], [helper.make_tensor("c", P.BOOL, [], [True])])
+
+
+def branch(*outputs: str) -> onnx.GraphProto:
+    made = [relu("x", o) for o in outputs]
+    return helper.make_graph(made, "branch", [], [helper.make_tensor_value_info(o, P.FLOAT, None) for o in outputs])
+
+
+def sized(*dims: int | str) -> onnx.ModelProto:
+    found = model([relu("x", "y")])
+    del found.graph.input[:]
+    found.graph.input.append(helper.make_tensor_value_info("x", P.FLOAT, dims))
+    return found
+
+
+def two_functions_of_a_name() -> onnx.ModelProto:
+    found = functions(("f", []))
+    found.functions.add().CopyFrom(found.functions[0])
+    return found
+
+
+def function_of_another_opset() -> onnx.ModelProto:
+    """Its ReduceSum has axes as an attribute, which the model's opset has as an operand."""
+    found = functions(("f", []))
+    del found.functions[0].node[:]
+    found.functions[0].node.append(helper.make_node("ReduceSum", ["a"], ["b"], axes=[1]))
+    found.functions[0].opset_import[0].version = 11
     return found
 
 
@@ -146,6 +198,39 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: model([helper.make_node("StringConcat", ["x", "x"], ["y"])]),
         "StringConcat does not exist in version 17",
     ),
+    "attribute of another type": (lambda: attribute(lambda a: setattr(a, "type", 2)), "of type INT, but holds f"),
+    "attribute of no type": (
+        lambda: attribute(lambda a: setattr(a, "type", 0)),
+        "'alpha', which is of type 0; 1 to 14",
+    ),
+    "attribute of a call": (
+        lambda: attribute(lambda a: setattr(a, "ref_attr_name", "slope")),
+        "refers to attribute 'slope' of a function",
+    ),
+    "attribute twice": (
+        lambda: model([onnx.NodeProto(op_type="Elu", input=["x"], output=["y"], attribute=ALPHA * 2)]),
+        "has 2 attributes called 'alpha'",
+    ),
+    "constant of nothing": (constant, "has attributes none, expected one value"),
+    "constant of two": (
+        lambda: constant(helper.make_attribute("value_int", 1), helper.make_attribute("value_float", 1.0)),
+        "attributes value_int .INT., value_float .FLOAT.",
+    ),
+    "constant of another type": (
+        lambda: constant(helper.make_attribute("value_float", 1)),
+        "attributes value_float .INT., expected one value",
+    ),
+    "constant without output": (lambda: constant(ONE, outputs=0), "node odd .Constant.: has no outputs"),
+    "constant of two outputs": (lambda: constant(ONE, outputs=2), "0 inputs and 2 outputs, expected 0 and 1"),
+    "if without else": (lambda: stored_if(then_branch=branch("a")), "branches with outputs .'then_branch': 1. for 1"),
+    "if of other outputs": (
+        lambda: stored_if(then_branch=branch("a"), else_branch=branch("b", "c")),
+        "branches with outputs .'else_branch': 2, 'then_branch': 1. for 1",
+    ),
+    "more elements than numbers": (lambda: sized(1 << 40, 1 << 40), "more elements than can be counted"),
+    "more axes than arrays": (lambda: sized(*[1] * 65), "has rank 65; 64 is the most"),
+    "size below 0": (lambda: sized(-5), "dimension of -5"),
+    "two functions of a name": (two_functions_of_a_name, "2 functions, two of them of one name"),
     "shapes that clash": (
         lambda: model(
             [helper.make_node("MatMul", ["x", "w"], ["y"])], [helper.make_tensor("w", P.FLOAT, [3], [1.0] * 3)]
@@ -214,3 +299,87 @@ def test_nodes_out_of_order_are_put_in_order(folder: Path) -> None:
     path = folder / "model.onnx"
     path.write_bytes(model([relu("a", "y"), relu("x", "a")]).SerializeToString())
     assert [node.op.name for node in load_onnx(path).graph()] == ["relu", "relu"]
+
+
+def test_a_file_that_squares_is_read(folder: Path) -> None:
+    """Numbers, dimensions and their products, each squared again and again: what is not followed stays as it stands."""
+    size = helper.make_node("Shape", ["x"], ["s0"])
+    squares = [helper.make_node("Mul", [f"s{i}", f"s{i}"], [f"s{i + 1}"]) for i in range(60)]
+    outer = [helper.make_node("Einsum", ["v0", "v0"], ["m0"], equation="i,j->ij")]
+    outer += [helper.make_node("Reshape", ["m0", "all"], ["v1"]), helper.make_node("Relu", ["x"], ["y"])]
+    for i in range(1, 40):
+        outer.append(helper.make_node("Einsum", [f"v{i}", f"v{i}"], [f"m{i}"], equation="i,j->ij"))
+        outer.append(helper.make_node("Reshape", [f"m{i}", "all"], [f"v{i + 1}"]))
+    flat = helper.make_node("Reshape", ["x", "all"], ["v0"])
+    found = model([size, *squares, flat, *outer], [helper.make_tensor("all", P.INT64, [1], [-1])])
+    found.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "tokens"
+    found.graph.output.append(helper.make_tensor_value_info("s60", P.INT64, [2]))
+    found.graph.output.append(helper.make_tensor_value_info("v40", P.FLOAT, ["all"]))
+    path = folder / "model.onnx"
+    path.write_bytes(found.SerializeToString())
+    assert list(load_onnx(path).graph().outputs) == ["y", "s60", "v40"]
+
+
+def test_many_branches_in_many_nodes_are_read_in_linear_time(folder: Path) -> None:
+    """What is known outside is not copied for each branch: 2,000 nodes with a branch each, among 20,000 names."""
+    nodes = [relu("x" if i == 0 else f"r{i - 1}", f"r{i}") for i in range(20_000)]
+    last = "r19999"
+    for i in range(2_000):
+        nodes.append(helper.make_node("If", ["c"], [f"o{i}"], then_branch=over(last, "t"), else_branch=over(last, "e")))
+        last = f"o{i}"
+    nodes.append(relu(last, "y"))
+    given = helper.make_tensor_value_info("c", P.BOOL, [])
+    found = model(nodes)
+    found.graph.input.append(given)
+    start = time.process_time()
+    check_graph(found.graph, folder / "model.onnx")
+    assert time.process_time() - start < 10
+
+
+def over(source: str, result: str) -> onnx.GraphProto:
+    out = helper.make_tensor_value_info(result, P.FLOAT, None)
+    return helper.make_graph([relu(source, result)], "branch", [], [out])
+
+
+def test_a_function_of_another_opset_with_the_same_operators_is_inlined(folder: Path) -> None:
+    found = functions(("f", []))
+    found.functions[0].opset_import[0].version = 15
+    found.functions[0].opset_import[1].version = 3
+    path = folder / "model.onnx"
+    path.write_bytes(found.SerializeToString())
+    assert [node.op.name for node in load_onnx(path).graph()] == ["relu"]
+
+
+def test_a_function_of_another_opset_is_converted(folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(function_of_another_opset().SerializeToString())
+    x = np.arange(8.0, dtype=np.float32).reshape(2, 4)
+    assert interpret(load_onnx(path).graph(), {"x": x})["y"].tolist() == [[6.0], [22.0]]
+
+
+def test_names_that_no_input_decides_are_no_expressions(folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(sized("a+b-c", "n").SerializeToString())
+    graph = load_onnx(path).graph()
+    assert str(graph.inputs["x"].type) == "f32[a_b_c,n]"
+    found = interpret(graph, {"x": np.array([[-1.0, 2.0]], np.float32)})
+    assert found["y"].tolist() == [[0.0, 2.0]]
+
+
+def test_what_a_loop_carries_has_its_rank(folder: Path) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "x"], ["h2"]), helper.make_node("Identity", ["go"], ["go2"])],
+        "body",
+        [helper.make_tensor_value_info("i", P.INT64, []), helper.make_tensor_value_info("go", P.BOOL, []), Y],
+        [helper.make_tensor_value_info("go2", P.BOOL, []), helper.make_tensor_value_info("h2", P.FLOAT, [1, 4])],
+    )
+    body.input[2].name = "h"
+    stored = [helper.make_tensor("n", P.INT64, [], [3]), helper.make_tensor("yes", P.BOOL, [], [True])]
+    stored.append(helper.make_tensor("start", P.FLOAT, [1, 4], [1.0] * 4))
+    found = model([helper.make_node("Loop", ["n", "yes", "start"], ["y"], body=body)], stored)
+    path = folder / "model.onnx"
+    path.write_bytes(found.SerializeToString())
+    graph = load_onnx(path).graph()
+    assert str(graph.outputs["y"].type) == "f32[1,4]"
+    x = np.full((1, 4), 2.0, np.float32)
+    assert interpret(graph, {"x": x}, {"start": np.ones((1, 4), np.float32)})["y"].tolist() == [[7.0] * 4]

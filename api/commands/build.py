@@ -199,6 +199,7 @@ def _build(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str,
         "fused": report.fused,
         "nodes": report.nodes,
         "misses": [str(m) for m in report.misses],
+        "compared": report.compared,
         "through_float": report.through_float,
         "alone": report.contract.alone,
         "positions": report.contract.positions,
@@ -277,6 +278,8 @@ def _notes(report: Mapping[str, Any], explain: bool) -> list[str]:
     if report.get("precision"):
         first, *rest = report["precision"]
         lines += [first, *(f"  {line}" for line in (rest if explain else rest[:4]))]
+    if explain and report.get("compared"):
+        lines.append(f"compared: {report['compared']}")
     if report.get("alone"):
         lines.append(f"with a mask, rows of different lengths run one by one: {report['alone']}")
     if "quantization" in report:

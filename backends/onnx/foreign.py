@@ -9,8 +9,8 @@ import onnx
 import onnx_ir
 from onnx import version_converter
 
-from ...frontends.onnx.file import every_node, reads, rename, subgraphs
 from ...frontends.onnx.foreign import node_of, single
+from ...frontends.onnx.nested import every_node, reads, rename, subgraphs
 from ...ir.errors import LoweringError
 from ...ir.types import TensorType
 

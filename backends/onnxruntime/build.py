@@ -66,6 +66,7 @@ class BuildReport(Shown):
     the length of a source. bound: most bytes of resident memory the build may take. written: the peak of these bytes
     once all was written, if the quality was measured after that (else 0). seconds: all of it. precision: which
     values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
+    compared: of which graphs a small twin was computed before and after the passes ("": of none).
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class BuildReport(Shown):
     seconds: float = 0.0
     precision: Precision | None = None
     widened: list[str] = field(default_factory=list[str])
+    compared: str = ""
 
     @property
     def fused(self) -> int:
@@ -108,6 +110,7 @@ class BuildReport(Shown):
             ("near misses", "\n".join(map(str, self.misses)) or "none"),
             ("precision", str(self.precision) if self.precision is not None else "f32"),
             ("through float", f"{len(self.through_float):,} weights" if self.through_float else "none"),
+            ("compared", self.compared or "nothing: it was not asked for"),
             ("memory", f"at most {size(self.bound)}"),
             ("took", f"{self.seconds:.1f} s"),
         ]

@@ -35,7 +35,8 @@ class Variants:
 
     attentions: how many the main graph has. masked: file of the graph for any mask. alone: why its rows of different
     lengths cannot run together. dump: folder for the text of the graph after every pass. precision: what is narrow.
-    fine: see `quantized_layers`. adapters: the pass that put them beside the layers which they change.
+    fine: see `quantized_layers`. verify: types after each pass. adapters: the pass that put them beside the layers
+    which they change.
     """
 
     graphs: dict[str, Graph] = field(default_factory=dict[str, Graph])
@@ -47,11 +48,12 @@ class Variants:
     precision: Precision | None = None
     fine: Collection[str] = ()
     adapters: AddAdapters | None = None
+    verify: bool = True
 
     def run(self, name: str, pipeline: Pipeline, graph: Graph) -> Graph:
         """Run a pipeline and keep its report under `name`."""
         place = None if self.dump is None else self.dump / f"{len(self.reports)}-{name.replace(' ', '-')}"
-        self.reports[name] = pipeline.run(graph, dump=place)
+        self.reports[name] = pipeline.run(graph, dump=place, verify=self.verify)
         return graph
 
     def lowered(self, pipeline: Pipeline, target: Target) -> Pipeline:
@@ -80,14 +82,16 @@ def variants_of(
     positions: int,
     weights: Mapping[str, Tensor] | None = None,
     beside: Beside = PLAIN,
+    *,
+    verify: bool = True,
 ) -> Variants:
     """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
 
     weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. beside: its
-    adapters are put beside the layers that they change, once projections are packed.
+    adapters are put beside the layers that they change, once projections are packed. verify: types after each pass.
     """
     adapters = None if beside.adapters is None else AddAdapters(beside.adapters)
-    variants = Variants(dump=beside.dump, fine=beside.fine, adapters=adapters)
+    variants = Variants(dump=beside.dump, fine=beside.fine, adapters=adapters, verify=verify)
     serves = bool(graph.slots) or stream_of(graph) is not None
     graph = graph.copy()
     if not graph.slots:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, Message
-from onnx import inliner
 
 from ...ir.documents import open_regular
 from ...ir.errors import unreadable
 from ...ir.tensors import Tensor
+from .attributes import check_attributes
 from .errors import OnnxFileError
+from .functions import inlined
 from .initializers import place_of, read_initializer, read_sparse
+from .nested import reads, subgraphs
 
 MOST_BYTES = (1 << 31) - 1
 """Bytes of the largest message that protobuf reads; larger models keep their tensors in other files."""
 MOST_NODES, MOST_DEPTH = 5_000_000, 24
+Scopes = Sequence[Collection[str]]
+"""Names that are known at a place, of each graph around it."""
 OLDEST, NEWEST = 7, onnx.defs.onnx_opset_version()
 
 
@@ -40,11 +46,12 @@ def open_onnx(path: str | Path) -> OnnxFile:
     path = Path(path)
     try:
         with open_regular(path) as f:
-            data = f.read(MOST_BYTES + 1)
+            size = os.fstat(f.fileno()).st_size
+            data = f.read(size) if size <= MOST_BYTES else b""
     except OSError as e:
         raise OnnxFileError(unreadable(e), place=str(path)) from None
-    if len(data) > MOST_BYTES:
-        raise OnnxFileError(f"has more than {MOST_BYTES} bytes, the most of one message", place=str(path))
+    if size > MOST_BYTES:
+        raise OnnxFileError(f"has {size} bytes; {MOST_BYTES} are the most of one message", place=str(path))
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as e:
@@ -59,17 +66,14 @@ def checked(model: onnx.ModelProto, path: Path) -> OnnxFile:
     _check_texts(model, path)
     if not model.HasField("graph"):
         raise OnnxFileError("has no graph", place=str(path))
-    opsets = _opsets(model, path)
     _check_functions(model, path)
     _check_size(model.graph, path)
     if model.functions:
-        try:
-            model = inliner.inline_local_functions(model)
-        except (RuntimeError, ValueError) as e:
-            raise OnnxFileError(f"has functions that cannot be inlined: {e}", place=str(path)) from None
+        model = inlined(model, path)
         _check_size(model.graph, path)
-        opsets = _opsets(model, path)
-    check_graph(model.graph, path, frozenset())
+    opsets = _opsets(model, path)
+    check_attributes(_nodes(model.graph.node, path), path)
+    check_graph(model.graph, path)
     tensors: dict[str, Tensor] = {}
     for t in model.graph.initializer:
         if t.data_type != onnx.TensorProto.STRING:
@@ -150,31 +154,17 @@ def _nodes(nodes: Iterable[onnx.NodeProto], path: Path) -> Iterator[onnx.NodePro
             stack += [(n, depth + 1) for n in graph.node]
 
 
-def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs among the attributes of a node."""
-    own = [a.g for a in node.attribute if a.HasField("g")]
-    return own + [g for a in node.attribute for g in a.graphs]
-
-
-def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph, each before those of the graphs inside it."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from every_node(inner)
-
-
 def _check_size(graph: onnx.GraphProto, path: Path) -> None:
     count = sum(1 for _ in _nodes(graph.node, path))
     if count > MOST_NODES:
         raise OnnxFileError(f"has {count} nodes; {MOST_NODES} are the most", place=str(path))
 
 
-def check_graph(graph: onnx.GraphProto, path: Path, outer: frozenset[str]) -> None:
+def check_graph(graph: onnx.GraphProto, path: Path, outer: Scopes = ()) -> None:
     """Every name is made once and before it is read; subgraphs see what stands before their node.
 
     Nodes out of order are put in order. Raises OnnxFileError for a cycle, a name that nothing makes, and one that two
-    do.
+    do. outer: the names that the graphs around it know there.
     """
     known: set[str] = set()
     for name in (*(v.name for v in graph.input), *(t.name for t in graph.initializer)):
@@ -184,14 +174,19 @@ def check_graph(graph: onnx.GraphProto, path: Path, outer: frozenset[str]) -> No
     for s in graph.sparse_initializer:
         known.add(s.values.name)
     _check_unique(graph, known, path)
-    _sort(graph, known | outer, path)
+    scopes = (*outer, known)
+    _sort(graph, scopes, path)
     for node in graph.node:
         for inner in subgraphs(node):
-            check_graph(inner, path, outer | known)
+            check_graph(inner, path, scopes)
         known.update(o for o in node.output if o)
     for v in graph.output:
-        if v.name not in known and v.name not in outer:
+        if not _has(scopes, v.name):
             raise OnnxFileError(f"output {v.name!r} of graph {graph.name!r} is made by no node", place=str(path))
+
+
+def _has(scopes: Scopes, name: str) -> bool:
+    return any(name in known for known in scopes)
 
 
 def _check_unique(graph: onnx.GraphProto, known: set[str], path: Path) -> None:
@@ -201,53 +196,28 @@ def _check_unique(graph: onnx.GraphProto, known: set[str], path: Path) -> None:
         ("output", [v.name for v in graph.output]),
     ):
         if len(set(names)) < len(names):
-            twice = next(n for i, n in enumerate(names) if n in names[:i])
+            twice = next(n for n, count in Counter(names).items() if count > 1)
             raise OnnxFileError(f"has two {kind}s called {twice!r}", place=str(path))
     made: set[str] = set()
     for node in graph.node:
+        if not any(node.output):
+            raise OnnxFileError("has no outputs", place=place_of(path, node))
         for name in node.output:
             if name and (name in made or name in known):
                 raise OnnxFileError(f"{name!r} is made twice", place=place_of(path, node))
             made.add(name)
 
 
-def reads(node: onnx.NodeProto) -> list[str]:
-    """Names that a node reads: its inputs, and what its subgraphs take from outside them."""
-    found = [n for n in node.input if n]
-    for graph in subgraphs(node):
-        own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-        own |= {s.values.name for s in graph.sparse_initializer}
-        for inner in graph.node:
-            found += [n for n in reads(inner) if n not in own]
-            own.update(inner.output)
-        found += [v.name for v in graph.output if v.name not in own]
-    return list(dict.fromkeys(found))
-
-
-def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Give what a subgraph reads from outside it other names."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    own |= {s.values.name for s in graph.sparse_initializer} | {o for n in graph.node for o in n.output}
-    free = {k: v for k, v in names.items() if k not in own}
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = free.get(name, name)
-        for inner in subgraphs(node):
-            rename(inner, free)
-    for v in graph.output:
-        v.name = free.get(v.name, v.name)
-
-
-def _sort(graph: onnx.GraphProto, known: set[str], path: Path) -> None:
+def _sort(graph: onnx.GraphProto, scopes: Scopes, path: Path) -> None:
     """Put the nodes in an order in which each reads only what is there; no change where they are in one."""
     made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
     needs: list[set[int]] = []
     for i, node in enumerate(graph.node):
         names = reads(node)
-        lost = next((n for n in names if n not in made and n not in known), None)
+        lost = next((n for n in names if n not in made and not _has(scopes, n)), None)
         if lost is not None:
             raise OnnxFileError(f"reads {lost!r}, which nothing makes", place=place_of(path, node))
-        needs.append({made[n] for n in names if n in made and n not in known})
+        needs.append({made[n] for n in names if n in made and not _has(scopes, n)})
         if i in needs[i]:
             raise OnnxFileError("reads what it makes: a cycle of 1 node", place=place_of(path, node))
     if all(j < i for i, before in enumerate(needs) for j in before):

@@ -149,7 +149,15 @@ def runner(model: bytes, plain: bool) -> Run:
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
         what = f"{node.domain or 'ai.onnx'}.{node.op_type} cannot be run here: {e}"
         raise RuntimeInputError(what, details=[why] if why else []) from None
-    return lambda inputs: evaluator.run(names, inputs)
+
+    def run(inputs: dict[str, Array]) -> Iterable[Array]:
+        try:
+            return evaluator.run(names, inputs)
+        except Exception as e:  # Its operators raise whatever NumPy, or a check of their own, does.
+            what = f"{node.domain or 'ai.onnx'}.{node.op_type} cannot be run here: {str(e).strip() or type(e).__name__}"
+            raise RuntimeInputError(what, details=[why] if why else []) from None
+
+    return run
 
 
 def _runtime(model: bytes, names: list[str]) -> Run:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ...ir.dims import sources
 from ...ir.errors import MonographError
 from ...ir.graph import Graph, Location, Node, Value, building
 from ...ir.ops import constant
@@ -18,15 +19,32 @@ from ...ir.weights import Weights
 from ..starts import set_starts
 from .equal import Equal, Sizes
 from .errors import OnnxFileError, Unmapped
-from .file import OnnxFile, reads, subgraphs
+from .file import OnnxFile
 from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
+from .nested import every_node, reads, subgraphs
 from .sized import sizes_of
 from .tables import HANDLERS
-from .types import ELEMENTS, Symbols, type_of
+from .types import ELEMENTS, Symbols, check_sizes, is_small, type_of
 from .use import Known, Result, Use
+
+UNFIT = (Unmapped, MonographError, AttributeError, ValueError, IndexError, TypeError, KeyError)
+"""What a handler raises for a use that it is not made for."""
+BRANCHES = {"then_branch", "else_branch"}
+_A = onnx.AttributeProto
+CONSTANTS = {
+    "value": _A.TENSOR,
+    "sparse_value": _A.SPARSE_TENSOR,
+    "value_float": _A.FLOAT,
+    "value_floats": _A.FLOATS,
+    "value_int": _A.INT,
+    "value_ints": _A.INTS,
+    "value_string": _A.STRING,
+    "value_strings": _A.STRINGS,
+}
+"""What a Constant may hold, and of which type."""
 
 
 class Importer:
@@ -62,15 +80,13 @@ class Importer:
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
         own = self.file.model.graph
-        for v in own.input:
-            if v.name in self.tensors or v.name in self.texts:
-                continue  # Before version 4 of the format, initializers are inputs too.
-            type = type_of(v.type, self.symbols, f"{self.file.path}: input {v.name}")
-            if type is None:
-                what = "does not say its element type and its rank"
-                raise OnnxFileError(what, place=f"{self.file.path}: input {v.name}")
+        types = self._inputs(self.symbols)
+        if any(t.symbols - sources(types).keys() for t in types.values()):
+            self.symbols = self.inference.symbols = Symbols(self.sizes.bound, expressions=False)
+            types = self._inputs(self.symbols)
+        for name, type in types.items():
             self.sizes.declare(type.shape)
-            self.values[v.name] = self.graph.input(v.name, type)
+            self.values[name] = self.graph.input(name, type)
         with building(self.graph):
             self.nodes(own.node)
             for v in own.output:
@@ -78,6 +94,20 @@ class Importer:
         self._drop_unread()
         set_starts(self.graph, self.written)
         return self.graph, Weights(self.weights, str(self.file.path))
+
+    def _inputs(self, symbols: Symbols) -> dict[str, TensorType]:
+        """The types of the inputs. Raises OnnxFileError."""
+        found: dict[str, TensorType] = {}
+        for v in self.file.model.graph.input:
+            if v.name in self.tensors or v.name in self.texts:
+                continue  # Before version 4 of the format, initializers are inputs too.
+            place = f"{self.file.path}: input {v.name}"
+            type = type_of(v.type, symbols, place)
+            if type is None:
+                raise OnnxFileError("does not say its element type and its rank", place=place)
+            check_sizes(type, place)
+            found[v.name] = type
+        return found
 
     def _output(self, v: onnx.ValueInfoProto) -> Value:
         value = self.value(v.name)
@@ -214,18 +244,20 @@ class Importer:
                     raise Unmapped(f"{over} is not known here")
             except OnnxFileError:
                 raise
-            except (Unmapped, MonographError, ValueError, IndexError, TypeError, KeyError) as e:
+            except UNFIT as e:
                 why = str(e).splitlines()[0] if str(e) else type(e).__name__
                 result = None
-                self._undo(last)
+                self._undo(last, node)
                 self._met(use)
         if result is None:
-            self.left[node.name or node.output[0]] = why
+            self.left[node.name or next(iter(node.output), node.op_type)] = why
             result = self._foreign(use)
         made = [result] if isinstance(result, (Value, Known)) else list(result)
         for name, part in zip(node.output, made, strict=False):
             if name and part is not None:
                 self.define(name, part)
+                if isinstance(part, Value):
+                    check_sizes(part.type, self.place(node))
         given = [i < len(made) and made[i] is not None for i in range(len(node.output))]
         unread = [n not in self.read for n in node.output]
         lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
@@ -246,27 +278,27 @@ class Importer:
     def place(self, node: onnx.NodeProto) -> str:
         return place_of(self.file.path, node)
 
-    def _undo(self, last: Node | None) -> None:
-        """Erase the nodes behind `last`: what was made before it turned out that more is not known."""
+    def _undo(self, last: Node | None, reader: onnx.NodeProto) -> None:
+        """Erase the nodes behind `last`: what was made for a node before it turned out that more is not known."""
         gone: set[Node] = set()
         for made in self.graph.reversed():
             if made is last:
                 break
             gone.add(made)
             self.graph.erase(made)
-        if gone:
-            self.values = {k: v for k, v in self.values.items() if v.producer not in gone}
+        for name in reader.input:
+            if name in self.values and self.values[name].producer in gone:
+                del self.values[name]
 
     def _folded(self, use: Use) -> Known | None:
         try:
             found = FOLDS[use.node.op_type](use)
-        except (Unmapped, ValueError, IndexError, TypeError, OverflowError):
+        except (*UNFIT, ArithmeticError):
             return None
-        return found if found.array.size <= MOST else None
+        return found if found.array.size <= MOST and all(map(is_small, found.flat)) else None
 
     def _constant(self, use: Use) -> None:
-        (a,) = use.attributes.values()
-        name = use.node.output[0]
+        a, name = self._only_attribute(use.node), use.node.output[0]
         self.constants.add(name)
         if a.name == "value" and a.t.data_type == onnx.TensorProto.STRING:
             self.texts[name] = a.t
@@ -283,14 +315,31 @@ class Importer:
             kind = np.int64 if a.name in ("value_int", "value_ints") else np.float32
             self.define(name, ArrayTensor(np.array(given, kind)))
 
+    def _only_attribute(self, node: onnx.NodeProto) -> onnx.AttributeProto:
+        """What a Constant holds. Raises OnnxFileError."""
+        if len(node.attribute) != 1 or CONSTANTS.get(node.attribute[0].name) != node.attribute[0].type:
+            said = [f"{a.name} ({onnx.AttributeProto.AttributeType.Name(a.type)})" for a in node.attribute]
+            what = f"has attributes {', '.join(said) or 'none'}, expected one value of a tensor, numbers or text"
+            raise OnnxFileError(what, place=self.place(node))
+        if len(node.output) != 1 or not node.output[0] or any(node.input):
+            what = f"has {len(node.input)} inputs and {len(node.output)} outputs, expected 0 and 1"
+            raise OnnxFileError(what, place=self.place(node))
+        return node.attribute[0]
+
     def _chosen(self, use: Use) -> bool:
-        """Translate the branch of an If whose condition is known; gives whether it is."""
+        """Translate the branch of an If whose condition is known; gives whether it is. Raises OnnxFileError."""
+        branches = {a.name: a.g for a in use.node.attribute if a.name in BRANCHES and a.HasField("g")}
+        counts = {name: len(g.output) for name, g in branches.items()}
+        if set(counts) != BRANCHES or set(counts.values()) != {len(use.node.output)}:
+            what = f"has branches with outputs {counts} for {len(use.node.output)} outputs of its own"
+            raise OnnxFileError(what, place=self.place(use.node))
         known = use.known(0)
         if known is None or not known.numbers or known.array.size != 1:
             return False
-        branch = use.attribute("then_branch" if known.flat[0] else "else_branch")
+        branch = branches["then_branch" if known.flat[0] else "else_branch"]
         for t in branch.initializer:
             self.define(t.name, read_initializer(t, self.file.path))
+        self.read.update(v.name for v in branch.output)
         self.nodes(branch.node)
         for name, v in zip(use.node.output, branch.output, strict=True):
             self.define(name, self.knowns[v.name] if v.name in self.knowns else self.value(v.name))

@@ -12,13 +12,18 @@ from onnx import shape_inference
 from ...ir.errors import MonographError, RuntimeInputError
 from ...ir.types import Dim, DimLike, TensorType, parse_dim
 from .errors import OnnxFileError, UntypedError
-from .file import OnnxFile, subgraphs
+from .file import OnnxFile
 from .initializers import place_of
+from .nested import subgraphs
 from .runtime import open_session
 from .types import DTYPES, Symbols, proto_of, type_of
 
 _SMALL = 1024
 """Elements of the largest initializer whose numbers inference sees."""
+
+
+_FAILURES = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError)
+"""What ONNX's inference raises."""
 
 
 class Inference:
@@ -41,6 +46,8 @@ class Inference:
         found: dict[str, TensorType] = {}
         if not subgraphs(node):
             found = self._reduced(node, given, data) or self._by_schema(node, version, given, data)
+        elif node.op_type == "Loop":
+            found = self._carried(node, given)
         for source in (self._said, self._inferred, self._by_runtime):
             if all(name in found for name in node.output if name):
                 break
@@ -69,6 +76,18 @@ class Inference:
         left = x.rank - count if count or none else 0
         return {node.output[0]: TensorType(x.dtype, tuple(self.symbols.fresh() for _ in range(left)))}
 
+    def _carried(self, node: onnx.NodeProto, given: Mapping[str, TensorType]) -> dict[str, TensorType]:
+        """Of what a Loop carries from turn to turn, where its rank stays: ONNX's inference says no rank of it."""
+        body = next((a.g for a in node.attribute if a.name == "body"), onnx.GraphProto())
+        found: dict[str, TensorType] = {}
+        for first, made, last in zip(node.input[2:], body.output[1:], node.output, strict=False):
+            turned = self._said(made.name) or self._inferred(made.name)
+            if not last or first not in given or turned is None or turned.rank != given[first].rank:
+                continue
+            pairs = zip(given[first].shape, turned.shape, strict=True)
+            found[last] = TensorType(turned.dtype, tuple(a if a == b else self.symbols.fresh() for a, b in pairs))
+        return found
+
     def _by_schema(
         self,
         node: onnx.NodeProto,
@@ -91,7 +110,7 @@ class Inference:
             made: Mapping[str, onnx.TypeProto] = shape_inference.infer_node_outputs(
                 schema, node, types, dict(data), opset_imports=opsets
             )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as e:
+        except _FAILURES as e:
             raise OnnxFileError(f"is not what {node.op_type} allows: {e}", place=place) from None
         read = (type_of(t, self.symbols, place, self._own) for t in made.values())
         return {n: t for n, t in zip(made, read, strict=True) if t is not None}
@@ -132,14 +151,15 @@ class Inference:
         for model in (self._skeleton, bare):
             try:
                 return _infos(shape_inference.infer_shapes(model, data_prop=True).graph)
-            except (onnx.shape_inference.InferenceError, RuntimeError) as e:
+            except _FAILURES as e:
                 reason = str(e)
             bare.CopyFrom(model)
             del bare.graph.value_info[:]
         raise OnnxFileError(f"has types that contradict each other: {reason}", place=str(self.file.path))
 
     def _read(self, infos: Mapping[str, onnx.TypeProto], name: str) -> TensorType | None:
-        return type_of(infos[name], self.symbols, f"{self.file.path}: {name}") if name in infos else None
+        place = f"{self.file.path}: {name}"
+        return type_of(infos[name], self.symbols, place, self.symbols.later) if name in infos else None
 
     @cached_property
     def _skeleton(self) -> onnx.ModelProto:
@@ -168,6 +188,7 @@ class Inference:
         if name not in self._runtime:
             return None
         element, shape = self._runtime[name]
+        shape = shape or None  # The runtime says an unknown rank as it says rank 0.
         code = next((k for k, d in DTYPES.items() if _RUNTIME.get(element) == str(d)), None)
         if code is None or shape is None:
             return None

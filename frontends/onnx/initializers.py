@@ -16,7 +16,7 @@ from ...ir.errors import unreadable
 from ...ir.tensors import Array, ArrayTensor, Mapped, Span, StoredTensor, Tensor, stamp_of
 from ...ir.types import DType, TensorType
 from .errors import OnnxFileError
-from .types import DTYPES, ELEMENTS
+from .types import DTYPES, ELEMENTS, check_sizes
 
 MOST_DENSE = 1 << 32
 """Bytes of the largest tensor that is made of a sparse one."""
@@ -60,7 +60,9 @@ def _type_of(t: onnx.TensorProto, place: str) -> TensorType:
     shape = tuple(t.dims)
     if any(d < 0 for d in shape):
         raise OnnxFileError(f"has shape {list(shape)} with a negative dimension", place=place)
-    return TensorType(dtype, shape)
+    type = TensorType(dtype, shape)
+    check_sizes(type, place)
+    return type
 
 
 def _check_inside(t: onnx.TensorProto, elements: int, size: int, place: str) -> None:
@@ -143,6 +145,7 @@ def read_sparse(s: onnx.SparseTensorProto, path: Path) -> Tensor:
     if any(d < 0 for d in shape) or not shape:
         raise OnnxFileError(f"has shape {list(shape)}", place=place)
     type = TensorType(values.dtype, shape)
+    check_sizes(type, place)
     size, count = math.prod(shape) * values.dtype.numpy.itemsize, math.prod(values.shape)
     if size > MOST_DENSE:
         raise OnnxFileError(f"is {size} bytes dense; {MOST_DENSE} are the most", place=place)

@@ -23,7 +23,7 @@ def open_session(model: bytes, *, optimized: bool = True) -> Any:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the runtime raises."""
+    """What the runtime raises: errors of its own, and those of its binding for types and texts."""
     state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-    return tuple(getattr(state, name) for name in names)
+    return (*(getattr(state, name) for name in names), RuntimeError, ValueError)

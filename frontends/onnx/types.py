@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -43,16 +44,21 @@ ELEMENTS = {v: k for k, v in DTYPES.items()}
 
 _DIGITS = 19
 """Digits of a number that does not fit into 64 bits for sure."""
+MOST_TERMS, MOST_RANK = 64, 64
+"""Terms of a dimension, and axes of an array of NumPy."""
+_LONGEST = 200
+"""Letters of the longest name of a dimension that is read as an expression."""
 
 
 class Symbols:
     """Names of dimensions as a file has them => symbols of the IR, one for one; and new symbols.
 
-    bound: symbols that stand for other sizes.
+    bound: symbols that stand for other sizes. expressions: names that read as sums of products of names are these.
     """
 
-    def __init__(self, bound: Mapping[str, DimLike] | None = None) -> None:
+    def __init__(self, bound: Mapping[str, DimLike] | None = None, *, expressions: bool = True) -> None:
         self._bound = dict(bound or {})
+        self._expressions = expressions
         self._known: dict[str, Dim] = {}
         self._taken: set[str] = set()
         self._fresh = 0
@@ -71,6 +77,13 @@ class Symbols:
             self._known[name] = self._new(plain if re.match(r"[A-Za-z_]", plain) else f"d{plain}")
         return self._known[name].substitute(self._bound)
 
+    def later(self, name: str) -> DimLike:
+        """As `named`, of a value inside: an expression of names that no input has says nothing."""
+        parsed = None if name in self._known else self._parsed(name)
+        if isinstance(parsed, Dim) and not parsed.symbols <= self._known.keys():
+            return self.fresh()
+        return self.named(name)
+
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these are symbols that were given out."""
         return self._taken.issuperset(names)
@@ -81,15 +94,20 @@ class Symbols:
         return self._new(f"u{self._fresh}")
 
     def _expression(self, name: str) -> DimLike | None:
-        if not re.search(r"[+*-]", name) or re.search(r"[^\w\s.+*-]", name):
-            return None
-        try:
-            parsed = parse_dim(name)
-        except MonographError:
-            return None
-        if isinstance(parsed, int):
+        parsed = self._parsed(name)
+        if not isinstance(parsed, Dim):
             return parsed
         return parsed.substitute({s: self.named(s) for s in parsed.symbols})
+
+    def _parsed(self, name: str) -> DimLike | None:
+        if not self._expressions or len(name) > _LONGEST or not re.search(r"[+*-]", name):
+            return None
+        if re.search(r"[^\w\s.+*-]", name):
+            return None
+        try:
+            return parse_dim(name)
+        except MonographError:
+            return None
 
     def _new(self, name: str) -> Dim:
         free, i = name, 0
@@ -104,6 +122,22 @@ class Symbols:
                 return found
             i += 1
             free = f"{name}_{i}"
+
+
+def is_small(d: DimLike) -> bool:
+    """Whether a number has 64 bits, and a dimension few terms: a file may square both again and again."""
+    if isinstance(d, Dim):
+        return len(d.terms) <= MOST_TERMS and all(is_small(c) for _, c in d.terms)
+    return -(1 << 63) <= int(d) < 1 << 64
+
+
+def check_sizes(type: TensorType, place: str) -> None:
+    """Raises OnnxFileError for a tensor that no array and no count can hold."""
+    if type.rank > MOST_RANK:
+        raise OnnxFileError(f"has rank {type.rank}; {MOST_RANK} is the most", place=place)
+    known = math.prod(d for d in type.shape if isinstance(d, int))
+    if known >= 1 << 63 or not all(map(is_small, type.shape)):
+        raise OnnxFileError(f"is of type {str(type)[:200]}, more elements than can be counted", place=place)
 
 
 def type_of(

@@ -9,7 +9,8 @@ import onnx
 
 from ...ir.tensors import ArrayTensor
 from .errors import OnnxFileError
-from .file import OnnxFile, subgraphs
+from .file import OnnxFile
+from .nested import subgraphs
 from .types import DTYPES
 
 CONDITION = "monograph_always"

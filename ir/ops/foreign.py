@@ -27,6 +27,7 @@ class Foreign(Op):
     """
 
     folds: ClassVar[bool] = False
+    as_typed: ClassVar[bool] = True
     unresolved: ClassVar[frozenset[str]] = frozenset({"types"})
     backward_reads = reads.everything
     shard = shard_rules.needs_all

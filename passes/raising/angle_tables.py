@@ -32,8 +32,11 @@ def compute_tables(graph: Graph, check: Check, read: Reader | None) -> int:
         rows = isinstance(node.op, Embedding) or node.attributes["axis"] == -2
         if source.rank != 2 or source.dtype is not f32 or not rows or ids.dtype.is_float:
             continue
+        known = read is not None and source.name in read.names
         table = array_of(source, read) if _small(source) else None
         blocks = None if table is None else _blocks(table)
+        if blocks is None and read is not None and not known:
+            read.names.discard(source.name)  # Its numbers decide nothing.
         if blocks is not None:
             found.setdefault(ids, []).append((node, blocks))
     replaced = 0

@@ -61,4 +61,5 @@ def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[s
     clean(graph)
     if "layers" not in without:
         raise_layers(graph, report)
+    report.read |= set() if reader is None else reader.names
     return report

@@ -42,13 +42,15 @@ class Left:
 class RaisingReport:
     """raised: what was. left: every softmax that was not, with its first obstacle. undone: what changed a number.
 
-    places: of the values that were replaced after both were computed, as `raise_graph` takes them.
+    places: of the values that were replaced after both were computed, as `raise_graph` takes them. read: parameters
+    whose numbers decided something.
     """
 
     raised: list[Raised] = field(default_factory=list[Raised])
     left: list[Left] = field(default_factory=list[Left])
     undone: list[Left] = field(default_factory=list[Left])
     places: list[str] = field(default_factory=list[str])
+    read: set[str] = field(default_factory=set[str])
 
     @property
     def counts(self) -> dict[str, int]:
