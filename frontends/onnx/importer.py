@@ -17,7 +17,7 @@ from ...ir.types import DimLike, DType, TensorType
 from ...ir.weights import Weights
 from .equal import Equal, Sizes
 from .errors import OnnxFileError, Unmapped
-from .file import OnnxFile, reads, subgraphs
+from .file import OnnxFile, every_node, reads, subgraphs
 from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
