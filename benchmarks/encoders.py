@@ -23,7 +23,6 @@ SHAPES = ((32, 128), (1, 16))
 OPTIMIZE = """
 import sys, torch
 from transformers import AutoModel
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 source, target = sys.argv[1:]
 model = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
@@ -41,8 +40,13 @@ torch.onnx.export(Plain(), (ids, ids, ids), target + ".raw.onnx", input_names=na
 made = optimize_model(target + ".raw.onnx", model_type="bert", num_heads=12, hidden_size=384)
 print(made.get_fused_operator_statistics(), file=sys.stderr)
 made.save_model_to_file(target)
-quantize_dynamic(target, target.replace("fp32", "int8"), per_channel=True, weight_type=QuantType.QInt8,
-                 extra_options={"DefaultTensorType": 1})
+"""
+
+QUANTIZE = """
+import sys
+from onnxruntime.quantization import QuantType, quantize_dynamic
+source, target = sys.argv[1:]
+quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1})
 """
 
 OPENVINO = """
@@ -64,6 +68,7 @@ def commands(source: Path, threads: int) -> dict[str, list[str]]:
     mg.build(model, place / "int8", quantize="int8-dynamic").close()
     exporter = str(environment("exported"))
     fp32 = made(place / "fp32.onnx", lambda f: run([exporter, "-c", OPTIMIZE, str(source), str(f)]))
+    int8 = made(place / "int8.onnx", lambda f: run([exporter, "-c", QUANTIZE, str(fp32), str(f)]))
     intel = str(environment("openvino"))
     for kind in ("fp32", "int8"):
         made(place / f"openvino-{kind}", lambda f, kind=kind: run([intel, "-c", OPENVINO, str(source), str(f), kind]))
@@ -71,7 +76,7 @@ def commands(source: Path, threads: int) -> dict[str, list[str]]:
         "Monograph fp32": (here, "monograph", place / "f32"),
         "Monograph int8": (here, "monograph", place / "int8"),
         "ONNX Runtime optimizer fp32": (exporter, "onnx", fp32),
-        "ONNX Runtime optimizer int8": (exporter, "onnx", place / "int8.onnx"),
+        "ONNX Runtime optimizer int8": (exporter, "onnx", int8),
         "OpenVINO fp32": (intel, "openvino-f32", place / "openvino-fp32"),
         "OpenVINO, bf16 where it chooses": (intel, "openvino", place / "openvino-fp32"),
         "OpenVINO int8": (intel, "openvino", place / "openvino-int8"),

@@ -20,11 +20,9 @@ import monograph as mg
 from gguf_llamacpp import peer
 from monograph.assets import fetch
 from monograph.console import working
-from monograph.frontends.huggingface import save_pretrained
-from monograph.ir import DType
 from monograph.machine import measure, median
 from report import RESULTS, ROOT, Row, parser, publish
-from serving_peers import HF, PLACE, Worker, environment, exported, genai, gguf, openvino, spread
+from serving_peers import HF, PLACE, Worker, environment, exported, floats, genai, gguf, openvino, spread
 
 WORKER = Path(__file__).parent / "serving_worker.py"
 PARAMETERS, TABLE, LAYERS, KEY_NUMBERS = 134_515_008, 49_152 * 576, 30, 2 * 3 * 64
@@ -238,8 +236,7 @@ def main() -> None:
     given = options.parse_args()
     modules = peer(given.llamacpp)
     PLACE.mkdir(parents=True, exist_ok=True)
-    if not (HF / "config.json").exists():
-        save_pretrained(mg.load(fetch("smollm2")), HF, dtype=DType.f32)
+    floats()
     ids, (rows, facts) = text_ids(), earlier(given.precision)
     note = (
         f"{given.threads} threads, medians of {given.rounds} rounds in turn, ± half the range. In brackets: share of "

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monograph as mg
 import numpy as np
 from monograph.assets import fetch
+from monograph.frontends.huggingface import save_pretrained
+from monograph.ir import DType
 from monograph.machine import median
 from report import WORK
 
@@ -93,6 +96,11 @@ def made(folder: Path, make: Callable[[Path], object]) -> Path:
         make(part)
         part.replace(folder)
     return folder
+
+
+def floats() -> Path:
+    """SmolLM2 as a checkpoint of f32 weights, as the blocks of the file that is fetched say."""
+    return made(HF, lambda f: save_pretrained(mg.load(fetch("smollm2")), f, dtype=DType.f32))
 
 
 def genai(precision: str) -> Path:

@@ -20,7 +20,6 @@ from typing import Any
 
 import monograph as mg
 import numpy as np
-from monograph.assets import fetch
 from monograph.console import working
 from monograph.frontends.dsl import Model
 from monograph.inference import sampling
@@ -30,6 +29,7 @@ from monograph.ir.weights import Weights
 from monograph.machine import median
 from monograph.training.adapters import Adapter, Lora
 from report import WORK, Row, parser, publish
+from serving_peers import floats
 
 PLACE = WORK / "strategies"
 CODE = inspect.getsource(sampling.keep_top_p)
@@ -167,12 +167,12 @@ def adapters(model: Model, base: Engine, threads: int, new: int, rounds: int) ->
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--model", type=Path, help="a folder of float weights (None: SmolLM2 is fetched)")
+    options.add_argument("--model", type=Path, help="a folder of float weights (None: SmolLM2's)")
     options.add_argument("--new", type=int, default=128)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()
-    model = mg.load(given.model or fetch("smollm2"))
+    model = mg.load(given.model or floats())
     with working("builds"):
         engine, draft = built("wide", model, given.threads), built("int4", model, given.threads, quantize="int4")
     with working(f"guesses, {given.rounds} rounds"):

@@ -76,6 +76,10 @@ PAST = "P"
 """Symbol for the number of tokens that an `append` slot holds."""
 
 
+SOURCES, FOLD = "G", "F"
+"""Symbols, where rows that follow one source are side by side: for sources, and for rows of each."""
+
+
 def past_of(window: int | None) -> str:
     """Symbol for the number of tokens that a slot holds, by the window of what reads it (None: all of them)."""
     return PAST if window is None else f"{PAST}{window}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from ..ir.clone import bring, clone
 from ..ir.errors import PassError
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.attention import Attention
+from ..ir.ops.cache import cache_read
+from ..ir.ops.shape import transpose
 from ..ir.slots import TARGETS, Growth, Slot, encoded
 from ..ir.value import leaves
 
@@ -31,8 +34,9 @@ def separate(graph: Graph) -> tuple[Graph, Graph]:
     """(encoder, decoder). What does not depend on the tokens that are made goes to the encoder.
 
     Values the decoder needs from there become outputs of the one and slots of growth `once` of the other:
-    `encoder.N.key` / `encoder.N.value` [B,S,K,D] for cross-attention N, `encoder.N` for others. Masks are
-    cheap: the source mask is an input of both. Raises PassError for a graph that reads no source.
+    `encoder.N.key` / `encoder.N.value` for cross-attention N, in the layout of caches [B,K,S,D], which kernels read as
+    it is at every step; `encoder.N` for others. Masks are cheap: the source mask is an input of both. Raises PassError
+    for a graph that reads no source.
     """
     stream = graph.stream or TARGETS
     if not is_separable(graph):
@@ -49,14 +53,21 @@ def separate(graph: Graph) -> tuple[Graph, Graph]:
     for name, v in graph.outputs.items():
         if v in inner:
             encoder.output(name, inner[v])
+    given: dict[Value, Value] = {}
     for v, name in frontier.items():
-        encoder.output(name, inner[v])
-    given = {v: decoder.input(name, v.type) for v, name in frontier.items()}
+        cached = any(isinstance(n.op, Attention) and v in (n["k"], n["v"]) for n in late)
+        place = v.producer.location if v.producer is not None else None
+        with encoder.at(None, place):
+            left = transpose(inner[v], permutation=(0, 2, 1, 3)) if cached else inner[v]
+        encoder.output(name, left)
+        given[v] = decoder.input(name, left.type)
+        with decoder.at(None, place):
+            given[v] = cache_read(given[v]) if cached else given[v]
     outer = clone(late, decoder, given)
     for name, v in graph.outputs.items():
         if v not in inner:
             decoder.output(name, outer[v])
-    once = (Slot(name, "", Growth.once, v.type, first=name) for v, name in frontier.items())
+    once = (Slot(name, "", Growth.once, decoder.inputs[name].type, first=name) for name in frontier.values())
     decoder.stream, decoder.slots = stream, (*graph.slots, *once)
     return encoder, decoder
 

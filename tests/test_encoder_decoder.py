@@ -19,7 +19,7 @@ def test_halves_have_the_contract() -> None:
     assert set(encoder.inputs) == {"input_ids", "attention_mask", "position_ids"}
     assert [k for k in encoder.outputs if k.startswith("encoder.")] == frontier
     assert [k for k in decoder.inputs if k.startswith("encoder.")] == frontier
-    assert str(decoder.inputs["encoder.0.key"].type) == "f32[B,S,4,4]"
+    assert str(decoder.inputs["encoder.0.key"].type) == "f32[B,4,S,4]"
     assert str(decoder.inputs["past_key_values.1.value"].type) == "f32[B,4,P,4]"
     assert str(decoder.inputs["decoder_attention_mask"].type) == "i64[B,P+U]"
     assert "input_ids" not in decoder.inputs

@@ -189,7 +189,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[MonographError], str]] = {
         lambda f: edit(f, stream={"length": "S", "ids": "ids", "mask": "m", "positions": "p"}), RuntimeInputError,
         "ids: a decoder reads tokens, and the graph reads none",
     ),
-    "provider": (lambda f: edit(f, provider="cuda"), RuntimeInputError, "no session opens on cuda: "),
+    "provider": (lambda f: edit(f, provider="cuda"), RuntimeInputError, "no session opens on cuda: |built for cuda, which this"),
     "graph cut": (
         lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:900]), WeightsError, "is 900 bytes",
     ),

@@ -10,9 +10,9 @@ from ...frontends.task import FEATURES, HIDDEN, PIXELS, TOKEN_TYPES
 from ...ir.clone import bring
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph, Node, Value
-from ...ir.ops import constant, expand, iota, reshape, transpose
+from ...ir.ops import constant, expand, iota, reshape
 from ...ir.slots import TARGETS, TOKENS, Growth, Slot
-from ...ir.types import DimLike, TensorType
+from ...ir.types import DimLike
 from ...ir.value import leaves
 from ...passes.dce import dce
 from .clients import CAUSAL, CROSS, DECODER, ENCODER, MERGED, Layout, check_state, pairs_of
@@ -111,8 +111,7 @@ def _cross(encoder: Graph, hidden: Value, once: list[Slot]) -> Graph:
     cross = Graph(f"{encoder.name}_cross")
     mapping = {hidden: cross.input(HIDDEN_STATES, hidden.type)}
     for i, slot in enumerate(once):
-        made = bring(encoder.outputs[slot.first], cross, mapping)
-        cross.output(_cross_name(i, "present"), transpose(made, permutation=(0, 2, 1, 3)))
+        cross.output(_cross_name(i, "present"), bring(encoder.outputs[slot.first], cross, mapping))
     extra = [k for k in cross.inputs if k != HIDDEN_STATES]
     if extra:
         raise LoweringError(f"{encoder.name}: keys and values over the source also follow from {', '.join(extra)}")
@@ -136,13 +135,8 @@ def _decoder_names(decoder: Graph, pairs: list[tuple[Slot, Slot]], once: list[Sl
             inputs[slot.input], outputs[slot.output] = name, result
             slots.append(Slot(name, result, slot.growth, slot.type, slot.axis, slot.window))
     for i, slot in enumerate(once):
-        batch, source, heads, width = slot.type.shape
-        type = TensorType(slot.type.dtype, (batch, heads, source, width))
-        name = _cross_name(i, "past_key_values")
-        given = decoder.input(name, type)
-        with decoder.at(_first(decoder)):
-            _replace_input(decoder, slot.input, transpose(given, permutation=(0, 2, 1, 3)))
-        slots.append(Slot(name, _cross_name(i, "present"), Growth.once, type, 2))
+        inputs[slot.input] = name = _cross_name(i, "past_key_values")
+        slots.append(Slot(name, _cross_name(i, "present"), Growth.once, slot.type, 2))
     decoder.inputs = {inputs.get(k, k): v for k, v in decoder.inputs.items()}
     for name, value in decoder.inputs.items():
         value.name = name

@@ -205,7 +205,7 @@ class AttentionToOnnx:
         if ks is not None and vs is not None and ks.append is not vs.append:
             y, *presents = onnx_cached_attention(q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale)
         else:
-            y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, heads_first=_is_read(k) and _is_read(v))
+            y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, heads_first=is_read(k) and is_read(v))
         if keep is not None and not never_empty(node):
             y = zero_where_empty(y, keep)
         graph.replace(node.output, y)
@@ -217,13 +217,14 @@ class AttentionToOnnx:
             graph.erase(cache.append)
 
 
-def _is_read(v: Value) -> bool:
+def is_read(v: Value) -> bool:
+    """Whether keys or values come straight out of what is remembered."""
     return v.producer is not None and isinstance(v.producer.op, CacheRead)
 
 
 def heads_first(k: Value, v: Value) -> tuple[Value, Value]:
     """Keys and values as the cache has them, [B,K,T,D], when both come straight out of one."""
-    if _is_read(k) and _is_read(v):
+    if is_read(k) and is_read(v):
         assert k.producer is not None and v.producer is not None
         return k.producer.arguments[0], v.producer.arguments[0]
     return k, v

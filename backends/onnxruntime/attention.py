@@ -276,7 +276,8 @@ class GroupQuery:
             inside.update(key_mask_chain(mask) if mask is not None else ())
         stream = graph.stream or TOKENS
         mask = graph.inputs.get(stream.mask)
-        pasts = {PAST, *(s for slot in graph.slots if slot.axis is not None for s in slot.type.symbols)} - {"B"}
+        grown = (slot.type.shape[slot.axis] for slot in graph.slots if slot.axis is not None)
+        pasts = {PAST, *(s for d in grown if isinstance(d, Dim) for s in d.symbols)}
         for node in graph:
             if node.op.states and (mask is None or not passes_over(node, mask)):
                 return node, f"{node.op.name} is not told which tokens of a padded prompt count"

@@ -11,11 +11,11 @@ from ...ir.errors import RuntimeInputError
 from ...ir.slots import Growth
 from .capture import NEVER, Captures
 from .contract import Contract
-from .feeds import counts_of
+from .feeds import counts_of, folded_inputs
 from .held import KINDS, Appended, Held, Replaced, Windowed, places_along, places_of, refusal
 from .logits import ROWS
 from .memory import Array, Buffer, Memory
-from .reorder import Answers, copies, filled
+from .reorder import Answers, copies, filled, sources_of
 from .results import EVERYTHING, Results, Want
 from .runtime import UNCAPTURED, Loaded
 from .state import NOTHING, Along, check_cut, check_room, stream_of, told
@@ -41,6 +41,7 @@ class Compact:
         self.used: dict[int, Array] = {}
         self.held: list[Held] = []
         self.fixed: dict[str, Buffer] = {}
+        self.folded = folded_inputs(contract)
         self.origins: Array = NOTHING
         self.steps: dict[tuple[Any, ...], TokenCall] = {}
         self.told: Results | None = None
@@ -239,11 +240,26 @@ class Compact:
                 after.copy_row(before, source, target, int(starts[target]), int(used[source]))
         origins = self.origins[parents]
         if not np.array_equal(origins, self.origins):  # What stays for a batch moves with rows of other sources only.
-            self.fixed = {k: self.memory.upload(self.memory.download(b)[parents]) for k, b in self.fixed.items()}
+            self.fixed = {k: self.followed(k, b, origins, parents) for k, b in self.fixed.items()}
             self.steps = {}
         self.held, self.origins = new, origins
         self.used = {n: used[parents] for n, used in self.used.items()}
         self.lengths = self.lengths[parents]
+
+    def followed(self, name: str, buffer: Buffer, origins: Array, parents: Array) -> Buffer:
+        """What stays for a batch, for other rows than before: of a source once for all rows beside each other."""
+        rows = parents
+        if name in self.folded:
+            have, want = sources_of(self.origins), sources_of(origins)
+            if np.array_equal(have, want):
+                return buffer
+            rows = np.array([have.tolist().index(source) for source in want.tolist()])
+        return self.memory.upload(self.memory.download(buffer)[rows])
+
+    def fold(self, batch: int) -> int:
+        """How many rows follow each source, side by side, where a graph tells them apart."""
+        rows = next((b.shape[0] for k, b in self.fixed.items() if k in self.folded), batch)
+        return batch // rows
 
     def starts(self, used: Array, parents: Array, common: Array) -> Array:
         """The first place of each row at which it can differ from its parent, if they have `common` tokens alike."""
@@ -287,7 +303,8 @@ class Compact:
         """The tokens of one row, without its padding, over its own part of every buffer."""
         view, one = self.memory.row, slice(row, row + 1)
         inputs = {h.slot.input: view(h.past, row) for h in self.held}
-        inputs |= {k: view(b, row) for k, b in self.fixed.items()}
+        fold = self.fold(self.batch)
+        inputs |= {k: view(b, row // fold if k in self.folded else row) for k, b in self.fixed.items()}
         outputs = {h.slot.output: view(h.present, row) for h in self.held}
         part = {k: v[one, : now[row]] for k, v in along.items()}
         call = TokenCall(self, 1, int(now[row]), inputs, outputs, every=every)

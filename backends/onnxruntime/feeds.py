@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ...ir.errors import LoweringError, RuntimeInputError
 from ...ir.graph import Graph
-from ...ir.slots import Growth, Slot
+from ...ir.slots import FOLD, SOURCES, Growth, Slot
 from ...ir.types import Dim, DimLike, TensorType, i32, i64
 from ..onnx.tensors import dim_names, onnx_dim
 from .attention import LENGTHS, TOTAL
@@ -26,12 +26,29 @@ def own_inputs(contract: Contract) -> frozenset[str]:
     return frozenset({ROWS, *counts})
 
 
+def unfolded(contract: Contract, types: Types) -> Types:
+    """Types of a decoder graph's inputs where one row follows each source: the same for all graphs of a folder."""
+    ids = contract.inputs.get(contract.masked, {}).get(contract.stream.ids) if contract.stream is not None else None
+    if ids is None or not folded_inputs(contract):
+        return types
+    sizes: dict[str, DimLike] = {SOURCES: ids.shape[0], FOLD: 1}
+    return {k: t.substitute(sizes) for k, t in types.items()}
+
+
+def folded_inputs(contract: Contract) -> frozenset[str]:
+    """Inputs of the graph that takes lengths with a row for each source, which several rows of tokens may follow."""
+    once = {s.input for s in contract.slots if s.growth is Growth.once}
+    types, source = contract.inputs.get(contract.lengths, {}), Dim.symbol(SOURCES)
+    found = frozenset(k for k, t in types.items() if t.rank and t.shape[0] == source)
+    return found if once & found else frozenset()
+
+
 def others(contract: Contract, file: str) -> Types:
     """Inputs of a decoder graph that come with the tokens, or stay for a batch, and are nobody's but the caller's."""
     stream = contract.stream
     known = {*own_inputs(contract), *(s.input for s in contract.slots), *contract.inputs.get(contract.encoder, ())}
     known |= set(stream.names) if stream is not None else set()
-    return {k: t for k, t in contract.inputs[file].items() if k not in known}
+    return {k: t for k, t in unfolded(contract, contract.inputs[file]).items() if k not in known}
 
 
 def along(contract: Contract, type: TensorType) -> bool:
@@ -99,7 +116,8 @@ def _differences(promised: Mapping[str, object], given: Mapping[str, object]) ->
 
 def _decoder(contract: Contract, file: str, inputs: Types, outputs: Types | None) -> list[str]:
     """What is wrong with a graph that reads tokens and remembers them; outputs: None where they are not known."""
-    stream = contract.stream
+    stream, inputs = contract.stream, unfolded(contract, inputs)
+    outputs = None if outputs is None else unfolded(contract, outputs)
     if stream is None or stream.ids not in inputs:
         return [f"{stream.ids if stream is not None else 'ids'}: a decoder reads tokens, and the graph reads none"]
     ids = inputs[stream.ids]

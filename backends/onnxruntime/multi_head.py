@@ -8,6 +8,7 @@ from ...ir.ops.elementwise import cast
 from ...ir.ops.shape import reshape
 from ...ir.types import i32
 from ...passes.pattern import NearMiss, Report
+from ..onnx.rewrites import heads_first, is_read
 from ..target import Target
 from .ops import multi_head_attention
 
@@ -54,8 +55,14 @@ class MultiHead:
     def attention(self, node: Node) -> Value:
         q, k, v, mask = node.value("q"), node.value("k"), node.value("v"), node["mask"]
         keys = None if mask is None else cast(reshape(mask, shape=(mask.shape[0], mask.shape[3])), dtype=i32)
-        q3, k3, v3 = (reshape(x, shape=(x.shape[0], x.shape[1], -1)) for x in (q, k, v))
-        heads = q.shape[2]
+        heads, scale = q.shape[2], node.attributes["scale"]
         assert isinstance(heads, int)
-        y = multi_head_attention(q3, k3, v3, keys, heads=heads, scale=node.attributes["scale"])
+        read = is_read(k) and is_read(v)  # As they lie in memory: a step need not move all that was remembered.
+        k, v = heads_first(k, v) if read else (_flat(k), _flat(v))
+        y = multi_head_attention(_flat(q), k, v, keys, heads=heads, scale=scale, heads_first=read)
         return reshape(y, shape=node.output.shape)
+
+
+def _flat(x: Value) -> Value:
+    """[B,S,H,D] as [B,S,H*D]."""
+    return reshape(x, shape=(x.shape[0], x.shape[1], -1))

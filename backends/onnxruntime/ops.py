@@ -11,6 +11,7 @@ from ...ir.errors import check
 from ...ir.graph import Value
 from ...ir.op import Op, op
 from ...ir.ops.attention import attention
+from ...ir.ops.cache import cache_read
 from ...ir.ops.elementwise import cast, constant, cos, maximum, sin, sub
 from ...ir.ops.feed_forward import Activation, silu
 from ...ir.ops.linear import linear
@@ -268,26 +269,54 @@ class OrtTiedLinear(Op):
 class OrtMultiHeadAttention(Op):
     """Attention without causality: q [B,S,H*D], k and v [B,T,H*D], keys: i32 [B,T], 1 = may be attended to.
 
-    A batch row whose keys are all hidden gives zeros.
+    heads_first: k and v are [B,H,T,D], which the kernel need not move. A batch row whose keys are all hidden gives
+    zeros.
     """
 
-    def infer(self, q: Value, k: Value, v: Value, keys: Value | None = None, *, heads: int, scale: float) -> TensorType:
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            check(x.rank == 3 and x.dtype == q.dtype, f"{name} is {x.type}, expected rank 3 and the dtype of q")
-        check(k.shape[:2] == v.shape[:2] and k.shape[2] == q.shape[2], f"q is {q.type}, k {k.type} and v {v.type}")
-        expected = TensorType(i32, k.shape[:2])
+    def infer(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        keys: Value | None = None,
+        *,
+        heads: int,
+        scale: float,
+        heads_first: bool = False,
+    ) -> TensorType:
+        rank = 4 if heads_first else 3
+        for name, x, wanted in (("q", q, 3), ("k", k, rank), ("v", v, rank)):
+            fits = x.rank == wanted and x.dtype == q.dtype
+            check(fits, f"{name} is {x.type}, expected rank {wanted} and the dtype of q")
+        fits = k.shape[:-1] == v.shape[:-1] and (not heads_first or k.shape[1] == heads)
+        width = k.shape[-1] * heads if heads_first else k.shape[-1]
+        check(fits and width == q.shape[2] and k.shape[0] == q.shape[0], f"q is {q.type}, k {k.type} and v {v.type}")
+        expected = TensorType(i32, (k.shape[0], k.shape[-2]))
         check(keys is None or keys.type == expected, f"keys is {type_of(keys)}, expected {expected}")
-        return TensorType(q.dtype, (*q.shape[:2], v.shape[2]))
+        return TensorType(q.dtype, (*q.shape[:2], v.shape[-1] * heads if heads_first else v.shape[-1]))
 
-    def body(self, q: Value, k: Value, v: Value, keys: Value | None = None, *, heads: int, scale: float) -> Value:
+    def body(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        keys: Value | None = None,
+        *,
+        heads: int,
+        scale: float,
+        heads_first: bool = False,
+    ) -> Value:
         keep = None
         if keys is not None:
             keep = reshape(cast(keys, dtype=bool_), shape=(keys.shape[0], 1, 1, keys.shape[1]))
-        q, k, v = (reshape(x, shape=(x.shape[0], x.shape[1], heads, -1)) for x in (q, k, v))
+        q, *others = (x if x.rank == 4 else reshape(x, shape=(x.shape[0], x.shape[1], heads, -1)) for x in (q, k, v))
+        k, v = (cache_read(x) for x in others) if heads_first else others
         y = attention(q, k, v, None, keep, scale=scale)
         return reshape(y, shape=(y.shape[0], y.shape[1], -1))
 
-    def onnx(self, op: Any, q: Any, k: Any, v: Any, keys: Any = None, *, heads: int, scale: float) -> Any:
+    def onnx(
+        self, op: Any, q: Any, k: Any, v: Any, keys: Any = None, *, heads: int, scale: float, heads_first: bool = False
+    ) -> Any:
         # The kernel adds mask_filter_value: with the lowest number a hidden key weighs exactly nothing. Only a row
         # without any key comes out as an average of hidden values (1.31.1, 1.32.0), so it is multiplied by zero.
         y = op.MultiHeadAttention(

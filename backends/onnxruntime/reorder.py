@@ -26,6 +26,14 @@ def copies(parents: Array) -> list[tuple[int, int]] | None:
     return None if pending else order
 
 
+def sources_of(origins: Array) -> Array:
+    """The source of each group of rows i64 [G], for sources of rows i64 [B]: groups lie side by side, are alike in
+    size, follow one source each, and are as large as can be."""
+    ends = np.flatnonzero(np.diff(origins, append=-1))
+    size = np.gcd.reduce(np.diff(ends, prepend=-1))
+    return origins[::size]
+
+
 class Answers:
     """What comes after the tokens of rows that are read in pieces: after the last of each row, or after every one."""
 

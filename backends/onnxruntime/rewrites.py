@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import add_layer_norm, add_rms_norm, linear, silu
 from ...ir.ops.feed_forward import FeedForward, GatedFeedForward
@@ -10,6 +12,7 @@ from ...passes.adapters import AddAdapters
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.decompose import inline_body
+from ...passes.fold_rows import FoldRows
 from ...passes.manager import FunctionPass, Pass, Pipeline, RewritePass
 from ...passes.pack import pack_linears
 from ...passes.pattern import Rewrite
@@ -140,9 +143,14 @@ def common(target: Target, adapters: AddAdapters | None = None) -> Pipeline:
     return Pipeline("ort_common", [step for step, wanted in passes.items() if wanted])
 
 
-def lengths_variant(target: Target, positions: int) -> Pipeline:
-    """For prompts padded on the right: lengths for masks, shared buffers for caches, tables of `positions` rows."""
-    return Pipeline("ort_lengths", [GroupQuery(target, positions), *_rest(target)])
+def lengths_variant(target: Target, positions: int, sources: Collection[str] = ()) -> Pipeline:
+    """For prompts padded on the right: lengths for masks, shared buffers for caches, tables of `positions` rows.
+
+    sources: inputs of the encoder beside the decoder, whose rows are told from those of tokens on the CPU; captured
+    steps of CUDA have no sizes to compute.
+    """
+    fold = [FoldRows(sources)] if target.provider == "cpu" else []
+    return Pipeline("ort_lengths", [*fold, GroupQuery(target, positions), *_rest(target)])
 
 
 def mask_variant(target: Target) -> Pipeline:

@@ -14,7 +14,7 @@ from ...ir.slots import TOKENS, Growth
 from ...ir.types import TensorType
 from ...passes.adapters import ADAPTER
 from .contract import Contract, Types
-from .feeds import along, counts_of, others, own_inputs
+from .feeds import along, counts_of, others, own_inputs, unfolded
 from .guard import Array, check_bound, check_names, checked, default_positions, lengths_allowed, token_ids, typed
 from .held import shape_of
 from .logits import ROWS
@@ -120,7 +120,7 @@ def forward(
     if contract.rows:
         feeds[ROWS] = np.arange(batch * rows)
     loaded = graph(contract.masked if lengths is None else contract.lengths)
-    declared = {k: t for k, t in contract.inputs[loaded.file].items() if k in feeds}
+    declared = {k: t for k, t in unfolded(contract, contract.inputs[loaded.file]).items() if k in feeds}
     bind_dims(declared, {k: feeds[k].shape for k in declared})
     outputs = execute(loaded, feeds)
     outputs.pop(NEXT, None)

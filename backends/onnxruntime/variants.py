@@ -59,7 +59,7 @@ class Variants:
         return Pipeline(pipeline.name, [*pipeline.passes, quantized_layers(target, self.fine)])
 
 
-def _add_prompts(variants: Variants, graph: Graph, target: Target, positions: int) -> None:
+def _add_prompts(variants: Variants, graph: Graph, target: Target, positions: int, sources: Collection[str]) -> None:
     """A graph for many tokens at once, where it is wanted and is not the one for single tokens."""
     choices = choices_of(target)
     if choices.prompts == "same":
@@ -68,7 +68,7 @@ def _add_prompts(variants: Variants, graph: Graph, target: Target, positions: in
     if choices.prompts == "float":
         aim = dataclasses.replace(target, choices=dataclasses.replace(choices, int4_level=0, int8_level=0))
         layers = quantized_layers(aim, variants.fine)
-    shared = lengths_variant(aim, positions)
+    shared = lengths_variant(aim, positions, sources)
     found = variants.run(PROMPTS, Pipeline(shared.name, [*shared.passes, layers]), graph.copy())
     if str(found) != str(variants.graphs[LENGTHS]):
         variants.graphs[PROMPTS] = found
@@ -98,17 +98,20 @@ def variants_of(
         graph, variants.precision = narrowed(graph, target.dtype, weights, positions)
     if serves:
         variants.alone = why_alone(graph)
+    sources: Collection[str] = ()
     if serves and is_separable(graph):
         encoder, graph = separate(graph)
+        sources = encoder.inputs.keys()
         variants.run("encoder common", common(target, adapters), encoder)
         variants.graphs[ENCODER] = variants.run(ENCODER, variants.lowered(mask_variant(target), target), encoder)
     variants.run("common", common(target, adapters), graph)
     variants.attentions = sum(bool(n.op.keys) for n in graph)
     if choices_of(target).shared_cache and cached_attentions(graph):
-        shared = variants.run(LENGTHS, variants.lowered(lengths_variant(target, positions), target), graph.copy())
+        lengths = lengths_variant(target, positions, sources)
+        shared = variants.run(LENGTHS, variants.lowered(lengths, target), graph.copy())
         if variants.reports[LENGTHS].counts.get(GroupQuery.name):
             variants.graphs[LENGTHS] = shared
-            _add_prompts(variants, graph, target, positions)
+            _add_prompts(variants, graph, target, positions, sources)
     # A model with one graph for everything has it under the name that everybody looks for.
     variants.masked = MASKED if LENGTHS in variants.graphs else LENGTHS
     variants.graphs[variants.masked] = variants.run(MASKED, variants.lowered(mask_variant(target), target), graph)

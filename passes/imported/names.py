@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
-
 from ...ir.errors import PassError
 from ...ir.graph import Graph, Value
 from ...ir.slots import Stream
 from ...ir.types import Dim, DimLike, TensorType, i64
+from ..symbols import substitute_symbols, values_of
 
 
 def in_words_of(graph: Graph, stream: Stream, output: str, zeros: tuple[str, ...] = ()) -> None:
@@ -87,7 +85,7 @@ def _rename_symbols(graph: Graph, ids: Value, stream: Stream) -> None:
     Where the mask counts tokens by a symbol of its own, it is the same without a past.
     """
     wanted = {d.name: new for d, new in zip(ids.shape, ("B", stream.length), strict=True) if isinstance(d, Dim)}
-    used = {s for v in _values(graph) for s in v.type.symbols}
+    used = {s for v in values_of(graph) for s in v.type.symbols}
     renamed: dict[str, DimLike] = {s: Dim.symbol(f"{s}_") for s in used if s in wanted.values()}
     renamed |= {s: Dim.symbol(new) for s, new in wanted.items() if s is not None}
     mask = graph.inputs.get(stream.mask)
@@ -95,25 +93,3 @@ def _rename_symbols(graph: Graph, ids: Value, stream: Stream) -> None:
     if isinstance(last, Dim) and last.name is not None:
         renamed.setdefault(last.name, Dim.symbol(stream.length))
     substitute_symbols(graph, renamed)
-
-
-def substitute_symbols(graph: Graph, sizes: Mapping[str, DimLike]) -> None:
-    """Put other sizes in the place of symbols, in all types and attributes."""
-    if all(Dim.symbol(s) == d for s, d in sizes.items()):
-        return
-    for v in _values(graph):
-        v.type = v.type.substitute(sizes)
-    for node in graph:
-        node.attributes = {k: _substituted(a, sizes) for k, a in node.attributes.items()}
-
-
-def _values(graph: Graph) -> list[Value]:
-    return [*graph.inputs.values(), *graph.params.values(), *(v for node in graph for v in node.outputs)]
-
-
-def _substituted(attribute: object, sizes: Mapping[str, DimLike]) -> object:
-    if isinstance(attribute, Dim):
-        return attribute.substitute(sizes)
-    if isinstance(attribute, tuple):
-        return tuple(_substituted(a, sizes) for a in cast("tuple[object, ...]", attribute))
-    return attribute

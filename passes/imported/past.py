@@ -7,7 +7,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops.shape import Concat
 from ...ir.types import Dim
 from ..dce import dce
-from .names import substitute_symbols
+from ..symbols import substitute_symbols
 
 
 def forget_past(graph: Graph) -> int:
