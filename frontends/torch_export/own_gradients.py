@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 _TENSOR: Any = torch.Tensor
+_RANDOM: Any = torch.random
 _HOOKS = frozenset[Any]({_TENSOR.register_hook, _TENSOR.register_post_accumulate_grad_hook})
 _BOUND, _LEAST = 1e-3, 1e-3
 """How far gradients may be apart, as a share of a parameter's largest, or of this share of the largest of all."""
@@ -54,8 +55,8 @@ def differing(module: Any, traced: Any, args: Any, kwargs: Any) -> str:
     found: list[dict[str, torch.Tensor]] = []
     for m in (module, traced):
         learning = {k: p for k, p in m.named_parameters() if p.requires_grad}
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
+        with _RANDOM.fork_rng(), torch.enable_grad():
+            _RANDOM.manual_seed(0)
             loss = _loss(m(*args, **kwargs))
             given: Any = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
         found.append(
