@@ -14,6 +14,7 @@ from .backends.onnx.folder import check_outside, foreign
 from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
 from .exact import Stage, Unchecked, exact_difference, stages_of
+from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.errors import OnnxFileError
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
@@ -107,6 +108,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
         return report
     read = open_onnx(source)
     graph, weights, _ = read_graph(read, INTEGER)
+    check_runs(read)
     original = Original.of(source, graph)
     report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
     with whole(folder, replaces=foreign) as stage:

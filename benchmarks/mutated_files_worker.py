@@ -24,6 +24,8 @@ import monograph.passes.imported
 import monograph.resolve
 import numpy as np
 import onnxruntime  # noqa: F401 - Before the fork: its own memory is no file's.
+from monograph.frontends.onnx.crashes import check_runs
+from monograph.frontends.onnx.file import open_onnx
 from monograph.hard_inputs import Trial
 from monograph.ir.errors import MonographError
 from monograph.ir.interpret import interpret
@@ -79,6 +81,7 @@ def judged(path: Path) -> dict[str, Any]:
         told["load"] = error_of(e, path)
     else:
         try:
+            check_runs(open_onnx(path))
             original = Original.of(path, model.graph(), EXTRA)
             told["runtime"] = f"{len(original.expected)} trials"
         except MonographError as e:
