@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -104,8 +104,9 @@ def torchscript(name: str, path: Path) -> None:
     )  # fmt: skip
 
 
-def huggingface(name: str, path: Path, fusions: str | None) -> None:
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+def huggingface(name: str, path: Path, fusions: Literal["cpu"] | None) -> None:
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     given = dict(zip(KINDS[name].inputs, example(name), strict=True))
     made = OnnxExporter().export(model_of(name), given, config=OnnxConfig(dynamic=True, ort_fusions=fusions))
@@ -172,8 +173,8 @@ def transformers_optimizer(name: str, source: Path, path: Path) -> None:
 
 
 def onnxscript_rewriter(_: str, source: Path, path: Path) -> None:
-    from onnxscript.optimizer import optimize
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+    from onnxscript.optimizer import optimize  # pyright: ignore[reportMissingImports]
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort  # pyright: ignore[reportMissingImports]
 
     model = onnx_ir.load(str(source))
     optimize(model)

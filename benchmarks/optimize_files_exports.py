@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
-from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+from transformers.exporters.configs import OnnxConfig
+from transformers.exporters.exporter_onnx import OnnxExporter
 
 IDS = torch.arange(18).reshape(2, 9) + 5
 MASK = torch.ones_like(IDS)
@@ -47,7 +48,7 @@ def causal(source: str) -> Any:
 def hf(source: str, out: Path, *, fused: bool) -> None:
     """Prefill and decode as transformers' exporter writes them for generation: without a mask."""
     config = OnnxConfig(dynamic=True, ort_fusions="cpu" if fused else None)
-    given = {"input_ids": IDS, "attention_mask": MASK}
+    given: dict[str, Any] = {"input_ids": IDS, "attention_mask": MASK}
     OnnxExporter().export_for_generation(causal(source), given, config=config).save_pretrained(out)
 
 
@@ -55,7 +56,7 @@ def hf_masked(source: str, out: Path, *, fused: bool) -> None:
     """The prompt alone, with a mask and positions."""
     config = OnnxConfig(dynamic=True, ort_fusions="cpu" if fused else None)
     places = torch.arange(9).expand(2, 9).contiguous()
-    given = {"input_ids": IDS, "attention_mask": MASK, "position_ids": places}
+    given: dict[str, Any] = {"input_ids": IDS, "attention_mask": MASK, "position_ids": places}
     OnnxExporter().export(causal(source), given, config=config).save_pretrained(out)
 
 
@@ -135,7 +136,8 @@ def eager(source: str, out: Path) -> None:
     with torch.no_grad():
         last = [model(input_ids=torch.from_numpy(p)[None]).logits[0, -1].numpy() for p in prompts]
     out.mkdir(parents=True)
-    np.savez(out / "eager.npz", last=np.stack(last), **{f"prompt{i}": p for i, p in enumerate(prompts)})
+    named: dict[str, Any] = {f"prompt{i}": p for i, p in enumerate(prompts)}
+    np.savez(out / "eager.npz", last=np.stack(last), **named)
 
 
 KINDS = {

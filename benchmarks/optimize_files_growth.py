@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ class Stack:
         self.tensors: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(0)
         for name, number in {"half": 0.5, "one": 1.0, "root": 2.0**0.5, "eps": 1e-5, "scale": 8.0**-0.5}.items():
-            self.tensors.append(numpy_helper.from_array(np.float32(number), name))
+            self.tensors.append(numpy_helper.from_array(np.array(number, np.float32), name))
         for name, shape in {"apart": [0, 0, HEADS, WIDTH // HEADS], "joined": [0, 0, WIDTH]}.items():
             self.tensors.append(numpy_helper.from_array(np.array(shape), name))
         x = "x"
@@ -29,7 +30,7 @@ class Stack:
         given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, DIMS) for n in ("x", x))
         self.graph = helper.make_graph(self.nodes, "stack", [given], [made], self.tensors)
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=f"n{len(self.nodes)}", **attributes))
         return name

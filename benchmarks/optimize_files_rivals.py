@@ -22,8 +22,8 @@ def runtime(file: str, target: Path, kind: str) -> None:
 def script(file: str, target: Path, kind: str) -> None:
     """onnxscript's optimizer and its fusions for ONNX Runtime."""
     import onnx_ir
-    import onnxscript.optimizer
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+    import onnxscript.optimizer  # pyright: ignore[reportMissingImports]
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort  # pyright: ignore[reportMissingImports]
 
     model = onnx_ir.load(file)
     onnxscript.optimizer.optimize(model)
@@ -32,13 +32,13 @@ def script(file: str, target: Path, kind: str) -> None:
 
 
 def slim(file: str, target: Path, kind: str) -> None:
-    import onnxslim
+    import onnxslim  # pyright: ignore[reportMissingImports]
 
     save(onnxslim.slim(file), target)
 
 
 def simple(file: str, target: Path, kind: str) -> None:
-    import onnxsim
+    import onnxsim  # pyright: ignore[reportMissingImports]
 
     made, right = onnxsim.simplify(onnx.load(file))
     if not right:

@@ -183,7 +183,9 @@ def adapted(name: str, folder: Path) -> Row:
     torch.manual_seed(1)
     inputs = masked(inputs_at(name, OTHER[0]), 2)
     before = outputs_of(given.module, inputs)["logits"].detach()
-    state = {k: torch.from_numpy(merged.weights.numpy(k)) for k in given.module.state_dict() if k in merged.weights}
+    weights = merged.weights
+    assert weights is not None
+    state = {k: torch.from_numpy(weights.numpy(k)) for k in given.module.state_dict() if k in weights}
     given.module.load_state_dict(state, strict=False)
     wanted = outputs_of(given.module, inputs)["logits"].detach()
     feeds = {k: v.numpy() for k, v in inputs.items()}
@@ -219,16 +221,16 @@ def from_a_file(kind: str, folder: Path) -> Row:
     error = apart(found[mask.bool()], wanted[mask.bool()])
     for y in (wanted, found):
         loss_of({"": y * mask[..., None]}).backward()
-    pairs = [(p, sources(p, ours)) for p in module.parameters() if p.grad is not None]
+    pairs = [(p, p.grad, sources(p, ours)) for p in module.parameters() if p.grad is not None]
     learning = {k for k, p in ours.named_parameters() if p.requires_grad}
-    largest = max(float(p.grad.abs().max()) for p, _ in pairs)
-    gaps = [apart(sum(part.values(), torch.zeros_like(p)), p.grad, 1e-3 * largest) for p, part in pairs]
+    largest = max(float(g.abs().max()) for _, g, _ in pairs)
+    gaps = [apart(sum(part.values(), torch.zeros_like(p)), g, 1e-3 * largest) for p, g, part in pairs]
     return {
         "file": kind,
         "parameters": len(learning),
         "of the module": len(pairs),
-        "found": sum(bool(part) for _, part in pairs),
-        "not of the module": len(learning - {k for _, part in pairs for k in part}),
+        "found": sum(bool(part) for _, _, part in pairs),
+        "not of the module": len(learning - {k for _, _, part in pairs for k in part}),
         "error": error,
         "gradients": max(gaps),
     }
