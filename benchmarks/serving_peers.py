@@ -25,7 +25,7 @@ HF = WORK / "smollm2-f32"
 PACKAGES = {
     "genai": ["onnxruntime-genai==0.18.0", "onnxruntime==1.32.0", "transformers==5.23.0", "onnx", "onnx-ir"],
     "onnx-genai": ["onnx-genai==0.1.0.dev6", "onnxruntime==1.32.0", "tokenizers"],
-    "exported": ["transformers==5.24.0", "onnxruntime==1.32.0", "onnx", "onnxscript", "accelerate"],
+    "exported": ["transformers==5.24.0", "onnxruntime==1.32.0", "onnx", "onnxscript==0.7.2", "accelerate"],
     "openvino": ["openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers", "nncf",
                  "transformers==5.5.4", "requests"],
 }  # fmt: skip
