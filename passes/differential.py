@@ -132,11 +132,12 @@ def difference(
             continue
         expected, trail = _run(before, case, params, seed)
         found, found_trail = _run(after, case, params, seed, extra)
+        hidden = sample_inputs(before, case, seed)  # `after` need not have a mask that nothing reads.
         lost = sorted(expected.keys() - found.keys())
         if lost:
             return f"case: {case}\noutput {lost[0]} is gone"
         for name in expected:
-            wrong = _compare(name, expected[name], found[name], tolerance)
+            wrong = _compare(name, expected[name], _valid(found[name], hidden), tolerance)
             if wrong:
                 layer = _first_bad_layer(trail, found_trail, tolerance)
                 return f"case: {case}\n{wrong}" + (f"\nfirst differing value: {layer}" if layer else "")

@@ -13,6 +13,7 @@ from typing import Any
 import monograph as mg
 import pytest
 from command_line import call
+from monograph.assets import ASSETS
 from monograph.commands.options import models, pipelines, targets, with_seed
 from monograph.training.progress import Display, Step
 
@@ -41,7 +42,8 @@ def test_a_shell_completes_commands_models_and_pipelines(tmp_path: Path, monkeyp
         (tmp_path / name).write_text("")
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert models("") == ["smollm2", "minilm", "gemma3-270m", "config.json", "gpt.py", "run/"]
+    assert {"smollm2", "minilm", "gemma3-270m"} < {*ASSETS}
+    assert models("") == [*ASSETS, "config.json", "gpt.py", "run/"]
     assert models("g") == ["gemma3-270m", "gpt.py"]
     assert models(f"{tmp_path}/r") == [f"{tmp_path}/run/"]
     assert models("nowhere/") == []

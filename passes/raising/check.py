@@ -27,11 +27,12 @@ sizes that no input has are so many times longer, as indices into what they are 
 FARTHEST = 50
 """Positions are drawn below this."""
 
-BOUNDS = {DType.f64: 1e-9, DType.f32: 4 * FARTHEST * 2**-24, DType.f16: 2e-2, DType.bf16: 1e-1}
+BOUNDS = {DType.f64: 1e-9, DType.f32: 4 * FARTHEST * 2**-24, DType.f16: 2e-3, DType.bf16: 4e-3}
 """How far results may lie apart, as a share of the largest of their row.
 
 Both are computed in f64; they differ by the constants that a file has rounded to its type, of which an angle is a
-multiple by a position. Four of them may add up. In 16 bits that says little: there, of a sum of a few terms.
+multiple by a position. Four of them may add up. In 16 bits constants have two to three digits, and no multiple by a
+position is taken to be equal.
 """
 LEAST = 1e-4
 """What counts as the largest of a row, as a share of the largest of all, where a row has smaller numbers only."""
