@@ -256,11 +256,6 @@ class Compact:
             rows = np.array([have.tolist().index(source) for source in want.tolist()])
         return self.memory.upload(self.memory.download(buffer)[rows])
 
-    def fold(self, batch: int) -> int:
-        """How many rows follow each source, side by side, where a graph tells them apart."""
-        rows = next((b.shape[0] for k, b in self.fixed.items() if k in self.folded), batch)
-        return batch // rows
-
     def starts(self, used: Array, parents: Array, common: Array) -> Array:
         """The first place of each row at which it can differ from its parent, if they have `common` tokens alike."""
         alike = (used[parents] == used) & (self.lengths[parents] == self.lengths)
@@ -303,8 +298,8 @@ class Compact:
         """The tokens of one row, without its padding, over its own part of every buffer."""
         view, one = self.memory.row, slice(row, row + 1)
         inputs = {h.slot.input: view(h.past, row) for h in self.held}
-        fold = self.fold(self.batch)
-        inputs |= {k: view(b, row // fold if k in self.folded else row) for k, b in self.fixed.items()}
+        # Of what stays for a source there is one row for all rows that follow it, else as many rows as of tokens.
+        inputs |= {k: view(b, row * b.shape[0] // self.batch) for k, b in self.fixed.items()}
         outputs = {h.slot.output: view(h.present, row) for h in self.held}
         part = {k: v[one, : now[row]] for k, v in along.items()}
         call = TokenCall(self, 1, int(now[row]), inputs, outputs, every=every)
