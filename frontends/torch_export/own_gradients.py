@@ -32,7 +32,8 @@ class OwnGradients(TorchFunctionMode):
         if func in _HOOKS:
             self.found[f"Tensor.{func.__name__}: it changes gradients"] = None
         made = func(*args, **(kwargs or {}))
-        if self.outside or not torch.is_inference_mode_enabled():
+        # Branches of torch.cond are traced by another tracer, which does not let that be asked.
+        if self.outside or torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled():
             return made
         return pytree.tree_map_only(torch.Tensor, _detached, made)
 
