@@ -69,8 +69,8 @@ def once(model: Model, dtype: DType | None = None) -> Model:
 def to_torch(model: Model, dtype: DType | None = None, *, seed: int = 0) -> torch.fx.GraphModule:
     """A trainable PyTorch module whose parameter names are the checkpoint's; random weights if the model has none.
 
-    Call it with the graph's inputs by name; it gives a dict of outputs by name. dtype: of its floats (None: f32, or what
-    the module or file has that it came from). seed: of random weights.
+    Call it with the graph's inputs by name; it gives a dict of outputs by name. dtype: of its floats (None: f32, or
+    what the module or file has that it came from). seed: of random weights.
     """
     model_of(model, "to_torch")
     with needed("to_torch"):
