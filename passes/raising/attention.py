@@ -22,17 +22,18 @@ from .unread import erase_unread
 from .views import Unaligned
 
 
-def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingReport) -> int:
+def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool = False) -> int:
     """Replace every attention by the op; each softmax that stays is in the report. Gives how many were raised.
 
-    Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared.
+    Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared. every_row: they
+    are, and attention in which such a row is other numbers stays.
     """
     raised = 0
     for node in [n for n in graph if is_softmax(n)]:
         if node.order < 0:
             continue
         try:
-            made = _raise_one(graph, node, masks, check, report)
+            made = _raise_one(graph, node, masks, check, report, every_row=every_row)
         except Obstacle as e:
             report.left.append(Left.at("softmax", node, e.node, e.reason))
             continue
@@ -66,13 +67,15 @@ def described(node: Node) -> str:
     return ", ".join(words)
 
 
-def _raise_one(graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport) -> Node:
+def _raise_one(
+    graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool
+) -> Node:
     if softmax.attributes["axis"] != -1:
         raise Obstacle(f"softmax runs over axis {softmax.attributes['axis']}, not over the last one", softmax)
     first: Obstacle | None = None
     for way in ways(graph, softmax):
         try:
-            return _along(graph, way, masks, check, report)
+            return _along(graph, way, masks, check, report, every_row=every_row)
         except Obstacle as e:
             first = first or e
         except Unaligned:
@@ -83,7 +86,7 @@ def _raise_one(graph: Graph, softmax: Node, masks: Masks, check: Check, report: 
     raise first
 
 
-def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingReport) -> Node:
+def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool) -> Node:
     with graph.at(way.values):
         matched = Matcher(way, masks)
         attention = matched.attention()
@@ -104,9 +107,13 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
         erase_unread(graph, new)
         report.undone.append(Left.at("attention", way.softmax, way.values, wrong))
         raise Obstacle(f"attention would change a number: {wrong}", way.softmax)
+    lost = check.difference(old, new, cuts, allowed, numbers=True) if every_row else None
     graph.replace(old, new)
+    if not drop_guard(graph, node, matched.parts, masks, check) and lost:
+        graph.replace(new, old)
+        erase_unread(graph, new)
+        raise Obstacle(f"rows without a key to attend to would be zeros: {lost}", way.softmax)
     erase_unread(graph, old)
-    drop_guard(graph, node, matched.parts, masks, check)
     return node
 
 
