@@ -67,8 +67,6 @@ def described(node: Node) -> str:
 
 
 def _raise_one(graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport) -> Node:
-    if softmax.attributes["axis"] != -1:
-        raise Obstacle(f"softmax runs over axis {softmax.attributes['axis']}, not over the last one", softmax)
     first: Obstacle | None = None
     for way in ways(graph, softmax):
         try:

@@ -53,6 +53,8 @@ class Matcher:
         self.scores = View.of(way.product.output)
         self.terms = Terms()
         self._align_product()
+        self.axis: int = way.softmax.attributes["axis"]
+        self.keys = self._reduced()
         groups = self._before()
         self.places = self._placed(groups)
         self.swapped = self._orientation()
@@ -87,6 +89,14 @@ class Matcher:
         left |= paired(m[-2], a[-2]) | dict.fromkeys(flat(m[-1]))
         right |= paired(m[-1], b[-1]) | dict.fromkeys(flat(m[-2]))
         return (right, left) if self.swapped else (left, right)
+
+    def _reduced(self) -> Group:
+        """The axis over which softmax runs, in atoms of the scores."""
+        groups = list(self.scores.groups)
+        for step in self.way.before:
+            if isinstance(step.node.op, (Reshape, Transpose)):
+                groups = rearranged(step.node, flats(groups))
+        return groups[self.axis]
 
     def _before(self) -> list[Group]:
         """Read the steps to softmax; gives the axes of its operand."""
@@ -153,7 +163,7 @@ class Matcher:
     def _added(self, side: Value, sign: float, groups: list[Group], node: Node) -> None:
         if self.terms.tanh:
             raise Obstacle("something is added inside of the cap of scores", node)
-        if side.shape[-1:] == (1,) and flat(groups[-1]):
+        if self._alike(side, groups):
             return  # Softmax does not change when all scores of a row do alike.
         kept = self.masks.keep(side) if sign > 0 else None
         if kept is not None:
@@ -164,16 +174,43 @@ class Matcher:
         else:
             self.terms.biases.append((side, sign, flats(groups)))
 
+    def _alike(self, side: Value, groups: list[Group]) -> bool:
+        """Whether a value that broadcasts to axes `groups` of the scores is the same for all keys of a row."""
+        keys, added = set(flat(self.keys)), len(groups) - side.rank
+        axes = [i for i, g in enumerate(groups) if keys & set(flat(g))]
+        return bool(axes) and all(i < added or side.shape[i - added] == 1 for i in axes)
+
     # -- axes ----------------------------------------------------------------------------------------------------
 
     def _placed(self, groups: list[Group]) -> Places:
-        rank = len(groups)
-        keys, rows = groups[-1], groups[-2]
-        if rank == 3:
-            atoms = flat(groups[0])
+        """Batch and heads are alike in what is computed: what has no fixed size is batch, whatever its place."""
+        at = self.axis % len(groups)
+        keys, (*leading, rows) = groups[at], groups[:at] + groups[at + 1 :]
+        first, *others = leading or [Group()]
+        rest = [a for g in others for a in g]
+        if not others:
+            atoms = flat(first)
             single = len(atoms) == 1 and isinstance(atoms[0].size, int)
-            return Places([] if single else atoms[:1], atoms if single else atoms[1:], rows, keys)
-        return Places(groups[0] if rank > 2 else [], [a for g in groups[1:-2] for a in g], rows, keys)
+            first, rest = ([], atoms) if single else (atoms[:1], atoms[1:])
+        varying = [a for a in rest if not isinstance(a.size, int)]
+        fixed = [a for a in rest if isinstance(a.size, int)]
+        if varying and all(isinstance(a.size, int) for a in first):
+            return Places(varying, [*first, *fixed], rows, keys)
+        return Places([*first, *varying], fixed, rows, keys)
+
+    def _settle(self) -> None:
+        """Queries are what neither keys nor values depend on; what else was taken for them is batch and heads."""
+        to_q, to_k = self._from_scores()
+        to_v = self._from_weights()
+        batch, heads, rows, keys = self.places.groups()
+        own = {a for a in (*batch, *heads, *rows) if to_k[a] is not None or to_v[a] is not None}
+        free = [a for a in (*batch, *heads, *rows) if a not in own and to_q[a] is not None]
+        if own.isdisjoint(rows) or not free:
+            return
+        queries = [a for a in free if not isinstance(a.size, int)] or free[:1]
+        rest = [a for a in (*batch, *heads, *rows) if a not in queries]
+        first = [a for a in rest if a in batch or not isinstance(a.size, int)]
+        self.places = Places(first, [a for a in rest if a not in first], queries, keys)
 
     def _orientation(self) -> bool:
         """Whether keys are the first factor of the product."""
@@ -205,7 +242,8 @@ class Matcher:
         self.weight_groups = w
         keys, inner = (w[-1], v[-2]) if first else (w[-2], v[-1])
         if flat(keys) != flat(self.places.keys):
-            raise Obstacle("the weights are multiplied along an axis that is not the keys", node)
+            what = "the weights are multiplied along an axis that is not the keys"
+            raise Obstacle(f"{what}: softmax runs over axis {self.axis}", node)
         for _ in range(2):
             align(keys, inner)
             for i in range(rank - 2):
@@ -228,6 +266,7 @@ class Matcher:
 
     def attention(self) -> Value:
         """The op on rearranged operands."""
+        self._settle()
         structure = self._structure()
         self._align_values()
         to_q, to_k = self._from_scores()
