@@ -91,7 +91,7 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     assert node is not None
     if new.type != old.type:
         raise Obstacle(f"the result would be {new.type}, not {old.type}", way.values)
-    cuts = {matched.q.source, matched.k.source, matched.v.source}
+    cuts = {matched.q.source, matched.k.source, matched.v.source, *matched.terms.sides}
     allowed = {way.product, way.values, node}
 
     def alive(run: Run) -> dict[Value, Array]:

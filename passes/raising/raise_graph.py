@@ -19,6 +19,7 @@ from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
+from .softmaxes import one_softmax
 
 
 def clean(graph: Graph) -> None:
@@ -46,7 +47,9 @@ def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[s
     if "attention" not in without:
         take_apart(graph)
         canonicalize(graph)
-        raise_attention(graph, Masks(graph, reader), check, report)
+        masks = Masks(graph, reader)
+        one_softmax(graph, masks, check)
+        raise_attention(graph, masks, check, report)
         put_back(graph, report)
         dce(graph)
     if "norms" not in without:
