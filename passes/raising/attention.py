@@ -71,8 +71,6 @@ def described(node: Node) -> str:
 def _raise_one(
     graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool
 ) -> Node:
-    if softmax.attributes["axis"] != -1:
-        raise Obstacle(f"softmax runs over axis {softmax.attributes['axis']}, not over the last one", softmax)
     first: Obstacle | None = None
     for way in ways(graph, softmax):
         try:
@@ -97,7 +95,7 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     assert node is not None
     if new.type != old.type:
         raise Obstacle(f"the result would be {new.type}, not {old.type}", way.values)
-    cuts = {matched.q.source, matched.k.source, matched.v.source}
+    cuts = {matched.q.source, matched.k.source, matched.v.source, *matched.terms.sides}
     allowed = {way.product, way.values, node}
 
     def alive(run: Run) -> dict[Value, Array]:

@@ -19,6 +19,7 @@ from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
+from .softmaxes import one_softmax
 
 
 def clean(graph: Graph) -> None:
@@ -49,7 +50,9 @@ def raise_graph(
     if "attention" not in without:
         take_apart(graph)
         canonicalize(graph)
-        raise_attention(graph, Masks(graph, reader), check, report, every_row=every_row)
+        masks = Masks(graph, reader)
+        one_softmax(graph, masks, check)
+        raise_attention(graph, masks, check, report, every_row=every_row)
         put_back(graph, report)
         dce(graph)
     if "norms" not in without:
