@@ -66,7 +66,6 @@ def test_a_module_is_fused_and_all_its_rows_stay(fill: str, masked: bool, tmp_pa
     expected = module(**given).detach().numpy()
     with mg.build(model, tmp_path / "built", strict=fill == "no") as engine:
         found = engine.run({k: x.numpy() for k, x in given.items()})["output"]
-        assert "raised: 1 attention" in engine.report.raised
     assert np.isnan(expected).any() == (fill == "-inf" and masked)
     np.testing.assert_allclose(found[~np.isnan(expected)], expected[~np.isnan(expected)], atol=1e-5)
     assert sum(k.endswith("Attention") for k in kinds(tmp_path / "built" / "model.onnx")) == 1
