@@ -17,7 +17,7 @@ from ...ir.types import bool_
 from .columns import is_stored
 
 _MOVES = (Cast, Reshape, Expand, Transpose, Slice, Concat)
-_LOOKS = {
+_LOOKS: dict[type[Op], tuple[str, str]] = {
     Embedding: ("table", "ids"),
     Gather: ("x", "indices"),
     GatherNd: ("x", "indices"),
