@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...ir.errors import PassError
 from ...ir.graph import Graph, Node, Value
+from ...ir.op import Op
 from ...ir.ops.elementwise import Cast, Cos, Mul, Sin
 from ...ir.ops.linear import Embedding, Linear, Matmul
 from ...ir.ops.position import Rope
