@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from .frontends.dsl import Model
+from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.load import model_of_proto, read_graph
 from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
 from .ir.display import Shown, Table
@@ -98,6 +99,9 @@ def bisect(
     second = first if b is None else Side.of(file_of(Path(b)))
     _check_contracts(first, second)
     graph, _, _ = read_graph(first.file)
+    check_runs(first.file, graph)
+    if second is not first:
+        check_runs(second.file, read_graph(second.file)[0])
     limit = bound_of(graph) if bound is None else bound
     found = Bisection(bound=limit)
     last: RuntimeInputError | None = None

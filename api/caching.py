@@ -11,9 +11,10 @@ import numpy as np
 from .backends.onnx.folder import foreign
 from .building import build
 from .frontends.dsl import Model
+from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
-from .frontends.onnx.runtime import failures
+from .frontends.onnx.runtime import failures, run_within
 from .hard_inputs import rows_of
 from .inference.engine import Engine
 from .ir.errors import LoweringError, RuntimeInputError
@@ -47,6 +48,7 @@ def with_cache(source: Path, folder: str | Path, report: OptimizeReport, *, stri
     """
     read = open_onnx(source)
     graph, _, _ = read_graph(read)
+    check_runs(read, graph)
     model = load(source, task=TASK)
     plain = _Plain(source, graph, model)
     with whole(folder, replaces=foreign) as stage:
@@ -84,7 +86,7 @@ class _Plain:
         given = {name: self._given(name, v, row) for name, v in self.graph.inputs.items()}
         wanted = {i.name: given[i.name] for i in self.own.get_inputs()}
         try:
-            (found,) = self.own.run([self.output], wanted)
+            (found,) = run_within(self.own, [self.output], wanted, str(self.path))
         except failures() as e:
             what = f"ONNX Runtime does not run it from its first token on: {' '.join(str(e).split())[:200]}"
             raise RuntimeInputError(what, place=str(self.path)) from None

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.nested import reads
-from .frontends.onnx.runtime import failures, open_session
+from .frontends.onnx.runtime import failures, open_session, run_within
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
 
@@ -118,7 +118,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, Array], path: Path, *, optim
         own = open_session(model.SerializeToString(), optimized=optimized)
         names = [o.name for o in own.get_outputs() if o.type.startswith("tensor")]
         given = {i.name: feeds[i.name] for i in own.get_inputs()}
-        return {k: np.asarray(y) for k, y in zip(names, own.run(names, given), strict=True)}
+        return {k: np.asarray(y) for k, y in zip(names, run_within(own, names, given, str(path)), strict=True)}
     except failures() as e:
         raise RuntimeInputError(
             f"ONNX Runtime does not run it: {' '.join(str(e).split())[:300]}", place=str(path)
