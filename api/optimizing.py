@@ -108,7 +108,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
         return report
     read = open_onnx(source)
     graph, weights, _ = read_graph(read, INTEGER)
-    check_runs(read)
+    check_runs(read, graph)
     original = Original.of(source, graph)
     report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
     with whole(folder, replaces=foreign) as stage:
