@@ -236,7 +236,7 @@ class Importer:
         why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
         if domain == "" and node.op_type in FOLDS:
             result = self._folded(use)
-        handler = None if domain == "" and node.op_type in self.keep else HANDLERS.get((domain, node.op_type))
+        handler = None if self._kept(node) else HANDLERS.get((domain, node.op_type))
         if result is None and handler is not None:
             try:
                 result = handler(use)
@@ -263,6 +263,11 @@ class Importer:
         lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
+
+    def _kept(self, node: onnx.NodeProto) -> bool:
+        """Whether a node stays as it is: of dequantizing that of weights, of which a kernel reads the codes."""
+        stored = node.op_type != "DequantizeLinear" or node.input[0] in self.tensors
+        return node.op_type in self.keep and stored
 
     def _met(self, use: Use) -> None:
         """Note what must be equal for a node to be read as more than a foreign one: others show further down."""
