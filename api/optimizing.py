@@ -31,11 +31,12 @@ from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
-INTEGER = frozenset(
+KEPT = frozenset(
     "ConvInteger DequantizeLinear DynamicQuantizeLinear GatherBlockQuantized MatMulInteger MatMulNBits QLinearConv "
-    "QLinearMatMul".split()
+    "QLinearMatMul Celu Elu HardSigmoid HardSwish InstanceNormalization LogSoftmax Mish Selu Softsign".split()
 )
-"""Operators on integers whose kernels are what makes such a file small and fast: apart, they are products of floats."""
+"""Operators that stay, as one kernel computes each: products of codes, which are small and fast, and what the IR has
+no layer for, only several primitives."""
 
 
 @dataclass(repr=False)
@@ -125,7 +126,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
 def _made(read: OnnxFile, path: Path, report: OptimizeReport) -> None:
     """Write what a file becomes; one with values that are no tensors stays as it is, if the runtime takes it."""
     try:
-        graph, weights, _ = read_graph(read, INTEGER, wrap=False)
+        graph, weights, _ = read_graph(read, KEPT, wrap=False)
     except UntypedError as e:
         check_runs(read)
         session(read.path)

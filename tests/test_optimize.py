@@ -245,6 +245,26 @@ def test_a_file_with_a_sequence_goes_out_as_it_came(tmp_path: Path) -> None:
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.parametrize("kind", ["LogSoftmax", "HardSwish", "InstanceNormalization"])
+def test_what_is_one_kernel_stays_one(kind: str, tmp_path: Path) -> None:
+    """The IR has several primitives for it, and no layer."""
+    ones = onnx.numpy_helper.from_array(np.linspace(1, 2, 64, dtype=np.float32), "ones")
+    weight = onnx.numpy_helper.from_array(np.eye(64, dtype=np.float32), "wk")
+    turned = kind == "InstanceNormalization"
+    after = [helper.make_node(kind, ["turned" if turned else "mixed"] + ["ones", "ones"] * turned, ["y"], name="/last")]
+    if turned:
+        after.insert(0, helper.make_node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1]))
+    made = helper.make_tensor_type_proto(TensorProto.FLOAT, ["b", 64, "s"] if turned else ["b", "s", 64])
+    source = scored(tmp_path / "a.onnx", [weight, ones], [], after, {"y": made})
+    report = optimize(source, tmp_path / "fast")
+    assert report.counts[kind] == 1 and report.counts["MultiHeadAttention"] == 1 and not report.kept
+    assert [x.reason for x in report.left] == ["LogSoftmax gives no weights that a product with values reads"] * (
+        kind == "LogSoftmax"
+    )
+    x = {"x": np.random.default_rng(3).standard_normal((2, 5, 64)).astype(np.float32)}
+    assert apart(source, tmp_path / "fast" / "model.onnx", x) < 1e-5
+
+
 def test_outputs_that_are_an_input_or_a_weight_keep_their_names(tmp_path: Path) -> None:
     weight = onnx.numpy_helper.from_array(np.eye(64, dtype=np.float32), "wk")
     square = helper.make_tensor_type_proto(TensorProto.FLOAT, [64, 64])

@@ -76,6 +76,7 @@ class Importer:
         own = file.model.graph
         self.read = {*self.outputs, *(n for node in own.node for n in reads(node))}
         self.read.update(n for node in every_node(own) for n in node.input)
+        self.raised = {node.input[0] for node in own.node if node.op_type == "Exp" and node.input}
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
@@ -265,9 +266,11 @@ class Importer:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
     def _kept(self, node: onnx.NodeProto) -> bool:
-        """Whether a node stays as it is: of dequantizing that of weights, of which a kernel reads the codes."""
-        stored = node.op_type != "DequantizeLinear" or node.input[0] in self.tensors
-        return node.op_type in self.keep and stored
+        """Whether a node stays as it is: of dequantizing that of weights, of which a kernel reads the codes, and of
+        logarithms those that are no softmax in the end."""
+        if node.op_type == "DequantizeLinear" and node.input[0] not in self.tensors:
+            return False
+        return node.op_type in self.keep and not (node.op_type == "LogSoftmax" and node.output[0] in self.raised)
 
     def _met(self, use: Use) -> None:
         """Note what must be equal for a node to be read as more than a foreign one: others show further down."""
