@@ -129,10 +129,10 @@ def _made(read: OnnxFile, path: Path, report: OptimizeReport) -> None:
         graph, weights, _ = read_graph(read, KEPT, wrap=False)
     except UntypedError as e:
         check_runs(read)
-        session(read.path)
+        session(read.path, optimized=False)
         _keep(read, path, report, why_untyped(e, read))
         return
-    check_runs(read)
+    check_runs(read, graph)
     original = Original.of(read.path, graph)
     report.trials, report.refused, report.bound = len(original.expected), original.refused, original.bound
     _write(read, graph, weights, original, path, report)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .frontends.onnx.runtime import failures
+from .frontends.onnx.runtime import failures, run_within
 from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
 from .ir.errors import RuntimeInputError
 from .ir.graph import Graph, Node
@@ -104,20 +104,20 @@ class Original:
         made = cls(bound_of(graph), path)
         own = session(path)
         for trial in trials:
-            reason = made._run(own, graph, trial)
+            reason = made._run(path, own, graph, trial)
             if reason:
-                reason = made._run(own, graph, replace(trial, joined=True))
+                reason = made._run(path, own, graph, replace(trial, joined=True))
             if reason:
                 made.refused[str(trial)] = reason
         return made
 
-    def _run(self, own: Any, graph: Graph, trial: Trial) -> str:
+    def _run(self, path: Path, own: Any, graph: Graph, trial: Trial) -> str:
         """Keep the outputs of a trial; else why there are none."""
         hard = hard_inputs(graph, trial)
         if hard is None:
             return "its inputs have sizes that are not known, or are too large"
         try:
-            found = _outputs(own, hard)
+            found = _outputs(own, hard, path)
         except failures() as e:
             return _first(e)
         counted = {k: (y, valid(graph.outputs[k], y, hard)) for k, y in found.items()}
@@ -133,7 +133,7 @@ class Original:
             return e.what, worst
         for one in self.expected:
             try:
-                found = _outputs(other, one.hard)
+                found = _outputs(other, one.hard, path)
             except failures() as e:
                 return f"{one.trial}: {_first(e)}", worst
             for name, (wanted, counts) in one.outputs.items():
@@ -158,10 +158,10 @@ class Original:
         return session(self.path, optimized=False)
 
 
-def _outputs(own: Any, hard: Hard) -> dict[str, Array]:
+def _outputs(own: Any, hard: Hard, path: Path) -> dict[str, Array]:
     names = [o.name for o in own.get_outputs()]
     given = {i.name: hard.feeds[i.name] for i in own.get_inputs()}
-    return {k: np.asarray(y) for k, y in zip(names, own.run(names, given), strict=True)}
+    return {k: np.asarray(y) for k, y in zip(names, run_within(own, names, given, str(path)), strict=True)}
 
 
 def apart(
