@@ -171,10 +171,14 @@ def _write(
     made: list[Raised] = []
 
     def wrong(off: Collection[str]) -> str:
-        """What is wrong with the model that is made without some rewrites."""
+        """What is wrong with the model that is made without some rewrites; rows without a key may be zeros or not."""
+        reason = tried(off, every_row=False)
+        return tried(off, every_row=True) if reason and not off else reason
+
+    def tried(off: Collection[str], *, every_row: bool) -> str:
         made.clear()
         try:
-            made.append(raised_model(graph, weights, off, read.opsets.get("", 0)))
+            made.append(raised_model(graph, weights, off, read.opsets.get("", 0), every_row=every_row))
             save(made[0].model, path)
         except MonographError as e:
             return e.what

@@ -18,9 +18,12 @@ from command_line import call
 from exported_models import SIZES, exported
 from monograph.explaining import explain, explanation_page
 from monograph.frontends.onnx.errors import OnnxFileError
+from monograph.frontends.onnx.file import open_onnx
+from monograph.frontends.onnx.load import read_graph
 from monograph.ir.errors import LoweringError
 from monograph.ir.ops.feed_forward import Gelu
 from monograph.optimizing import OptimizeReport, optimize
+from monograph.original import Original
 from monograph.passes.raising.check import Check
 from monograph.passes.raising.matcher import Matcher
 from monograph.undoing import right_without
@@ -166,7 +169,7 @@ def test_rows_without_keys_keep_what_they_were(fill: str, tmp_path: Path) -> Non
     mask = np.where(kept, 0, np.finfo(np.float32).min).astype(np.float32) if fill == "add" else kept
     feeds = {"x": rng.standard_normal((2, 6, W)).astype(np.float32), "mask": mask}
     assert apart(source, tmp_path / "fast" / "model.onnx", feeds) < 1e-5
-    assert not report.kept
+    assert not report.kept and not report.undone and report.layers["attention"] == 1
 
 
 def test_a_softmax_that_is_no_attention_is_accounted_for(tmp_path: Path) -> None:
@@ -230,6 +233,22 @@ def test_weights_of_four_bits_stay_small_and_are_read_as_before(tmp_path: Path) 
     assert sum(f.stat().st_size for f in (tmp_path / "fast").iterdir()) < 2 * 4 * 64 * 64 + 2 * 64 * 64
     feeds = {"x": rng.standard_normal((2, 6, 64)).astype(np.float32)}
     assert apart(source, tmp_path / "fast" / "model.onnx", feeds) < 1e-5
+
+
+def test_numbers_without_what_the_runtime_rounds_are_right_too(tmp_path: Path) -> None:
+    """ONNX Runtime multiplies by codes of 4 bits with activations of 8; a file with the weights as floats does not."""
+    rng = np.random.default_rng(2)
+    numbers = rng.integers(-8, 8, (64, 64))
+    codes = helper.make_tensor("codes", TensorProto.INT4, [64, 64], numbers.ravel().tolist())
+    scales = onnx.numpy_helper.from_array(np.full((2, 64), 0.02, np.float32), "scales")
+    before = [helper.make_node("DequantizeLinear", ["codes", "scales"], ["wk"], axis=0, block_size=32)]
+    source = scored(tmp_path / "a.onnx", [codes, scales], before, [], {"mixed": TOKENS})
+    original = Original.of(source, read_graph(open_onnx(source))[0])
+    for by, right in ((0.02, True), (0.0201, False)):
+        weight = onnx.numpy_helper.from_array((numbers * by).astype(np.float32), "wk")
+        other = scored(tmp_path / "b.onnx", [weight], [], [], {"mixed": TOKENS})
+        wrong, error = original.difference(other)
+        assert (not wrong) == right and (error <= original.bound) == right
 
 
 def test_a_file_with_a_sequence_goes_out_as_it_came(tmp_path: Path) -> None:
