@@ -99,6 +99,10 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
     damaged, RuntimeInputError for one that ONNX Runtime does not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
+    given: Any = file  # Callers without types give anything.
+    if not isinstance(given, (str, Path)):
+        hint = "a model is built, raised: mg.build(model, folder); or exported first: mg.export(model, folder)"
+        raise OnnxFileError(f"expected the path of an ONNX file, not a {type(given).__name__}", hint=hint)
     source = file_of(Path(file))
     check_outside(check_writable(folder, foreign))
     if cache:
