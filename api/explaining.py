@@ -18,7 +18,7 @@ from .page_of_tables import plain_page, table_of
 from .passes.raising.report import Left
 from .raised import Raised, raised_model
 
-_LAYER = re.compile(r"^(.*?(?:^|[./_])\d+)(?=[./]|$)")
+_LAYER = re.compile(r"^(.*?(?:^|[./_])\d+)[./]")
 """The part of a node's name up to the number of its layer."""
 
 
