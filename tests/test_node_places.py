@@ -19,7 +19,7 @@ NESTED = "['', 'model', 'model.layers.3', 'model.layers.3.attn', 'softmax_1']"
         ("node_x", "not a list", "node_x", ""),
         ("node_x", "[" * 100_000, "node_x", ""),
         ("/layers.0/Softmax", "", "/layers.0/Softmax", "layers.0"),
-        ("/model/layers.3/attn/Softmax", "['', 'model.layers.3.attn', 's']", "/model/layers.3/attn/Softmax", "model.layers.3"),
+        ("/model/layers.3/S", "['', 'model.layers.3', 's']", "/model/layers.3/S", "model.layers.3"),
     ],
 )  # fmt: skip
 def test_a_node_stands_where_its_module_does(name: str, scopes: str, place: str, layer: str) -> None:
