@@ -88,7 +88,8 @@ class ExportReport(Shown):
 
     nodes: ONNX nodes by op type, by file. through_float: block format by name of each weight that became plain numbers
     on its way. quantization: what was done to each weight, if that was asked. bound: most bytes of resident memory it
-    may take. precision: what was decided about 16-bit floats, if those were asked for.
+    may take. precision: what was decided about 16-bit floats, if those were asked for. raised: layers found in a graph
+    from elsewhere, and what was not, with the reason ("": it is a model of our own).
     """
 
     folder: Path
@@ -97,6 +98,7 @@ class ExportReport(Shown):
     quantization: QuantizationReport | None = None
     bound: int = 0
     precision: list[Precision] = field(default_factory=list[Precision])
+    raised: str = ""
 
     def table(self) -> Table:
         """What was exported, for `repr` and notebooks."""
@@ -104,6 +106,7 @@ class ExportReport(Shown):
         plain = f"{len(self.through_float):,} weights" if self.through_float else "none"
         rows = [("folder", str(self.folder)), *made.items(), ("through float", plain)]
         rows += [("quantization", self.quantization.summary())] if self.quantization is not None else []
+        rows += [("raised", self.raised)] if self.raised else []
         return Table("export", [*rows, ("memory", f"at most {size(self.bound)}")])
 
 
@@ -156,6 +159,7 @@ def write_export(
     from .backends.onnx.quantized import SINCE
     from .backends.onnx.rewrites import PORTABLE, portable
     from .backends.onnxruntime.quantized import exact_layers
+    from .raising import with_layers
 
     check_not_reading("mg.export is called")
     dtype = float_type(dtype)
@@ -170,8 +174,9 @@ def write_export(
         _check_portable(asked, oldest, SINCE)
     settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     given = model
-    with quantized(model, asked, None, Path(folder), **settings) as (model, done):
-        weights, report = weights_of(model), ExportReport(Path(folder), quantization=done)
+    layered, raised = with_layers(model)
+    with quantized(layered, asked, None, Path(folder), **settings) as (model, done):
+        weights, report = weights_of(model), ExportReport(Path(folder), quantization=done, raised=raised)
         graphs = serving_graphs(model, dtype, dump, report.precision)
         exported = Exported.of(model, graphs, weights, opset, client, dump, pipeline)
         exported.quantization, exported.finish = done, after_export(given, asked, done)
@@ -256,6 +261,7 @@ def build(
     from .backends.onnxruntime.choices import chosen
     from .inference.engine import Engine
     from .narrowing import narrowed as with_narrow_cache
+    from .raising import with_layers
     from .twins import check_passes
 
     check_not_reading("mg.build is called")
@@ -266,6 +272,7 @@ def build(
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
         aim = Target.of(target, dtype)
+        model, raised = with_layers(model, check=twin)
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):
             _check_prompts(served, asked)
@@ -300,7 +307,7 @@ def build(
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
         raise
-    report.tuning, report.compared = tuning, compared
+    report.tuning, report.compared, report.raised = tuning, compared, raised
     return Engine.built(report, threads=threads, owned=folder is None)
 
 

@@ -94,12 +94,13 @@ def stages_of(graph: Graph, made: Raised, original: Original) -> list[Stage]:
     """An imported graph, what raising made of it, and what passes made of that, on inputs that the file takes."""
     taken = [e.trial for e in original.expected]
     trials = tuple(t for t in taken if t.mask == TRIAL.mask) or tuple(taken[:1])
+    return [*raising_stages(graph, made.plain, trials), Stage("the passes", made.graph, EXACT, trials)]
+
+
+def raising_stages(graph: Graph, raised: Graph, trials: tuple[Trial, ...] = (TRIAL,)) -> list[Stage]:
+    """An imported graph, and what raising made of it."""
     bound = max(BOUNDS[DType.f32], *(BOUNDS.get(v.dtype, 0.0) for v in graph.outputs.values()))
-    return [
-        Stage("the file", graph, 0.0, trials),
-        Stage("raising", made.plain, bound, trials),
-        Stage("the passes", made.graph, EXACT, trials),
-    ]
+    return [Stage("the file", graph, 0.0, trials), Stage("raising", raised, bound, trials)]
 
 
 def _scaled(x: Array, v: Value, scale: float) -> Array:

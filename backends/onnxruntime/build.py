@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir
 
-from ...frontends.dsl import Model, plain_graph
+from ...frontends.dsl import Model, Program, plain_graph
 from ...frontends.task import TOKEN_TYPES
 from ...ir.bounds import bounds_of
 from ...ir.display import Shown, Table, size
@@ -66,7 +66,8 @@ class BuildReport(Shown):
     the length of a source. bound: most bytes of resident memory the build may take. written: the peak of these bytes
     once all was written, if the quality was measured after that (else 0). seconds: all of it. precision: which
     values are 16 bits wide. widened: ops with casts around them, which the provider has in f32 only.
-    compared: of which graphs a small twin was computed before and after the passes ("": of none).
+    compared: of which graphs a small twin was computed before and after the passes ("": of none). raised: layers found
+    in a graph from elsewhere, and what was not, with the reason ("": it is a model of our own).
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class BuildReport(Shown):
     precision: Precision | None = None
     widened: list[str] = field(default_factory=list[str])
     compared: str = ""
+    raised: str = ""
 
     @property
     def fused(self) -> int:
@@ -102,6 +104,7 @@ class BuildReport(Shown):
             ("model", f"{self.contract.family}, {self.contract.task}, {self.contract.provider}, {self.contract.dtype}"),
             ("attentions", kinds),
             ("choices", self.contract.why[0] if self.contract.why else ""),
+            *([("raised", self.raised)] if self.raised else []),
             *made.items(),
             ("weights", size(self.bytes)),
             *([("quantization", self.quantization.summary())] if self.quantization is not None else []),
@@ -208,7 +211,8 @@ def planned(
     graph = graph.copy()
     keep_encodings(graph, found)
     positions = positions_of(model) if max_positions is None else max_positions
-    variants = variants_of(graph, target, positions, found, beside)
+    streams = not isinstance(model, Model) or model.task.generates or not isinstance(model.source, Program)
+    variants = variants_of(graph, target, positions, found, beside, streams=streams)
     if variants.adapters is not None:
         variants.adapters.check(graph.name)
         found = {**found, **variants.adapters.weights}

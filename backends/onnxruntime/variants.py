@@ -83,16 +83,18 @@ def variants_of(
     weights: Mapping[str, Tensor] | None = None,
     beside: Beside = PLAIN,
     *,
+    streams: bool = True,
     verify: bool = True,
 ) -> Variants:
     """The graphs that are built for a plain graph, which is left as it was, or for one that already has slots.
 
     weights: they decide what of an f32 graph is narrow, if the target is. None: a graph stays as it is. beside: its
-    adapters are put beside the layers that they change, once projections are packed. verify: types after each pass.
+    adapters are put beside the layers that they change, once projections are packed. streams: whether it may
+    be one that goes on with tokens. verify: types after each pass.
     """
     adapters = None if beside.adapters is None else AddAdapters(beside.adapters)
     variants = Variants(dump=beside.dump, fine=beside.fine, adapters=adapters, verify=verify)
-    serves = bool(graph.slots) or stream_of(graph) is not None
+    serves = bool(graph.slots) or (streams and stream_of(graph) is not None)
     graph = graph.copy()
     if not graph.slots:
         variants.run("graph", PIPELINES["decode" if serves else "encode"], graph)

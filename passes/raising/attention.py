@@ -13,6 +13,7 @@ from ..decompose import inline_body
 from ..manager import RewritePass
 from ..pattern import Fuse
 from .check import Check, Run
+from .empty_rows import means_where_empty
 from .guards import drop_guard
 from .masks import Masks
 from .matcher import Matcher
@@ -22,17 +23,18 @@ from .unread import erase_unread
 from .views import Unaligned
 
 
-def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingReport) -> int:
+def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool = False) -> int:
     """Replace every attention by the op; each softmax that stays is in the report. Gives how many were raised.
 
-    Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared.
+    Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared. every_row: they
+    are, and get the mean of all values where softmax gives that; attention in which they are other numbers stays.
     """
     raised = 0
     for node in [n for n in graph if is_softmax(n)]:
         if node.order < 0:
             continue
         try:
-            made = _raise_one(graph, node, masks, check, report)
+            made = _raise_one(graph, node, masks, check, report, every_row=every_row)
         except Obstacle as e:
             report.left.append(Left.at("softmax", node, e.node, e.reason))
             continue
@@ -66,13 +68,13 @@ def described(node: Node) -> str:
     return ", ".join(words)
 
 
-def _raise_one(graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport) -> Node:
-    if softmax.attributes["axis"] != -1:
-        raise Obstacle(f"softmax runs over axis {softmax.attributes['axis']}, not over the last one", softmax)
+def _raise_one(
+    graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool
+) -> Node:
     first: Obstacle | None = None
     for way in ways(graph, softmax):
         try:
-            return _along(graph, way, masks, check, report)
+            return _along(graph, way, masks, check, report, every_row=every_row)
         except Obstacle as e:
             first = first or e
         except Unaligned:
@@ -83,7 +85,7 @@ def _raise_one(graph: Graph, softmax: Node, masks: Masks, check: Check, report: 
     raise first
 
 
-def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingReport) -> Node:
+def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool) -> Node:
     with graph.at(way.values):
         matched = Matcher(way, masks)
         attention = matched.attention()
@@ -93,7 +95,7 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     assert node is not None
     if new.type != old.type:
         raise Obstacle(f"the result would be {new.type}, not {old.type}", way.values)
-    cuts = {matched.q.source, matched.k.source, matched.v.source}
+    cuts = {matched.q.source, matched.k.source, matched.v.source, *matched.terms.sides}
     allowed = {way.product, way.values, node}
 
     def alive(run: Run) -> dict[Value, Array]:
@@ -104,9 +106,20 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
         erase_unread(graph, new)
         report.undone.append(Left.at("attention", way.softmax, way.values, wrong))
         raise Obstacle(f"attention would change a number: {wrong}", way.softmax)
+    lost = check.difference(old, new, cuts, allowed, numbers=True) if every_row else None
     graph.replace(old, new)
+    if not drop_guard(graph, node, matched.parts, masks, check) and lost:
+        graph.replace(new, old)
+        with graph.at(way.values):
+            filled = means_where_empty(node)
+            whole = new if filled is None else matched.output(filled)
+        if check.difference(old, whole, cuts, allowed, numbers=True):
+            for made in (whole, new):
+                erase_unread(graph, made)
+            raise Obstacle(f"rows without a key to attend to would be zeros: {lost}", way.softmax)
+        graph.replace(old, whole)
+        erase_unread(graph, new)
     erase_unread(graph, old)
-    drop_guard(graph, node, matched.parts, masks, check)
     return node
 
 

@@ -91,12 +91,15 @@ class Check:
         cuts: Collection[Value],
         allowed: Collection[Node],
         alive: Callable[[Run], Mapping[Value, Array]] | None = None,
+        *,
+        numbers: bool = False,
     ) -> str | None:
         """None if both are equal, within the bound of their type, on all trials; else where and by how much.
 
         cuts: values that both are computed from; they get random numbers, as do products of matrices and layers that
         are not `allowed`. alive: given what computes a value, values
-        to compute `new` from once more, whose result is not 0 where a number counts.
+        to compute `new` from once more, whose result is not 0 where a number counts. numbers: only elements of `old`
+        that are one count.
         """
         place = str(NOWHERE if old.producer is None else old.producer.location)
         if place in self.without:
@@ -107,7 +110,7 @@ class Check:
             try:
                 run, expected = self._expected(old, trial, inside, cuts)
                 found = run(new)
-                counts = np.ones(expected.shape, np.bool_)
+                counts = ~np.isnan(expected) if numbers else np.ones(expected.shape, np.bool_)
                 if alive is not None:
                     counts = run.again(new, alive(run)) != 0
             except Unbound:

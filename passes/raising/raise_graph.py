@@ -19,6 +19,7 @@ from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
+from .softmaxes import one_softmax
 
 
 def clean(graph: Graph) -> None:
@@ -31,12 +32,15 @@ KINDS = ("attention", "norms", "tables", "rotary", "activations", "layers")
 """What is raised, in this order; each can be left out."""
 
 
-def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[str] = ()) -> RaisingReport:
+def raise_graph(
+    graph: Graph, read: Read | None = None, *, without: Collection[str] = (), every_row: bool = False
+) -> RaisingReport:
     """Raise a graph of primitives in place; says what was raised and what was not.
 
     read: the arrays of parameters, for tables of masks and of angles that a file stores. without: some of KINDS, and
-    `places` of an earlier report, that stay as they are. Every replacement is computed beside what it replaces, on
-    padded and holed masks, batches of 1 and 3 and two lengths, before it is made.
+    `places` of an earlier report, that stay as they are. every_row: see `raise_attention`. Every replacement
+    is computed beside what it replaces, on padded and holed masks, batches of 1 and 3 and two lengths, before it is
+    made.
     """
     report = RaisingReport()
     remove_dropout(graph)
@@ -46,7 +50,9 @@ def raise_graph(graph: Graph, read: Read | None = None, *, without: Collection[s
     if "attention" not in without:
         take_apart(graph)
         canonicalize(graph)
-        raise_attention(graph, Masks(graph, reader), check, report)
+        masks = Masks(graph, reader)
+        one_softmax(graph, masks, check)
+        raise_attention(graph, masks, check, report, every_row=every_row)
         put_back(graph, report)
         dce(graph)
     if "norms" not in without:
