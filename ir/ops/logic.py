@@ -31,6 +31,7 @@ def _of_a_choice(node: Node) -> Value | None:
         if None in numbers:
             continue
         pairs = [np.array([n, other][:: -1 if at else 1], v.dtype.numpy) for n in numbers]
+        assert node.op.numpy is not None
         told = [bool(node.op.numpy(*pair)) for pair in pairs]
         condition = chosen.value("condition")
         if told[0] != told[1] and condition.type == node.output.type:
