@@ -195,7 +195,14 @@ def times_keys(g: Graph, x: Value) -> Value:
     return g.input("by", tensor(f32, B, 2, 1, S)) * x
 
 
-@pytest.mark.parametrize("write", [times_number, times_heads, times_queries, times_keys], ids=lambda f: f.__name__)
+def times_minus(g: Graph, x: Value) -> Value:
+    return x * -1.0
+
+
+SCALES = [times_number, times_heads, times_queries, times_keys, times_minus]
+
+
+@pytest.mark.parametrize("write", SCALES, ids=lambda f: f.__name__)
 def test_a_scale_that_is_a_tensor_goes_to_queries_or_keys(write: Callable[[Graph, Value], Value]) -> None:
     g = Graph("scaled")
     with building(g):
