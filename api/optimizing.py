@@ -44,8 +44,9 @@ class OptimizeReport(Shown):
     """What `optimize` did.
 
     nodes: of the graph as it was read and as it was written. counts: ONNX nodes by op type, of what was written.
-    layers: what was raised, by op. left: every softmax that is no attention, with its first obstacle. undone: rewrites
-    that changed an output, by name, with the difference. unfused: attentions that stayed in parts, with the reason.
+    layers: what was raised, by op. left: softmaxes that are no attention and roots that are no norm, with the first
+    obstacle. undone: rewrites that changed an output, by name, with the difference. unfused: attentions that stayed in
+    parts, with the reason.
     kept: why the file went out as it came ("": it did not). trials: sets of inputs compared. refused: those that the
     original does not take. error: the largest difference, as a share of the largest number; bound: what is allowed.
     unchecked: why the graphs were not also computed in f64 ("": they were).
@@ -104,6 +105,10 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
     damaged, RuntimeInputError for one that ONNX Runtime does not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
+    given: Any = file  # Callers without types give anything.
+    if not isinstance(given, (str, Path)):
+        hint = "a model is built, raised: mg.build(model, folder); or exported first: mg.export(model, folder)"
+        raise OnnxFileError(f"expected the path of an ONNX file, not a {type(given).__name__}", hint=hint)
     source = file_of(Path(file))
     check_outside(check_writable(folder, foreign))
     if cache:

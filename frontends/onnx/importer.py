@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from ...ir.dims import sources
 from ...ir.errors import MonographError
-from ...ir.graph import Graph, Location, Node, Value, building
+from ...ir.graph import Graph, Node, Value, building
 from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
 from ...ir.types import DimLike, DType, TensorType
@@ -25,6 +25,7 @@ from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
 from .nested import every_node, reads, subgraphs
+from .places import written_at
 from .sized import sizes_of
 from .tables import HANDLERS
 from .types import ELEMENTS, Symbols, check_sizes, is_small, type_of
@@ -220,7 +221,7 @@ class Importer:
 
     def nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         for node in nodes:
-            with self.graph.at(None, Location(str(self.file.path), 0, node.name)):
+            with self.graph.at(None, written_at(node, str(self.file.path))):
                 self.node(node)
 
     def node(self, node: onnx.NodeProto) -> None:
