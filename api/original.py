@@ -107,20 +107,20 @@ class Original:
         made = cls(bound_of(graph), path)
         own = session(path)
         for trial in trials:
-            reason = made._run(path, own, graph, trial)
+            reason = made._run(own, graph, trial)
             if reason:
-                reason = made._run(path, own, graph, replace(trial, joined=True))
+                reason = made._run(own, graph, replace(trial, joined=True))
             if reason:
                 made.refused[str(trial)] = reason
         return made
 
-    def _run(self, path: Path, own: Any, graph: Graph, trial: Trial) -> str:
+    def _run(self, own: Any, graph: Graph, trial: Trial) -> str:
         """Keep the outputs of a trial; else why there are none."""
         hard = hard_inputs(graph, trial)
         if hard is None:
             return "its inputs have sizes that are not known, or are too large"
         try:
-            found = _outputs(own, hard, path)
+            found = _outputs(own, hard, self.path)
         except failures() as e:
             return _first(e)
         counted = {k: (y, valid(graph.outputs[k], y, hard)) for k, y in found.items()}
@@ -152,7 +152,7 @@ class Original:
     def _as_written(self, one: Expected) -> dict[str, Array]:
         """The outputs of a trial where the runtime takes the file as it is; none where it does not."""
         try:
-            return _outputs(self._plain, one.hard)
+            return _outputs(self._plain, one.hard, self.path)
         except (RuntimeInputError, *failures()):
             return {}
 
