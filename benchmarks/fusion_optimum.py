@@ -68,10 +68,12 @@ def export(name: str, form: Form, path: Path) -> None:
     from optimum.exporters.onnx import onnx_export_from_model  # pyright: ignore[reportMissingImports]
 
     task = TASKS.get(KINDS[name].auto, "feature-extraction") + form.ending
+    features = KINDS[name].sizes.get("max_source_positions")
+    shapes = {"nb_max_frames": 2 * features} if features else {}
     with tempfile.TemporaryDirectory() as place:
         onnx_export_from_model(
             model_of(name), place, task=task, monolith=form.monolith, no_post_process=not form.merged,
-            do_validation=False,
+            do_validation=False, **shapes,
         )  # fmt: skip
         path.write_bytes((Path(place) / form.file).read_bytes())
 

@@ -150,3 +150,71 @@ def test_pads_that_are_turned_are_known(tmp_path: Path) -> None:
     assert not foreign(graph)
     found = interpret(graph, {"x": np.ones((2, 3), np.float32)}, {})["y"]
     np.testing.assert_array_equal(found, [[0, 1, 1, 1, 0, 0]] * 2)
+
+
+def test_channels_are_as_many_as_the_kernel_has(tmp_path: Path) -> None:
+    """optimum names every axis of an image; two groups of kernels over two channels each want four."""
+    ones = ", ".join(["1"] * 8)
+    text = f"""g (float[b, channels, h, w] x) => (float[b, 2, h, w] y) <float[2, 2, 1, 2] kernel = {{{ones}}}> {{
+    y = Conv <group = 2, pads = [0, 1, 0, 0]> (x, kernel)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "4", "h", "w"]
+    assert not foreign(graph)
+    x = np.arange(24, dtype=np.float32).reshape(1, 4, 2, 3)
+    pairs = x[:, [0, 2]] + x[:, [1, 3]]
+    found = interpret(graph, {"x": x}, weights)["y"]
+    np.testing.assert_array_equal(found, pairs + np.pad(pairs, ((0, 0), (0, 0), (0, 0), (1, 0)))[..., :-1])
+
+
+def test_terms_of_a_product_are_as_many_as_the_weight_has_rows(tmp_path: Path) -> None:
+    text = """g (float[b, width] x) => (float[b, 2] y) <float[3, 2] w = {0, 1, 2, 3, 4, 5}> { y = MatMul(x, w) }"""
+    graph, weights = read(text, tmp_path)
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "3"]
+    found = interpret(graph, {"x": np.ones((1, 3), np.float32)}, weights)["y"]
+    np.testing.assert_array_equal(found, [[6, 9]])
+
+
+LAST = """g (float[b, s] x, float[b, p] past) => (float[b, n] y)
+<int64[1] far = {9223372036854775807}, int64[1] one = {1}> {
+    all = Concat <axis = 1> (past, x)
+    size = Shape <start = 1, end = 2> (WHOSE)
+    start = Neg(size)
+    y = Slice(all, start, far, one)
+}"""
+
+
+def test_as_many_as_there_are_counted_from_the_end_are_all(tmp_path: Path) -> None:
+    """T5 takes the last s of a bias that has s rows."""
+    graph, weights = read(LAST.replace("WHOSE", "all"), tmp_path)
+    assert not foreign(graph)
+    assert str(graph.outputs["y"].shape[1]) == "p+s"
+    given = {"x": np.array([[3.0, 4]], np.float32), "past": np.array([[1.0]], np.float32)}
+    np.testing.assert_array_equal(interpret(graph, given, weights)["y"], [[1, 3, 4]])
+
+
+def test_what_is_counted_from_the_end_and_may_be_none_is_computed(tmp_path: Path) -> None:
+    """The last p of p + s: where p is 0 a slice from -0 on is all of them."""
+    graph, weights = read(LAST.replace("WHOSE", "past"), tmp_path)
+    assert foreign(graph) == ["Slice"]
+    x = np.array([[3.0, 4]], np.float32)
+    for past, wanted in (np.zeros((1, 0), np.float32), [[3, 4]]), (np.array([[1.0]], np.float32), [[4]]):
+        np.testing.assert_array_equal(interpret(graph, {"x": x, "past": past}, weights)["y"], wanted)
+
+
+def test_a_branch_by_sizes_that_are_equal_is_taken(tmp_path: Path) -> None:
+    """TorchScript compares the lengths of queries and keys, and casts the truth value before it branches."""
+    text = """g (float[b, s] x) => (float[b, s] y) <int64 one = {1}> {
+    size = Shape(x)
+    queries = Gather(size, one)
+    keys = Gather(size, one)
+    same = Equal(queries, keys)
+    other = Not(same)
+    condition = Cast <to = 9> (other)
+    y = If (condition) <then_branch = a () => (float[b, s] ya) { ya = Neg(x) },
+                        else_branch = c () => (float[b, s] yc) { yc = Add(x, x) }>
+}"""
+    graph, weights = read(text, tmp_path)
+    assert graph.counts() == {"add": 1}
+    found = interpret(graph, {"x": np.ones((1, 2), np.float32)}, weights)["y"]
+    np.testing.assert_array_equal(found, [[2, 2]])

@@ -97,7 +97,7 @@ def _cast(use: Use) -> Known:
     data, dtype = _given(use), DTYPES.get(use.attribute("to"))
     if dtype is None or dtype.is_float or dtype.numpy.kind not in "iub":
         raise Unmapped("not an integer type")
-    if dtype.numpy.kind == "b" or (dtype.bits < 32 and not data.numbers):
+    if dtype.bits < 32 and not data.numbers:
         raise Unmapped("changes what the numbers are")
     if data.numbers:
         return Known(np.array(data.array.astype(data.dtype.numpy).astype(dtype.numpy).astype(object)), dtype)
@@ -299,6 +299,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Mod": _sized(_rest),
     "Max": _sized(partial(_extreme, largest=True)),
     "Min": _sized(partial(_extreme, largest=False)),
+    "Neg": _each(lambda d: -1 * d),
     "Abs": _each(_size_of),
     "Sign": _each(_sign_of),
     "Equal": _equal,

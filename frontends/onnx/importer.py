@@ -270,6 +270,8 @@ class Importer:
         wanted = use.known(1) if use.node.op_type == "Reshape" else None
         try:
             self.sizes.met(use.node.op_type, shapes, use.attribute("axis", 0) if use.node.op_type == "Concat" else 0)
+            if use.node.op_type == "Conv":
+                self.sizes.counted(shapes[0][1], shapes[1][1] * use.attribute("group", 1))
             if wanted is not None:
                 self.sizes.reshaped(shapes[0], tuple(wanted.flat))
         except Equal as e:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...ir import ops
 from ...ir.graph import Value
-from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64
+from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
 from .errors import Unmapped
 from .ops_elementwise import number
 from .types import DTYPES
@@ -119,7 +119,12 @@ def _place(at: DimLike, size: DimLike) -> DimLike:
         if isinstance(size, int):
             return min(max(at + size if at < 0 else at, 0), size)
         return size + at if at < 0 else at
-    return at
+    if not never_negative(-1 * at):
+        return at
+    place = size + at  # Counted from the end; one of 0 would be the first again.
+    if place == 0 or (never_negative(-1 * at - 1) and never_negative(place)):
+        return place
+    raise Unmapped(f"whether {at} counts from the end of {size} elements is not known")
 
 
 def _slice(use: Use) -> Value:
