@@ -218,3 +218,39 @@ def test_a_branch_by_sizes_that_are_equal_is_taken(tmp_path: Path) -> None:
     assert graph.counts() == {"add": 1}
     found = interpret(graph, {"x": np.ones((1, 2), np.float32)}, weights)["y"]
     np.testing.assert_array_equal(found, [[2, 2]])
+
+
+def test_numbers_that_are_repeated_each_are_a_reshape(tmp_path: Path) -> None:
+    """`torch.repeat_interleave(x, 2, 0)` of TorchScript: the most repeats, and the places of those that are there."""
+    text = """g (float[3, s] x) => (float[n, s] y)
+<int64[3] repeats = {2, 2, 2}, int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}, int64[1] three = {3}> {
+    most = ReduceMax <keepdims = 0> (repeats)
+    first = Constant <value_ints = [0]> ()
+    count = Unsqueeze(most, first)
+    size = Shape <start = 1, end = 2> (x)
+    shape = Concat <axis = 0> (three, count, size)
+    column = Unsqueeze(x, axis)
+    wide = Expand(column, shape)
+    steps = Range(zero, most, one)
+    limits = Unsqueeze(repeats, axis)
+    there = Less(steps, limits)
+    found = NonZero(there)
+    places = Transpose <perm = [1, 0]> (found)
+    y = GatherND(wide, places)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert set(graph.counts()) == {"reshape", "expand"}
+    found = interpret(graph, {"x": np.array([[1, 2], [3, 4], [5, 6]], np.float32)}, {})["y"]
+    np.testing.assert_array_equal(found, [[1, 2], [1, 2], [3, 4], [3, 4], [5, 6], [5, 6]])
+
+
+@pytest.mark.parametrize("places", [[[0, 0], [1, 0], [0, 1], [1, 1]], [[0, 0], [0, 1], [1, 0]]])
+def test_places_in_another_order_are_looked_up(places: list[list[int]], tmp_path: Path) -> None:
+    numbers = ", ".join(str(n) for p in places for n in p)
+    text = f"""g (float[2, 2, s] x) => (float[n, s] y) <int64[{len(places)}, 2] places = {{{numbers}}}> {{
+    y = GatherND(x, places)
+}}"""
+    graph, weights = read(text, tmp_path)
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    found = interpret(graph, {"x": x}, weights)["y"]
+    np.testing.assert_array_equal(found, [x[i, j] for i, j in places])

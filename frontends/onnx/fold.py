@@ -272,6 +272,28 @@ def _product(use: Use) -> Known:
     return Known.of([total] if use.attribute("keepdims", 1) else total, data.dtype)
 
 
+def _reduced(since: int, function: Callable[..., Any]) -> Callable[[Use], Known]:
+    """Over some axes. since: the version from which on these are an operand."""
+
+    def fold(use: Use) -> Known:
+        data = _given(use)
+        axes = use.axes(1, since, data.array.ndim)
+        if not data.numbers or (not axes and use.attribute("noop_with_empty_axes", 0)):
+            raise Unmapped("not of numbers")
+        numbers = data.array.astype(data.dtype.numpy)
+        found = function(numbers, axis=axes or None, keepdims=bool(use.attribute("keepdims", 1)))
+        return Known(np.asarray(found.astype(object), object), data.dtype)
+
+    return fold
+
+
+def _nonzero(use: Use) -> Known:
+    data = _given(use)
+    if not data.numbers or not data.array.ndim:
+        raise Unmapped("not of numbers along axes")
+    return Known(np.array(np.nonzero(data.array.astype(np.bool_)), object))
+
+
 def _expand(use: Use) -> Known:
     data, shape = _given(use), use.ints(1)
     wanted = np.broadcast_shapes(data.array.shape, shape)
@@ -314,6 +336,9 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "ReduceProd": _product,
+    "ReduceMax": _reduced(18, np.max),
+    "ReduceMin": _reduced(18, np.min),
+    "NonZero": _nonzero,
     "Expand": _expand,
 }
 """What nodes of the standard domain give whose operands are known, by op type."""

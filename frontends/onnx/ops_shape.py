@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ...ir import ops
 from ...ir.graph import Value
+from ...ir.tensors import Array
 from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
 from .errors import Unmapped
 from .ops_elementwise import number
@@ -206,6 +208,8 @@ def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
     if not batch and indices.shape[-1] == 1:
         return ops.gather(x, ops.reshape(indices, shape=indices.shape[:-1]), axis=0)
+    if not batch and _in_order(use.importer.array_of(use.node.input[1]), x.shape):
+        return ops.reshape(x, shape=(*indices.shape[:-1], *x.shape[indices.shape[-1] :]))
     if batch:
         places = [
             ops.expand(
@@ -216,6 +220,16 @@ def _gather_nd(use: Use) -> Value:
         ]
         indices = ops.concat(*places, indices, axis=-1)
     return ops.gather_nd(x, indices)
+
+
+def _in_order(places: Array | None, shape: Shape) -> bool:
+    """Whether places [n,k] are all there are along k axes, one after the other: `torch.repeat_interleave` writes so."""
+    if places is None or places.ndim != 2:
+        return False
+    sizes = [d for d in shape[: places.shape[1]] if isinstance(d, int)]
+    if len(sizes) != places.shape[1] or math.prod(sizes) != len(places):
+        return False
+    return np.array_equal(places, np.indices(sizes).reshape(len(sizes), -1).T)
 
 
 def _at(axis: int, size: DimLike, rank: int) -> Shape:

@@ -19,6 +19,7 @@ from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
+from .table_rows import gather_rows
 
 
 def clean(graph: Graph) -> None:
@@ -55,6 +56,7 @@ def raise_graph(
     if "norms" not in without:
         raise_norms(graph, check, report)
     if "tables" not in without:
+        gather_rows(graph)
         compute_tables(graph, check, reader)
     if "rotary" not in without:
         Rotations(graph, check, report).run()
