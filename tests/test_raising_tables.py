@@ -68,25 +68,3 @@ def test_a_table_of_something_else_stays() -> None:
     before = g.copy()
     assert not raise_graph(g, lambda name: tables[name]).counts.get("rope")
     assert g.params.keys() == before.params.keys()
-
-
-@pytest.mark.parametrize("what", ["a table for each row", "an index for each channel"])
-def test_elements_that_are_no_rows_of_one_table_stay(what: str) -> None:
-    """Nine rows of a batch are as many as the table has, so that only axes tell them apart."""
-    g, n = Graph("taken"), 9
-    own = what.startswith("a table")
-    with building(g):
-        x = g.input("x", tensor(f32, n, n, R) if own else tensor(f32, n, R))
-        places = g.input("places", tensor(i64, n, S) if own else tensor(i64, n, S, R))
-        wide = x if own else ops.expand(x.reshape(1, n, R), shape=(n, n, R))
-        index = ops.expand(places.reshape(n, S, 1), shape=(n, S, R)) if own else places
-        g.output("y", ops.take_along_axis(wide, index, axis=-2))
-    rng = np.random.default_rng(0)
-    given = {
-        "x": rng.random(g.inputs["x"].shape, np.float32),
-        "places": rng.integers(0, n, (n, 4) if own else (n, 4, R)),
-    }
-    expected = interpret(g, given)["y"]
-    raise_graph(g)
-    assert g.counts()["take_along_axis"] == 1
-    np.testing.assert_array_equal(interpret(g, given)["y"], expected)

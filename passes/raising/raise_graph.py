@@ -14,12 +14,12 @@ from .angle_tables import compute_tables
 from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read, Reader
+from .indexed import gather_rows, write_whole
 from .layers import raise_layers
 from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
-from .table_rows import gather_rows
 
 
 def clean(graph: Graph) -> None:
@@ -48,6 +48,7 @@ def raise_graph(
     reader = None if read is None else Reader(read)
     check = Check(graph, reader, without=without, accepted=report.places)
     if "attention" not in without:
+        write_whole(graph)
         take_apart(graph)
         canonicalize(graph)
         raise_attention(graph, Masks(graph, reader), check, report, every_row=every_row)
