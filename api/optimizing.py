@@ -13,11 +13,13 @@ import onnx_ir
 from .backends.onnx.folder import check_outside, foreign
 from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
+from .branches import INTEGER
 from .exact import Stage, Unchecked, exact_difference, stages_of
 from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.errors import OnnxFileError
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
+from .frontends.onnx.nested import every_node
 from .ir.display import Shown, Table
 from .ir.errors import LoweringError, MonographError
 from .ir.files import check_writable, whole
@@ -29,8 +31,6 @@ from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
-INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
-"""Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
 
 
 @dataclass(repr=False)
@@ -134,7 +134,7 @@ def _write(
     read: OnnxFile, graph: Graph, weights: Weights, original: Original, path: Path, report: OptimizeReport
 ) -> None:
     """Write the best model that gives what the original gives."""
-    report.nodes = len(read.model.graph.node), 0
+    report.nodes = _nodes(read), 0
     if not original.expected:
         reason = next(iter(original.refused.values()), "it has no inputs")
         _keep(read, path, report, f"nothing to compare with: {reason}")
@@ -163,7 +163,7 @@ def _write(
         return
     (found,) = made
     report.layers, report.left, report.unfused = found.report.counts, found.left, found.unfused
-    report.nodes = len(read.model.graph.node), sum(found.counts.values())
+    report.nodes = _nodes(read), sum(found.counts.values())
     report.counts = found.counts
 
 
@@ -192,7 +192,12 @@ def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> No
     model.producer_name = PRODUCER
     path.parent.joinpath(f"{FILE}.data").unlink(missing_ok=True)
     files.save(model, path, external_data=f"{FILE}.data")
-    report.nodes = len(read.model.graph.node), len(model.graph)
+    report.nodes = _nodes(read), sum(1 for _ in model.graph.all_nodes())
+
+
+def _nodes(read: OnnxFile) -> int:
+    """Nodes of a file, those of branches and loops among them."""
+    return sum(1 for _ in every_node(read.model.graph))
 
 
 def _first_line(error: BaseException) -> str:
