@@ -14,7 +14,7 @@ import onnx
 
 from .frontends.dsl import Model
 from .frontends.onnx.load import model_of_proto, read_graph
-from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
+from .hard_inputs import Hard, Trial, both_ways, hard_inputs, valid
 from .ir.display import Shown, Table
 from .ir.errors import MonographError, RuntimeInputError
 from .ir.files import check_writable, whole
@@ -121,7 +121,7 @@ def bisect(
 
 
 def _draws(graph: Graph) -> Iterator[tuple[Trial, Hard]]:
-    for trial in TRIALS:
+    for trial in both_ways(graph):
         hard = hard_inputs(graph, trial)
         if hard is not None:
             yield trial, hard

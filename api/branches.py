@@ -1,4 +1,4 @@
-"""What lies in the branches of an If: raised and fused as graphs of their own, over weights that lie outside of them."""
+"""What lies in the branches of an If: raised and fused as graphs of their own, with their weights outside of them."""
 
 from __future__ import annotations
 

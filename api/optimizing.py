@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .backends.onnx.folder import check_outside, foreign
 from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
 from .branches import INTEGER
-from .exact import Stage, Unchecked, exact_difference, stages_of
+from .exact import Unchecked, branch_stages, exact_difference, stages_of
 from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.errors import OnnxFileError
 from .frontends.onnx.file import OnnxFile, open_onnx
@@ -24,6 +24,7 @@ from .ir.display import Shown, Table
 from .ir.errors import LoweringError, MonographError
 from .ir.files import check_writable, whole
 from .ir.graph import Graph
+from .ir.tensors import Tensor
 from .ir.weights import Weights
 from .original import Original
 from .passes.raising.report import Left
@@ -152,7 +153,7 @@ def _write(
         except FAULTS as e:
             return f"a fault, {type(e).__name__}: {e}"
         difference, report.error = original.difference(path)
-        return difference or _exactly(stages_of(graph, made[0], original), weights, made[0], report)
+        return difference or _exactly(graph, weights, made[0], original, report)
 
     def places() -> list[str]:
         return made[0].report.places if made else []
@@ -167,17 +168,25 @@ def _write(
     report.counts = found.counts
 
 
-def _exactly(stages: Sequence[Stage], weights: Weights, made: Raised, report: OptimizeReport) -> str:
-    """What differs in f64; "" if nothing does, or if nothing was computed, which the report says."""
-    try:
-        difference = exact_difference(stages, weights, made.report.read)
-    except Unchecked as e:
-        report.unchecked = str(e)
-        return ""
-    except MonographError as e:
-        return f"it cannot be computed in f64: {e.what}"
+def _exactly(
+    graph: Graph, weights: Mapping[str, Tensor], made: Raised, original: Original, report: OptimizeReport
+) -> str:
+    """What differs in f64, of the graph or of a branch; "" if nothing does, or if nothing was computed, which the
+    report says."""
     report.unchecked = ""
-    return difference
+    parts = [(stages_of(graph, made, original), weights, made.report.read)]
+    parts += [(branch_stages(b.graph, b.raised), b.weights, b.raised.report.read) for b in made.branches]
+    for stages, own, fixed in parts:
+        try:
+            difference = exact_difference(stages, own, fixed)
+        except Unchecked as e:
+            report.unchecked = report.unchecked or str(e)
+        except MonographError as e:
+            return f"it cannot be computed in f64: {e.what}"
+        else:
+            if difference:
+                return difference
+    return ""
 
 
 def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> None:

@@ -209,7 +209,7 @@ def _gather_nd(use: Use) -> Value:
     if not batch and indices.shape[-1] == 1:
         return ops.gather(x, ops.reshape(indices, shape=indices.shape[:-1]), axis=0)
     if not batch and _in_order(use.importer.array_of(use.node.input[1]), x.shape):
-        return ops.reshape(x, shape=(*indices.shape[:-1], *x.shape[indices.shape[-1] :]))
+        return ops.reshape(x, shape=(*indices.shape[:-1], *x.shape[int(indices.shape[-1]) :]))
     if batch:
         places = [
             ops.expand(
