@@ -254,3 +254,24 @@ def test_places_in_another_order_are_looked_up(places: list[list[int]], tmp_path
     x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     found = interpret(graph, {"x": x}, weights)["y"]
     np.testing.assert_array_equal(found, [x[i, j] for i, j in places])
+
+
+@pytest.mark.parametrize("split", ["Split <axis = 0> (size)", "Split <axis = 0> (size, parts)"])
+def test_a_shape_that_is_split_is_known(split: str, tmp_path: Path) -> None:
+    """ONNX Runtime writes so what reads the sizes of a tensor one by one, and optimum's optimizer saves it."""
+    outputs, parts = ("b, s, w", "") if "parts" not in split else ("bs, w", "int64[2] parts = {2, 1},")
+    text = f"""g (float[b, s, 4] x) => (float[n, m] y)
+<{parts} int64[1] minus = {{-1}}, int64[1] four = {{4}}> {{
+    size = Shape(x)
+    {outputs} = {split}
+    rows = Div(w, four)
+    shape = Concat <axis = 0> (minus, w, rows)
+    apart = Reshape(x, shape)
+    flat = Concat <axis = 0> (minus, w)
+    y = Reshape(apart, flat)
+}}"""
+    graph, _ = read(text, tmp_path)
+    assert not foreign(graph)
+    assert [str(d) for d in graph.outputs["y"].shape] == ["b*s", "4"]
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(interpret(graph, {"x": x}, {})["y"], x.reshape(6, 4))

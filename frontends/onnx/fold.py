@@ -82,6 +82,20 @@ def _slice(use: Use) -> Known:
     return Known(found, data.dtype)
 
 
+def _split(use: Use) -> list[Known]:
+    """ONNX Runtime writes the sizes of a shape so, which exporters gather one by one."""
+    data, count = _given(use), len(use.node.output)
+    axis = use.axis(use.attribute("axis", 0), data.array.ndim)
+    given = use.attribute("split") if use.version < 13 else use.ints(1) if use.has(1) else None
+    whole = data.array.shape[axis]
+    part = -(-whole // count)
+    sizes = given or [min(part, whole - i * part) for i in range(count)]
+    if len(sizes) != count or sum(sizes) != whole or min(sizes) < 0:
+        raise Unmapped(f"{whole} elements are not split in {list(sizes)}")
+    parts = np.split(data.array, np.cumsum(sizes)[:-1], axis)
+    return [Known(np.array(p, object), data.dtype) for p in parts]
+
+
 def _reshape(use: Use) -> Known:
     data, shape = _given(use), list(use.ints(1))
     shape = [data.array.shape[i] if d == 0 else d for i, d in enumerate(shape)]
@@ -302,7 +316,7 @@ def _expand(use: Use) -> Known:
     return Known(np.broadcast_to(data.array, wanted).copy(), data.dtype)
 
 
-FOLDS: dict[str, Callable[[Use], Known]] = {
+FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "Shape": _shape,
     "Size": _size,
     "Gather": _gather,
@@ -310,6 +324,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Slice": _slice,
+    "Split": _split,
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Cast": _cast,

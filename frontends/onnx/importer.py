@@ -292,12 +292,14 @@ class Importer:
             if name in self.values and self.values[name].producer in gone:
                 del self.values[name]
 
-    def _folded(self, use: Use) -> Known | None:
+    def _folded(self, use: Use) -> Result | None:
         try:
             found = FOLDS[use.node.op_type](use)
         except (*UNFIT, ArithmeticError):
             return None
-        return found if found.array.size <= MOST and all(map(is_small, found.flat)) else None
+        parts = [found] if isinstance(found, Known) else found
+        small = all(k.array.size <= MOST and all(map(is_small, k.flat)) for k in parts)
+        return found if small else None
 
     def _constant(self, use: Use) -> None:
         a, name = self._only_attribute(use.node), use.node.output[0]

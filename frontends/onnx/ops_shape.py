@@ -208,8 +208,9 @@ def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
     if not batch and indices.shape[-1] == 1:
         return ops.gather(x, ops.reshape(indices, shape=indices.shape[:-1]), axis=0)
-    if not batch and _in_order(use.importer.array_of(use.node.input[1]), x.shape):
-        return ops.reshape(x, shape=(*indices.shape[:-1], *x.shape[int(indices.shape[-1]) :]))
+    places = use.importer.array_of(use.node.input[1])
+    if not batch and places is not None and _in_order(places, x.shape):
+        return ops.reshape(x, shape=(*indices.shape[:-1], *x.shape[places.shape[-1] :]))
     if batch:
         places = [
             ops.expand(
@@ -222,9 +223,9 @@ def _gather_nd(use: Use) -> Value:
     return ops.gather_nd(x, indices)
 
 
-def _in_order(places: Array | None, shape: Shape) -> bool:
+def _in_order(places: Array, shape: Shape) -> bool:
     """Whether places [n,k] are all there are along k axes, one after the other: `torch.repeat_interleave` writes so."""
-    if places is None or places.ndim != 2:
+    if places.ndim != 2:
         return False
     sizes = [d for d in shape[: places.shape[1]] if isinstance(d, int)]
     if len(sizes) != places.shape[1] or math.prod(sizes) != len(places):
