@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SIDES = ("then_branch", "else_branch")
 INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 """Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
+STATIC = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Around an operator they say that its kernel may be one on integers: ONNX Runtime joins them when it opens a file."""
 Raise = Callable[[Graph, Mapping[str, Tensor], int], "Raised"]
 
 
@@ -52,6 +54,12 @@ class Branches:
     found: list[Branch] = field(default_factory=list[Branch])
     done: set[Location] = field(default_factory=set[Location])
     left: dict[Location, str] = field(default_factory=dict[Location, str])
+
+
+def kept_of(file: OnnxFile) -> frozenset[str]:
+    """Operators that stay as they are: those on integers, and where what is computed is quantized too, what says so."""
+    static = any(n.op_type == "QuantizeLinear" and not n.domain for n in every_node(file.model.graph))
+    return INTEGER | STATIC if static else INTEGER
 
 
 def softmaxes_in(node: Node) -> int:
@@ -103,7 +111,8 @@ def _raised(node: Node, side: str, weights: Mapping[str, Tensor], raised: Raise)
     opsets = {n.domain: 1 for n in every_node(body)} | {"": int(node.attributes["version"])}
     imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
     model = onnx.helper.make_model(body, opset_imports=imports)
-    graph, read, _ = read_graph(OnnxFile(path, model, tensors, opsets), INTEGER)
+    file = OnnxFile(path, model, tensors, opsets)
+    graph, read, _ = read_graph(file, kept_of(file))
     return Branch(graph, read, raised(graph, read, opsets[""]))
 
 

@@ -13,7 +13,7 @@ import onnx_ir
 from .backends.onnx.folder import check_outside, foreign
 from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
-from .branches import INTEGER
+from .branches import kept_of
 from .exact import Unchecked, branch_stages, exact_difference, stages_of
 from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.errors import OnnxFileError
@@ -108,7 +108,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
         report.seconds = time.perf_counter() - start
         return report
     read = open_onnx(source)
-    graph, weights, _ = read_graph(read, INTEGER)
+    graph, weights, _ = read_graph(read, kept_of(read))
     check_runs(read)
     original = Original.of(source, graph)
     report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)

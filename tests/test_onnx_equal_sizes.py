@@ -167,6 +167,17 @@ def test_channels_are_as_many_as_the_kernel_has(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, pairs + np.pad(pairs, ((0, 0), (0, 0), (0, 0), (1, 0)))[..., :-1])
 
 
+def test_channels_of_a_kernel_on_integers_are_as_many(tmp_path: Path) -> None:
+    """optimum's quantizer writes a patch embedding so; the operator itself stays."""
+    text = """g (uint8[b, channels, h, w] x) => (int32[b, 1, h, w] y) <uint8[1, 3, 1, 1] kernel = {1, 2, 3}> {
+    y = ConvInteger(x, kernel)
+}"""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]>\n{text}')
+    graph, _, _ = read_graph(checked(model, tmp_path / "model.onnx"), {"ConvInteger"})
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "3", "h", "w"]
+    assert foreign(graph) == ["ConvInteger"]
+
+
 def test_terms_of_a_product_are_as_many_as_the_weight_has_rows(tmp_path: Path) -> None:
     text = """g (float[b, width] x) => (float[b, 2] y) <float[3, 2] w = {0, 1, 2, 3, 4, 5}> { y = MatMul(x, w) }"""
     graph, weights = read(text, tmp_path)

@@ -25,7 +25,7 @@ from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
 from .nested import every_node, reads, subgraphs
-from .sized import sizes_of
+from .sized import counts_of, sizes_of
 from .tables import HANDLERS
 from .types import ELEMENTS, Symbols, check_sizes, is_small, type_of
 from .use import Known, Result, Use
@@ -250,6 +250,7 @@ class Importer:
                 self._undo(last, node)
                 self._met(use)
         if result is None:
+            self.equal |= {e.name: e.value for e in counts_of(use) if e.name not in self.equal}
             self.left[node.name or next(iter(node.output), node.op_type)] = why
             result = self._foreign(use)
         made = [result] if isinstance(result, (Value, Known)) else list(result)
@@ -270,8 +271,6 @@ class Importer:
         wanted = use.known(1) if use.node.op_type == "Reshape" else None
         try:
             self.sizes.met(use.node.op_type, shapes, use.attribute("axis", 0) if use.node.op_type == "Concat" else 0)
-            if use.node.op_type == "Conv":
-                self.sizes.counted(shapes[0][1], shapes[1][1] * use.attribute("group", 1))
             if wanted is not None:
                 self.sizes.reshaped(shapes[0], tuple(wanted.flat))
         except Equal as e:
