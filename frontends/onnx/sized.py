@@ -109,5 +109,6 @@ SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
     "Expand": _expand,
     "ConstantOfShape": _filled,
     "Conv": _conv,
+    "ConvInteger": _conv,
 }
 """By op type of the standard domain."""
