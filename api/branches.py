@@ -17,7 +17,7 @@ from .frontends.onnx.file import OnnxFile
 from .frontends.onnx.foreign import attributes_of, fields_of, onnx_node
 from .frontends.onnx.initializers import read_initializer, read_sparse
 from .frontends.onnx.load import read_graph
-from .frontends.onnx.nested import every_node, reads, subgraphs
+from .frontends.onnx.nested import every_node, free, subgraphs
 from .frontends.onnx.types import proto_of
 from .ir.errors import MonographError
 from .ir.graph import Graph, Location, Node, Value
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from .raised import Raised
 
 SIDES = ("then_branch", "else_branch")
-INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
-"""Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
+KEPT = frozenset(
+    "ConvInteger DequantizeLinear DynamicQuantizeLinear GatherBlockQuantized MatMulInteger MatMulNBits QLinearConv "
+    "QLinearMatMul Celu Elu HardSigmoid HardSwish InstanceNormalization LogSoftmax Mish Selu Softsign".split()
+)
+"""Operators that stay, as one kernel computes each: products of codes, which are small and fast, and what the IR has
+no layer for, only several primitives."""
 STATIC = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Around an operator they say that its kernel may be one on integers: ONNX Runtime joins them when it opens a file."""
 Raise = Callable[[Graph, Mapping[str, Tensor], int], "Raised"]
@@ -57,9 +61,9 @@ class Branches:
 
 
 def kept_of(file: OnnxFile) -> frozenset[str]:
-    """Operators that stay as they are: those on integers, and where what is computed is quantized too, what says so."""
+    """Operators that stay as they are: those of KEPT, and where what is computed is quantized too, what says so."""
     static = any(n.op_type == "QuantizeLinear" and not n.domain for n in every_node(file.model.graph))
-    return INTEGER | STATIC if static else INTEGER
+    return KEPT | STATIC if static else KEPT
 
 
 def softmaxes_in(node: Node) -> int:
@@ -94,7 +98,7 @@ def _raised(node: Node, side: str, weights: Mapping[str, Tensor], raised: Raise)
     tensors: dict[str, Tensor] = {}
     inputs: list[onnx.ValueInfoProto] = []
     path = Path(f"{node.location} {side}")
-    for name in reads(onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", own)])):
+    for name in free(own):
         v = outside[name]
         numbers = None if v.is_param or v.producer is None else array_of(v)
         if v.is_param and v.type.encoding is None:
@@ -112,7 +116,7 @@ def _raised(node: Node, side: str, weights: Mapping[str, Tensor], raised: Raise)
     imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
     model = onnx.helper.make_model(body, opset_imports=imports)
     file = OnnxFile(path, model, tensors, opsets)
-    graph, read, _ = read_graph(file, kept_of(file))
+    graph, read, _ = read_graph(file, kept_of(file), wrap=False)
     return Branch(graph, read, raised(graph, read, opsets[""]))
 
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .branches import kept_of
+from .frontends.onnx.errors import UntypedError
 from .frontends.onnx.file import open_onnx
 from .frontends.onnx.load import read_graph
 from .ir.value import Location
-from .optimizing import file_of
+from .optimizing import file_of, softmaxes, why_untyped
 from .page_of_tables import plain_page, table_of
 from .passes.raising.report import Left
 from .raised import Raised, raised_model
 
-_LAYER = re.compile(r"^(.*?(?:^|[./_])\d+)(?=[./]|$)")
+_LAYER = re.compile(r"^(.*?(?:^|[./_])\d+)[./]")
 """The part of a node's name up to the number of its layer."""
 
 
@@ -44,7 +46,7 @@ class Explanation:
 
     @property
     def left(self) -> list[Left]:
-        """Every softmax that is no attention."""
+        """Every softmax that is no attention, and every root of a mean of squares that is no norm."""
         return [x for layer in self.layers for x in layer.left]
 
     @property
@@ -55,7 +57,14 @@ class Explanation:
     def summary(self) -> str:
         """One line for people."""
         fused = sum(layer.fused.total() for layer in self.layers)
-        return f"{self.attentions} attentions raised, {fused} of them one op; {len(self.left)} softmax left over"
+        over = f"; {len(self.left) - self.softmax_left} norms" if len(self.left) > self.softmax_left else ""
+        return (
+            f"{self.attentions} attentions raised, {fused} of them one op; {self.softmax_left} softmax left over{over}"
+        )
+
+    @property
+    def softmax_left(self) -> int:
+        return sum(x.what == "softmax" for x in self.left)
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -83,7 +92,7 @@ class Explanation:
             }
             for layer in self.layers
         ]
-        counts = {"attention": self.attentions, "softmax_left": len(self.left)}
+        counts = {"attention": self.attentions, "softmax_left": self.softmax_left}
         return {"name": self.name, **counts, "layers": layers, "foreign": self.foreign, "misses": self.misses}
 
 
@@ -94,7 +103,11 @@ def explain(file: str | Path) -> Explanation:
     """
     source = file_of(Path(file))
     read = open_onnx(source)
-    graph, weights, foreign = read_graph(read)
+    try:
+        graph, weights, foreign = read_graph(read, kept_of(read), wrap=False)
+    except UntypedError as e:
+        alone = LayerReport("", left=softmaxes(read, why_untyped(e, read)))
+        return Explanation(str(source), [alone] * bool(alone.left), {"graph": why_untyped(e, read)}, [])
     found = raised_model(graph, weights, opset=read.opsets.get("", 0))
     return Explanation(str(source), _layers(found), dict(foreign), [str(m) for m in found.misses])
 

@@ -16,7 +16,7 @@ from .backends.onnx.save import save
 from .branches import kept_of
 from .exact import Unchecked, branch_stages, exact_difference, stages_of
 from .frontends.onnx.crashes import check_runs
-from .frontends.onnx.errors import OnnxFileError
+from .frontends.onnx.errors import OnnxFileError, UntypedError
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
 from .frontends.onnx.nested import every_node
@@ -25,8 +25,9 @@ from .ir.errors import LoweringError, MonographError
 from .ir.files import check_writable, whole
 from .ir.graph import Graph
 from .ir.tensors import Tensor
+from .ir.value import Location
 from .ir.weights import Weights
-from .original import Original
+from .original import Original, session
 from .passes.raising.report import Left
 from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
@@ -39,8 +40,9 @@ class OptimizeReport(Shown):
     """What `optimize` did.
 
     nodes: of the graph as it was read and as it was written. counts: ONNX nodes by op type, of what was written.
-    layers: what was raised, by op. left: every softmax that is no attention, with its first obstacle. undone: rewrites
-    that changed an output, by name, with the difference. unfused: attentions that stayed in parts, with the reason.
+    layers: what was raised, by op. left: softmaxes that are no attention and roots that are no norm, with the first
+    obstacle. undone: rewrites that changed an output, by name, with the difference. unfused: attentions that stayed in
+    parts, with the reason.
     kept: why the file went out as it came ("": it did not). trials: sets of inputs compared. refused: those that the
     original does not take. error: the largest difference, as a share of the largest number; bound: what is allowed.
     unchecked: why the graphs were not also computed in f64 ("": they were).
@@ -99,6 +101,10 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
     damaged, RuntimeInputError for one that ONNX Runtime does not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
+    given: Any = file  # Callers without types give anything.
+    if not isinstance(given, (str, Path)):
+        hint = "a model is built, raised: mg.build(model, folder); or exported first: mg.export(model, folder)"
+        raise OnnxFileError(f"expected the path of an ONNX file, not a {type(given).__name__}", hint=hint)
     source = file_of(Path(file))
     check_outside(check_writable(folder, foreign))
     if cache:
@@ -108,17 +114,40 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
         report.seconds = time.perf_counter() - start
         return report
     read = open_onnx(source)
-    graph, weights, _ = read_graph(read, kept_of(read))
-    check_runs(read)
-    original = Original.of(source, graph)
-    report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
+    report = OptimizeReport(Path(folder))
     with whole(folder, replaces=foreign) as stage:
-        _write(read, graph, weights, original, stage.work / FILE, report)
+        _made(read, stage.work / FILE, report)
         report.seconds = time.perf_counter() - start
         if strict and report.refusals:
             what = f"{len(report.refusals)} rewrites were refused, and all were asked for"
             raise LoweringError(what, place=str(file), details=report.refusals)
     return report
+
+
+def _made(read: OnnxFile, path: Path, report: OptimizeReport) -> None:
+    """Write what a file becomes; one with values that are no tensors stays as it is, if the runtime takes it."""
+    try:
+        graph, weights, _ = read_graph(read, kept_of(read), wrap=False)
+    except UntypedError as e:
+        check_runs(read)
+        session(read.path, optimized=False)
+        _keep(read, path, report, why_untyped(e, read))
+        return
+    check_runs(read, graph)
+    original = Original.of(read.path, graph)
+    report.trials, report.refused, report.bound = len(original.expected), original.refused, original.bound
+    _write(read, graph, weights, original, path, report)
+
+
+def why_untyped(error: UntypedError, read: OnnxFile) -> str:
+    """The node and why it has no type."""
+    return f"{error.place} {error.what}".removeprefix(f"{read.path}: ")
+
+
+def softmaxes(read: OnnxFile, reason: str) -> list[Left]:
+    """Every softmax of a file that is not raised, subgraphs and functions included, with the reason."""
+    found = [n for n in every_node(read.model.graph) if n.op_type.endswith("Softmax")]
+    return [Left("softmax", Location(str(read.path), 0, n.name), n.op_type, reason) for n in found]
 
 
 def file_of(path: Path) -> Path:
@@ -143,10 +172,14 @@ def _write(
     made: list[Raised] = []
 
     def wrong(off: Collection[str]) -> str:
-        """What is wrong with the model that is made without some rewrites."""
+        """What is wrong with the model that is made without some rewrites; rows without a key may be zeros or not."""
+        reason = tried(off, every_row=False)
+        return tried(off, every_row=True) if reason and not off else reason
+
+    def tried(off: Collection[str], *, every_row: bool) -> str:
         made.clear()
         try:
-            made.append(raised_model(graph, weights, off, read.opsets.get("", 0)))
+            made.append(raised_model(graph, weights, off, read.opsets.get("", 0), every_row=every_row))
             save(made[0].model, path)
         except MonographError as e:
             return e.what
@@ -192,6 +225,7 @@ def _exactly(
 def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> None:
     """Write the file as it came, with its weights in one data file."""
     report.kept, report.error = reason, 0.0
+    report.left = softmaxes(read, "the file is as it came")
     files: Any = onnx_ir  # Parts of its types are open.
     try:
         model = files.load(read.path)

@@ -74,8 +74,11 @@ class Raised:
         return [*(n for n in self.graph if isinstance(n.op, _FUSED)), *inside]
 
 
-def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[str] = (), opset: int = 0) -> Raised:
-    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report.
+def raised_model(
+    graph: Graph, weights: Mapping[str, Tensor], off: Collection[str] = (), opset: int = 0, *, every_row: bool = False
+) -> Raised:
+    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report. every_row: rows of
+    attention without a key keep the mean of all values, where they have it; else they are zeros.
 
     Raises MonographError for what has no ONNX form, and for a graph that a pass left broken.
     """
@@ -84,13 +87,13 @@ def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[st
     def read(name: str) -> Array:
         return held(weights[name], graph.params[name].type, name)
 
-    report = raise_graph(made, read, without=off)
+    report = raise_graph(made, read, without=off, every_row=every_row)
     plain = made.copy()
     # Every pass counts less than what comes out, which is compared with the file: it is looked at once.
     found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made, verify=False)
     verify(made)
     whole, opset = made.copy(), max(OPSET, opset)
-    inside = raise_branches(whole, weights, opset, lambda g, w, _: raised_model(g, w, off, opset))
+    inside = raise_branches(whole, weights, opset, lambda g, w, _: raised_model(g, w, off, opset, every_row=every_row))
     left = accounted(plain, report, inside)
     for branch in inside.found:
         report.raised += branch.raised.report.raised
@@ -121,20 +124,21 @@ def sums_before_norms(model: onnx_ir.Model) -> int:
 
 
 def accounted(graph: Graph, report: RaisingReport, inside: Branches | None = None) -> list[Left]:
-    """Every softmax of a raised graph with the first obstacle to raising it, also those that raising never sees.
-
-    inside: what was raised of the branches in it.
-    """
-    known = {x.location: x for x in report.left}
-    found: list[Left] = []
+    """Every softmax of a raised graph with the first obstacle to raising it, also those that raising never sees; and
+    every root of a mean of squares that is no norm. inside: what was raised of the branches in it."""
+    known = {x.location: x for x in report.left if x.what == "softmax"}
+    found = [x for x in report.left if x.what != "softmax"]
     inside = inside or Branches({})
     for node in graph:
         if is_softmax(node):
             unseen = Left.at("softmax", node, None, "it was not looked at: attention was not raised at all")
             found.append(known.get(node.location, unseen))
         elif isinstance(node.op, Foreign) and node.location not in inside.done:
+            name, reason = str(node.attributes["name"]), inside.left.get(node.location, "")
+            why = f"softmax inside of {name}, which stays as the file has it{f': {reason}' if reason else ''}"
             count = softmaxes_in(node)
-            why = f"{count} softmax inside of {node.attributes['name']}, which stays as the file has it"
-            reason = inside.left.get(node.location, "")
-            found += [Left.at("softmax", node, None, f"{why}: {reason}" if reason else why)] * bool(count)
+            why = f"{count} {why}"
+            if name.endswith("Softmax"):
+                why, count = f"{name} gives no weights that a product with values reads", 1
+            found += [Left.at("softmax", node, None, why)] * bool(count)
     return [*found, *(x for b in inside.found for x in b.raised.left)]

@@ -52,12 +52,17 @@ def wrong_axis(g: Graph, q: Value, k: Value, v: Value) -> Value:
     return ops.matmul(ops.softmax(scores(q, k), axis=-2), v)
 
 
-def scaled_by_tensor(g: Graph, q: Value, k: Value, v: Value) -> Value:
-    return ops.matmul(ops.softmax(scores(q, k) * g.param("temperature", tensor(f32, 1))), v)
+def scaled_twice_over(g: Graph, q: Value, k: Value, v: Value) -> Value:
+    return ops.matmul(ops.softmax(scores(q, k) * g.input("by", tensor(f32, B, 1, S, S))), v)
 
 
-def scaled_by_head(g: Graph, q: Value, k: Value, v: Value) -> Value:
-    return ops.matmul(ops.softmax(scores(q, k) * g.param("temperature", tensor(f32, H, 1, 1))), v)
+def scaled_after_mask(g: Graph, q: Value, k: Value, v: Value) -> Value:
+    added = scores(q, k) + (ops.cast(g.input("m", tensor(i64, B, 1, 1, S)), dtype=f32) - 1.0) * 1e9
+    return ops.matmul(ops.softmax(added * g.param("temperature", tensor(f32, 1))), v)
+
+
+def multiplied_by_indicator(g: Graph, q: Value, k: Value, v: Value) -> Value:
+    return ops.matmul(ops.softmax(scores(q, k) * ops.cast(g.input("m", tensor(i64, B, 1, 1, S)), dtype=f32)), v)
 
 
 def masked_after(g: Graph, q: Value, k: Value, v: Value) -> Value:
@@ -125,8 +130,9 @@ def mixed_heads(g: Graph, q: Value, k: Value, v: Value) -> Value:
 
 STAY: list[tuple[Callable[..., Value], str]] = [
     (wrong_axis, "axis -2"),
-    (scaled_by_tensor, "mul"),
-    (scaled_by_head, "mul"),
+    (scaled_twice_over, "over queries and keys"),
+    (scaled_after_mask, "multiplied by a tensor after"),
+    (multiplied_by_indicator, "change a number"),
     (masked_after, "change a number"),
     (added_after, "weights go to add"),
     (multiplied_after, "change a number"),
@@ -214,6 +220,22 @@ def test_a_mask_that_is_no_structure_stays_a_mask(name: str) -> None:
     assert not report.left
     assert not node.attributes["causal"] and node.attributes["window"] is None and node["lengths"] is None
     assert node["mask"] is not None
+    same(before, g)
+
+
+def test_integers_that_are_no_mask_are_a_bias() -> None:
+    """(1 - n) * -1e5 hides keys where n is 0, and prefers them where it is 2: nothing says that n is 0 or 1."""
+
+    def write(g: Graph, q: Value, k: Value, v: Value) -> Value:
+        count = ops.cast(g.input("count", tensor(i64, B, 1, 1, S)), dtype=f32)
+        one, much = (ops.constant(value=x, dtype=f32) for x in (1.0, -1e5))
+        return ops.matmul(ops.softmax(scores(q, k) + (one - count) * much), v)
+
+    g = graph_of(write)
+    before = g.copy()
+    assert not raise_graph(g).left
+    (node,) = [n for n in g if isinstance(n.op, Attention)]
+    assert node["mask"] is None and node["bias"] is not None
     same(before, g)
 
 

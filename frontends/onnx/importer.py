@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from ...ir.dims import sources
 from ...ir.errors import MonographError
-from ...ir.graph import Graph, Location, Node, Value, building
+from ...ir.graph import Graph, Node, Value, building
 from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
 from ...ir.types import DimLike, DType, TensorType
@@ -24,7 +24,8 @@ from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
-from .nested import every_node, reads, subgraphs
+from .nested import every_node, free, reads, subgraphs
+from .places import written_at
 from .sized import counts_of, sizes_of
 from .tables import HANDLERS
 from .types import ELEMENTS, Symbols, check_sizes, is_small, type_of
@@ -50,8 +51,7 @@ CONSTANTS = {
 class Importer:
     """One translation.
 
-    left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out to stand for: the
-    file is read again with it.
+    left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they are: the file is read anew.
     keep: operators of the standard that stay foreign though they have a form.
     """
 
@@ -76,6 +76,7 @@ class Importer:
         own = file.model.graph
         self.read = {*self.outputs, *(n for node in own.node for n in reads(node))}
         self.read.update(n for node in every_node(own) for n in node.input)
+        self.raised = {node.input[0] for node in own.node if node.op_type == "Exp" and node.input}
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
@@ -144,7 +145,7 @@ class Importer:
     def _stored(self, name: str, tensor: Tensor) -> Value:
         array = self.array_of(name)
         few = array is not None and (array.size == 1 or array.dtype.kind in "iub")
-        if array is not None and few and array.size and np.isfinite(array.astype(np.float64)).all():
+        if array is not None and few and array.size and not np.isnan(array.astype(np.float64)).any():
             exact = tensor.dtype.numpy.kind in "iub" or tensor.dtype.is_float
             if exact:
                 return constant(value=array.tolist(), dtype=tensor.dtype)
@@ -219,7 +220,7 @@ class Importer:
 
     def nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         for node in nodes:
-            with self.graph.at(None, Location(str(self.file.path), 0, node.name)):
+            with self.graph.at(None, written_at(node, str(self.file.path))):
                 self.node(node)
 
     def node(self, node: onnx.NodeProto) -> None:
@@ -236,7 +237,7 @@ class Importer:
         why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
         if domain == "" and node.op_type in FOLDS:
             result = self._folded(use)
-        handler = None if domain == "" and node.op_type in self.keep else HANDLERS.get((domain, node.op_type))
+        handler = None if self._kept(node) else HANDLERS.get((domain, node.op_type))
         if result is None and handler is not None:
             try:
                 result = handler(use)
@@ -264,6 +265,13 @@ class Importer:
         lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
+
+    def _kept(self, node: onnx.NodeProto) -> bool:
+        """Whether a node stays: of dequantizing that of weights, whose codes a kernel reads, if quantizing does not; of
+        logarithms those that are no softmax."""
+        if node.op_type == "DequantizeLinear" and not (node.input[0] in self.tensors or "QuantizeLinear" in self.keep):
+            return False
+        return node.op_type in self.keep and not (node.op_type == "LogSoftmax" and node.output[0] in self.raised)
 
     def _met(self, use: Use) -> None:
         """Note what must be equal for a node to be read as more than a foreign one: others show further down."""
@@ -297,8 +305,7 @@ class Importer:
         except (*UNFIT, ArithmeticError):
             return None
         parts = [found] if isinstance(found, Known) else found
-        small = all(k.array.size <= MOST and all(map(is_small, k.flat)) for k in parts)
-        return found if small else None
+        return found if all(k.array.size <= MOST and all(map(is_small, k.flat)) for k in parts) else None
 
     def _constant(self, use: Use) -> None:
         a, name = self._only_attribute(use.node), use.node.output[0]
@@ -353,7 +360,7 @@ class Importer:
     def _foreign(self, use: Use) -> Result:
         node = use.node
         inputs = [n for n in node.input if n]
-        captured = list(dict.fromkeys(n for g in subgraphs(node) for n in _free(g)))
+        captured = list(dict.fromkeys(n for g in subgraphs(node) for n in free(g)))
         given = {n: self.value(n) for n in (*inputs, *captured)}
         data: dict[str, onnx.TensorProto] = {}
         for n in inputs:
@@ -391,9 +398,3 @@ class Importer:
         }
         operands = [v for v in (*inputs, *captured) if v is not None]
         return self.graph.add(onnx_node.op, operands, dict(attributes))
-
-
-def _free(graph: onnx.GraphProto) -> list[str]:
-    """Names that a subgraph takes from outside it."""
-    holder = onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)])
-    return reads(holder)

@@ -13,6 +13,7 @@ from ..decompose import inline_body
 from ..manager import RewritePass
 from ..pattern import Fuse
 from .check import Check, Run
+from .empty_rows import means_where_empty
 from .guards import drop_guard
 from .masks import Masks
 from .matcher import Matcher
@@ -26,7 +27,7 @@ def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingRep
     """Replace every attention by the op; each softmax that stays is in the report. Gives how many were raised.
 
     Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared. every_row: they
-    are, and attention in which such a row is other numbers stays.
+    are, and get the mean of all values where softmax gives that; attention in which they are other numbers stays.
     """
     raised = 0
     for node in [n for n in graph if is_softmax(n)]:
@@ -70,8 +71,6 @@ def described(node: Node) -> str:
 def _raise_one(
     graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool
 ) -> Node:
-    if softmax.attributes["axis"] != -1:
-        raise Obstacle(f"softmax runs over axis {softmax.attributes['axis']}, not over the last one", softmax)
     first: Obstacle | None = None
     for way in ways(graph, softmax):
         try:
@@ -96,7 +95,7 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     assert node is not None
     if new.type != old.type:
         raise Obstacle(f"the result would be {new.type}, not {old.type}", way.values)
-    cuts = {matched.q.source, matched.k.source, matched.v.source}
+    cuts = {matched.q.source, matched.k.source, matched.v.source, *matched.terms.sides}
     allowed = {way.product, way.values, node}
 
     def alive(run: Run) -> dict[Value, Array]:
@@ -111,8 +110,15 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     graph.replace(old, new)
     if not drop_guard(graph, node, matched.parts, masks, check) and lost:
         graph.replace(new, old)
+        with graph.at(way.values):
+            filled = means_where_empty(node)
+            whole = new if filled is None else matched.output(filled)
+        if check.difference(old, whole, cuts, allowed, numbers=True):
+            for made in (whole, new):
+                erase_unread(graph, made)
+            raise Obstacle(f"rows without a key to attend to would be zeros: {lost}", way.softmax)
+        graph.replace(old, whole)
         erase_unread(graph, new)
-        raise Obstacle(f"rows without a key to attend to would be zeros: {lost}", way.softmax)
     erase_unread(graph, old)
     return node
 

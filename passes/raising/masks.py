@@ -9,7 +9,6 @@ import numpy as np
 
 from ...ir.graph import Graph, Node, Value
 from ...ir.interpret import Array
-from ...ir.ops import logic
 from ...ir.ops.elementwise import Add, Cast, Maximum, Minimum, Mul, Neg, Sub
 from ...ir.ops.logic import Equal, Less, LessEqual, LogicalAnd, LogicalNot, LogicalOr, Where
 from ...ir.ops.shape import Concat, Expand, Gather, Reshape, Slice, Transpose
@@ -63,6 +62,10 @@ class Masks:
     def keep(self, v: Value) -> Truth | None:
         """Where an additive mask lets a score be: it is 0 there and at most NEVER elsewhere. None: it is no mask."""
         return self._remembered("keep", v, self._keep)
+
+    def taken(self, v: Value) -> Truth | None:
+        """As `keep`, of a mask that is taken off."""
+        return self._remembered("taken", v, lambda x: self._scaled(x, -1.0))
 
     def indicator(self, v: Value) -> Truth | None:
         """Where a value of zeros and ones is one. None: it may be something else."""
@@ -168,9 +171,9 @@ class Masks:
             return self.truth(v)
         node = v.producer
         if node is None:
-            # Masks that a caller brings as integers hold zeros and ones.
+            # Masks that a caller brings as integers hold zeros and ones; other integers may hold anything.
             integer = not v.dtype.is_float and not v.is_param and v.rank >= 2
-            return ~v.eq(0) if integer else None
+            return ~v.eq(0) if integer and "mask" in v.name.lower() else None
         op = node.op
         if isinstance(op, Cast):
             return self.indicator(node.value("x"))
@@ -331,70 +334,3 @@ def logic_table(graph: Graph, table: Array) -> Value:
 
 def _nested(value: Any) -> Any:
     return tuple(_nested(v) for v in value) if isinstance(value, list) else value  # pyright: ignore
-
-
-def conjuncts(x: Truth, masks: Masks) -> list[Truth]:
-    """The parts that must all be true. A part `not (a and b)` beside `a` is `not b`."""
-    parts = _split(x)
-    values = {p for p in parts if isinstance(p, Value)}
-    found: list[Truth] = []
-    for part in parts:
-        found += _split(_less(part, values)) if isinstance(part, Value) else [part]
-    return list(dict.fromkeys(found))
-
-
-def _split(x: Truth) -> list[Truth]:
-    if isinstance(x, bool):
-        return [x]
-    node = x.producer
-    if node is None:
-        return [x]
-    if isinstance(node.op, LogicalAnd):
-        return [p for v in node.arguments for p in _split(v)]
-    inner = node.value("x").producer if isinstance(node.op, LogicalNot) else None
-    if inner is not None and isinstance(inner.op, LogicalOr):
-        return [p for v in inner.arguments for p in _split(negated(v))]
-    if isinstance(node.op, (Reshape, Transpose, Expand, Slice)):
-        return _split_below(node)
-    return [x]
-
-
-def _split_below(node: Node) -> list[Truth]:
-    """A rearranged conjunction as rearranged parts."""
-    x = node.value("x")
-    parts = _split(x)
-    if len(parts) < 2:
-        return [node.output]
-    graph = x.graph
-    found: list[Truth] = []
-    for p in parts:
-        if isinstance(p, bool):
-            found.append(p)
-            continue
-        full = p if p.shape == x.shape else graph.apply("expand", (p,), {"shape": x.shape})
-        found.append(graph.add(node.op, [full], node.attributes)[0])
-    return found
-
-
-def _less(part: Value, others: set[Value]) -> Truth:
-    node = part.producer
-    inner = node.value("x").producer if node is not None and isinstance(node.op, LogicalNot) else None
-    if inner is None or not isinstance(inner.op, LogicalAnd):
-        return part
-    left = [p for p in _split(inner.output) if p not in others]
-    if len(left) == len(_split(inner.output)) or not left:
-        return part
-    rest: Truth = True
-    for p in left:
-        rest = both(rest, p)
-    return negated(rest)
-
-
-def flipped(x: Value) -> Value:
-    """not (a < b) as b <= a."""
-    node = x.producer
-    inner = node.value("x").producer if node is not None and isinstance(node.op, LogicalNot) else None
-    if inner is None or not isinstance(inner.op, (Less, LessEqual)):
-        return x
-    a, b = inner.arguments
-    return logic.less_equal(b, a) if isinstance(inner.op, Less) else logic.less(b, a)

@@ -20,6 +20,7 @@ from .masks import Masks
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
+from .softmaxes import one_softmax
 
 
 def clean(graph: Graph) -> None:
@@ -51,7 +52,9 @@ def raise_graph(
         write_whole(graph)
         take_apart(graph)
         canonicalize(graph)
-        raise_attention(graph, Masks(graph, reader), check, report, every_row=every_row)
+        masks = Masks(graph, reader)
+        one_softmax(graph, masks, check)
+        raise_attention(graph, masks, check, report, every_row=every_row)
         put_back(graph, report)
         dce(graph)
     if "norms" not in without:
