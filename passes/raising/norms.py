@@ -128,6 +128,8 @@ def _through(user: Node, v: Value, state: Applied, root: Root, *, joined: bool) 
     """Norms below one reader of v."""
     size = root.x.shape[-1]
     side = next((x for x in user.arguments if x is not v), None)
+    if len(user.outputs) != 1:
+        return []
     y = user.output
     if isinstance(user.op, Mul) and side is not None and not joined and _uncast(side) in _same(root):
         return _follow(y, Applied(y, state.w, state.b), root, joined=True)
