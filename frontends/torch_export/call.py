@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,9 +12,22 @@ from ...ir import Graph, Value, ops
 from ...ir.types import Dim, DimLike, DType, Shape, TensorType, bool_, product
 from .dims import Dims
 from .errors import UnknownFormError
-from .tensors import dtype_of
+from .tensors import dtype_of, part_dtype_of
 
-Result = Value | tuple[Value | None, ...]
+
+@dataclass(frozen=True)
+class Complex:
+    """A complex tensor: two real values of its shape."""
+
+    real: Value
+    imag: Value
+
+    @property
+    def parts(self) -> tuple[Value, Value]:
+        return self.real, self.imag
+
+
+Result = Value | Complex | tuple[Value | Complex | None, ...]
 Handler = Callable[..., Result]
 """Called with the Call and the arguments of the op in the order of its schema; gives its value, or several."""
 Table = Mapping[str, Handler]
@@ -40,12 +54,17 @@ class Call:
         return tuple(self.type_of(r) for r in self._results)
 
     @property
+    def complex(self) -> tuple[bool, ...]:
+        """Which results are complex. The types of these are those of their parts."""
+        return tuple(r.dtype.is_complex for r in self._results)
+
+    @property
     def shape(self) -> Shape:
         return self.type.shape
 
     @property
     def dtype(self) -> DType:
-        return dtype_of(self._results[0].dtype)
+        return part_dtype_of(self._results[0].dtype)
 
     @property
     def _results(self) -> list[Any]:
@@ -54,7 +73,7 @@ class Call:
 
     def type_of(self, tensor: Any) -> TensorType:
         """The type of a tensor without data. Raises UnknownFormError for what the IR has no type for."""
-        return TensorType(dtype_of(tensor.dtype), self.dims.shape(tensor.shape))
+        return TensorType(part_dtype_of(tensor.dtype), self.dims.shape(tensor.shape))
 
     def common(self) -> DType:
         """What the first two arguments are promoted to, as PyTorch does it."""

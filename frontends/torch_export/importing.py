@@ -16,7 +16,8 @@ from ...ir.tensors import Tensor
 from ...ir.types import TensorType
 from ...ir.weights import Weights
 from ..starts import set_starts
-from .call import Call, Handler, Table
+from .call import Call, Complex, Table
+from .complexes import COMPLEX, is_complex, of_pairs
 from .creation import CREATION
 from .dims import Dims, least_values, symbol_names
 from .elementwise import ELEMENTWISE
@@ -43,6 +44,9 @@ TABLE: Table = {
     **RECURRENT,
 }
 """What each ATen op is in the IR."""
+
+KNOWN = TABLE.keys() | COMPLEX.keys()
+"""Ops with a handler, of real numbers or of complex ones."""
 
 CHECKS = frozenset(
     {
@@ -84,6 +88,7 @@ class Importer:
         self.learns: set[Any] = set()
         self.failures: dict[str, int] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.untyped: dict[str, str] = {}
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and the weights. Raises NotImportableError that lists everything without a counterpart."""
@@ -99,7 +104,9 @@ class Importer:
         set_starts(self.graph)
         if self.failures:
             lines = [f"{line}{f' ({n} times)' if n > 1 else ''}" for line, n in self.failures.items()]
-            what = f"{len(lines)} call{'s have' if len(lines) > 1 else ' has'} no counterpart in the IR"
+            what = (
+                f"{len(lines)} of its calls and tensors {'have' if len(lines) > 1 else 'has'} no counterpart in the IR"
+            )
             raise NotImportableError(what, place=self.graph.name, details=lines)
         return self.graph, Weights(self.tensors, place=self.graph.name)
 
@@ -132,7 +139,10 @@ class Importer:
                 continue
             first[id(tensor)] = path
             kind = FIXED if path in buffers else None if tensor.requires_grad else FROZEN
-            self._param(path, tensor, kind)
+            try:
+                self._param(path, tensor, kind)
+            except UnknownFormError as e:
+                self.untyped[path] = e.what
         self.placed = {path: first[id(tensor)] for path, tensor in state.items()}
 
     def _param(self, path: str, tensor: Any, kind: str | None) -> Value:
@@ -145,16 +155,37 @@ class Importer:
             if node.op != "placeholder":
                 continue
             spec = specs[node.name]
-            if spec.kind.name == "USER_INPUT":
-                self._input(node, spec)
-            elif spec.target in self.placed:
-                self.values[node] = self.graph.params[self.placed[spec.target]]
-                if spec.kind.name == "PARAMETER" and self.program.state_dict[spec.target].requires_grad:
-                    self.learns.add(node)
-            elif spec.kind.name == "TOKEN":
-                self.values[node] = None
-            elif node.users:
-                self.values[node] = self._constant(spec.target, self.program.constants[spec.target])
+            try:
+                self._declare(node, spec)
+            except UnknownFormError as e:
+                self.lost.add(node)
+                kind = "input" if spec.kind.name == "USER_INPUT" else spec.kind.name.lower().replace("_", " ")
+                reader = next(iter(node.users), None)
+                line = "" if reader is None else f", read by {self._line(reader, place_of(reader), '')}"
+                self.failures[f"{kind} {spec.target or node.name}{line}: {e.what}"] = 1
+
+    def _declare(self, node: Any, spec: Any) -> None:
+        if spec.kind.name == "USER_INPUT":
+            self._input(node, spec)
+        elif spec.target in self.placed:
+            path = self.placed[spec.target]
+            if path in self.untyped:
+                raise UnknownFormError(self.untyped[path])
+            held = self.program.state_dict[spec.target]
+            self.values[node] = self._held(self.graph.params[path], held)
+            if spec.kind.name == "PARAMETER" and held.requires_grad:
+                self.learns.add(node)
+        elif spec.kind.name == "TOKEN":
+            self.values[node] = None
+        elif node.users:
+            self.values[node] = self._constant(spec.target, self.program.constants[spec.target])
+
+    def _held(self, param: Value, tensor: Any) -> Value | Complex:
+        """What a parameter of the graph is to the program: of pairs [.., 2] complex numbers."""
+        if not tensor.is_complex():
+            return param
+        with building(self.graph), self.graph.at(None, NOWHERE):
+            return of_pairs(None, param)
 
     def _input(self, node: Any, spec: Any) -> None:
         made = node.meta.get("val")
@@ -164,15 +195,20 @@ class Importer:
         if not hasattr(made, "shape"):
             what = f"input {node.name} is a number that varies ({made})"
             raise NotImportableError(what, place=self.graph.name, hint="give it as a tensor")
+        if made.dtype.is_complex:
+            raise UnknownFormError(f"{made.dtype}: take real numbers [.., 2], and torch.view_as_complex of them")
         type_ = TensorType(dtype_of(made.dtype), self.dims.shape(made.shape))
         self.values[node] = self.graph.input(node.name, type_)
         if type_.dtype.is_float:
             self.learns.add(node)
 
-    def _constant(self, path: str, tensor: Any) -> Value:
+    def _constant(self, path: str, tensor: Any) -> Value | Complex:
         """A tensor that is in no checkpoint: written out, or a fixed parameter if it is large."""
         if tensor.numel() > _WRITTEN_OUT or tensor.numel() == 0:
-            return self._param(path, tensor, FIXED)
+            return self._held(self._param(path, tensor, FIXED), tensor)
+        if tensor.is_complex():
+            real, imag = (self._constant(path, t) for t in (tensor.real, tensor.imag))
+            return Complex(cast("Value", real), cast("Value", imag))
         with building(self.graph), self.graph.at(None, NOWHERE):
             return ops.constant(value=written_out(tensor), dtype=dtype_of(tensor.dtype))
 
@@ -185,6 +221,10 @@ class Importer:
             if type(spec.arg).__name__ == "ConstantArgument" or node in self.lost:
                 continue
             value = self.values[node]
+            if isinstance(value, Complex):
+                line = self._line(node, place_of(node), "it is complex: give torch.view_as_real of it")
+                self.failures[f"output {name} of {line}"] = 1
+                continue
             if not isinstance(value, Value):
                 raise NotImportableError(f"output {name} is the size {value}, not a tensor", place=self.graph.name)
             self.graph.output(name, value)
@@ -199,7 +239,7 @@ class Importer:
         if any(n in self.lost for n in read):
             self.lost.add(node)
             computes = node.target is not operator.getitem and hasattr(node.target, "_schema")
-            if computes and _called_op(node) not in TABLE:
+            if computes and _called_op(node) not in KNOWN:
                 self._fail(node, place_of(node), "")
             return
         if any(n in self.learns for n in read):
@@ -220,14 +260,13 @@ class Importer:
         made = node.meta.get("val")
         if not hasattr(made, "shape") and not isinstance(made, (tuple, list)):
             return self.dims.of(made)  # Arithmetic on sizes: what PyTorch has made of it.
-        handler = TABLE.get(str(node.target))
-        if handler is None:
+        if str(node.target) not in KNOWN:
             raise UnknownFormError("no op of the IR")
         call = Call(self.graph, node, self.dims, node in self.learns)
         with self.graph.at(None, place):
-            return self._checked(call, self._called(handler, call))
+            return self._checked(call, self._called(call))
 
-    def _called(self, handler: Handler, call: Call) -> Any:
+    def _called(self, call: Call) -> Any:
         """Arguments in the order of the schema, as far as they are given, but for those that only place elements."""
         node = call.node
         given = list(node.args)
@@ -237,6 +276,10 @@ class Importer:
         last = max((i for i, s in enumerate(rest) if s.name in node.kwargs), default=-1)
         for s in rest[: last + 1]:
             found.append(self._argument(node.kwargs.get(s.name, s.default_value)))
+        paired = any(call.complex) or is_complex(found)
+        handler = (COMPLEX if paired else TABLE).get(str(node.target))
+        if handler is None:
+            raise UnknownFormError(f"it is not known of {'complex' if paired else 'real'} numbers")
         return handler(call, *found)
 
     def _argument(self, x: Any) -> Any:
@@ -246,20 +289,28 @@ class Importer:
 
     def _checked(self, call: Call, made: Any) -> Any:
         """What a handler made, if it has the types that PyTorch says."""
-        values = cast("tuple[Value | None, ...]", made if isinstance(made, tuple) else (made,))
-        for value, expected in zip(values, call.types, strict=False):
-            if value is not None and value.type != expected:
-                raise UnknownFormError(f"gives {value.type} here, {expected} in PyTorch")
+        values = cast("tuple[Value | Complex | None, ...]", made if isinstance(made, tuple) else (made,))
+        for value, expected, paired in zip(values, call.types, call.complex, strict=False):
+            parts = value.parts if isinstance(value, Complex) else () if value is None else (value,)
+            if parts and len(parts) != 1 + paired:
+                raise UnknownFormError(f"gives {'real' if paired else 'complex'} numbers here, others in PyTorch")
+            for v in parts:
+                if v.type != expected:
+                    raise UnknownFormError(f"gives {v.type} here, {expected} in PyTorch")
         return values if isinstance(made, tuple) else made
 
     def _fail(self, node: Any, place: Location, why: str) -> None:
+        line = self._line(node, place, why)
+        self.failures[line] = self.failures.get(line, 0) + 1
+
+    def _line(self, node: Any, place: Location, why: str) -> str:
+        """An op with its place, and what is the matter with it."""
         op = _called_op(node)
         if op.startswith("prims.") and node.meta.get("original_aten") is not None:
             op = str(node.meta["original_aten"])  # What it is a part of.
         line = f"{op} at {place.file}:{place.line}" if place.file else op
         line += f" in {place.scope}" if place.scope else ""
-        line += f": {why}" if why and why != "no op of the IR" else ""
-        self.failures[line] = self.failures.get(line, 0) + 1
+        return f"{line}: {why}" if why and why != "no op of the IR" else line
 
 
 def _read(graph: Any) -> set[Any]:

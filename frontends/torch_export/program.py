@@ -18,7 +18,7 @@ from ...ir.types import Dim
 from ..dsl import Model, Program
 from ..task import Task, task_of
 from .errors import NotImportableError
-from .importing import TABLE, Importer
+from .importing import KNOWN, Importer
 from .names import place_of_error
 from .own_gradients import OwnGradients, differing
 from .recurrent import Whole
@@ -174,7 +174,7 @@ _parts_of: Any = _decomp.get_decompositions  # pyright: ignore[reportUnknownMemb
 def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
     """The program without mutation, in ops that the table has and core ATen ops."""
     table: Any = torch.export.default_decompositions()
-    for key in TABLE:
+    for key in KNOWN:
         namespace, op, overload = key.split(".")
         packet = getattr(getattr(torch.ops, namespace), op, None)
         if packet is not None and overload in packet.overloads():
@@ -183,7 +183,7 @@ def _in_core_ops(program: ExportedProgram) -> ExportedProgram:
     ready = ready.run_decompositions(table)
     for _ in range(_ROUNDS):
         used = {n.target for n in ready.graph.nodes if n.op == "call_function" and hasattr(n.target, "_schema")}
-        unknown = [op for op in used if str(op) not in TABLE and op in _KNOWN_PARTS]
+        unknown = [op for op in used if str(op) not in KNOWN and op in _KNOWN_PARTS]
         if not unknown:
             break
         ready = ready.run_decompositions(_parts_of(unknown))

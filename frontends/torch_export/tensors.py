@@ -23,6 +23,12 @@ _DTYPES: Mapping[torch.dtype, DType] = {
     torch.bool: DType.bool_,
 }
 
+_PARTS: Mapping[torch.dtype, torch.dtype] = {
+    torch.complex128: torch.float64,
+    torch.complex64: torch.float32,
+    torch.complex32: torch.float16,
+}
+
 
 def dtype_of(dtype: torch.dtype) -> DType:
     """The element type in the IR. Raises UnknownFormError if it has none."""
@@ -31,12 +37,20 @@ def dtype_of(dtype: torch.dtype) -> DType:
     return _DTYPES[dtype]
 
 
+def part_dtype_of(dtype: torch.dtype) -> DType:
+    """The same; of complex numbers that of their parts."""
+    return dtype_of(_PARTS.get(dtype, dtype))
+
+
 class LiveTensor(Tensor):
-    """A parameter or buffer of a module: its memory is shared, and moved to the CPU only when it is asked for."""
+    """A parameter or buffer of a module: its memory is shared, and moved to the CPU only when it is asked for.
+
+    A complex one [..] is real numbers [.., 2], as `torch.view_as_real` gives them.
+    """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.type = TensorType(dtype_of(tensor.dtype), tuple(tensor.shape))
+        self.tensor = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+        self.type = TensorType(dtype_of(self.tensor.dtype), tuple(self.tensor.shape))
 
     def numpy(self) -> Array:
         cpu = self.tensor.detach().cpu().contiguous()
