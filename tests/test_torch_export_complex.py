@@ -83,6 +83,6 @@ def test_rotary_positions_of_complex_numbers_are_the_op(form: str, tmp_path: Any
         np.testing.assert_array_equal(kept, torch.view_as_real(module.freqs_cis).numpy())
     numbers = {k: v.numpy() for k, v in given.items()}
     with mg.build(model) as engine:
-        kinds = [r.kind for r in engine.report.raised]
+        kinds = [r.op for r in engine.report.raised]
         assert kinds.count("rope") == 2
         np.testing.assert_allclose(engine.run(numbers)["output"], wanted.detach().numpy(), atol=1e-5)
