@@ -105,20 +105,22 @@ def _of_parts(c: Call, real: Value, imag: Value) -> Complex:
 
 
 def _polar(c: Call, size: Value, angle: Value) -> Complex:
-    return Complex(size * ops.cos(angle), size * ops.sin(angle))
+    cosine, sine = ops.cos(angle), ops.sin(angle)
+    return Complex(cosine, sine) if _is(1, size) else Complex(size * cosine, size * sine)
 
 
 def _exponential(c: Call, x: Complex) -> Complex:
     cosine, sine = ops.cos(x.imag), ops.sin(x.imag)
-    if _is_zero(x.real):
+    if _is(0, x.real):
         return Complex(cosine, sine)
     size = ops.exp(x.real)
     return Complex(size * cosine, size * sine)
 
 
-def _is_zero(v: Value) -> bool:
+def _is(number: int, v: Value) -> bool:
+    """Whether all elements of a value are written as this number."""
     node = v.producer
-    return (node.value("x") if node is not None and isinstance(node.op, Expand) else v).number == 0
+    return (node.value("x") if node is not None and isinstance(node.op, Expand) else v).number == number
 
 
 def _part_of(imag: bool) -> Handler:

@@ -10,10 +10,10 @@ from ...ir import ops
 from ...ir.graph import Graph, Node, Value
 from ...ir.interpret import Array
 from ...ir.ops.linear import Embedding
-from ...ir.ops.shape import Gather
-from ...ir.types import f32
+from ...ir.ops.shape import Gather, Slice
+from ...ir.types import DimLike, f32
 from .check import Check
-from .constants import Reader, array_of
+from .constants import Reader, computed_array
 from .unread import erase_unread
 
 FEWEST = 4
@@ -21,31 +21,59 @@ FEWEST = 4
 
 
 def compute_tables(graph: Graph, check: Check, read: Reader | None) -> int:
-    """Replace rows looked up in tables [positions, channels] of sines and cosines by these. Gives how many.
+    """Replace rows taken of tables [positions, channels] of sines and cosines by these. Gives how many.
 
-    Only where both are looked up for the same positions.
+    Only where both are taken for the same positions. A table is stored, or computed from what is.
     """
     found: dict[Value, list[tuple[Node, list[tuple[bool, Array]]]]] = {}
-    for node in [n for n in graph if isinstance(n.op, (Gather, Embedding))]:
-        source = node.value("table") if isinstance(node.op, Embedding) else node.value("x")
-        ids = node.value("ids") if isinstance(node.op, Embedding) else node.value("indices")
-        rows = isinstance(node.op, Embedding) or node.attributes["axis"] == -2
-        if source.rank != 2 or source.dtype is not f32 or not rows or ids.dtype.is_float:
+    ranges: dict[tuple[DimLike, DimLike], Value] = {}
+    for node in [n for n in graph if isinstance(n.op, (Gather, Embedding, Slice))]:
+        source = _source(node)
+        if source is None:
             continue
-        known = read is not None and source.name in read.names
-        table = array_of(source, read) if _small(source) else None
+        before = frozenset[str]() if read is None else frozenset(read.names)
+        table = computed_array(source, read)
         blocks = None if table is None else _blocks(table)
-        if blocks is None and read is not None and not known:
-            read.names.discard(source.name)  # Its numbers decide nothing.
-        if blocks is not None:
-            found.setdefault(ids, []).append((node, blocks))
+        if blocks is None:
+            if read is not None:
+                read.names &= before  # Their numbers decide nothing.
+            continue
+        found.setdefault(_ids(graph, node, ranges), []).append((node, blocks))
     replaced = 0
     angles: dict[tuple[Value, bytes], Value] = {}
     for ids, nodes in found.items():
         if len({cosine for _, blocks in nodes for cosine, _ in blocks}) == 2:
             sines = [rates for _, blocks in nodes for cosine, rates in blocks if not cosine]
             replaced += sum(_computed(graph, node, ids, blocks, sines, check, angles) for node, blocks in nodes)
+    for ids in ranges.values():
+        if not ids.uses:
+            erase_unread(graph, ids)
     return replaced
+
+
+def _source(node: Node) -> Value | None:
+    """The table of which a node takes rows, by numbers or all from one on; None if it takes anything else."""
+    source = node.value("table") if isinstance(node.op, Embedding) else node.value("x")
+    if source.rank != 2 or source.dtype is not f32 or not _small(source):
+        return None
+    if not isinstance(node.op, Embedding) and node.attributes["axis"] != -2:
+        return None
+    return None if not isinstance(node.op, Slice) and _indices(node).dtype.is_float else source
+
+
+def _indices(node: Node) -> Value:
+    return node.value("ids") if isinstance(node.op, Embedding) else node.value("indices")
+
+
+def _ids(graph: Graph, node: Node, ranges: dict[tuple[DimLike, DimLike], Value]) -> Value:
+    """The numbers of the rows that a node takes; those of a slice are written out, once for all slices alike."""
+    if not isinstance(node.op, Slice):
+        return _indices(node)
+    key = node.attributes["start"], node.attributes["length"]
+    if key not in ranges:
+        with graph.at(node):
+            ranges[key] = ops.iota(start=key[0], length=key[1])
+    return ranges[key]
 
 
 def _small(v: Value) -> bool:
@@ -115,7 +143,9 @@ def _computed(
     angles: dict[tuple[Value, bytes], Value],
 ) -> int:
     parts: list[Value] = []
-    count = (node.value("table") if isinstance(node.op, Embedding) else node.value("x")).shape[0]
+    source = _source(node)
+    assert source is not None
+    count = source.shape[0]
     assert isinstance(count, int)
     with graph.at(node):
         for cosine, rates in blocks:
@@ -127,7 +157,8 @@ def _computed(
                 angles[key] = ids.reshape(*ids.shape, 1).cast(f32) * frequencies
             parts.append(ops.cos(angles[key]) if cosine else ops.sin(angles[key]))
         new = parts[0] if len(parts) == 1 else ops.concat(*parts, axis=-1)
-    if check.difference(node.output, new, {ids}, {node}) is not None:
+    drawn = set[Value]() if isinstance(node.op, Slice) else {ids}
+    if check.difference(node.output, new, drawn, {node}) is not None:
         erase_unread(graph, new)
         return 0
     graph.replace(node.output, new)

@@ -15,7 +15,7 @@ from ...ir.ops.linear import Matmul
 from ...ir.ops.shape import Concat, Expand, Gather, Iota, Reshape, Slice, TakeAlongAxis, Transpose
 from ...ir.types import DimLike, exact_div, f32, i64
 from .check import Check
-from .constants import array_of, scalar_of
+from .constants import computed_array, scalar_of
 from .report import Raised, RaisingReport
 from .unread import erase_unread
 from .views import Unaligned, factor
@@ -245,7 +245,7 @@ def _frequencies(v: Value, *, inverse: bool) -> tuple[Value, np.ndarray | None] 
     size = source.type.elements
     if not isinstance(size, int) or size < 1 or max((d for d in source.shape if isinstance(d, int)), default=1) != size:
         return None
-    numbers = array_of(source)
+    numbers = computed_array(source)
     if numbers is None:
         return (source, None) if source.is_param and not inverse and size > 1 else None
     numbers = numbers.reshape(-1).astype(np.float64)
