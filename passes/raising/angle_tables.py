@@ -119,7 +119,7 @@ def _alike(a: Array, b: Array, count: int) -> bool:
 
 
 def _refined(rates: Array, row: Array, step: int, cosine: Array) -> Array:
-    """Rates read off a later row, next to those of earlier ones, where the function is steep there."""
+    """Rates read off a later row, next to those of earlier ones, where it says more than these."""
     about = rates * step
     base = np.where(cosine, np.arccos(np.clip(row, -1, 1)), np.arcsin(np.clip(row, -1, 1)))
     other = np.where(cosine, -base, np.pi - base)
@@ -130,7 +130,8 @@ def _refined(rates: Array, row: Array, step: int, cosine: Array) -> Array:
         closer = np.abs(near - about) < gap
         best, gap = np.where(closer, near, best), np.where(closer, np.abs(near - about), gap)
     steep = np.where(cosine, np.abs(np.sin(best)), np.abs(np.cos(best))) > 0.3
-    return np.where(steep, best / step, rates)
+    # A slow cosine is flat at first, where each later row still says more than the one before it.
+    return np.where(steep | (about < 1), best / step, rates)
 
 
 def _computed(

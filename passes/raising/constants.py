@@ -60,8 +60,8 @@ def array_of(v: Value, read: Read | None = None) -> Array | None:
 def computed_array(v: Value, read: Read | None = None) -> Array | None:
     """The elements of what is computed from constants and ranges of fixed sizes, and from parameters that `read` gives.
 
-    None for anything else, without a parameter being read, and where that takes many nodes, products of matrices, random
-    numbers or a large array.
+    None for anything else, without a parameter being read, and where that takes many nodes, products of matrices,
+    random numbers or a large array.
     """
     if v.is_param:
         return array_of(v, read)
