@@ -58,7 +58,7 @@ def test_tables_are_read(how: str) -> None:
         "x": rng.standard_normal((2, 5, HEADS * R)).astype(np.float32),
         "position_ids": rng.integers(0, LONGEST, (2, 5)),
     }
-    y, expected = interpret(g, given)["y"], interpret(before, given, tables)["y"]
+    y, expected = interpret(g, given | tables)["y"], interpret(before, given, tables)["y"]
     np.testing.assert_allclose(y, expected, atol=5e-5)
 
 
@@ -68,3 +68,32 @@ def test_a_table_of_something_else_stays() -> None:
     before = g.copy()
     assert not raise_graph(g, lambda name: tables[name]).counts.get("rope")
     assert g.params.keys() == before.params.keys()
+
+
+def test_slow_cosines_of_a_long_table_are_read() -> None:
+    """Of a table for thousands of positions each row says something of the slowest, which are flat at first."""
+    g = Graph("long")
+    rates = (1.0 / 10000.0 ** (np.arange(0, 64, 2) / 64)).astype(np.float32)
+    angles = np.arange(4096, dtype=np.float32)[:, None] * rates
+    with building(g):
+        x = g.input("x", tensor(f32, B, S, HEADS, 64))
+        c, s = (ops.slice_(g.param(n, tensor(f32, 4096, 32)), axis=0, start=0, length=S) for n in ("cos", "sin"))
+        c, s = (v.reshape(1, S, 1, 32) for v in (c, s))
+        a, b = (ops.slice_(x, axis=-1, start=i * 32, length=32) for i in (0, 1))
+        g.output("y", ops.concat(a * c - b * s, a * s + b * c, axis=-1))
+    before, tables = g.copy(), {"cos": np.cos(angles), "sin": np.sin(angles)}
+    assert raise_graph(g, tables.__getitem__).counts == {"rope": 1}
+    assert not {"sin", "cos"} & {v.name for n in g for v in n.arguments}
+    given = {"x": np.random.default_rng(0).standard_normal((2, 700, HEADS, 64)).astype(np.float32)}
+    np.testing.assert_allclose(interpret(g, given | tables)["y"], interpret(before, given | tables)["y"], atol=1e-3)
+
+
+def test_what_is_no_rotation_looks_its_table_up() -> None:
+    """Positions of a transformer that are added: sines and cosines for each token would only cost time."""
+    g = Graph("added")
+    with building(g):
+        x = g.input("x", tensor(f32, B, S, R))
+        rows = ops.slice_(g.param("table", tensor(f32, LONGEST, R)), axis=0, start=0, length=S)
+        g.output("y", x + rows)
+    raise_graph(g, lambda name: np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], axis=-1))
+    assert {"sin", "cos", "iota"}.isdisjoint(g.counts()) and g.counts()["slice"] == 1

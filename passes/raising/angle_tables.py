@@ -20,8 +20,8 @@ FEWEST = 4
 """Positions that a table needs before its frequencies are believed."""
 
 
-def compute_tables(graph: Graph, check: Check, read: Reader | None) -> int:
-    """Replace rows taken of tables [positions, channels] of sines and cosines by these. Gives how many.
+def compute_tables(graph: Graph, check: Check, read: Reader | None) -> list[tuple[Value, Value]]:
+    """Replace rows taken of tables [positions, channels] of sines and cosines by these. Gives (rows, what they became).
 
     Only where both are taken for the same positions. A table is stored, or computed from what is.
     """
@@ -39,16 +39,25 @@ def compute_tables(graph: Graph, check: Check, read: Reader | None) -> int:
                 read.names &= before  # Their numbers decide nothing.
             continue
         found.setdefault(_ids(graph, node, ranges), []).append((node, blocks))
-    replaced = 0
+    replaced: list[tuple[Value, Value]] = []
     angles: dict[tuple[Value, bytes], Value] = {}
     for ids, nodes in found.items():
         if len({cosine for _, blocks in nodes for cosine, _ in blocks}) == 2:
             sines = [rates for _, blocks in nodes for cosine, rates in blocks if not cosine]
-            replaced += sum(_computed(graph, node, ids, blocks, sines, check, angles) for node, blocks in nodes)
+            for node, blocks in nodes:
+                replaced += _computed(graph, node, ids, blocks, sines, check, angles)
     for ids in ranges.values():
         if not ids.uses:
             erase_unread(graph, ids)
     return replaced
+
+
+def put_tables_back(graph: Graph, replaced: list[tuple[Value, Value]]) -> None:
+    """Take rows of their table again where something else than rotations reads them, such as a sum with embeddings."""
+    for rows, computed in replaced:
+        if computed.uses or graph.is_output(computed):
+            graph.replace(computed, rows)
+            erase_unread(graph, computed)
 
 
 def _source(node: Node) -> Value | None:
@@ -142,7 +151,8 @@ def _computed(
     sines: list[Array],
     check: Check,
     angles: dict[tuple[Value, bytes], Value],
-) -> int:
+) -> list[tuple[Value, Value]]:
+    """The rows that a node takes and these rows computed, which take their place; nothing where they are not equal."""
     parts: list[Value] = []
     source = _source(node)
     assert source is not None
@@ -161,6 +171,6 @@ def _computed(
     drawn = set[Value]() if isinstance(node.op, Slice) else {ids}
     if check.difference(node.output, new, drawn, {node}) is not None:
         erase_unread(graph, new)
-        return 0
+        return []
     graph.replace(node.output, new)
-    return 1
+    return [(node.output, new)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...ir.graph import Graph
+from ...ir.graph import Graph, Value
 from ..canonicalize import canonicalize, remove_dropout
 from ..cse import cse
 from ..dce import dce
 from ..fold import fold
 from .activations import Activations
-from .angle_tables import compute_tables
+from .angle_tables import compute_tables, put_tables_back
 from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read, Reader
@@ -59,11 +59,13 @@ def raise_graph(
         dce(graph)
     if "norms" not in without:
         raise_norms(graph, check, report)
+    tables: list[tuple[Value, Value]] = []
     if "tables" not in without:
         gather_rows(graph)
-        compute_tables(graph, check, reader)
+        tables = compute_tables(graph, check, reader)
     if "rotary" not in without:
         Rotations(graph, check, report).run()
+    put_tables_back(graph, tables)
     dce(graph)
     if "activations" not in without:
         Activations(graph, report).run()
