@@ -16,7 +16,7 @@ from .elementwise import ELEMENTWISE
 from .errors import UnknownFormError
 from .indexing import INDEXING
 from .reductions import REDUCTIONS
-from .shapes import SHAPES, padded, part
+from .shapes import SHAPES, part
 
 Mixed = Number | Complex | complex
 """What an argument may be where an op takes complex tensors and real ones."""
@@ -96,6 +96,10 @@ def _quotient(c: Call, x: Mixed, y: Mixed, rounding_mode: str | None = None) -> 
     return Complex(*(p / size for p in _product(c, x, Complex(u, -v)).parts))
 
 
+def _reciprocal(c: Call, x: Complex) -> Complex:
+    return _quotient(c, 1, x)
+
+
 def _conjugate(c: Call, x: Complex) -> Complex:
     return Complex(x.real, -x.imag)
 
@@ -141,10 +145,6 @@ def _ones(c: Call, *rest: Any) -> Complex:
     return Complex(*(c.expanded(c.value(number, c.dtype), c.shape) for number in (1, 0)))
 
 
-def _padded(c: Call, x: Complex, pad: list[Any], number: float = 0.0) -> Complex:
-    return Complex(padded(c, x.real, pad, _side(number, False)), padded(c, x.imag, pad))
-
-
 def _alike(table: Table, *mixed: int, names: tuple[str, ...] | None = None) -> Table:
     """The ops of a table, or those of these names, on both parts apart."""
     return {name: _apart(table[name], *mixed) for name in (table if names is None else map(_full_name, names))}
@@ -166,7 +166,6 @@ COMPLEX: Table = {
     **_alike({k: v for k, v in SHAPES.items() if k not in ("aten.view.dtype", "aten.constant_pad_nd.default")}),
     **_alike(SHAPES, 0, names=("cat.default", "stack.default")),
     **_alike(SHAPES, 0, 1, names=("slice_scatter.default", "select_scatter.default")),
-    "aten.constant_pad_nd.default": _padded,
     **_alike(INDEXING, names=_CHOSEN),
     **_alike(INDEXING, 0, 2, names=("index_put.default", "_unsafe_index_put.default")),
     **_alike(REDUCTIONS, names=_SUMS),
@@ -181,6 +180,7 @@ COMPLEX: Table = {
     **dict.fromkeys((_full_name(name) for name in _CASTS), _to),
     **dict.fromkeys(("aten.mul.Tensor", "aten.mul.Scalar"), _product),
     **dict.fromkeys(("aten.div.Tensor", "aten.div.Scalar"), _quotient),
+    "aten.reciprocal.default": _reciprocal,
     **dict.fromkeys(
         ("aten._conj.default", "aten._conj_physical.default", "aten.conj.default", "aten.conj_physical.default"),
         _conjugate,

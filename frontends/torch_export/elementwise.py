@@ -349,7 +349,7 @@ ELEMENTWISE: Table = {
     ),
     **dict.fromkeys(("aten.bitwise_xor.Tensor", "aten.bitwise_xor.Scalar"), _bitwise(_xor, ops.bitwise_xor, False)),
     "aten.bitwise_not.default": _bitwise_not,
-    "aten.neg.default": _plain(ops.neg),
+    **dict.fromkeys(("aten.neg.default", "aten._neg_view.default"), _plain(ops.neg)),
     "aten.abs.default": _plain(ops.abs),
     "aten.exp.default": _function(ops.exp),
     "aten.expm1.default": _function(lambda x: ops.exp(x) - 1.0),

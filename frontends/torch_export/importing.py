@@ -160,7 +160,7 @@ class Importer:
             except UnknownFormError as e:
                 self.lost.add(node)
                 kind = "input" if spec.kind.name == "USER_INPUT" else spec.kind.name.lower().replace("_", " ")
-                reader = next(iter(node.users), None)
+                reader = next((n for n in node.users if _called_op(n) not in CHECKS), None)
                 line = "" if reader is None else f", read by {self._line(reader, place_of(reader), '')}"
                 self.failures[f"{kind} {spec.target or node.name}{line}: {e.what}"] = 1
 
