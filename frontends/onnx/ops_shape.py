@@ -15,7 +15,8 @@ from .ops_elementwise import number
 from .types import DTYPES
 from .use import Handlers, Known, Use
 
-_FAR = 1 << 31
+_FAR = 10**9
+"""Where a bound means the end: some exporters write this number, others the largest integer."""
 
 
 def _reshape(use: Use) -> Value:

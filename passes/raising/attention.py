@@ -32,14 +32,39 @@ def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingRep
     for node in [n for n in graph if is_softmax(n)]:
         if node.order < 0:
             continue
+        softmax = _over_last(graph, node)
         try:
-            made = _raise_one(graph, node, masks, check, report, every_row=every_row)
+            made = _raise_one(graph, softmax, masks, check, report, every_row=every_row)
         except Obstacle as e:
             report.left.append(Left.at("softmax", node, e.node, e.reason))
+            _over_own(graph, softmax, node)
             continue
         raised += 1
         report.raised.append(Raised("attention", node.location, described(made)))
     return raised
+
+
+def _over_last(graph: Graph, softmax: Node) -> Node:
+    """The same softmax over the last axis, between transposes; itself if it runs over that one."""
+    axis: int = softmax.attributes["axis"]
+    x = softmax.value("x")
+    if axis == -1:
+        return softmax
+    order = list(range(x.rank))
+    order[axis], order[-1] = order[-1], order[axis]
+    with graph.at(softmax):
+        y = ops.softmax(ops.transpose(x, permutation=tuple(order)), axis=-1)
+        graph.replace(softmax.output, ops.transpose(y, permutation=tuple(order)))
+    assert y.producer is not None
+    return y.producer
+
+
+def _over_own(graph: Graph, moved: Node, softmax: Node) -> None:
+    """Put a softmax of an axis of its own back in the place of the one between transposes."""
+    if moved is not softmax:
+        (user,) = moved.output.users
+        graph.replace(user.output, softmax.output)
+        erase_unread(graph, user.output)
 
 
 def take_apart(graph: Graph) -> int:
@@ -70,8 +95,6 @@ def described(node: Node) -> str:
 def _raise_one(
     graph: Graph, softmax: Node, masks: Masks, check: Check, report: RaisingReport, *, every_row: bool
 ) -> Node:
-    if softmax.attributes["axis"] != -1:
-        raise Obstacle(f"softmax runs over axis {softmax.attributes['axis']}, not over the last one", softmax)
     first: Obstacle | None = None
     for way in ways(graph, softmax):
         try:

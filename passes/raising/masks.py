@@ -64,6 +64,10 @@ class Masks:
         """Where an additive mask lets a score be: it is 0 there and at most NEVER elsewhere. None: it is no mask."""
         return self._remembered("keep", v, self._keep)
 
+    def taken(self, v: Value) -> Truth | None:
+        """The same for what is taken off scores: 0, or at least as much."""
+        return self._remembered("taken", v, lambda x: self._scaled(x, -1.0))
+
     def indicator(self, v: Value) -> Truth | None:
         """Where a value of zeros and ones is one. None: it may be something else."""
         return self._remembered("indicator", v, self._indicator)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ...ir import ops
 from ...ir.graph import Node, Value
-from ...ir.ops.elementwise import Add, Cast, Sub, Tanh
+from ...ir.ops.elementwise import Add, Cast, Mul, Sub, Tanh
 from ...ir.ops.logic import Where
 from ...ir.ops.shape import Concat, Reshape, Slice, Transpose
 from ...ir.types import product
@@ -28,6 +28,8 @@ class Terms:
     tanh: bool = False
     biases: list[tuple[Value, float, list[Group]]] = field(default_factory=list[tuple[Value, float, list[Group]]])
     masks: list[tuple[Truth, list[Group]]] = field(default_factory=list[tuple[Truth, list[Group]]])
+    zeroed: Truth | None = None
+    """Where scores are not 0, until what is added there says that they do not count."""
     sinks: Value | None = None
 
 
@@ -91,6 +93,9 @@ class Matcher:
     def _before(self) -> list[Group]:
         """Read the steps to softmax; gives the axes of its operand."""
         groups = list(self.scores.groups)
+        for node in (s.node for s in self.way.before if isinstance(s.node.op, (Reshape, Transpose))):
+            groups = rearranged(node, flats(groups))
+        keys, groups = groups[-1], list(self.scores.groups)
         for step in self.way.before:
             node = step.node
             if isinstance(node.op, (Reshape, Transpose)):
@@ -104,13 +109,17 @@ class Matcher:
             elif isinstance(node.op, Where):
                 self._where(node, step.carrier, groups)
             elif isinstance(node.op, (Add, Sub)):
-                self._added(step.sides[0], -1.0 if isinstance(node.op, Sub) else 1.0, groups, node)
+                self._added(step.sides[0], -1.0 if isinstance(node.op, Sub) else 1.0, groups, flat(keys), node)
+            elif isinstance(node.op, Mul):
+                self._zeroed(step.sides[0], node)
             elif not isinstance(node.op, Cast):
                 raise Obstacle(f"{node.op.name} lies between the scores and softmax", node)
             if self.terms.sinks is not None and not isinstance(node.op, (Concat, Cast)) and not _shifts(step):
                 raise Obstacle(f"{node.op.name} changes the scores after the sinks were added", node)
         if self.terms.tanh:
             self.terms.softcap, self.terms.tanh = 1.0, False
+        if self.terms.zeroed is not None:
+            raise Obstacle("scores that a mask hides become 0, which still counts", self.way.softmax)
         return groups
 
     def _tanh(self, node: Node) -> None:
@@ -150,17 +159,30 @@ class Matcher:
         condition = self.masks.truth(node.value("condition"))
         self.terms.masks.append((condition if carrier == 1 else negated(condition), flats(groups)))
 
-    def _added(self, side: Value, sign: float, groups: list[Group], node: Node) -> None:
+    def _zeroed(self, side: Value, node: Node) -> None:
+        """Scores times zeros and ones: those that become 0 are masked by what is added next."""
+        found = self.masks.indicator(side)
+        if found is None or self.terms.zeroed is not None or self.terms.tanh:
+            raise Obstacle("scores are multiplied by more than one number", node)
+        if self.terms.masks or self.terms.biases:
+            raise Obstacle("masked scores are multiplied by more than one number", node)
+        self.terms.zeroed = found
+
+    def _added(self, side: Value, sign: float, groups: list[Group], keys: Group, node: Node) -> None:
         if self.terms.tanh:
             raise Obstacle("something is added inside of the cap of scores", node)
-        if side.shape[-1:] == (1,) and flat(groups[-1]):
+        behind = len(groups) - next((i for i, g in enumerate(groups) if keys and flat(g) == keys), len(groups))
+        if behind and (side.rank < behind or side.shape[-behind] == 1):
             return  # Softmax does not change when all scores of a row do alike.
-        kept = self.masks.keep(side) if sign > 0 else None
+        kept = self.masks.keep(side) if sign > 0 else self.masks.taken(side)
+        if self.terms.zeroed is not None and kept is not self.terms.zeroed:
+            raise Obstacle("scores that a mask hides become 0, which still counts", node)
         if kept is not None:
             self.terms.masks.append((kept, flats(groups)))
+            self.terms.zeroed = None
         elif side.producer is not None and isinstance(side.producer.op, Add):
             for part in side.producer.arguments:
-                self._added(part, sign, groups, node)
+                self._added(part, sign, groups, keys, node)
         else:
             self.terms.biases.append((side, sign, flats(groups)))
 

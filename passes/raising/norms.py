@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...ir import ops
 from ...ir.errors import MonographError
 from ...ir.graph import Graph, Node, Value
-from ...ir.ops.elementwise import Add, Cast, Mul, Pow, Rsqrt, Sub
+from ...ir.ops.elementwise import Add, Cast, Mul, Neg, Pow, Rsqrt, Sub
 from ...ir.ops.reduce import Mean, Sum
 from ...ir.ops.shape import Reshape
 from ...ir.types import DimLike, product
@@ -148,7 +148,8 @@ def _shifted(users: list[Node], v: Value, root: Root, state: Applied) -> Applied
     if first is None or second is None or len(first.output.users) != 1 or len(second.output.users) != 1:
         return None
     total, offset = first.output.users[0], second.output.users[0]
-    if isinstance(total.op, Sub) and offset is total:
+    negative = isinstance(total.op, Add) and isinstance(offset.op, Neg) and offset.output in total.arguments
+    if negative or (isinstance(total.op, Sub) and offset is total):
         return Applied(total.output, state.w)
     if not isinstance(total.op, Add) or not isinstance(offset.op, Sub) or offset.output not in total.arguments:
         return None

@@ -100,16 +100,16 @@ def _carriers(node: Node) -> list[int]:
         return [0]
     if isinstance(op, Cast):
         return [0] if node.value("x").dtype.is_float and node.output.dtype.is_float else []
-    if isinstance(op, (Mul, Div)):
-        found = factor(node)
+    found = factor(node)
+    if found is not None or isinstance(op, Div):
         return [] if found is None else [node.operands.index(found[0])]
     if isinstance(op, Where):
         return [i for i in (1, 2) if scalar_of(node.arguments[3 - i]) is not None]
     if isinstance(op, Concat):
         joins = len(node.arguments) == 2 and node.attributes["axis"] == -1 and node.arguments[1].shape[-1] == 1
         return [0] if joins else []
-    if isinstance(op, (Add, Sub)):
-        places = [0, 1] if isinstance(op, Add) else [0]
+    if isinstance(op, (Add, Sub, Mul)):
+        places = [0] if isinstance(op, Sub) else [0, 1]
         full = [i for i in places if node.arguments[i].shape == node.output.shape]
         return sorted(full, key=lambda i: _distance(node.arguments[i]))
     return []
