@@ -124,7 +124,7 @@ def mixed_heads(g: Graph, q: Value, k: Value, v: Value) -> Value:
 
 
 STAY: list[tuple[Callable[..., Value], str]] = [
-    (wrong_axis, "axis -2"),
+    (wrong_axis, "along an axis that is not the keys"),
     (scaled_by_tensor, "mul"),
     (scaled_by_head, "mul"),
     (masked_after, "change a number"),

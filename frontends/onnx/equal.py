@@ -159,13 +159,15 @@ class Sizes:
 
 
 def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
-    """Two sizes without the terms that both have: of a past and new tokens, the pasts."""
+    """Two sizes without the terms and the number of times that both have: of a past and new tokens, the pasts."""
     gap = a - b
-    if not isinstance(gap, Dim) or len(gap.terms) != 2:
+    if not isinstance(gap, Dim) or len(gap.terms) != 2 or sum(c for _, c in gap.terms) != 0:
         return a, b
-    left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
-    right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
-    return (left[0], right[0]) if left and right else (a, b)
+    (m, c), (n, _) = gap.terms
+    if not m or not n:
+        return a, b
+    x, y = Dim(((m, 1),)), Dim(((n, 1),))
+    return (x, y) if c > 0 else (y, x)
 
 
 def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:

@@ -50,11 +50,11 @@ def _over_last(graph: Graph, softmax: Node) -> Node:
     x = softmax.value("x")
     if axis == -1:
         return softmax
-    order = list(range(x.rank))
-    order[axis], order[-1] = order[-1], order[axis]
+    order = [*(i for i in range(x.rank) if i != axis % x.rank), axis % x.rank]
+    back = tuple(map(order.index, range(x.rank)))
     with graph.at(softmax):
         y = ops.softmax(ops.transpose(x, permutation=tuple(order)), axis=-1)
-        graph.replace(softmax.output, ops.transpose(y, permutation=tuple(order)))
+        graph.replace(softmax.output, ops.transpose(y, permutation=back))
     assert y.producer is not None
     return y.producer
 

@@ -189,13 +189,16 @@ class Matcher:
     # -- axes ----------------------------------------------------------------------------------------------------
 
     def _placed(self, groups: list[Group]) -> Places:
-        rank = len(groups)
-        keys, rows = groups[-1], groups[-2]
-        if rank == 3:
-            atoms = flat(groups[0])
+        *rest, keys = groups
+        around = {a for g in self.scores.groups[-2:] for a in flat(g)}
+        # Queries come from an axis of the product; where an exporter turns the scores, they are not last but one.
+        at = next((i for i in reversed(range(len(rest))) if around.issuperset(flat(rest[i]))), -1)
+        rows = rest.pop(at)
+        if len(rest) == 1:
+            atoms = flat(rest[0])
             single = len(atoms) == 1 and isinstance(atoms[0].size, int)
             return Places([] if single else atoms[:1], atoms if single else atoms[1:], rows, keys)
-        return Places(groups[0] if rank > 2 else [], [a for g in groups[1:-2] for a in g], rows, keys)
+        return Places(rest[0] if rest else [], [a for g in rest[1:] for a in g], rows, keys)
 
     def _orientation(self) -> bool:
         """Whether keys are the first factor of the product."""

@@ -16,6 +16,7 @@ from .check import Check
 from .constants import Read, Reader
 from .layers import raise_layers
 from .masks import Masks
+from .neutral import drop_neutral
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
@@ -44,6 +45,7 @@ def raise_graph(
     report = RaisingReport()
     remove_dropout(graph)
     clean(graph)
+    drop_neutral(graph)
     reader = None if read is None else Reader(read)
     check = Check(graph, reader, without=without, accepted=report.places)
     if "attention" not in without:
