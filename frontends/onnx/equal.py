@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...ir.errors import MonographError
@@ -140,6 +141,10 @@ class Sizes:
             pass
         else:
             return
+        self._one_batch(a, b)
+
+    def _one_batch(self, a: DimLike, b: DimLike) -> None:
+        """Raise Equal if each of two sizes has the batch of another input."""
         above, below = ([s for s in self.batches if s in _symbols(x) - _symbols(y)] for x, y in ((a, b), (b, a)))
         if above and below:
             earlier, later = sorted((above[0], below[0]), key=self.batches.index)
@@ -152,6 +157,7 @@ class Sizes:
             self.divided(total, named)
         elif named != 0:
             self._one(total, named)
+            self._one_batch(total, named)
 
     def chosen(self, d: DimLike) -> bool:
         """Whether a size is made of extremes, of which is not known yet what they are."""
@@ -159,15 +165,17 @@ class Sizes:
 
 
 def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
-    """Two sizes without the terms and the number of times that both have: of a past and new tokens, the pasts."""
+    """Two sizes without the terms and the factors that both have: of a past and new tokens, the pasts."""
     gap = a - b
     if not isinstance(gap, Dim) or len(gap.terms) != 2 or sum(c for _, c in gap.terms) != 0:
         return a, b
     (m, c), (n, _) = gap.terms
-    if not m or not n:
-        return a, b
-    x, y = Dim(((m, 1),)), Dim(((n, 1),))
+    x, y = (_product(list((Counter(p) - Counter(q)).elements())) for p, q in ((m, n), (n, m)))
     return (x, y) if c > 0 else (y, x)
+
+
+def _product(symbols: Iterable[str]) -> DimLike:
+    return product(Dim.symbol(s) for s in symbols)
 
 
 def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:
