@@ -133,6 +133,11 @@ class Sizes:
                     source, by = self.quotients[name]
                     raise Equal(source, by * each)
 
+    def number(self, d: DimLike, size: DimLike) -> None:
+        """Raise Equal for an axis whose size a node knows as a number."""
+        if isinstance(size, int) and isinstance(d, Dim) and d.name is not None:
+            raise Equal(d.name, size)
+
     def divided(self, a: DimLike, b: DimLike) -> None:
         """Raise Equal if one size divides the other only where the inputs have one batch: axis 0 of two of them."""
         try:

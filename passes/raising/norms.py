@@ -190,18 +190,31 @@ def _shifted(users: list[Node], v: Value, root: Root, state: Applied) -> Applied
     """x * g + (b - mean * g), with g the inverse root times w: how batch norms are written."""
     if root.mean is None:
         return None
-    first = next((u for u in users if isinstance(u.op, Mul) and root.x in u.arguments), None)
-    second = next((u for u in users if isinstance(u.op, Mul) and root.mean in u.arguments), None)
-    if first is None or second is None or len(first.output.users) != 1 or len(second.output.users) != 1:
+    below = next((u.output for u in root.mean.users if isinstance(u.op, Neg)), None)
+    first = next((u.output for u in users if isinstance(u.op, Mul) and root.x in u.arguments), None)
+    taken = next((u.output for u in users if isinstance(u.op, Mul) and root.mean in u.arguments), None)
+    added = next(
+        (u.output for u in users if isinstance(u.op, Mul) and below is not None and below in u.arguments), None
+    )
+    if first is None or (taken is None) == (added is None) or len(first.users) != 1:
         return None
-    total, offset = first.output.users[0], second.output.users[0]
-    negative = isinstance(total.op, Add) and isinstance(offset.op, Neg) and offset.output in total.arguments
-    if negative or (isinstance(total.op, Sub) and offset is total):
-        return Applied(total.output, state.w)
-    if not isinstance(total.op, Add) or not isinstance(offset.op, Sub) or offset.output not in total.arguments:
+    total = first.users[0]
+    b: Value | None = None
+    if taken is not None:
+        (offset, *others) = taken.users
+        if offset is total:
+            return Applied(total.output, state.w) if isinstance(total.op, Sub) and total.arguments[0] is first else None
+        if others or not isinstance(offset.op, (Sub, Neg)) or offset.arguments[-1] is not taken:
+            return None
+        b = offset.arguments[0] if isinstance(offset.op, Sub) else None
+        added = offset.output
+    assert added is not None
+    if added not in total.arguments and len(added.users) == 1 and isinstance(added.users[0].op, Add) and b is None:
+        b = next((x for x in added.users[0].arguments if x is not added), None)
+        added = added.users[0].output
+    if not isinstance(total.op, Add) or added not in total.arguments or len(added.users) != 1:
         return None
-    b = offset.arguments[0]
-    return Applied(total.output, state.w, b) if _vector(b, root.x) else None
+    return Applied(total.output, state.w, b) if b is None or _vector(b, root.x) else None
 
 
 def _vector(v: Value, x: Value) -> bool:
