@@ -194,6 +194,8 @@ class Matcher:
         # Queries come from an axis of the product; where an exporter turns the scores, they are not last but one.
         at = next((i for i in reversed(range(len(rest))) if around.issuperset(flat(rest[i]))), -1)
         rows = rest.pop(at)
+        while len(rest) > 2 and not flat(rest[0]):
+            rest.pop(0)
         if len(rest) == 1:
             atoms = flat(rest[0])
             single = len(atoms) == 1 and isinstance(atoms[0].size, int)
