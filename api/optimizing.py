@@ -29,7 +29,9 @@ from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
-INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+INTEGER = frozenset(
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "QLinearConv", "QLinearMatMul"}
+)
 """Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
 
 

@@ -51,8 +51,7 @@ class Importer:
     """One translation.
 
     left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out to stand for: the
-    file is read again with it.
-    keep: operators of the standard that stay foreign though they have a form.
+    file is read again with it. keep: operators that stay foreign though they have a form.
     """
 
     def __init__(self, file: OnnxFile, sizes: Sizes | None = None, keep: Collection[str] = ()) -> None:
@@ -236,8 +235,8 @@ class Importer:
         why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
         if domain == "" and node.op_type in FOLDS:
             result = self._folded(use)
-        handler = None if domain == "" and node.op_type in self.keep else HANDLERS.get((domain, node.op_type))
-        if result is None and handler is not None:
+        handler = HANDLERS.get((domain, node.op_type))
+        if result is None and handler is not None and not self._stays(use):
             try:
                 result = handler(use)
                 if over := use.overlooked():
@@ -263,6 +262,11 @@ class Importer:
         lost = next((n for n, *there in zip(node.output, given, unread, strict=True) if n and not any(there)), None)
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
+
+    def _stays(self, use: Use) -> bool:
+        """Whether an operator is one to keep: a product with 4-bit weights if it multiplies integers."""
+        floats = use.node.op_type == "MatMulNBits" and use.attribute("accuracy_level", 0) != 4
+        return use.node.op_type in self.keep and not floats
 
     def _met(self, use: Use) -> None:
         """Note what must be equal for a node to be read as more than a foreign one: others show further down."""

@@ -330,11 +330,7 @@ def _brought(v: Value) -> bool:
 
 def logic_table(graph: Graph, table: Array) -> Value:
     """A constant of bools."""
-    return graph.constant(_nested(table.tolist()), bool_)
-
-
-def _nested(value: Any) -> Any:
-    return tuple(_nested(v) for v in value) if isinstance(value, list) else value  # pyright: ignore
+    return graph.constant(table.tolist(), bool_)
 
 
 def conjuncts(x: Truth, masks: Masks) -> list[Truth]:
