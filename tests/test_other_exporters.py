@@ -92,7 +92,7 @@ def test_scores_may_have_any_order_of_axes() -> None:
 
 @pytest.mark.parametrize("same", [True, False], ids=["mask", "other"])
 def test_scores_blended_with_a_mask(same: bool) -> None:
-    """GPT-2 of TensorFlow: w * b - 1e4 * (1 - b). Where what is taken off is that of another mask, scores of 0 count."""
+    """GPT-2 of TensorFlow: w * b - 1e4 * (1 - b). Where another mask is taken off, scores of 0 count."""
     text = f"""g ({INPUTS}, int32[b, t] second) => (float[b, 2, s, 6] y) {KEYS} {{
     held = Cast <to = 1> (mask)
     other = Cast <to = 1> (second)
@@ -225,8 +225,8 @@ def test_a_bound_of_a_billion_is_the_end_and_a_range_of_floats_has_a_size() -> N
 
 def test_sizes_of_three_inputs_are_one() -> None:
     """Batches times heads that meet, a mask whose rows are counted by the tokens, and what is expanded to a batch."""
-    text = """g (float[b, s, 8] x, float[c, t, 8] e, int32[d, u] mask) => (float[n, m, 2] p, float[k, l, 8] z)
-<int64[3] apart = {-1, 2, 4}, float[1, 1, 8] first = {0, 1, 2, 3, 4, 5, 6, 7}, int64[2] ones = {1, 1}, int64[1] two = {2}, int64[1] one = {1}> {
+    text = """g (float[b, s, 8] x, float[c, t, 8] e, int32[d, u] mask)
+=> (float[1, 1, 1] largest, float[n, m, 2] p, float[k, l, 8] z) <float[1, 1, 8] first = {0, 1, 2, 3, 4, 5, 6, 7}, int64[1] two = {2}, int64[1] one = {1}> {
     bx = Shape <start = 0, end = 1> (x)
     sx = Shape <start = 1, end = 2> (x)
     be = Shape <start = 0, end = 1> (e)
@@ -251,12 +251,10 @@ def test_sizes_of_three_inputs_are_one() -> None:
     most = Max(shape, wanted)
     spread = Expand(first, most)
     z = Concat <axis = 1> (spread, x)
-    unread = ReduceMax <axes = [0, 1, 2]> (scores)
+    largest = ReduceMax <axes = [0, 1, 2]> (scores)
 }"""
-    mask = np.ones((3, 4), np.int32)
-    graph, _ = raised(
-        text.replace("=> (", "=> (float[1, 1, 1] unread, "), {"x": normal(3, 5, 8), "e": normal(3, 4, 8), "mask": mask}
-    )
+    feeds = {"x": normal(3, 5, 8), "e": normal(3, 4, 8), "mask": np.ones((3, 4), np.int32)}
+    graph, _ = raised(text, feeds)
     assert {k: str(v.type) for k, v in graph.inputs.items()} == {
         "x": "f32[b,s,8]", "e": "f32[b,t,8]", "mask": "i32[b,t]",
     }  # fmt: skip
@@ -268,7 +266,44 @@ def test_outputs_without_a_name_are_not_read() -> None:
     n, , , z = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 1e-5> (x, r, w)
     y = Clip(n, , upper)
 }"""
-    _, ops = raised(
-        text, {"x": normal(2, 3, 8), "r": normal(3, 3, 8)[:2]}, w=normal(8), upper=np.float32(0.5)[None].reshape(())
-    )
+    feeds = {"x": normal(2, 3, 8), "r": normal(3, 3, 8)[:2]}
+    _, ops = raised(text, feeds, w=normal(8), upper=np.array(0.5, np.float32))
     assert ops["add_rms_norm"] + ops["rms_norm"] == 1
+
+
+def read(text: str, keep: frozenset[str] = frozenset()) -> tuple[Graph, list[str]]:
+    """The graph of a model in ONNX's text form, and its operators that stay."""
+    model = onnx.parser.parse_model(f"<{HEAD}>\n{text}")
+    graph, _, _ = read_graph(checked(model, Path("model.onnx")), keep)
+    return graph, [n.attributes["name"] for n in graph if n.op.name == "onnx_node"]
+
+
+def test_a_past_has_the_width_of_a_head() -> None:
+    """Onnxruntime-genai names the last axis of its past. What a mask counts may be longer than it, or not: it stays."""
+    text = """g (float[b, s, 64] x, int64[b, n] mask, float[b, 2, p, w] past_k, float[b, 2, p, w] past_v)
+=> (float[b, s, 32] y, float[b, 2, q, w] k, float[b, 2, q, w] v) {
+    size = Shape <start = 1, end = 2> (mask)
+    axes = Constant <value_ints = [0]> ()
+    single = Squeeze(size, axes)
+    total = Cast <to = 6> (single)
+    last = Constant <value_ints = [1]> ()
+    counted = ReduceSum <keepdims = 0> (mask, last)
+    less = Sub(counted, last)
+    ends = Cast <to = 6> (less)
+    y, k, v = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (x, , , past_k, past_v, ends, total)
+}"""
+    graph, left = read(text)
+    assert left == ["GroupQueryAttention"]
+    assert [str(graph.inputs[n].type) for n in ("past_k", "past_v")] == ["f32[b,2,p,8]"] * 2
+
+
+@pytest.mark.parametrize(("level", "stays"), [(4, True), (0, False)])
+def test_products_of_4_bits_stay_where_they_multiply_integers(level: int, stays: bool) -> None:
+    numbers = ", ".join("17" for _ in range(3 * 16))
+    text = f"""g (float[b, 32] x) => (float[b, 3] y)
+<uint8[3, 1, 16] w = {{{numbers}}}, float[3] scales = {{1, 2, 3}}> {{
+    y = com.microsoft.MatMulNBits <K = 32, N = 3, bits = 4, block_size = 32, accuracy_level = {level}>
+        (x, w, scales)
+}}"""
+    assert read(text, frozenset({"MatMulNBits"}))[1] == (["MatMulNBits"] if stays else [])
+    assert not read(text)[1]
