@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from .frontends.dsl import Model
+from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.load import model_of_proto, read_graph
 from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
 from .ir.display import Shown, Table
@@ -24,6 +25,7 @@ from .ir.tensors import Array, ArrayTensor, held
 from .optimizing import file_of
 from .original import EPSILONS, apart, bound_of
 from .subgraphs import Side, run
+from .twin_values import aligned, beyond
 
 BEFORE, AFTER, INPUTS, REPORT = "before.onnx", "after.onnx", "inputs.npz", "report.json"
 NOISE = 8 * EPSILONS[next(d for d in EPSILONS if str(d) == "f32")]
@@ -97,14 +99,20 @@ def bisect(
     second = first if b is None else Side.of(file_of(Path(b)))
     _check_contracts(first, second)
     graph, _, _ = read_graph(first.file)
+    check_runs(first.file, graph)
+    if second is not first:
+        check_runs(second.file, read_graph(second.file)[0])
     limit = bound_of(graph) if bound is None else bound
     found = Bisection(bound=limit)
     last: RuntimeInputError | None = None
-    for trial, hard in _draws(graph):
-        try:
-            old = first.values(hard.feeds)
-        except RuntimeInputError as e:
-            last = e
+    for trial, draws in _draws(graph):
+        for hard in draws:
+            try:
+                old = first.values(hard.feeds)
+                break
+            except RuntimeInputError as e:
+                last = e
+        else:
             continue  # The first file does not take these inputs: they say nothing.
         found.trials += 1
         found.trial = str(trial)
@@ -120,11 +128,11 @@ def bisect(
     return found
 
 
-def _draws(graph: Graph) -> Iterator[tuple[Trial, Hard]]:
+def _draws(graph: Graph) -> Iterator[tuple[Trial, list[Hard]]]:
+    """Inputs of each trial, and such whose lengths are one for files that take no others."""
     for trial in TRIALS:
-        hard = hard_inputs(graph, trial)
-        if hard is not None:
-            yield trial, hard
+        drawn = (hard_inputs(graph, t) for t in (trial, replace(trial, joined=True)))
+        yield trial, [hard for hard in drawn if hard is not None]
 
 
 def _check_contracts(a: Side, b: Side) -> None:
@@ -162,85 +170,58 @@ def _files(a: Side, b: Side, graph: Graph, hard: Hard, old: Mapping[str, Array],
     wrong = [k for k in counts if apart(old[k], new.get(k), counts[k], found.bound)[0]]
     if not wrong:
         return None
-    agreed, differing = _aligned(a, b, old, new, found.bound)
-    written = [n for n in differing if n in a.makers and _differently(a, b, n)]
-    pointed = next((n for n in written if _beyond(old[n], new[n], NOISE) and _agree(b, n, agreed, old, new)), None)
-    value = pointed or next((n for n in differing if n in old and _beyond(old[n], new[n], found.bound)), wrong[0])
-    found.what, found.error = apart(
-        old[value], new[value], np.ones(old[value].shape, np.bool_), NOISE if pointed else found.bound
+    agreed, twins = aligned(a, b, old, new, found.bound)
+    live = {n for node in b.region_of(wrong, agreed) for n in node.output}
+    differing = {n: m for n, m in twins.items() if n in live and beyond(old[m], new[n], found.bound)}
+    written = [n for n in differing if _differently(a, b, n, twins)]
+    pointed = next(
+        (n for n in written if beyond(old[twins[n]], new[n], NOISE) and _agree(b, n, agreed, old, new)), None
     )
-    return _parts(a, b, value, agreed, old, found)
-
-
-def _aligned(
-    a: Side, b: Side, old: Mapping[str, Array], new: Mapping[str, Array], bound: float
-) -> tuple[dict[str, str], list[str]]:
-    """(the value of the first file for each of the second that agrees, those that differ under one name, in order)."""
-    pool: dict[tuple[Any, ...], list[str]] = {}
-    for name, x in old.items():
-        pool.setdefault((x.shape, x.dtype), []).append(name)
-    agreed = {n: n for n in b.fed}
-    differing: list[str] = []
-    ends = set(b.outputs)
-    for node in b.model.graph.node:
-        for name in node.output:
-            if name not in new:
-                continue
-            same = name in old and (name in ends or _corresponds(a.makers.get(name), node))
-            if same and not _beyond(old[name], new[name], bound):
-                agreed[name] = name
-            elif same:
-                differing.append(name)
-            elif node.op_type != "Constant":
-                x = new[name]
-                equal = (n for n in pool.get((x.shape, x.dtype), ()) if not _beyond(old[n], x, bound))
-                if (twin := next(equal, None)) is not None:
-                    agreed[name] = twin
-    return agreed, differing
-
-
-def _corresponds(one: Any, two: Any) -> bool:
-    """Whether two nodes that give a value of one name stand for each other: by operator, or by name and operands."""
-    return one is not None and (one.op_type == two.op_type or (one.name, one.input) == (two.name, two.input))
-
-
-def _beyond(x: Array, y: Array, bound: float) -> bool:
-    return bool(apart(x, y, np.ones(x.shape, np.bool_), bound)[0])
+    value = pointed or next(iter(differing), wrong[0])
+    twin = twins.get(value, value)
+    found.what, found.error = apart(
+        old[twin], new[value], np.ones(old[twin].shape, np.bool_), NOISE if pointed else found.bound
+    )
+    return _parts(a, b, (twin, value), agreed, old, found)
 
 
 def _agree(b: Side, name: str, agreed: Mapping[str, str], old: Mapping[str, Array], new: Mapping[str, Array]) -> bool:
     """Whether all that a node reads is the same in both, but for the noise of one node."""
     inputs = b.inputs_of([b.makers[name]])
-    return all(n in agreed and (n not in old or not _beyond(old[n], new[n], NOISE)) for n in inputs)
+    return all(n in agreed and (n not in new or not beyond(old[agreed[n]], new[n], NOISE)) for n in inputs)
 
 
-def _differently(a: Side, b: Side, name: str) -> bool:
+def _differently(a: Side, b: Side, name: str, twins: Mapping[str, str]) -> bool:
     """Whether two files write the node of a value in two ways: other attributes, operands or stored numbers."""
-    one, two = a.makers[name], b.makers[name]
+    one, two = a.makers.get(twins[name]), b.makers.get(name)
+    if one is None or two is None:
+        return False
     sides = [sorted(x.SerializeToString() for x in n.attribute) for n in (one, two)]
-    if sides[0] != sides[1] or list(one.input) != list(two.input) or one.op_type != two.op_type:
+    operands = [n for n in one.input if n not in a.stored], [twins.get(n, n) for n in two.input if n not in b.stored]
+    if sides[0] != sides[1] or operands[0] != operands[1] or one.op_type != two.op_type:
         return True
-    kept = [[s.stored[n].SerializeToString() for n in x.input if n in s.stored] for s, x in ((a, one), (b, two))]
+    kept = [[s.numbers(n) for n in x.input if n in s.stored] for s, x in ((a, one), (b, two))]
     return kept[0] != kept[1]
 
 
 def _parts(
-    a: Side, b: Side, value: str, agreed: Mapping[str, str], old: Mapping[str, Array], found: Bisection
+    a: Side, b: Side, pair: tuple[str, str], agreed: Mapping[str, str], old: Mapping[str, Array], found: Bisection
 ) -> Parts:
     """Both sides of a value down to values that agree, fed with the numbers of the first file, and the proof."""
+    twin, value = pair
     constant = {n for s in (a, b) for n, m in s.makers.items() if m.op_type == "Constant"}
     cuts = {k: v for k, v in agreed.items() if k not in constant and v not in constant}
     own = b.region(value, cuts)
-    twins = a.region(value, set(cuts.values()))
+    other = a.region(twin, set(cuts.values()))
     used = {n: cuts.get(n, n) for n in b.inputs_of(own)}
     names = {v: v if k == v else f"cut.{i}" for i, (k, v) in enumerate(used.items())}
-    given_a = {n: (names.get(n, n), old[n]) for n in a.inputs_of(twins)}
+    given_a = {n: (names.get(n, n), old[n]) for n in a.inputs_of(other)}
     given_b = {k: (names[v], old[v]) for k, v in used.items()}
-    before, after = a.part(twins, value, old[value], given_a), b.part(own, value, old[value], given_b)
+    before, after = a.part(other, twin, old[twin], given_a), b.part(own, value, old[twin], given_b)
     inputs = dict([*given_a.values(), *given_b.values()])
     _describe(found, value, own)
-    x, y = (run(m, inputs, s.path)[value] for m, s in ((before, a), (after, b)))
-    found.confirmed = _beyond(x, y, min(NOISE, found.bound))
+    x, y = run(before, inputs, a.path)[twin], run(after, inputs, b.path)[value]
+    found.confirmed = beyond(x, y, min(NOISE, found.bound))
     return before, after, inputs
 
 

@@ -11,21 +11,24 @@ import numpy as np
 from .backends.onnx.folder import foreign
 from .building import build
 from .frontends.dsl import Model
+from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
-from .frontends.onnx.runtime import failures
-from .hard_inputs import is_mask, rows_of
+from .frontends.onnx.runtime import failures, run_within
+from .hard_inputs import rows_of
 from .inference.engine import Engine
 from .ir.errors import LoweringError, RuntimeInputError
 from .ir.files import whole
 from .ir.graph import Graph, Value
 from .ir.slots import Stream
 from .ir.tensors import Array
-from .ir.types import f32, substitute
+from .ir.types import Dim, f32, substitute
 from .optimizing import OptimizeReport
 from .original import bound_of, session
 from .parity import CHUNKS, spans
+from .passes.canonicalize import canonicalize
 from .passes.differential import CASES, Case
+from .passes.imported.roles import roles_of
 from .passes.past_inputs import past_symbols
 from .resolve import load
 from .runners import Call, Runner, session_runner
@@ -45,6 +48,7 @@ def with_cache(source: Path, folder: str | Path, report: OptimizeReport, *, stri
     """
     read = open_onnx(source)
     graph, _, _ = read_graph(read)
+    check_runs(read, graph)
     model = load(source, task=TASK)
     plain = _Plain(source, graph, model)
     with whole(folder, replaces=foreign) as stage:
@@ -64,29 +68,40 @@ class _Plain:
         self.graph, self.stream, self.path = graph, _stream(model), source
         self.own: Any = session(source)
         self.pasts = past_symbols(graph)
-        self.output = model.task.output if model.task.output in graph.outputs else _logits(graph)
+        known = graph.copy()
+        canonicalize(known)
+        self.roles = roles_of(known, self.stream, model.task.output, model.task.zeros)
+        self.output = _logits(graph, model.task.output)
         self.bound = bound_of(graph)
 
     def __call__(self, row: Array) -> Array:
         """Logits [S,V] of a row of tokens [S]."""
+        found = self._run(row)
+        if found.ndim == 2 and len(found) == len(row):
+            return found
+        return np.concatenate([self._run(row[: n + 1]).reshape(1, -1) for n in range(len(row))])
+
+    def _run(self, row: Array) -> Array:
+        """What the file gives for a row: by token, or for the last one alone."""
         given = {name: self._given(name, v, row) for name, v in self.graph.inputs.items()}
         wanted = {i.name: given[i.name] for i in self.own.get_inputs()}
         try:
-            (found,) = self.own.run([self.output], wanted)
+            (found,) = run_within(self.own, [self.output], wanted, str(self.path))
         except failures() as e:
             what = f"ONNX Runtime does not run it from its first token on: {' '.join(str(e).split())[:200]}"
             raise RuntimeInputError(what, place=str(self.path)) from None
         return np.asarray(found)[0]
 
     def _given(self, name: str, v: Value, row: Array) -> Array:
-        if v in self.pasts:
-            sizes = dict.fromkeys(v.type.symbols, 1) | {self.pasts[v]: 0}
-            return np.zeros(tuple(int(str(d)) for d in substitute(v.shape, sizes)), v.dtype.numpy)
-        if is_mask(name, v):
-            return np.ones((1, len(row)), v.dtype.numpy)
-        if name == self.stream.positions or "pos" in name.lower():
+        role = self.roles.get(name)
+        if role == self.stream.ids:
+            return row[None].astype(v.dtype.numpy)
+        if role == self.stream.positions:
             return np.arange(len(row))[None].astype(v.dtype.numpy)
-        return row[None].astype(v.dtype.numpy)
+        sizes = {d.name: 1 if i == 0 else len(row) for i, d in enumerate(v.shape) if isinstance(d, Dim) and d.name}
+        sizes |= {self.pasts[v]: 0} if v in self.pasts else {}
+        shape = tuple(int(str(d)) for d in substitute(v.shape, sizes))
+        return np.full(shape, int(role == self.stream.mask), v.dtype.numpy)
 
 
 def _stream(model: Model) -> Stream:
@@ -95,9 +110,11 @@ def _stream(model: Model) -> Stream:
     return stream
 
 
-def _logits(graph: Graph) -> str:
-    """The output by token that is no cache, as the task found it, too."""
-    return next(k for k, v in graph.outputs.items() if v.rank == 3 and v.dtype.is_float and isinstance(v.shape[2], int))
+def _logits(graph: Graph, name: str) -> str:
+    """The output by token that is no cache, as the task found it, too; of the last one, if there is none."""
+    fitting = {k: v for k, v in graph.outputs.items() if v.dtype.is_float and isinstance(v.shape[-1], int)}
+    of_rank = [k for rank in (3, 2) for k, v in fitting.items() if v.rank == rank]
+    return name if name in graph.outputs else of_rank[0]
 
 
 def _compare(plain: _Plain, engine: Engine, model: Model, report: OptimizeReport) -> None:

@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .__main__ import DEBUG
 from .ir import MonographError
@@ -35,7 +37,18 @@ Debug = Annotated[bool, typer.Option("--debug", help="print the traceback of an 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON value on stdout and nothing else")]
 
 
-class _Output(Console):
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move a cursor, change colours or turn the direction of writing."""
+
+
+class _Console(Console):
+    """A console on which names out of a file are text, whatever characters they have."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(_CONTROL.sub(lambda c: repr(c[0])[1:-1], text), **options)
+
+
+class _Output(_Console):
     """A console that leaves a reader that went away to `ending`."""
 
     def on_broken_pipe(self) -> None:
@@ -49,7 +62,7 @@ def out() -> Console:
 
 def err() -> Console:
     """The console for progress and errors."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 INTERRUPTED, CLOSED_PIPE = 130, 141

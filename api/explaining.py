@@ -44,7 +44,7 @@ class Explanation:
 
     @property
     def left(self) -> list[Left]:
-        """Every softmax that is no attention."""
+        """Every softmax that is no attention, and every root of a mean of squares that is no norm."""
         return [x for layer in self.layers for x in layer.left]
 
     @property
@@ -55,7 +55,14 @@ class Explanation:
     def summary(self) -> str:
         """One line for people."""
         fused = sum(layer.fused.total() for layer in self.layers)
-        return f"{self.attentions} attentions raised, {fused} of them one op; {len(self.left)} softmax left over"
+        over = f"; {len(self.left) - self.softmax_left} norms" if len(self.left) > self.softmax_left else ""
+        return (
+            f"{self.attentions} attentions raised, {fused} of them one op; {self.softmax_left} softmax left over{over}"
+        )
+
+    @property
+    def softmax_left(self) -> int:
+        return sum(x.what == "softmax" for x in self.left)
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -83,7 +90,7 @@ class Explanation:
             }
             for layer in self.layers
         ]
-        counts = {"attention": self.attentions, "softmax_left": len(self.left)}
+        counts = {"attention": self.attentions, "softmax_left": self.softmax_left}
         return {"name": self.name, **counts, "layers": layers, "foreign": self.foreign, "misses": self.misses}
 
 

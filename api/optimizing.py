@@ -40,8 +40,9 @@ class OptimizeReport(Shown):
     """What `optimize` did.
 
     nodes: of the graph as it was read and as it was written. counts: ONNX nodes by op type, of what was written.
-    layers: what was raised, by op. left: every softmax that is no attention, with its first obstacle. undone: rewrites
-    that changed an output, by name, with the difference. unfused: attentions that stayed in parts, with the reason.
+    layers: what was raised, by op. left: softmaxes that are no attention and roots that are no norm, with the first
+    obstacle. undone: rewrites that changed an output, by name, with the difference. unfused: attentions that stayed in
+    parts, with the reason.
     kept: why the file went out as it came ("": it did not). trials: sets of inputs compared. refused: those that the
     original does not take. error: the largest difference, as a share of the largest number; bound: what is allowed.
     unchecked: why the graphs were not also computed in f64 ("": they were).
@@ -110,7 +111,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
         return report
     read = open_onnx(source)
     graph, weights, _ = read_graph(read, INTEGER)
-    check_runs(read)
+    check_runs(read, graph)
     original = Original.of(source, graph)
     report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
     with whole(folder, replaces=foreign) as stage:

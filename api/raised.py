@@ -113,9 +113,10 @@ def sums_before_norms(model: onnx_ir.Model) -> int:
 
 
 def accounted(graph: Graph, report: RaisingReport) -> list[Left]:
-    """Every softmax of a raised graph with the first obstacle to raising it, also those that raising never sees."""
-    known = {x.location: x for x in report.left}
-    found: list[Left] = []
+    """Every softmax of a raised graph with the first obstacle to raising it, also those that raising never sees; and
+    every root of a mean of squares that is no norm."""
+    known = {x.location: x for x in report.left if x.what == "softmax"}
+    found = [x for x in report.left if x.what != "softmax"]
     for node in graph:
         if is_softmax(node):
             unseen = Left.at("softmax", node, None, "it was not looked at: attention was not raised at all")

@@ -15,9 +15,9 @@ from .passes.raising import raise_graph
 def with_layers(model: Model, *, check: bool = True) -> tuple[Model, str]:
     """A model of an ONNX file or a PyTorch module with its layers raised, and what was; others as they are, and "".
 
-    Every row of every output keeps its numbers, also those at padding: attention in which rows without a key are other
-    numbers than zeros stays in parts. A decoder was raised when it got its cache. check: compute both graphs in f64;
-    where they differ, the model stays as it came, which the text says with the numbers.
+    Every row of every output keeps its numbers, also those at padding. A decoder was raised when it got its cache.
+    check: compute both graphs in f64; where they differ, the model stays as it came, which the text says with the
+    numbers.
     """
     weights = model.weights
     if not isinstance(model.source, Program) or weights is None or model.task.generates:

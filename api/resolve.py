@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from .frontends.dsl import Family, Model, head_of, load_family
+from .frontends.dsl import Family, Model, Program, head_of, load_family
 from .frontends.given import init, not_loadable
 from .frontends.huggingface import family_of
 from .frontends.imported import as_task, generates, with_tokenizer
 from .frontends.json_file import read_json
 from .frontends.load import kept_family
+from .frontends.losses import check_loss
 from .frontends.own import ModelFile
 from .frontends.reference import read_config
 from .frontends.task import Task
@@ -33,6 +36,7 @@ def load(
     tokenizer: bool = True,
     family: Family | None = None,
     task: str | Task | None = None,
+    loss: Callable[..., Any] | None = None,
 ) -> Model:
     """Load the model that `source` names; a Model is returned as it is, and a Family makes one with its defaults.
 
@@ -53,11 +57,16 @@ def load(
     is run, and so is the one that the folder of a run keeps of its own model.
     family: the family of a model of your own that is stored in the folder; built-in families are found by model_type.
     task: which head, if the family has several (None: that of the checkpoint).
+    loss: of a module, a program or an .onnx file: a function of `mg.ops` from its outputs by name, and from inputs and
+    `labels` by theirs, to what training minimizes (None: the cross-entropy of `logits` and `labels`).
     Raises MonographError naming the file, NotAModelError for something that is not a model, and for a module
     NotImportableError that lists every op that the IR does not have, with its line.
     """
     if (traced := _traced(source, example_inputs, dynamic_shapes, task)) is not None:
-        return traced
+        return _with_loss(traced, loss)
+    if loss is not None and not str(source).endswith(".onnx"):
+        hint = "a family has its own: @mg.model(..., loss=function)"
+        raise MonographError("loss belongs to a module of PyTorch or an ONNX file, and this is none", hint=hint)
     if example_inputs is not None or dynamic_shapes is not None:
         raise MonographError("example_inputs and dynamic_shapes belong to a module of PyTorch, and this is none")
     if isinstance(source, (Model, Family)):
@@ -78,9 +87,17 @@ def load(
     if place.suffix == ".onnx" and place.is_file():
         from .frontends.onnx import load_onnx
 
-        found = as_task(load_onnx(place), task)
+        found = _with_loss(as_task(load_onnx(place), task), loss)
         return with_tokenizer(found, place.parent) if tokenizer and found.task.generates else found
     return open_checkpoint(name, tokenizer=tokenizer, family=family, task=task)
+
+
+def _with_loss(model: Model, loss: Callable[..., Any] | None) -> Model:
+    """A model that is a graph, with a loss. Raises ModelFileError for one that takes what is no input."""
+    if loss is None or not isinstance(model.source, Program):
+        return model
+    check_loss(loss, model.task)
+    return dataclasses.replace(model, source=dataclasses.replace(model.source, loss=loss))
 
 
 def _traced(source: object, example_inputs: object, dynamic_shapes: object, task: str | Task | None) -> Model | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.nested import reads
-from .frontends.onnx.runtime import failures, open_session
+from .frontends.onnx.runtime import failures, open_session, run_within
 from .ir.errors import RuntimeInputError
 from .ir.tensors import Array
 
@@ -47,6 +47,12 @@ class Side:
     def outputs(self) -> list[str]:
         return [v.name for v in self.model.graph.output]
 
+    def numbers(self, name: str) -> bytes:
+        """What is stored under a name, or a Constant gives, whatever it is called."""
+        if name not in self.stored:
+            return b"".join(sorted(x.SerializeToString() for x in self.makers[name].attribute))
+        return numpy_helper.to_array(self.stored[name]).tobytes()
+
     def values(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every tensor that a node of the main graph gives, without the runtime's own optimizations, and the inputs."""
         shown = onnx.ModelProto()
@@ -57,12 +63,16 @@ class Side:
 
     def region(self, value: str, cuts: Collection[str]) -> list[onnx.NodeProto]:
         """Nodes that a value is computed from, down to `cuts`, in topological order."""
+        return self.region_of([value], cuts)
+
+    def region_of(self, values: Collection[str], cuts: Collection[str]) -> list[onnx.NodeProto]:
+        """Nodes that values are computed from, down to `cuts`, in topological order."""
         found: set[int] = set()
-        waiting = [value]
+        waiting = [*values]
         while waiting:
             name = waiting.pop()
             node = self.makers.get(name)
-            if node is None or id(node) in found or (name in cuts and name != value):
+            if node is None or id(node) in found or (name in cuts and name not in values):
                 continue
             found.add(id(node))
             waiting += reads(node)
@@ -84,14 +94,14 @@ class Side:
         nodes = list(nodes)
         read = dict.fromkeys(n for x in nodes for n in reads(x))
         same: list[onnx.NodeProto] = []
-        inputs: list[onnx.ValueInfoProto] = []
+        inputs: dict[str, onnx.ValueInfoProto] = {}
         for name in self.inputs_of(nodes):
             called, array = given[name]
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            inputs.append(helper.make_tensor_value_info(called, kind, array.shape))
+            inputs[called] = helper.make_tensor_value_info(called, kind, array.shape)
             if called != name:
                 same.append(helper.make_node("Identity", [called], [name], name=f"{called} is {name}"))
-        graph = onnx.GraphProto(name="part", input=inputs, node=[*same, *nodes])
+        graph = onnx.GraphProto(name="part", input=inputs.values(), node=[*same, *nodes])
         kind = helper.np_dtype_to_tensor_dtype(like.dtype)
         graph.output.append(helper.make_tensor_value_info(value, kind, [None] * like.ndim))
         graph.initializer.extend(self.stored[n] for n in read if n in self.stored)
@@ -108,7 +118,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, Array], path: Path, *, optim
         own = open_session(model.SerializeToString(), optimized=optimized)
         names = [o.name for o in own.get_outputs() if o.type.startswith("tensor")]
         given = {i.name: feeds[i.name] for i in own.get_inputs()}
-        return {k: np.asarray(y) for k, y in zip(names, own.run(names, given), strict=True)}
+        return {k: np.asarray(y) for k, y in zip(names, run_within(own, names, given, str(path)), strict=True)}
     except failures() as e:
         raise RuntimeInputError(
             f"ONNX Runtime does not run it: {' '.join(str(e).split())[:300]}", place=str(path)

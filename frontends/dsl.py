@@ -199,11 +199,12 @@ class Family(Shown):
 
 @dataclass(frozen=True)
 class Program:
-    """A model that is a graph already, or a function of the dtype that makes one."""
+    """A model that is a graph already, or a function of the dtype that makes one. loss: as of a Family."""
 
     name: str
     task: Task
     make: Graph | Callable[[DType], Graph]
+    loss: Callable[..., Any] | None = None
 
     def graph(self, config: object, dtype: DType) -> Graph:
         """See Source. Raises MonographError for another dtype than the graph has."""
@@ -213,6 +214,10 @@ class Program:
             has = ", ".join(sorted(map(str, _floats(self.make))))
             raise MonographError(f"{self.name} is a graph in {has}, which cannot be made in {dtype}")
         return self.make.copy()
+
+    def input_type(self, name: str, config: object, dtype: DType) -> TensorType:
+        """The type of an input, as of a Family; but floats have the type that the task says."""
+        return self.task.type_of(name, config)
 
     def in_type(self, dtype: DType) -> bool:
         """Whether it is a graph whose floats are all of this type."""

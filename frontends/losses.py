@@ -15,7 +15,7 @@ from .task import LABELS, Task
 
 if TYPE_CHECKING:
     from .config import Config
-    from .dsl import Family
+    from .dsl import Family, Model, Program
 
 
 def loss_names(loss: Callable[..., Any]) -> list[str]:
@@ -34,16 +34,22 @@ def check_loss(loss: Callable[..., Any], task: Task) -> None:
             raise ModelFileError(what, place=place, details=line, hint=hint)
 
 
-def loss_inputs(family: Family, graph: Graph, config: Config) -> dict[str, TensorType]:
-    """The types of what the loss of a family takes beside the outputs of its plain graph."""
+def with_own_loss(model: Model) -> Family | Program | None:
+    """The source of a model, if it has a loss of its own."""
+    source: Any = model.source
+    return source if getattr(source, "loss", None) is not None else None
+
+
+def loss_inputs(family: Family | Program, graph: Graph, config: Config | None) -> dict[str, TensorType]:
+    """The types of what the loss of a family or program takes beside the outputs of its plain graph."""
     main = graph.outputs[family.task.output]
     own = {LABELS: TensorType(DType.i64, main.shape[:-1])}
     names = [] if family.loss is None else loss_names(family.loss)
     return {k: family.input_type(k, config, main.dtype) if k in family.task.inputs else own[k] for k in names}
 
 
-def loss_of(family: Family, graph: Graph, config: Config) -> Value:
-    """The loss of a family, a number in f32 or wider, added to `graph`, a copy of its plain one.
+def loss_of(family: Family | Program, graph: Graph, config: Config | None) -> Value:
+    """The loss of a family or program, a number in f32 or wider, added to `graph`, a copy of its plain one.
 
     Of several numbers, such as one a row, it is the mean. Raises ModelFileError if it is no number.
     """

@@ -488,6 +488,7 @@ _SPACE = Case(
 CASES += [
     Case("topk", {"x": X}, {"k": 3}),
     Case("topk", {"x": X}, {"k": 8}, note="all"),
+    Case("topk", {"x": "f32[B,S]"}, {"k": dims("S")[0]}, note="all of a size that varies"),
     Case("topk", {"x": "i64[B,S,6]"}, {"k": 4}, high={"x": 2}, note="equals"),
     _MOE,
     variant(_MOE, "one of them", weights="f32[B,S,1]", indices="i64[B,S,1]"),

@@ -168,6 +168,49 @@ def test_a_model_without_a_loss_says_what_to_do() -> None:
         mg.train(sense(), mg.Arrays.of(rows()), steps=1, label_smoothing=0.1, **SETTINGS)
 
 
+class Guess(torch.nn.Module):
+    """Numbers for rows of `x`; the second output is how far the first is from `y`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        guess = self.layer(x)[..., 0]
+        return {"guess": guess, "gap": (guess - y) ** 2}
+
+
+@pytest.mark.parametrize("written", ["outside", "in the module"])
+def test_a_module_is_trained_with_a_loss_of_its_own_as_pytorch_trains_it(written: str) -> None:
+    given = {k: v for k, v in rows().items() if k in ("x", "y")}
+    module = Guess()
+    own = {"outside": lambda found, y: (found["guess"] - y) ** 2.0, "in the module": lambda found: found["gap"]}[
+        written
+    ]
+    batch = torch.export.Dim("batch", min=1, max=64)
+    example = {k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in given.items()}
+    with pytest.raises(ConfigError, match=r"no loss of its own\n.*mg.load\(\.\.\., loss=function\)"):
+        mg.train(mg.load(module, example), mg.Arrays.of(given), steps=1, **SETTINGS)
+    model = mg.load(module, example, dynamic_shapes={k: {0: batch} for k in example}, loss=own)
+    # One step over all rows at once: which rows come first does not count.
+    settings = {
+        **SETTINGS,
+        "batch": len(given["x"]),
+        "weight_decay": 0.0,
+        "clip": float("inf"),
+        "schedule": "constant",
+        "warmup": 0,
+    }
+    trained = mg.train(model, mg.Arrays.of(given, held_out=0.0), steps=1, **settings)
+    module(**example)["gap"].mean().backward()
+    torch.optim.AdamW(module.parameters(), SETTINGS["learning_rate"], weight_decay=0.0).step()
+    assert trained.weights is not None
+    for name, p in module.named_parameters():
+        np.testing.assert_allclose(trained.weights.numpy(name), p.detach().numpy(), atol=1e-6)
+    with pytest.raises(mg.MonographError, match="no input is called 'z'"):
+        mg.load(module, example, loss=lambda found, z: z)
+
+
 def test_a_loss_that_is_none_is_one_message() -> None:
     with pytest.raises(mg.MonographError, match="no input is called 'yy', did you mean 'y'"):
         mg.model(task=SENSE, loss=lambda found, yy: yy)(network)

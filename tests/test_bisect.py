@@ -169,6 +169,57 @@ def test_exactly_the_planted_node_is_found(kind: str, files: dict[str, Path], tm
     assert np.abs(x.astype(np.float64) - y).max() > 1e-6 * np.abs(x).max()
 
 
+def renamed(path: Path) -> None:
+    """Give every value, weight and node of a file another name."""
+    model = onnx.load(path)
+    kept = {v.name for v in (*model.graph.input, *model.graph.output)}
+    values = [t.name for t in model.graph.initializer] + [n for node in model.graph.node for n in node.output]
+    names = {n: f"v{i}" for i, n in enumerate(values) if n not in kept}
+    for t in model.graph.initializer:
+        t.name = names[t.name]
+    for node in model.graph.node:
+        node.name = f"other {node.name}"
+        node.input[:] = [names.get(n, n) for n in node.input]
+        node.output[:] = [names.get(n, n) for n in node.output]
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+
+
+EQUAL = {
+    "cos as sin": "the other one of the same angles", "sin as cos": "the other one of the same angles",
+    "division swapped": "x over 1 where there was 1 over x", "operand of another layer": "the other layer's product",
+}  # fmt: skip
+"""What the wrong node gives that another node of the right file gives, too: without names it is that one."""
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in EQUAL])
+def test_nor_does_it_take_names_to_find_it(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
+    family, plant = KINDS[kind]
+    wrong = tmp_path / "wrong.onnx"
+    name, _ = planted(files[family], plant, wrong)
+    nodes = onnx.load(wrong).graph.node
+    (node,) = (n for n in nodes if n.name == name)
+    wanted = [name] + [n.name for n in nodes if node.op_type == "Constant" and node.output[0] in n.input]
+    renamed(wrong)
+    found = bisect(files[family], wrong, tmp_path / "part")
+    assert (found.differs, found.confirmed) == (True, True)
+    assert [n.removeprefix("other ") for n in found.nodes] in [[n] for n in wanted]  # A number, or what reads it.
+
+
+def test_inputs_of_one_length_are_drawn_for_a_file_that_takes_no_others(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["a", "b"], ["s"]), helper.make_node("Exp", ["s"], ["y"], name="last")]
+    value = helper.make_tensor_value_info
+    shapes = {"a": ["rows", "n"], "b": ["lines", "m"]}
+    inputs = [value(k, onnx.TensorProto.FLOAT, v) for k, v in shapes.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [value("y", onnx.TensorProto.FLOAT, ["rows", "k"])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "right.onnx")
+    model.graph.node[1].op_type = "Tanh"
+    onnx.save(model, tmp_path / "wrong.onnx")
+    found = bisect(tmp_path / "right.onnx", tmp_path / "wrong.onnx")
+    assert (found.nodes, found.op, found.confirmed) == (["last"], "Tanh", True)
+
+
 def test_no_difference(files: dict[str, Path], tmp_path: Path) -> None:
     printed = call("bisect", files["llama"], files["llama"], "-o", tmp_path / "part")
     assert "no difference on 7 sets of inputs" in printed.stdout

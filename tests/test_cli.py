@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from monograph import console
 from monograph.cli import app
 from monograph.ir import parse
 from typer.testing import CliRunner
@@ -310,3 +311,14 @@ def test_doctor_tells_available_from_working() -> None:
     attention = next(r for r in found["kernels"]["rows"] if r["op"] == "GroupQueryAttention")
     assert "f32" in attention["cpu"]
     assert "f32" not in attention["cuda"]
+
+
+def test_names_out_of_a_file_do_not_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither in a table nor in an error: they are printed as they would be written in a string."""
+    name = "layers.0\x1b[2J\r\u202e"
+    console.out().print(console.table("", [{"node": name}]))
+    console.tell(f"error: {name}")
+    said = capsys.readouterr()
+    assert "layers.0\\x1b[2J\\r\\u202e" in said.out
+    assert "error: layers.0\\x1b[2J\\r\\u202e" in said.err
+    assert not set("\x1b\r\u202e") & set(said.out + said.err)

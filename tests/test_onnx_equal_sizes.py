@@ -150,3 +150,20 @@ def test_pads_that_are_turned_are_known(tmp_path: Path) -> None:
     assert not foreign(graph)
     found = interpret(graph, {"x": np.ones((2, 3), np.float32)}, {})["y"]
     np.testing.assert_array_equal(found, [[0, 1, 1, 1, 0, 0]] * 2)
+
+
+def test_a_size_that_is_split_in_parts_is_a_multiple_of_them(tmp_path: Path) -> None:
+    """Tokens in blocks of 4, whose number is a quotient rounded down: nothing may be left over."""
+    text = """g (float[b, s, 6] x) => (float[b, n, 6] y)
+<int64[1] four = {4}, int64[1] six = {6}, int64[1] two = {2}, int64 axis = {2}> {
+    batch = Shape <start = 0, end = 1> (x)
+    size = Shape <start = 1, end = 2> (x)
+    blocks = Div(size, four)
+    shape = Concat <axis = 0> (batch, blocks, four, six)
+    apart = Reshape(x, shape)
+    y = ReduceSum <keepdims = 0> (apart, two)
+}"""
+    graph, weights = read(text, tmp_path)
+    assert not foreign(graph) and str(graph.inputs["x"].shape[1]) == "4*s_over_4"
+    x = np.arange(48, dtype=np.float32).reshape(1, 8, 6)
+    np.testing.assert_array_equal(interpret(graph, {"x": x}, weights)["y"], x.reshape(1, 2, 4, 6).sum(2))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monograph as mg
 import numpy as np
 import onnx
 import pytest
@@ -383,3 +384,38 @@ def test_what_a_loop_carries_has_its_rank(folder: Path) -> None:
     assert str(graph.outputs["y"].type) == "f32[1,4]"
     x = np.full((1, 4), 2.0, np.float32)
     assert interpret(graph, {"x": x}, {"start": np.ones((1, 4), np.float32)})["y"].tolist() == [[7.0] * 4]
+
+
+def refused_as_a_whole(path: Path, words: str) -> None:
+    """Optimizing and bisecting end with one error, and nothing is left."""
+    there = sorted(path.parent.iterdir())
+    for go in (lambda: mg.optimize(path, path.parent / "fast"), lambda: mg.bisect(path, path, path.parent / "part")):
+        with pytest.raises(mg.MonographError, match=words):
+            go()
+    assert sorted(path.parent.iterdir()) == there
+
+
+def test_a_loop_that_does_not_end_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monograph.frontends.onnx.runtime.LONGEST", 0.5)
+    value = helper.make_tensor_value_info
+    step = [helper.make_node("Add", ["v", "v"], ["v2"]), helper.make_node("Identity", ["k"], ["k2"])]
+    carried = [value("i", P.INT64, []), value("k", P.BOOL, []), value("v", P.FLOAT, [4, 3])]
+    body = helper.make_graph(step, "body", carried, [value("k2", P.BOOL, []), value("v2", P.FLOAT, [4, 3])])
+    times = [helper.make_tensor("t", P.INT64, [], [10**15]), helper.make_tensor("c", P.BOOL, [], [True])]
+    path = folder / "model.onnx"
+    path.write_bytes(model([helper.make_node("Loop", ["t", "c", "x"], ["y"], body=body)], times).SerializeToString())
+    start = time.perf_counter()
+    refused_as_a_whole(path, "has not run it in 0.5 seconds")
+    assert time.perf_counter() - start < 30
+
+
+def test_what_a_runtime_would_compute_when_it_opens_a_file_has_bounds(folder: Path) -> None:
+    """A stored number doubled forty times."""
+    nodes = [helper.make_node("Concat", [f"c{i}"] * 2, [f"c{i + 1}"], axis=0) for i in range(40)]
+    nodes += [
+        helper.make_node("ReduceSum", ["c40"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    path = folder / "model.onnx"
+    path.write_bytes(model(nodes, [helper.make_tensor("c0", P.FLOAT, [1], [1.0])]).SerializeToString())
+    refused_as_a_whole(path, "2147483648 elements, and is not run")

@@ -20,6 +20,7 @@ from monograph.frontends.onnx.load import read_graph
 from monograph.hard_inputs import Trial, hard_inputs
 from monograph.ir.errors import LoweringError, PassError
 from monograph.passes.past_inputs import past_symbols, total_symbols
+from torch import nn
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 3], [20, 21, 22, 23, 24, 25, 26, 27]]
 
@@ -100,6 +101,79 @@ def test_given_a_cache_it_says_what_the_module_says(change: Any, model: Any, fil
         together = engine.generate(PROMPTS, max_new_tokens=12)
         assert [x.ids for x in together] == [greedy(model, p, 12) for p in PROMPTS]
     assert len({t for p in PROMPTS for t in greedy(model, p, 12)}) > 3  # Not one token again and again.
+
+
+class Placed(nn.Module):
+    """A decoder that is told its positions, of a table with fewer rows than there are tokens, or by angles."""
+
+    def __init__(self, *, angles: bool, last: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.angles, self.last = angles, last
+        self.embed, self.places, self.qkv = nn.Embedding(40, 16), nn.Embedding(30, 16), nn.Linear(16, 48)
+        self.head = nn.Linear(16, 40, bias=False)
+        turns = torch.outer(torch.arange(64.0), 10000 ** (-torch.arange(0, 4, 2) / 4)).repeat(1, 2)
+        self.register_buffer("cosines", turns.cos())
+        self.register_buffer("sines", turns.sin())
+        with torch.no_grad():
+            for layer in (self.qkv, self.head):
+                layer.weight.mul_(3)
+
+    def forward(self, first: Any, second: Any, third: Any) -> Any:
+        positions, mask, ids = first, second, third
+        x = self.embed(ids) * mask[..., None].float()
+        x = x if self.angles else x + self.places(positions)
+        q, k, v = (y.unflatten(-1, (4, 4)).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
+        if self.angles:
+            q, k = self.turned(q, positions), self.turned(k, positions)
+        hidden = torch.full((ids.shape[1],) * 2, float("-inf")).triu(1) + (1 - mask[:, None, None].float()) * -1e9
+        x = x + ((q @ k.transpose(-2, -1)) * 0.5 + hidden).softmax(-1).matmul(v).transpose(1, 2).flatten(2)
+        return self.head(x[:, -1]).tanh() if self.last else self.head(x)
+
+    def turned(self, x: Any, positions: Any) -> Any:
+        a, b = x.chunk(2, dim=-1)
+        return x * self.cosines[positions][:, None] + torch.cat([-b, a], dim=-1) * self.sines[positions][:, None]
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        found = list(prompt)
+        with torch.no_grad():
+            for _ in range(count):
+                ids = torch.tensor([found])
+                given = torch.arange(len(found))[None], torch.ones_like(ids), ids
+                found.append(int(self(*given)[0].reshape(-1, 40)[-1].argmax()))
+        return found[len(prompt) :]
+
+    def exported(self, path: Path) -> Path:
+        ids = torch.randint(1, 40, (2, 6))
+        example, names = (torch.arange(6).expand(2, 6).contiguous(), torch.ones_like(ids), ids), ["a.1", "b.2", "c.3"]
+        axes = {name: {0: "n", 1: "m"} for name in names}
+        made = {"input_names": names, "output_names": ["d.4"], "dynamic_axes": axes}
+        torch.onnx.export(self.eval(), example, str(path), dynamo=False, opset_version=17, **made)
+        return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("angles", [False, True])
+def test_names_say_nothing_of_tokens_mask_and_positions(angles: bool, last: bool, tmp_path: Path) -> None:
+    """Nor does it matter that the file gives what follows the last token alone."""
+    module = Placed(angles=angles, last=last)
+    report = mg.optimize(module.exported(tmp_path / "a.onnx"), tmp_path / "ours", cache=True)
+    assert report.error <= report.bound
+    with mg.open(tmp_path / "ours", threads=1) as engine:
+        expected = [module.greedy(p, 8) for p in PROMPTS]
+        assert [x.ids for x in engine.generate(PROMPTS, max_new_tokens=8, eos=())] == expected
+        assert [engine.generate(p, max_new_tokens=8, eos=()).ids for p in PROMPTS] == expected
+    assert len({t for row in expected for t in row}) > 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_which_of_two_are_the_tokens_may_be_open(tmp_path: Path) -> None:
+    module = Placed(angles=False, last=False)
+    module.places = nn.Embedding(64, 16)  # It has rows for all tokens, too.
+    with pytest.raises(PassError, match="which of it are tokens"):
+        mg.optimize(module.exported(tmp_path / "a.onnx"), tmp_path / "ours", cache=True)
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize("past", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,94 @@ def test_a_guard_of_empty_rows_goes_if_it_says_what_attention_says(guard: str) -
     raised(g, {name: normal(3, H, 5, D) for name in "qkv"} | {"attention_mask": mask_numbers})
     assert sum(isinstance(n.op, Attention) for n in g) == 1
     assert ("where" in [n.op.name for n in g]) == (guard in ("narrower", "other axis"))
+
+
+def times_number(g: Graph, x: Value) -> Value:
+    return x * g.param("by", tensor(f32, 1))
+
+
+def times_heads(g: Graph, x: Value) -> Value:
+    return x * g.param("by", tensor(f32, 2, 1, 1))
+
+
+def times_queries(g: Graph, x: Value) -> Value:
+    return x / (ops.exp(g.input("by", tensor(f32, B, 1, S, 1))) + number(1.0))
+
+
+def times_keys(g: Graph, x: Value) -> Value:
+    return g.input("by", tensor(f32, B, 2, 1, S)) * x
+
+
+@pytest.mark.parametrize("write", [times_number, times_heads, times_queries, times_keys], ids=lambda f: f.__name__)
+def test_a_scale_that_is_a_tensor_goes_to_queries_or_keys(write: Callable[[Graph, Value], Value]) -> None:
+    g = Graph("scaled")
+    with building(g):
+        scores, v = scores_and_values(g)
+        g.output("y", ops.matmul(ops.softmax(write(g, scores) * 0.5), v))
+    given = {n: normal(3, H, 5, D) for n in "qkv"}
+    shapes = {"times_queries": (3, 1, 5, 1), "times_keys": (3, 2, 1, 5)}
+    given |= {"by": normal(*shapes[write.__name__])} if write.__name__ in shapes else {}
+    weights = {n: normal(*(int(d) for d in p.shape)) for n, p in g.params.items()}  # type: ignore[arg-type]
+    report = raised(g, given, weights)
+    assert report.counts["attention"] == 1 and not report.left
+
+
+def summed(e: Value) -> Value:
+    return ops.sum(e, axis=-1)
+
+
+SOFTMAXES: dict[str, Callable[[Value, Value, Value], Value]] = {
+    "shifted": lambda x, v, _: ops.matmul((e := ops.exp(x - ops.max(x))) / summed(e), v),
+    "plain": lambda x, v, _: ops.matmul((e := ops.exp(x)) / summed(e), v),
+    "by-reciprocal": lambda x, v, _: ops.matmul((e := ops.exp(x)) * (number(1.0) / summed(e)), v),
+    "late": lambda x, v, _: ops.matmul(e := ops.exp(x - ops.max(x)), v) / summed(e),
+    "logarithm": lambda x, v, _: ops.matmul(ops.exp(x - ops.log(summed(ops.exp(x)))), v),
+    "masked": lambda x, v, m: ops.matmul((e := ops.exp(x) * m) / summed(e), v),
+    "masked-late": lambda x, v, m: ops.matmul(e := m * ops.exp(x), v) / summed(e),
+    "product-and-sum": lambda x, v, m: ops.matmul(ops.softmax(x * m - (number(1.0) - m) * 1e9), v),
+    "column": lambda x, v, _: ops.matmul(
+        ops.slice_(ops.softmax(ops.pad(x, widths=((0, 0),) * 3 + ((0, 1),), value=1.5)), axis=-1, start=0, length=S), v
+    ),
+    "column-first": lambda x, v, _: ops.matmul(
+        ops.slice_(ops.softmax(ops.pad(x, widths=((0, 0),) * 3 + ((1, 0),), value=1.5)), axis=-1, start=1, length=S), v
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SOFTMAXES)
+def test_softmax_by_meaning(how: str) -> None:
+    g = Graph("exponentials")
+    with building(g):
+        scores, v = scores_and_values(g)
+        mask = ops.cast(g.input("attention_mask", tensor(i64, B, S)), dtype=f32).reshape(B, 1, 1, S)
+        g.output("y", SOFTMAXES[how](scores, v, mask))
+    given: dict[str, Array] = {n: normal(3, H, 5, D) for n in "qkv"}
+    given["attention_mask"] = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 0, 0]])
+    report = raised(g, given)
+    assert report.counts["attention"] == 1 and not report.left
+    (node,) = [n for n in g if n.op.name == "attention"]
+    assert (node["sinks"] is not None) == how.startswith("column")
+    assert (node["mask"] is not None) == (how.startswith("masked") or how == "product-and-sum")
+
+
+OTHERS: dict[str, Callable[[Value, Value, Value], Value]] = {
+    "another-axis": lambda x, v, _: ops.matmul((e := ops.exp(x)) / ops.sum(e, axis=-2), v),
+    "late-other-axis": lambda x, v, _: ops.matmul(e := ops.exp(x), v) / ops.sum(e, axis=-2).reshape(B, 2, S, 1),
+    "another-sum": lambda x, v, m: ops.matmul(ops.exp(x) / summed(ops.exp(x) * m), v),
+    "more-in-the-sum": lambda x, v, _: ops.matmul((e := ops.exp(x)) / (summed(e) + number(1.0)), v),
+    "column-to-values": lambda x, v, _: ops.matmul(
+        ops.slice_(ops.softmax(ops.pad(x, widths=((0, 0),) * 3 + ((0, 1),))), axis=-1, start=1, length=S), v
+    ),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_what_only_looks_like_softmax(how: str) -> None:
+    g = Graph("exponentials")
+    with building(g):
+        scores, v = scores_and_values(g)
+        mask = ops.cast(g.input("attention_mask", tensor(i64, B, S)), dtype=f32).reshape(B, 1, 1, S)
+        g.output("y", OTHERS[how](scores, v, mask))
+    given: dict[str, Array] = {n: normal(3, H, 5, D) for n in "qkv"}
+    given["attention_mask"] = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 0, 0]])
+    assert "attention" not in raised(g, given).counts

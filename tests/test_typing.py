@@ -203,6 +203,6 @@ def test_help_of_attention_names_types_and_defaults() -> None:
     assert text.endswith("*, causal: bool = False, window: int | None = None, scale: float | None = None, "
                          "softcap: float | None = None) -> Value")  # fmt: skip
     assert str(inspect.signature(ops.where)) == "(condition: Value | bool, x: Value | float, y: Value | float) -> Value"
-    assert str(inspect.signature(ops.topk)) == "(x: Value, *, k: int) -> tuple[Value, Value]"
+    assert str(inspect.signature(ops.topk)) == "(x: Value, *, k: int | Dim) -> tuple[Value, Value]"
     assert "softmax(x: Value, *, axis: int = -1) -> Value" in pydoc.plain(pydoc.render_doc(ops))
     assert dir(mg) == sorted([*mg.__all__, "__version__"])

@@ -82,6 +82,28 @@ CALLS: dict[str, Function] = {
     ),
     "topk": lambda x, ids: x.topk(3, dim=-1),
     "prod": lambda x, ids: x.prod(-1),
+    "sorted": lambda x, ids: (
+        *x.sort(1),
+        *x.sort(-1, descending=True),
+        *torch.sort(ids % 3, stable=True),
+        x.argsort(0),
+        x[:, torch.argsort(ids[0])],
+    ),
+    "as many as there are": lambda x, ids: x.topk(x.shape[1] - 2, dim=1, largest=False),
+    "places of edges": lambda x, ids: (
+        torch.searchsorted(torch.tensor([-0.5, 0.0, 0.5]), x),
+        torch.searchsorted(x.detach().sort(-1)[0].contiguous(), x[..., :2].contiguous(), right=True),
+        torch.bucketize(ids, torch.tensor([2, 5, 7]), right=True),
+    ),
+    "histogram": lambda x, ids: torch.histc(ids.float(), bins=8, min=0, max=7) + torch.histc(x, 8, -1, 1),
+    "bags of rows": lambda x, ids: tuple(
+        nn.embedding_bag(ids, _ten(x), mode=mode, padding_idx=3) for mode in ("sum", "mean", "max")
+    ),
+    "bags that begin anywhere": lambda x, ids: (
+        nn.embedding_bag(ids[0], _ten(x), torch.tensor([0, 3, 3]), mode="sum", per_sample_weights=x[0, :, 0]),
+        nn.embedding_bag(ids[0], _ten(x), torch.tensor([0, 3, 3]), mode="max"),
+        nn.embedding_bag(ids[0, :6], _ten(x), torch.tensor([0, 2, 6]), mode="mean", include_last_offset=True),
+    ),
     "layer norms": lambda x, ids: nn.layer_norm(x, (6,)) + nn.rms_norm(x, (6,), eps=1e-5) + nn.rms_norm(x, (6,)),
     "group norm": lambda x, ids: nn.group_norm(x.transpose(1, 2), 3).transpose(1, 2),
     "instance norm": lambda x, ids: nn.instance_norm(x.transpose(1, 2)),
@@ -159,6 +181,10 @@ CALLS: dict[str, Function] = {
     "upsampled": lambda x, ids: nn.interpolate(x[:, None, :4], size=(8, 6), mode="nearest"),
 }
 """By what is called."""
+
+
+def _ten(x: torch.Tensor) -> torch.Tensor:
+    return x[0, :5].repeat(2, 1)
 
 
 def _in_place(x: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 
 from ..data.batch import Batch, divided, labels_of
-from ..frontends.dsl import Config, Family, Model
-from ..frontends.losses import loss_of
+from ..frontends.dsl import Config, Family, Model, Program
+from ..frontends.losses import loss_of, with_own_loss
 from ..ir.errors import ConfigError
 from ..ir.graph import Graph
 from .learner import Learner
@@ -73,26 +73,26 @@ class LabelLoss:
 
 
 class OwnLoss:
-    """The loss that a family says itself, computed inside the graph.
+    """The loss that a model says itself, computed inside the graph.
 
     Batches hold the inputs of the model and what its loss takes beside them.
     """
 
     rows_per_unit = 1
 
-    def __init__(self, family: Family, config: Config) -> None:
-        self.family, self.config = family, config
+    def __init__(self, source: Family | Program, config: Config | None) -> None:
+        self.source, self.config = source, config
 
     def graph(self, logits: Graph) -> Graph:
         new = logits.copy()
-        loss = loss_of(self.family, new, self.config)
+        loss = loss_of(self.source, new, self.config)
         new.outputs.clear()
         new.output(LOSS, loss)
         return new
 
     def prepare(self, learner: Learner) -> None:
         if learner.settings.label_smoothing:
-            raise ConfigError(f"label_smoothing is of the loss of labels, but {self.family.name} has a loss of its own")
+            raise ConfigError(f"label_smoothing is of the loss of labels, but {self.source.name} has a loss of its own")
 
     def loss(self, learner: Learner, batch: Batch) -> torch.Tensor:
         with learner.autocast():
@@ -107,8 +107,9 @@ class OwnLoss:
 
 def objective_of(model: Model, label_smoothing: float = 0.0) -> Objective:
     """The loss of a model's family, if it has one, else that of the labels."""
-    if model.family is not None and model.family.loss is not None and model.config is not None:
-        return OwnLoss(model.family, model.config)
+    source = with_own_loss(model)
+    if source is not None:
+        return OwnLoss(source, model.config)
     return LabelLoss(label_smoothing)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from ..data.batch import Batch
 from ..frontends.dsl import Model
-from ..frontends.losses import loss_inputs
+from ..frontends.losses import loss_inputs, with_own_loss
 from ..frontends.task import LOGITS
 from ..frontends.tokenizer import Tokenizer
 from ..ir.errors import ConfigError
@@ -50,12 +50,13 @@ def fitted(model: Model, source: Source) -> Source:
     """The source, of which arrays are held against the inputs of the model. Raises ConfigError if they do not fit."""
     if not isinstance(source, Arrays):
         return source
-    graph, family = model.graph(), model.family
+    graph, own = model.graph(), with_own_loss(model)
     types = {name: value.type for name, value in graph.inputs.items()}
-    if family is not None and family.loss is not None and model.config is not None:
-        return source.of_model(model, types | loss_inputs(family, graph, model.config))
+    if own is not None:
+        return source.of_model(model, types | loss_inputs(own, graph, model.config))
     if LOGITS not in graph.outputs:
-        hint = "say how its outputs are held against the data: @mg.model(..., loss=function)"
+        where = "@mg.model(..., loss=function)" if model.family is not None else "mg.load(..., loss=function)"
+        hint = f"say how its outputs are held against the data: {where}"
         raise ConfigError(f"{model.name} has no output `{LOGITS}` and no loss of its own", hint=hint)
     return source.of_model(model, types | wanted_labels(graph.outputs[LOGITS].shape))
 
@@ -68,7 +69,8 @@ def check_fit(model: Model, source: Source, length: int = 0) -> None:
     if isinstance(source, Arrays):
         return  # Each input was held against its type.
     if model.task != source.task:
-        raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models")
+        hint = "" if model.family is not None else f"load it with task={source.task!r}, or give arrays: mg.Arrays.of"
+        raise ConfigError(f"{model.name} is a {model.task} model; this data trains {source.task} models", hint=hint)
     graph = model.graph()
     logits, positions = graph.outputs[LOGITS].shape[-1], _positions(graph)
     if positions is not None and length > positions:

@@ -161,8 +161,18 @@ class Sizes:
         if named != 0 and -1 in wanted:
             self.divided(total, named)
         elif named != 0:
+            self._split(total, named)
             self._one(total, named)
             self._one_batch(total, named)
+
+    def _split(self, total: DimLike, named: DimLike) -> None:
+        """Raise Equal for a size that is split in parts of one length, of which nothing may be left over."""
+        for name in sorted(_symbols(named) & self.quotients.keys()):
+            source, by = self.quotients[name]
+            whole = by * Dim.symbol(name)
+            a, b = (d.substitute({source: whole}) if isinstance(d, Dim) else d for d in (total, named))
+            if a == b:
+                raise Equal(source, by * Dim.symbol(f"{source}_over_{by}"))
 
     def chosen(self, d: DimLike) -> bool:
         """Whether a size is made of extremes, of which is not known yet what they are."""

@@ -16,7 +16,7 @@ from ...ir.op import op
 from ...ir.ops.foreign import Fields, Foreign
 from ...ir.tensors import Array
 from ...ir.types import DType, TensorType
-from .runtime import failures, open_session
+from .runtime import failures, open_session, run_within
 from .types import ELEMENTS, proto_of
 
 _A = onnx.AttributeProto
@@ -165,7 +165,7 @@ def _runtime(model: bytes, names: list[str]) -> Run:
 
     def run(inputs: dict[str, Array]) -> Iterable[Array]:
         try:
-            return session.run(names, inputs)
+            return run_within(session, names, inputs, "")
         except failures() as e:
             raise RuntimeInputError(str(e)) from None
 

@@ -143,7 +143,7 @@ class Importer:
     def _stored(self, name: str, tensor: Tensor) -> Value:
         array = self.array_of(name)
         few = array is not None and (array.size == 1 or array.dtype.kind in "iub")
-        if array is not None and few and array.size and np.isfinite(array.astype(np.float64)).all():
+        if array is not None and few and array.size and not np.isnan(array.astype(np.float64)).any():
             exact = tensor.dtype.numpy.kind in "iub" or tensor.dtype.is_float
             if exact:
                 return constant(value=array.tolist(), dtype=tensor.dtype)

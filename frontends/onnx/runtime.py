@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...ir.errors import RuntimeInputError
+from ...ir.errors import MonographError, RuntimeInputError
+from ...ir.tensors import Array
+
+LONGEST = 600.0
+"""Seconds after which a run is ended: a file may hold a loop that goes on for years."""
+
+
+class UnendedError(MonographError):
+    """A run that was ended, since it took too long. Other inputs are not tried."""
 
 
 def open_session(model: bytes, *, optimized: bool = True) -> Any:
@@ -20,6 +30,29 @@ def open_session(model: bytes, *, optimized: bool = True) -> Any:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except failures() as e:
         raise RuntimeInputError(str(e)) from None
+
+
+def run_within(own: Any, names: Sequence[str], feeds: Mapping[str, Array], place: str) -> list[Any]:
+    """Outputs of a session by name. Raises what the runtime raises, UnendedError for a run that does not end."""
+    ort: Any = importlib.import_module("onnxruntime")
+    options, ended = ort.RunOptions(), threading.Event()
+
+    def end() -> None:
+        ended.set()
+        options.terminate = True
+
+    timer = threading.Timer(LONGEST, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        return own.run(list(names), dict(feeds), options)
+    except failures():
+        if ended.is_set():
+            what = f"ONNX Runtime has not run it in {LONGEST:g} seconds"
+            raise UnendedError(what, place=place, hint="a loop in it may not end") from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -54,6 +54,9 @@ def _copied(c: Call, x: Value, source: Value) -> Value:
     return c.expanded(c.cast(source, x.dtype), x.shape)
 
 
+_NOT_FILLED = ("empty.memory_format", "empty_like.default", "new_empty.default", "empty_permuted.default",
+    "empty_strided.default", "new_empty_strided.default")  # fmt: skip
+
 CREATION: Table = {
     "aten.arange.start_step": _arange,
     "aten.arange.start": _arange,
@@ -62,6 +65,7 @@ CREATION: Table = {
     "aten.full_like.default": _full_like,
     "aten.new_full.default": _new_full,
     **dict.fromkeys(("aten.zeros.default", "aten.zeros_like.default", "aten.new_zeros.default"), _all(0)),
+    **{f"aten.{name}": _all(0) for name in _NOT_FILLED},
     **dict.fromkeys(("aten.ones.default", "aten.ones_like.default", "aten.new_ones.default"), _all(1)),
     "aten.scalar_tensor.default": _scalar,
     "aten.fill.Scalar": _full_like,

@@ -68,13 +68,18 @@ class Dims:
         return self.product(*[base] * exponent)
 
     def floor(self, a: DimLike, b: DimLike) -> DimLike:
-        """a // b, where only the constant of a leaves a rest."""
+        """a // b, where only the constant of a leaves a rest, or b is a size that leaves it whatever it is."""
         if isinstance(a, int) and isinstance(b, int):
             return a // b
         if not isinstance(b, int):
-            return exact_div(a, b)
+            return self._whole(a, b)
         rest = self.rest(a, b)
         return exact_div(a - rest, b)
+
+    def _whole(self, a: DimLike, b: DimLike) -> DimLike:
+        """a // b: exact, or of n*b + b-1, as which PyTorch counts parts that begin, n."""
+        up = a + 1 - b
+        return exact_div(a if _divides(b, a) or not self.at_least(b, 1) else up, b)
 
     def rest(self, a: DimLike, b: DimLike) -> DimLike:
         """a % b, where only the constant of a leaves a rest."""
@@ -119,6 +124,14 @@ _RULES: Mapping[str, Callable[..., DimLike]] = {
     "Min": Dims.smallest,
 }
 """What each class of sympy expressions means."""
+
+
+def _divides(b: DimLike, a: DimLike) -> bool:
+    try:
+        exact_div(a, b)
+    except MonographError:
+        return False
+    return True
 
 
 def symbol_names(sizes: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:

@@ -223,20 +223,27 @@ def _elu(c: Call, x: Value, alpha: float = 1, scale: float = 1, input_scale: flo
     return ops.where(x > 0, x, below) * float(scale)
 
 
+def _between(c: Call, x: Value, low: float, high: float) -> Value:
+    """x clamped, where at the bounds no gradient flows, as in PyTorch's activations."""
+    inner = (x > float(low)) & (x < float(high))
+    return ops.where(inner, x, c.detached(_clamped(c, x, low, high)))
+
+
 def _hard_sigmoid(c: Call, x: Value) -> Value:
-    return _clamped(c, x + 3.0, 0, 6) * (1 / 6)
+    return _between(c, x, -3, 3) * (1 / 6) + 0.5
 
 
 def _hard_swish(c: Call, x: Value) -> Value:
-    return x * _hard_sigmoid(c, x)
+    inner = x * (x + 3.0) * (1 / 6)
+    return ops.where(x <= -3.0, c.value(0, x.dtype), ops.where(x < 3.0, inner, x))
 
 
 def _hard_tanh(c: Call, x: Value, low: float = -1, high: float = 1) -> Value:
-    return _clamped(c, x, low, high)
+    return _between(c, x, low, high)
 
 
 def _relu6(c: Call, x: Value) -> Value:
-    return _clamped(c, x, 0, 6)
+    return _between(c, x, 0, 6)
 
 
 def _mish(c: Call, x: Value) -> Value:

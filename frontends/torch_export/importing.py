@@ -27,6 +27,7 @@ from .names import output_names, place_of
 from .recurrent import RECURRENT
 from .reductions import REDUCTIONS
 from .shapes import SHAPES
+from .sorting import SORTING
 from .spatial import SPATIAL
 from .tensors import LiveTensor, dtype_of, written_out
 
@@ -38,6 +39,7 @@ TABLE: Table = {
     **REDUCTIONS,
     **LAYERS,
     **SPATIAL,
+    **SORTING,
     **RECURRENT,
 }
 """What each ATen op is in the IR."""
@@ -89,8 +91,9 @@ class Importer:
         self._declare_state()
         self._declare_inputs()
         with building(self.graph):
+            read = _read(self.program.graph)
             for node in self.program.graph.nodes:
-                if node.op == "call_function":
+                if node.op == "call_function" and node in read:
                     self._node(node)
         self._outputs()
         set_starts(self.graph)
@@ -257,6 +260,17 @@ class Importer:
         line += f" in {place.scope}" if place.scope else ""
         line += f": {why}" if why and why != "no op of the IR" else ""
         self.failures[line] = self.failures.get(line, 0) + 1
+
+
+def _read(graph: Any) -> set[Any]:
+    """What the outputs are made of; the rest computes what only checks look at."""
+    waiting, found = [n for n in graph.nodes if n.op == "output"], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def _called_op(node: Any) -> str:

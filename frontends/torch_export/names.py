@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ...ir.graph import Location
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+)')
-_LIBRARY = str(Path(torch.__file__).parent)
+_LIBRARY, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 
 
 def output_names(spec: Any) -> list[str]:
@@ -41,6 +42,13 @@ def place_of(node: Any) -> Location:
     modules = list(stack.values())
     scope = str(modules[-1][0]) if modules else ""
     return Location(file, int(line), scope if _is_path(scope) else "")
+
+
+def place_of_error(e: BaseException) -> str:
+    """The last line outside of PyTorch and of this importer that an exception passed through; "" if there is none."""
+    frames = traceback.extract_tb(e.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((_LIBRARY, _HERE)) and "<" not in f.filename]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def _is_path(scope: str) -> bool:

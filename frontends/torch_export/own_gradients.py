@@ -19,17 +19,23 @@ _BOUND, _LEAST = 1e-3, 1e-3
 class OwnGradients(TorchFunctionMode):
     """While a module is traced, notes hooks that change gradients, and autograd.Functions on the way to its outputs.
 
-    `found` says them, each once. `outputs` is a forward hook of the module.
+    `found` says them, each once. `outputs` is a forward hook of the module. What is computed in inference mode, which
+    torch.export does not record, is detached.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, None] = {}
+        self.outside = torch.is_inference_mode_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _HOOKS:
             self.found[f"Tensor.{func.__name__}: it changes gradients"] = None
-        return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        # Branches of torch.cond are traced by another tracer, which does not let that be asked.
+        if self.outside or torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled():
+            return made
+        return pytree.tree_map_only(torch.Tensor, _detached, made)
 
     def outputs(self, module: Any, args: Any, found: Any) -> None:
         leaves: list[Any] = pytree.tree_leaves(found)
@@ -70,6 +76,10 @@ def differing(module: Any, traced: Any, args: Any, kwargs: Any) -> str:
         if not gap <= _BOUND * most:
             return f"the gradient of {name} is off by {gap:.2g} of {most:.2g}"
     return ""
+
+
+def _detached(x: torch.Tensor) -> torch.Tensor:
+    return x.detach()
 
 
 def _loss(outputs: Any) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,16 +13,21 @@ from torch import _decomp, nn
 from torch.export import ExportedProgram
 
 from ...ir import Graph
+from ...ir.errors import MonographError
 from ...ir.types import Dim
 from ..dsl import Model, Program
 from ..task import Task, task_of
 from .errors import NotImportableError
 from .importing import TABLE, Importer
+from .names import place_of_error
 from .own_gradients import OwnGradients, differing
 from .recurrent import Whole
 
 _ROUNDS = 3
 """How often ops that the table does not have are replaced by their parts, if PyTorch knows these."""
+
+_LONGEST = 400
+"""Characters of a line of somebody else's message; some print a whole graph."""
 
 CUSTOM = "module"
 """What the task of a module is called that is none of the built-in ones."""
@@ -51,11 +57,13 @@ def from_module(
     gradients = OwnGradients()
     hook = module.register_forward_hook(gradients.outputs)
     try:
-        with warnings.catch_warnings(), gradients, Whole():
+        with warnings.catch_warnings(), _no_guesses(), gradients, Whole():
             # Recurrent layers list their parameters anew for each call; that is no state which is lost.
             warnings.filterwarnings("ignore", r".*_flat_weights\[", UserWarning)
             program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-    except (RuntimeError, ValueError, TypeError) as e:
+    except MonographError:
+        raise
+    except Exception as e:  # What the module raises itself, and what torch.export asserts, comes out as well.
         raise _not_traced(e, called) from e
     finally:
         hook.remove()
@@ -67,10 +75,29 @@ def from_module(
     return from_program(program, task=task, name=called)
 
 
+@contextmanager
+def _no_guesses() -> Generator[None]:
+    """nn.Transformer looks at the numbers of a mask for whether it is causal, to say so; it is applied either way."""
+    place: Any = torch.nn.modules.transformer
+    known = place._detect_is_causal_mask
+
+    def said(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return is_causal is True
+
+    place._detect_is_causal_mask = said
+    try:
+        yield
+    finally:
+        place._detect_is_causal_mask = known
+
+
 def _not_traced(e: Exception, called: str) -> NotImportableError:
     text = str(e).strip().splitlines() or [type(e).__name__]
-    what = f"torch.export cannot trace it: {text[0]}"
-    return NotImportableError(what, place=called, details=[t for t in text[1:12] if t.strip()])
+    known = isinstance(e, (RuntimeError, ValueError, TypeError))
+    what = f"torch.export cannot trace it: {'' if known else f'{type(e).__name__}: '}{text[0][:_LONGEST]}"
+    details = [t[:_LONGEST] for t in text[1:12] if t.strip()]
+    place = place_of_error(e)
+    return NotImportableError(what, place=called, details=[f"at {place}", *details] if place else details)
 
 
 def _arguments(given: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -89,7 +116,7 @@ def from_program(program: Any, *, task: str | Task | None = None, name: str = ""
     called = name or "program"
     try:
         ready = _in_core_ops(program)
-    except (RuntimeError, ValueError, TypeError) as e:
+    except Exception as e:  # It asserts, too.
         raise _not_traced(e, called) from e
     importer = Importer(ready, called, {})
     renamed = _stream_names(importer)
@@ -168,7 +195,7 @@ def _without_gradients(program: ExportedProgram) -> ExportedProgram:
     region = torch.ops.higher_order.wrap_with_set_grad_enabled
     if not any(n.target is region for n in program.graph.nodes):
         return program
-    module = copy.deepcopy(program.graph_module)
+    module, signature = copy.deepcopy(program.graph_module), copy.deepcopy(program.graph_signature)
     for node in list(module.graph.nodes):
         if node.target is region and node.args[0] is False:
             for made in [n for n in node.users if isinstance(n.meta.get("val"), torch.Tensor)]:
@@ -177,12 +204,13 @@ def _without_gradients(program: ExportedProgram) -> ExportedProgram:
                 stopped.meta = dict(made.meta)
                 for user in [u for u in made.users if u is not stopped]:
                     user.replace_input_with(made, stopped)
+                signature.replace_all_uses(made.name, stopped.name)  # Where it is an output.
     module.recompile()
     constraints = cast("dict[Any, Any]", program.range_constraints)  # pyright: ignore[reportUnknownMemberType]
     return ExportedProgram(
         module,
         module.graph,
-        program.graph_signature,
+        signature,
         program.state_dict,
         constraints,
         program.module_call_graph,

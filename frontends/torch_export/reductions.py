@@ -1,4 +1,4 @@
-"""ATen ops that reduce axes, softmax, running sums, choices of the largest."""
+"""ATen ops that reduce axes, softmax, running sums, losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ...ir import Value, ops
 from ...ir.types import bool_, i32, i64
-from .call import Call, Number, Result, Table, axes_of, count_of, only
+from .call import Call, Result, Table, axes_of, count_of, only
 from .errors import UnknownFormError
 
 Reduction = Callable[..., Value]
@@ -88,7 +88,7 @@ def _variance(c: Call, x: Value, dims: Any = None, correction: float | None = 1,
 
 
 def _deviation(c: Call, x: Value, dims: Any = None, correction: float | None = 1, keepdim: bool = False) -> Value:
-    return ops.sqrt(_variance(c, x, dims, correction, keepdim))
+    return _root(c, _variance(c, x, dims, correction, keepdim))
 
 
 def _variance_and_mean(
@@ -147,25 +147,13 @@ def _norm(c: Call, x: Value, order: float = 2, dims: Any = None, keepdim: bool =
 
 
 def _root(c: Call, total: Value, power: float = 0.5) -> Value:
-    """A root whose gradient at 0 is 0, as that of a norm."""
+    """A root whose gradient at 0 is 0, as that of a norm and of a standard deviation."""
     if not c.learns:
         return ops.sqrt(total) if power == 0.5 else ops.pow(total, c.value(power, total.dtype))
     none = total.eq(0)
     safe = ops.where(none, c.value(1, total.dtype), total)
     root = ops.sqrt(safe) if power == 0.5 else ops.pow(safe, c.value(power, total.dtype))
     return ops.where(none, c.value(0, total.dtype), root)
-
-
-def _largest(c: Call, x: Value, k: Number, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:
-    at = dim % x.rank
-    if not isinstance(k, int):
-        raise UnknownFormError(f"topk takes {k} of the elements, which is no number")
-    order = [a for a in range(x.rank) if a != at] + [at]
-    back = tuple(order.index(a) for a in range(x.rank))
-    rows = ops.transpose(x if largest else ops.neg(x), permutation=tuple(order))
-    _, places = ops.topk(rows, k=k)
-    places = ops.transpose(places, permutation=back)
-    return ops.take_along_axis(x, places, axis=at), places
 
 
 def _loss(
@@ -223,7 +211,6 @@ REDUCTIONS: Table = {
     "aten.prod.default": _product_of_all,
     "aten.prod.dim_int": _product,
     "aten.linalg_vector_norm.default": _norm,
-    "aten.topk.default": _largest,
     "aten.cross_entropy_loss.default": _loss,
     "aten.mse_loss.default": _squared_error,
     "aten.l1_loss.default": _absolute_error,

@@ -14,7 +14,7 @@ from ..flow import Link, Links, along
 from ..graph import Node, Value
 from ..op import Op, op
 from ..ranges import Range
-from ..types import DimLike, TensorType, bf16, f32, i64, product
+from ..types import Dim, DimLike, TensorType, bf16, f32, i64, product
 from .checks import not_scalar, number, rank, same_dtype, typed
 from .elementwise import constant
 from .feed_forward import ACTIVATIONS, GatedFeedForward, activate_in_onnx, gated_feed_forward
@@ -31,12 +31,13 @@ class Topk(Op):
     x [..., N] -> [..., k] twice.
     """
 
-    def infer(self, x: Value, *, k: int) -> tuple[TensorType, TensorType]:
+    def infer(self, x: Value, *, k: DimLike) -> tuple[TensorType, TensorType]:
         number(x=x)
         not_scalar(x=x)
         width = x.shape[-1]
-        check(k > 0, f"k is {k}, expected at least 1")
-        check(not isinstance(width, int) or k <= width, f"k is {k} but the last axis of x has {width} elements")
+        check(isinstance(k, Dim) or k > 0, f"k is {k}, expected at least 1")
+        known = isinstance(k, int) and isinstance(width, int)
+        check(not known or k <= width, f"k is {k} but the last axis of x has {width} elements")
         values = TensorType(x.dtype, (*x.shape[:-1], k))
         return values, values.with_dtype(i64)
 
@@ -52,27 +53,27 @@ class Topk(Op):
         whole = layout.bytes(node.arguments[0].type.with_dtype(i64))
         return reads.Saved((node.outputs[1],), whole - layout.bytes(node.outputs[1].type))
 
-    def links(self, x: Value, *, k: int) -> Links:
+    def links(self, x: Value, *, k: DimLike) -> Links:
         last = x.rank - 1
         return tuple(link for i in (0, 1) for link in along(x.shape, last, (Link(0, last, None, i),), output=i))
 
-    def flops(self, x: Value, *, k: int) -> DimLike:
+    def flops(self, x: Value, *, k: DimLike) -> DimLike:
         return x.type.elements
 
-    def numpy(self, x: Any, *, k: int) -> tuple[Any, Any]:
+    def numpy(self, x: Any, *, k: Any) -> tuple[Any, Any]:
         # A stable sort of the reversed row, read from its end: of equals the first comes first.
         order = (x.shape[-1] - 1 - np.argsort(x[..., ::-1], axis=-1, kind="stable"))[..., ::-1][..., :k]
         return np.take_along_axis(x, order, axis=-1), order.astype(np.int64)
 
-    def torch(self, torch: Any, x: Any, *, k: int) -> tuple[Any, Any]:
+    def torch(self, torch: Any, x: Any, *, k: Any) -> tuple[Any, Any]:
         # torch.topk promises no order among equals.
         found = torch.sort(x, dim=-1, descending=True, stable=True)
         return torch.narrow(found[0], -1, 0, k), torch.narrow(found[1], -1, 0, k)
 
-    def onnx(self, op: Any, x: Any, *, k: int) -> tuple[Any, Any]:
+    def onnx(self, op: Any, x: Any, *, k: DimLike) -> tuple[Any, Any]:
         # The standard's TopK takes no bf16 before opset 24; in f32 the order is the same.
         wide = op.Cast(x, to=op.element_type(f32)) if x.dtype == bf16 else x
-        values, indices = op.TopK(wide, op.constant(np.array([k], np.int64)), axis=-1, outputs=2)
+        values, indices = op.TopK(wide, op.shape((k,)), axis=-1, outputs=2)
         return (values if wide is x else op.Cast(values, to=op.element_type(bf16))), indices
 
 

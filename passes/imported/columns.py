@@ -124,7 +124,7 @@ class Positions:
 
     def is_plain(self, v: Value) -> bool:
         """Whether a value is a parameter, a number, or made of such, without an axis over tokens or rows."""
-        return not v.type.symbols and (v.is_param or v.is_constant or _is_stored(v))
+        return not v.type.symbols and (v.is_param or v.is_constant or is_stored(v))
 
     def read(self, node: Node) -> int:
         """Give a node that reads counts of columns positions in their place, if each row may have its own."""
@@ -202,7 +202,7 @@ class Positions:
         return PassError(what, place=str(node.location), details=[why])
 
 
-def _is_stored(v: Value) -> bool:
+def is_stored(v: Value) -> bool:
     """Whether a value is computed from parameters and constants alone."""
     waiting, seen = [v], set[Value]()
     while waiting:

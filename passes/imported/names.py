@@ -7,19 +7,22 @@ from ...ir.graph import Graph, Value
 from ...ir.slots import Stream
 from ...ir.types import Dim, DimLike, TensorType, i64
 from ..symbols import substitute_symbols, values_of
+from .last_token import give_every_token
+from .roles import roles_of
 
 
 def in_words_of(graph: Graph, stream: Stream, output: str, zeros: tuple[str, ...] = ()) -> None:
     """Rename inputs, the output and symbols of a graph, so that its tokens are `stream.ids` [B,S].
 
-    The tokens are the input of that name, or the only integers [rows, tokens] there are; the output is that of its
-    name, or the only floats by token. zeros: other inputs along the tokens that may stay. Raises PassError for what
-    does not fit.
+    Tokens, mask and positions are known by their names, or by what becomes of them; the output is that of its name, or
+    the only floats by token, of all tokens where it was of the last one alone. Inputs that nothing reads go. zeros:
+    other inputs along the tokens that may stay. Raises PassError for what does not fit.
     """
-    ids = _ids(graph, stream)
-    _rename(graph.inputs, ids.name, stream.ids)
-    ids.name = stream.ids
-    batch, length = ids.shape
+    for old, new in roles_of(graph, stream, output, zeros).items():
+        graph.inputs[old].name = new
+    graph.inputs = {v.name: v for v in graph.inputs.values() if v.users or v.name == stream.ids}
+    ids = graph.inputs[stream.ids]
+    batch, length = ids.shape if ids.rank == 2 else (0, 0)
     for d, what in ((batch, "rows"), (length, "tokens")):
         if not isinstance(d, Dim) or d.name is None:
             hint = "export it with dynamic rows and tokens: dynamic_shapes of torch.export, dynamic_axes of torch.onnx"
@@ -35,28 +38,19 @@ def in_words_of(graph: Graph, stream: Stream, output: str, zeros: tuple[str, ...
             raise PassError(what, place=graph.name)
     _take_i64(graph)
     ids = graph.inputs[stream.ids]
+    if not any(_by_token(v, ids) for v in graph.outputs.values()):
+        give_every_token(graph, ids)
     found = _output(graph, ids, output)
     graph.outputs = {output: graph.outputs[found]}
 
 
-def _ids(graph: Graph, stream: Stream) -> Value:
-    if stream.ids in graph.inputs:
-        found = [graph.inputs[stream.ids]]
-    else:
-        plain = [v for k, v in graph.inputs.items() if k not in stream.names]
-        found = [v for v in plain if v.rank == 2 and not v.dtype.is_float]
-    if len(found) != 1 or found[0].rank != 2 or found[0].dtype.is_float:
-        has = ", ".join(f"{k} {v.type}" for k, v in graph.inputs.items())
-        raise PassError(f"takes {has or 'nothing'}: which of it are tokens [rows, tokens] is open", place=graph.name)
-    return found[0]
+def _by_token(v: Value, ids: Value) -> bool:
+    return v.rank == 3 and v.shape[:2] == ids.shape and v.dtype.is_float and isinstance(v.shape[2], int)
 
 
 def _output(graph: Graph, ids: Value, output: str) -> str:
-    def by_token(v: Value) -> bool:
-        return v.rank == 3 and v.shape[:2] == ids.shape and v.dtype.is_float and isinstance(v.shape[2], int)
-
-    found = [output] if output in graph.outputs else [k for k, v in graph.outputs.items() if by_token(v)]
-    if len(found) != 1 or not by_token(graph.outputs[found[0]]):
+    found = [output] if output in graph.outputs else [k for k, v in graph.outputs.items() if _by_token(v, ids)]
+    if len(found) != 1 or not _by_token(graph.outputs[found[0]], ids):
         gives = ", ".join(f"{k} {v.type}" for k, v in graph.outputs.items())
         what = f"gives {gives}, expected one of [{ids.shape[0]},{ids.shape[1]},vocabulary], which is {output}"
         raise PassError(what, place=graph.name)
@@ -71,12 +65,6 @@ def _take_i64(graph: Graph) -> None:
             graph.inputs[name] = Value(graph, TensorType(i64, v.shape), name)
             with graph.at(first):
                 graph.replace(v, graph.inputs[name].cast(v.dtype))
-
-
-def _rename(names: dict[str, Value], old: str, new: str) -> None:
-    items = [(new if k == old else k, v) for k, v in names.items()]
-    names.clear()
-    names.update(items)
 
 
 def _rename_symbols(graph: Graph, ids: Value, stream: Stream) -> None:

@@ -13,6 +13,7 @@ from ..decompose import inline_body
 from ..manager import RewritePass
 from ..pattern import Fuse
 from .check import Check, Run
+from .empty_rows import means_where_empty
 from .guards import drop_guard
 from .masks import Masks
 from .matcher import Matcher
@@ -26,45 +27,20 @@ def raise_attention(graph: Graph, masks: Masks, check: Check, report: RaisingRep
     """Replace every attention by the op; each softmax that stays is in the report. Gives how many were raised.
 
     Rows without a key to attend to are zeros afterwards, whatever they were: they are not compared. every_row: they
-    are, and attention in which such a row is other numbers stays.
+    are, and get the mean of all values where softmax gives that; attention in which they are other numbers stays.
     """
     raised = 0
     for node in [n for n in graph if is_softmax(n)]:
         if node.order < 0:
             continue
-        softmax = _over_last(graph, node)
         try:
-            made = _raise_one(graph, softmax, masks, check, report, every_row=every_row)
+            made = _raise_one(graph, node, masks, check, report, every_row=every_row)
         except Obstacle as e:
             report.left.append(Left.at("softmax", node, e.node, e.reason))
-            _over_own(graph, softmax, node)
             continue
         raised += 1
         report.raised.append(Raised("attention", node.location, described(made)))
     return raised
-
-
-def _over_last(graph: Graph, softmax: Node) -> Node:
-    """The same softmax over the last axis, between transposes; itself if it runs over that one."""
-    axis: int = softmax.attributes["axis"]
-    x = softmax.value("x")
-    if axis == -1:
-        return softmax
-    order = [*(i for i in range(x.rank) if i != axis % x.rank), axis % x.rank]
-    back = tuple(map(order.index, range(x.rank)))
-    with graph.at(softmax):
-        y = ops.softmax(ops.transpose(x, permutation=tuple(order)), axis=-1)
-        graph.replace(softmax.output, ops.transpose(y, permutation=back))
-    assert y.producer is not None
-    return y.producer
-
-
-def _over_own(graph: Graph, moved: Node, softmax: Node) -> None:
-    """Put a softmax of an axis of its own back in the place of the one between transposes."""
-    if moved is not softmax:
-        (user,) = moved.output.users
-        graph.replace(user.output, softmax.output)
-        erase_unread(graph, user.output)
 
 
 def take_apart(graph: Graph) -> int:
@@ -119,7 +95,7 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     assert node is not None
     if new.type != old.type:
         raise Obstacle(f"the result would be {new.type}, not {old.type}", way.values)
-    cuts = {matched.q.source, matched.k.source, matched.v.source}
+    cuts = {matched.q.source, matched.k.source, matched.v.source, *matched.terms.sides}
     allowed = {way.product, way.values, node}
 
     def alive(run: Run) -> dict[Value, Array]:
@@ -134,8 +110,15 @@ def _along(graph: Graph, way: Way, masks: Masks, check: Check, report: RaisingRe
     graph.replace(old, new)
     if not drop_guard(graph, node, matched.parts, masks, check) and lost:
         graph.replace(new, old)
+        with graph.at(way.values):
+            filled = means_where_empty(node)
+            whole = new if filled is None else matched.output(filled)
+        if check.difference(old, whole, cuts, allowed, numbers=True):
+            for made in (whole, new):
+                erase_unread(graph, made)
+            raise Obstacle(f"rows without a key to attend to would be zeros: {lost}", way.softmax)
+        graph.replace(old, whole)
         erase_unread(graph, new)
-        raise Obstacle(f"rows without a key to attend to would be zeros: {lost}", way.softmax)
     erase_unread(graph, old)
     return node
 

@@ -12,8 +12,9 @@ from ...ir.ops.shape import Reshape, Transpose
 from ...ir.types import bool_
 from .affine import band
 from .check import Check
+from .conjuncts import conjuncts, flipped
 from .constants import scalar_of
-from .masks import Masks, Truth, conjuncts, flipped
+from .masks import Masks, Truth
 from .unread import erase_unread
 
 _MOVES = (Reshape, Transpose)
@@ -73,7 +74,7 @@ def _follows(rows: Value, node: Node, parts: list[Truth], masks: Masks) -> bool:
     if rows.rank < 2:
         return False
     length, keys = node.value("q").shape[1], node.value("k").shape[1]
-    for part in conjuncts(masks.truth(rows), masks):
+    for part in conjuncts(masks.truth(rows)):
         if part is True or any(part is p for p in parts):
             continue
         found = band(flipped(part), length, keys, masks.read) if isinstance(part, Value) else None

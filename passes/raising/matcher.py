@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...ir import ops
-from ...ir.graph import Node, Value
-from ...ir.ops.elementwise import Add, Cast, Mul, Sub, Tanh
-from ...ir.ops.logic import Where
-from ...ir.ops.shape import Concat, Reshape, Slice, Transpose
+from ...ir.graph import Value
+from ...ir.ops.shape import Reshape, Slice, Transpose
 from ...ir.types import product
-from .constants import scalar_of
-from .masks import NEVER, Masks, Truth, both, conjuncts, flipped, negated
-from .scores import Obstacle, Step, Way
+from .conjuncts import conjuncts, flipped
+from .masks import Masks, Truth, both
+from .scores import Obstacle, Way
 from .structure import Structure, structured
-from .views import Atom, Group, Unaligned, View, align, built, factor, flat, flats, paired, rearranged, view_of
-
-
-@dataclass
-class Terms:
-    """What happens to the product of queries and keys before softmax, in the axes of that product."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-    tanh: bool = False
-    biases: list[tuple[Value, float, list[Group]]] = field(default_factory=list[tuple[Value, float, list[Group]]])
-    masks: list[tuple[Truth, list[Group]]] = field(default_factory=list[tuple[Truth, list[Group]]])
-    zeroed: Truth | None = None
-    """Where scores are not 0, until what is added there says that they do not count."""
-    sinks: Value | None = None
+from .terms import read_terms
+from .views import Atom, Group, Unaligned, View, align, built, flat, flats, paired, rearranged, view_of
 
 
 @dataclass
@@ -53,9 +38,9 @@ class Matcher:
         self.way, self.masks = way, masks
         self.left, self.right = (view_of(x, scales=True) for x in way.product.arguments)
         self.scores = View.of(way.product.output)
-        self.terms = Terms()
         self._align_product()
-        groups = self._before()
+        self.axis: int = way.softmax.attributes["axis"]
+        self.terms, groups = read_terms(way, self.scores, masks)
         self.places = self._placed(groups)
         self.swapped = self._orientation()
         self.q, self.k = (self.right, self.left) if self.swapped else (self.left, self.right)
@@ -90,117 +75,37 @@ class Matcher:
         right |= paired(m[-1], b[-1]) | dict.fromkeys(flat(m[-2]))
         return (right, left) if self.swapped else (left, right)
 
-    def _before(self) -> list[Group]:
-        """Read the steps to softmax; gives the axes of its operand."""
-        groups = list(self.scores.groups)
-        for node in (s.node for s in self.way.before if isinstance(s.node.op, (Reshape, Transpose))):
-            groups = rearranged(node, flats(groups))
-        keys, groups = groups[-1], list(self.scores.groups)
-        for step in self.way.before:
-            node = step.node
-            if isinstance(node.op, (Reshape, Transpose)):
-                groups = rearranged(node, flats(groups))
-            elif isinstance(node.op, Tanh):
-                self._tanh(node)
-            elif (number := factor(node)) is not None:
-                self._scaled(number[1], node)
-            elif isinstance(node.op, Concat):
-                self._sink(step.sides[0], node)
-            elif isinstance(node.op, Where):
-                self._where(node, step.carrier, groups)
-            elif isinstance(node.op, (Add, Sub)):
-                self._added(step.sides[0], -1.0 if isinstance(node.op, Sub) else 1.0, groups, flat(keys), node)
-            elif isinstance(node.op, Mul):
-                self._zeroed(step.sides[0], node)
-            elif not isinstance(node.op, Cast):
-                raise Obstacle(f"{node.op.name} lies between the scores and softmax", node)
-            if self.terms.sinks is not None and not isinstance(node.op, (Concat, Cast)) and not _shifts(step):
-                raise Obstacle(f"{node.op.name} changes the scores after the sinks were added", node)
-        if self.terms.tanh:
-            self.terms.softcap, self.terms.tanh = 1.0, False
-        if self.terms.zeroed is not None:
-            raise Obstacle("scores that a mask hides become 0, which still counts", self.way.softmax)
-        return groups
-
-    def _tanh(self, node: Node) -> None:
-        t = self.terms
-        if t.masks or t.biases:
-            raise Obstacle("scores are capped after they were masked or biased", node)
-        if t.tanh or t.softcap is not None:
-            raise Obstacle("scores are capped twice", node)
-        t.tanh = True
-
-    def _scaled(self, number: float, node: Node) -> None:
-        t = self.terms
-        if t.tanh:
-            if number <= 0:
-                raise Obstacle(f"the cap of scores is {number:g}", node)
-            # attention computes softcap * tanh(scale * q k / softcap).
-            t.softcap, t.scale, t.tanh = number, t.scale * number, False
-            return
-        if t.softcap is not None and (t.masks or t.biases or number != 1):
-            raise Obstacle("scores are scaled after they were capped", node)
-        if t.masks and number <= 0:
-            raise Obstacle(f"masked scores are multiplied by {number:g}", node)
-        t.scale *= number
-        t.biases = [(v, by * number, at) for v, by, at in t.biases]
-
-    def _sink(self, side: Value, node: Node) -> None:
-        if self.terms.tanh or self.terms.sinks is not None:
-            raise Obstacle("a second column is joined to the scores", node)
-        self.terms.sinks = side
-
-    def _where(self, node: Node, carrier: int, groups: list[Group]) -> None:
-        if self.terms.tanh:
-            raise Obstacle("scores are masked inside of their cap", node)
-        fill = scalar_of(node.arguments[3 - carrier])
-        if fill is None or fill > NEVER:
-            raise Obstacle(f"masked scores become {fill}, which still counts", node)
-        condition = self.masks.truth(node.value("condition"))
-        self.terms.masks.append((condition if carrier == 1 else negated(condition), flats(groups)))
-
-    def _zeroed(self, side: Value, node: Node) -> None:
-        """Scores times zeros and ones: those that become 0 are masked by what is added next."""
-        found = self.masks.indicator(side)
-        if found is None or self.terms.zeroed is not None or self.terms.tanh:
-            raise Obstacle("scores are multiplied by more than one number", node)
-        if self.terms.masks or self.terms.biases:
-            raise Obstacle("masked scores are multiplied by more than one number", node)
-        self.terms.zeroed = found
-
-    def _added(self, side: Value, sign: float, groups: list[Group], keys: Group, node: Node) -> None:
-        if self.terms.tanh:
-            raise Obstacle("something is added inside of the cap of scores", node)
-        behind = len(groups) - next((i for i, g in enumerate(groups) if keys and flat(g) == keys), len(groups))
-        if behind and (side.rank < behind or side.shape[-behind] == 1):
-            return  # Softmax does not change when all scores of a row do alike.
-        kept = self.masks.keep(side) if sign > 0 else self.masks.taken(side)
-        if self.terms.zeroed is not None and kept is not self.terms.zeroed:
-            raise Obstacle("scores that a mask hides become 0, which still counts", node)
-        if kept is not None:
-            self.terms.masks.append((kept, flats(groups)))
-            self.terms.zeroed = None
-        elif side.producer is not None and isinstance(side.producer.op, Add):
-            for part in side.producer.arguments:
-                self._added(part, sign, groups, keys, node)
-        else:
-            self.terms.biases.append((side, sign, flats(groups)))
-
     # -- axes ----------------------------------------------------------------------------------------------------
 
     def _placed(self, groups: list[Group]) -> Places:
-        *rest, keys = groups
-        around = {a for g in self.scores.groups[-2:] for a in flat(g)}
-        # Queries come from an axis of the product; where an exporter turns the scores, they are not last but one.
-        at = next((i for i in reversed(range(len(rest))) if around.issuperset(flat(rest[i]))), -1)
-        rows = rest.pop(at)
-        while len(rest) > 2 and not flat(rest[0]):
-            rest.pop(0)
-        if len(rest) == 1:
-            atoms = flat(rest[0])
+        """Batch and heads are alike in what is computed: what has no fixed size is batch, whatever its place."""
+        at = self.axis % len(groups)
+        keys, (*leading, rows) = groups[at], groups[:at] + groups[at + 1 :]
+        first, *others = leading or [Group()]
+        rest = [a for g in others for a in g]
+        if not others:
+            atoms = flat(first)
             single = len(atoms) == 1 and isinstance(atoms[0].size, int)
-            return Places([] if single else atoms[:1], atoms if single else atoms[1:], rows, keys)
-        return Places(rest[0] if rest else [], [a for g in rest[1:] for a in g], rows, keys)
+            first, rest = ([], atoms) if single else (atoms[:1], atoms[1:])
+        varying = [a for a in rest if not isinstance(a.size, int)]
+        fixed = [a for a in rest if isinstance(a.size, int)]
+        if varying and all(isinstance(a.size, int) for a in first):
+            return Places(varying, [*first, *fixed], rows, keys)
+        return Places([*first, *varying], fixed, rows, keys)
+
+    def _settle(self) -> None:
+        """Queries are what neither keys nor values depend on; what else was taken for them is batch and heads."""
+        to_q, to_k = self._from_scores()
+        to_v = self._from_weights()
+        batch, heads, rows, keys = self.places.groups()
+        own = {a for a in (*batch, *heads, *rows) if to_k[a] is not None or to_v[a] is not None}
+        free = [a for a in (*batch, *heads, *rows) if a not in own and to_q[a] is not None]
+        if own.isdisjoint(rows) or not free:
+            return
+        queries = [a for a in free if not isinstance(a.size, int)] or free[:1]
+        rest = [a for a in (*batch, *heads, *rows) if a not in queries]
+        first = [a for a in rest if a in batch or not isinstance(a.size, int)]
+        self.places = Places(first, [a for a in rest if a not in first], queries, keys)
 
     def _orientation(self) -> bool:
         """Whether keys are the first factor of the product."""
@@ -217,7 +122,8 @@ class Matcher:
         for step in self.way.after:
             node = step.node
             if isinstance(node.op, Slice):
-                if self.terms.sinks is None or node.output.shape[-1] != product(a.size for a in flat(groups[-1])):
+                keeps = node.output.shape[-1] == product(a.size for a in flat(groups[-1]))
+                if self.terms.sinks is None or not keeps or node.attributes["start"] != self.terms.first:
                     raise Obstacle("a part of the weights is taken", node)
             elif isinstance(node.op, (Reshape, Transpose)):
                 groups = rearranged(node, flats(groups))
@@ -232,7 +138,8 @@ class Matcher:
         self.weight_groups = w
         keys, inner = (w[-1], v[-2]) if first else (w[-2], v[-1])
         if flat(keys) != flat(self.places.keys):
-            raise Obstacle("the weights are multiplied along an axis that is not the keys", node)
+            what = "the weights are multiplied along an axis that is not the keys"
+            raise Obstacle(f"{what}: softmax runs over axis {self.axis}", node)
         for _ in range(2):
             align(keys, inner)
             for i in range(rank - 2):
@@ -255,6 +162,7 @@ class Matcher:
 
     def attention(self) -> Value:
         """The op on rearranged operands."""
+        self._settle()
         structure = self._structure()
         self._align_values()
         to_q, to_k = self._from_scores()
@@ -275,6 +183,7 @@ class Matcher:
         q = _laid(self.q, to_q, [batch, rows, heads], channels)
         k = _laid(self.k, to_k, [batch, keys, own], inner)
         v = _laid(self.v, to_v, [batch, keys, own], width)
+        q, k = self._multiplied(q, k)
         if self.terms.scale <= 0 or not math.isfinite(self.terms.scale):
             raise Obstacle(f"the scale of scores is {self.terms.scale:g}", self.way.product)
         return ops.attention(
@@ -285,7 +194,7 @@ class Matcher:
     @property
     def parts(self) -> list[Truth]:
         """What must be true of a key, each in the axes that it has in the graph."""
-        return [p for truth, _ in self.terms.masks for p in conjuncts(truth, self.masks)]
+        return [p for truth, _ in self.terms.masks for p in conjuncts(truth)]
 
     def _structure(self) -> Structure:
         kept: list[Value] = []
@@ -294,7 +203,7 @@ class Matcher:
             if isinstance(truth, bool):
                 whole = both(whole, truth)
                 continue
-            kept += [self._side(part, groups) for part in _parts(truth, self.masks)]
+            kept += [self._side(part, groups) for part in _parts(truth)]
         if whole is False:
             raise Obstacle("every key is masked", self.way.softmax)
         sizes = [product(a.size for a in flat(g)) for g in self.places.groups()]
@@ -316,6 +225,19 @@ class Matcher:
                 raise Unaligned
         return built(view, wanted, expanded=False)
 
+    def _multiplied(self, q: Value, k: Value) -> tuple[Value, Value]:
+        """Queries and keys [B,length,heads,width] times what their scores are multiplied by."""
+        for v, divides, groups in self.terms.scales:
+            side = self._side(v, groups)
+            _, heads, rows, keys = side.shape
+            if keys == 1:
+                q = _by(q, side.transpose(0, 2, 1, 3), divides=divides)
+            elif rows == 1 and heads in (1, k.shape[2]):
+                k = _by(k, side.transpose(0, 3, 1, 2), divides=divides)
+            else:
+                raise Obstacle("scores are multiplied by a tensor over queries and keys", self.way.product)
+        return q, k
+
     def _bias(self, q: Value) -> Value | None:
         total: Value | None = None
         for v, by, groups in self.terms.biases:
@@ -327,15 +249,17 @@ class Matcher:
 
     def _sinks(self, q: Value, heads: Group) -> Value | None:
         """Sinks [..H..,S,1] as one number for each head."""
-        sinks = self.terms.sinks
+        sinks, size = self.terms.sinks, product(a.size for a in flat(heads))
         if sinks is None:
             return None
-        view, size = view_of(sinks), product(a.size for a in flat(heads))
+        if not any(isinstance(s.node.op, Slice) for s in self.way.after):
+            raise Obstacle("the column of sinks goes to the values", self.way.values)
+        if not isinstance(sinks, Value):
+            return ops.expand(ops.constant(value=(sinks,), dtype=q.dtype), shape=(size,))
+        view = view_of(sinks)
         real = flat(view.order)
         if product(a.size for a in real) != size:
             raise Obstacle("sinks are not one number for each head", self.way.softmax)
-        if self.terms.sinks is not None and not any(isinstance(s.node.op, Slice) for s in self.way.after):
-            raise Obstacle("the column of sinks goes to the values", self.way.values)
         found = built(view, [real], expanded=False)
         return found if found.dtype == q.dtype else found.cast(q.dtype)
 
@@ -350,13 +274,13 @@ class Matcher:
         return new if new.dtype == self.way.values.output.dtype else new.cast(self.way.values.output.dtype)
 
 
-def _shifts(step: Step) -> bool:
-    """Whether a step adds one number to all scores of a row."""
-    return isinstance(step.node.op, (Add, Sub)) and step.sides[0].shape[-1:] == (1,)
+def _by(x: Value, side: Value, *, divides: bool) -> Value:
+    side = side if side.dtype == x.dtype else side.cast(x.dtype)
+    return x / side if divides else x * side
 
 
-def _parts(truth: Value, masks: Masks) -> list[Value]:
-    found = conjuncts(truth, masks)
+def _parts(truth: Value) -> list[Value]:
+    found = conjuncts(truth)
     if any(p is False for p in found):
         raise Obstacle("every key is masked")
     return [flipped(p) for p in found if isinstance(p, Value)]

@@ -30,13 +30,18 @@ class Root:
 
 
 def raise_norms(graph: Graph, check: Check, report: RaisingReport) -> int:
-    """Replace RMS and layer norms by their ops. Gives how many."""
+    """Replace RMS and layer norms by their ops; each root of a mean of squares that is left is in the report. Gives how
+    many."""
     raised = 0
     for node in [n for n in graph if isinstance(n.op, Rsqrt)]:
         root = _root(node) if node.order >= 0 else None
-        for found in [] if root is None else _applied(node, root):
-            assert root is not None
-            raised += _replace(graph, root, found, check, report)
+        if root is None:
+            continue
+        applied = _applied(node, root)
+        raised += sum(_replace(graph, root, found, check, report) for found in applied)
+        if not applied:
+            user = next(iter(node.output.users), None)
+            report.left.append(Left.at("norm", node, user, "what is multiplied by the root is not what the root is of"))
     return raised
 
 
@@ -155,21 +160,13 @@ def _through(user: Node, v: Value, state: Applied, root: Root, *, joined: bool) 
     y = user.output
     if isinstance(user.op, Mul) and side is not None and not joined and _uncast(side) in _same(root):
         return _follow(y, Applied(y, state.w, state.b), root, joined=True)
-    if (
-        isinstance(user.op, Mul)
-        and side is not None
-        and state.w is None
-        and state.b is None
-        and _vector(side, v if joined else root.x)
-    ):
+    weighted = None if joined or side is None or state.w is not None else _weighted(side, root)
+    if isinstance(user.op, Mul) and weighted is not None:
+        return _follow(y, Applied(y, weighted, state.b), root, joined=True)
+    vector = side is not None and state.b is None and _vector(side, v if joined else root.x)
+    if isinstance(user.op, Mul) and side is not None and state.w is None and vector:
         return _follow(y, Applied(y, side, None), root, joined=joined)
-    if (
-        isinstance(user.op, Add)
-        and joined
-        and side is not None
-        and state.b is None
-        and _vector(side, v if joined else root.x)
-    ):
+    if isinstance(user.op, Add) and joined and side is not None and vector:
         return _follow(y, Applied(y, state.w, side), root, joined=joined)
     moved = isinstance(user.op, Reshape) and (_alike(y, root.x) if joined else _long(y) == _long(v))
     if moved or (isinstance(user.op, Cast) and y.dtype.is_float):
@@ -180,6 +177,16 @@ def _through(user: Node, v: Value, state: Applied, root: Root, *, joined: bool) 
 def _alike(v: Value, x: Value) -> bool:
     """Whether v has the rows of x, whatever axes they are counted along."""
     return v.type.elements == x.type.elements and _width(v) == _width(x)
+
+
+def _weighted(v: Value, root: Root) -> Value | None:
+    """The weights in `x * weights`, for the x of a root."""
+    node = _uncast(v).producer
+    if node is None or not isinstance(node.op, Mul):
+        return None
+    x, w = node.arguments
+    x, w = (x, w) if _uncast(x) in _same(root) else (w, x)
+    return w if _uncast(x) in _same(root) and _vector(w, root.x) else None
 
 
 def _same(root: Root) -> set[Value]:

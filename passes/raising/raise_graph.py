@@ -20,7 +20,7 @@ from .neutral import drop_neutral
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
-from .softmax import raise_softmax
+from .softmaxes import one_softmax
 
 
 def clean(graph: Graph) -> None:
@@ -51,9 +51,10 @@ def raise_graph(
     check = Check(graph, reader, without=without, accepted=report.places)
     if "attention" not in without:
         take_apart(graph)
-        raise_softmax(graph, check)
         canonicalize(graph)
-        raise_attention(graph, Masks(graph, reader), check, report, every_row=every_row)
+        masks = Masks(graph, reader)
+        one_softmax(graph, masks, check)
+        raise_attention(graph, masks, check, report, every_row=every_row)
         put_back(graph, report)
         dce(graph)
     if "norms" not in without:

@@ -10,6 +10,7 @@ from ...ir.ops.elementwise import Add, Cast, Div, Mul, Neg, Sub, Tanh
 from ...ir.ops.linear import Matmul
 from ...ir.ops.logic import Where
 from ...ir.ops.reduce import Softmax
+from ...ir.ops.scatter import Pad
 from ...ir.ops.shape import Concat, Reshape, Slice, Transpose
 from ...ir.value import ancestors
 from .constants import scalar_of
@@ -100,19 +101,32 @@ def _carriers(node: Node) -> list[int]:
         return [0]
     if isinstance(op, Cast):
         return [0] if node.value("x").dtype.is_float and node.output.dtype.is_float else []
-    found = factor(node)
-    if found is not None or isinstance(op, Div):
-        return [] if found is None else [node.operands.index(found[0])]
+    if isinstance(op, (Mul, Div)):
+        found = factor(node)
+        return _full(node) if found is None else [node.operands.index(found[0])]
     if isinstance(op, Where):
         return [i for i in (1, 2) if scalar_of(node.arguments[3 - i]) is not None]
     if isinstance(op, Concat):
-        joins = len(node.arguments) == 2 and node.attributes["axis"] == -1 and node.arguments[1].shape[-1] == 1
-        return [0] if joins else []
-    if isinstance(op, (Add, Sub, Mul)):
-        places = [0] if isinstance(op, Sub) else [0, 1]
-        full = [i for i in places if node.arguments[i].shape == node.output.shape]
-        return sorted(full, key=lambda i: _distance(node.arguments[i]))
-    return []
+        joins = len(node.arguments) == 2 and node.attributes["axis"] == -1
+        return [i for i in (0, 1) if joins and node.arguments[1 - i].shape[-1] == 1]
+    if isinstance(op, Pad):
+        return [] if padded_column(node) is None else [0]
+    return _full(node) if isinstance(op, (Add, Sub)) else []
+
+
+def _full(node: Node) -> list[int]:
+    """Places of operands that others are broadcast to, the nearest to a product first."""
+    places = [0, 1] if isinstance(node.op, (Add, Mul)) else [0]
+    full = [i for i in places if node.arguments[i].shape == node.output.shape]
+    return sorted(full, key=lambda i: _distance(node.arguments[i]))
+
+
+def padded_column(node: Node) -> tuple[bool, float] | None:
+    """(whether it comes first, its number) of one column that is added along the last axis, and nothing else."""
+    *others, last = node.attributes["widths"]
+    if any(tuple(w) != (0, 0) for w in others) or tuple(last) not in ((1, 0), (0, 1)):
+        return None
+    return tuple(last) == (1, 0), float(node.attributes["value"])
 
 
 def _distance(v: Value) -> int:
@@ -123,7 +137,7 @@ def _distance(v: Value) -> int:
             return LONGEST
         if isinstance(node.op, Matmul):
             return i
-        places = _carriers(node) if not isinstance(node.op, (Add, Sub)) else [0]
+        places = _carriers(node) if not isinstance(node.op, (Add, Sub, Mul, Div)) or factor(node) else [0]
         if not places:
             return LONGEST
         v = node.arguments[places[0]]
@@ -144,7 +158,7 @@ def _forward(graph: Graph, softmax: Node) -> tuple[tuple[Step, ...], Node, int]:
         if isinstance(node.op, Cast):
             passes = node.output.dtype.is_float
         if isinstance(node.op, Slice):
-            passes = node.attributes["axis"] == -1 and node.attributes["start"] == 0
+            passes = node.attributes["axis"] == -1 and node.attributes["start"] in (0, 1)
         if isinstance(node.op, Mul):
             passes = True  # By what is 1 where a score counts; anything else shows when numbers are compared.
         if not passes or place is None:

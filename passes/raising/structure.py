@@ -58,7 +58,7 @@ def _lengths(part: Value, batch: DimLike, keys: DimLike) -> Value | None:
         return None
     place, count = node.arguments
     found = affine(place)
-    if found is None or found.offset != 0 or place.shape[-1] != keys:
+    if found is None or found.offset != 0 or place.shape[-1:] != (keys,):
         return None
     if found.slopes[-1] != 1 or any(found.slopes[:-1]):
         return None
