@@ -188,6 +188,18 @@ CENTRED = f"""{GAIN}
     second = Mul(mean, gain)
     below = Neg(second)
     y = Add(first, below)"""
+FAST = """mean = ReduceMean <axes = [-1], keepdims = 1> (x)
+    gap = Sub(x, mean)
+    square = Mul(x, x)
+    second = ReduceMean <axes = [-1], keepdims = 1> (square)
+    first = Mul(mean, mean)
+    moment = Sub(second, first)
+    variance = Max(moment, zero)
+    safe = Add(variance, eps)
+    root = Sqrt(safe)
+    normed = Div(gap, root)
+    weighted = Mul(normed, w)
+    y = Add(weighted, c)"""
 WRONG = f"""{GAIN}
     second = Mul(mean, gain)
     offset = Add(second, c)
@@ -195,16 +207,29 @@ WRONG = f"""{GAIN}
 
 
 @pytest.mark.parametrize(
-    ("body", "norms"), [(ROWS, 1), (KERAS, 1), (CENTRED, 1), (WRONG, 0)], ids=["rows", "keras", "no bias", "plus mean"]
+    ("body", "norms"),
+    [(ROWS, 1), (KERAS, 1), (CENTRED, 1), (FAST, 1), (WRONG, 0)],
+    ids=["rows", "keras", "no bias", "flax", "plus mean"],
 )
 def test_layer_norms(body: str, norms: int) -> None:
     """Rows as channels of a batch norm; the mean taken off as its negative times the gain, with and without a bias."""
     text = f"""g (float[b, s, 32] x) => (float[b, s, 32] y)
-<float unit = {{1.0}}, float width = {{32.0}}, float eps = {{1e-3}}> {{
+<float unit = {{1.0}}, float zero = {{0.0}}, float width = {{32.0}}, float eps = {{1e-3}}> {{
     {body}
 }}"""
     _, ops = raised(text, {"x": normal(3, 5, 32) + 1}, w=normal(32), c=normal(1, 32)[0])
     assert ops["layer_norm"] == norms
+
+
+def test_an_epsilon_behind_an_activation_stays() -> None:
+    """Of a variance of 0, which is at least 0: what is left is the epsilon alone."""
+    text = """g (float[b, s, 8] x) => (float[b, s, 8] y) <float zero = {0.0}, float eps = {1e-6}> {
+    kept = Max(x, zero)
+    safe = Add(kept, eps)
+    root = Sqrt(safe)
+    y = Reciprocal(root)
+}"""
+    raised(text, {"x": -np.abs(normal(2, 3, 8))})
 
 
 def test_a_bound_of_a_billion_is_the_end_and_a_range_of_floats_has_a_size() -> None:
@@ -226,7 +251,8 @@ def test_a_bound_of_a_billion_is_the_end_and_a_range_of_floats_has_a_size() -> N
 def test_sizes_of_three_inputs_are_one() -> None:
     """Batches times heads that meet, a mask whose rows are counted by the tokens, and what is expanded to a batch."""
     text = """g (float[b, s, 8] x, float[c, t, 8] e, int32[d, u] mask)
-=> (float[1, 1, 1] largest, float[n, m, 2] p, float[k, l, 8] z) <float[1, 1, 8] first = {0, 1, 2, 3, 4, 5, 6, 7}, int64[1] two = {2}, int64[1] one = {1}> {
+=> (float[1, 1, 1] largest, float[n, m, 2] p, float[k, l, 8] z) <float[1, 1, 8] first = {0, 1, 2, 3, 4, 5, 6, 7},
+ int64[1] two = {2}, int64[1] one = {1}> {
     bx = Shape <start = 0, end = 1> (x)
     sx = Shape <start = 1, end = 2> (x)
     be = Shape <start = 0, end = 1> (e)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...ir.graph import Graph, Node, Value
+from ...ir.op import Op
 from ...ir.ops.elementwise import Add, Mul
 from ...ir.ops.shape import expand
 from .constants import scalar_of
 
-_NEUTRAL = {Add: 0.0, Mul: 1.0}
+_NEUTRAL: dict[type[Op], float] = {Add: 0.0, Mul: 1.0}
 
 
 def drop_neutral(graph: Graph) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...ir import ops
 from ...ir.errors import MonographError
 from ...ir.graph import Graph, Node, Value
-from ...ir.ops.elementwise import Add, Cast, Mul, Neg, Pow, Rsqrt, Sub
+from ...ir.ops.elementwise import Add, Cast, Maximum, Mul, Neg, Pow, Rsqrt, Sub
 from ...ir.ops.reduce import Mean, Sum
 from ...ir.ops.shape import Reshape
 from ...ir.types import DimLike, Shape
@@ -86,14 +86,11 @@ def _root(node: Node) -> Root | None:
         if number is None or number < 0:
             return None
         inner, eps = _plain(x), number
+    if inner.producer is not None and isinstance(inner.producer.op, (Maximum, Sub)):
+        return _of_moments(inner.producer, eps)
     averaged = _averaged(inner)
-    square = None if averaged is None else _plain(averaged).producer
-    if square is None or averaged is None:
-        return None
-    a, b = square.arguments if len(square.arguments) == 2 else (None, None)
-    powered = isinstance(square.op, Pow) and b is not None and scalar_of(b) == 2
-    squared = powered or (isinstance(square.op, Mul) and a is b)
-    if not squared or a is None:
+    a = None if averaged is None else _squared(_plain(averaged))
+    if a is None:
         return None
     centred = _plain(a).producer
     if centred is not None and isinstance(centred.op, Sub):
@@ -104,15 +101,38 @@ def _root(node: Node) -> Root | None:
     return Root(a, a, None, eps)
 
 
+def _squared(v: Value) -> Value | None:
+    """x of x * x, or of x to the power of 2."""
+    node = v.producer
+    if node is None or not isinstance(node.op, (Mul, Pow)):
+        return None
+    x, y = node.arguments
+    return x if (x is y if isinstance(node.op, Mul) else scalar_of(y) == 2) else None
+
+
+def _of_moments(node: Node, eps: float) -> Root | None:
+    """mean(x * x) - mean(x) * mean(x), and at least 0, in the place of the mean of squares of what is centred."""
+    if isinstance(node.op, Maximum):
+        inner = _plain(node.arguments[0]).producer
+        above = scalar_of(node.arguments[1]) == 0
+        return _of_moments(inner, eps) if above and inner is not None and isinstance(inner.op, Sub) else None
+    second, first = (_plain(v) for v in node.arguments)
+    whole, mean = _averaged(second), _squared(first)
+    x = None if whole is None else _squared(_plain(whole))
+    below = None if mean is None else _averaged(_plain(mean))
+    if x is None or mean is None or below is None or _uncast(below) is not _uncast(x):
+        return None
+    users = (u.output for u in mean.users if isinstance(u.op, Sub) and u.arguments[1] is mean)
+    centred = next((v for v in users if v.producer is not None and v.producer.arguments[0] is x), x)
+    return Root(x, centred, mean, eps)
+
+
 def _averaged(v: Value) -> Value | None:
     """What v is the mean of, over the last axis longer than 1, or as a sum over its length."""
     node = v.producer
     if node is not None and isinstance(node.op, (Mean, Sum)):
-        return (
-            node.arguments[0]
-            if _along_last(node) and (isinstance(node.op, Mean) or _width(node.arguments[0]) == 1)
-            else None
-        )
+        whole = isinstance(node.op, Mean) or _width(node.arguments[0]) == 1
+        return node.arguments[0] if whole and _along_last(node) else None
     found = None if node is None else factor(node)
     total = None if found is None else _plain(found[0]).producer
     if found is None or total is None or not isinstance(total.op, Sum):
