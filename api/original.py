@@ -149,7 +149,7 @@ class Original:
     def _as_written(self, one: Expected) -> dict[str, Array]:
         """The outputs of a trial where the runtime takes the file as it is; none where it does not."""
         try:
-            return _outputs(self._plain, one.hard)
+            return _outputs(self._plain, one.hard, self.path)
         except (RuntimeInputError, *failures()):
             return {}
 

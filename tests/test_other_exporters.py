@@ -18,7 +18,7 @@ from monograph.passes.raising import raise_graph
 Array = np.ndarray[Any, Any]
 HEAD = 'ir_version: 9, opset_import: ["": 17, "com.microsoft": 1]'
 KEYS = """<int64[3] turn = {0, 2, 1}, int64[1] one = {1}, int64[1] two = {2}, float never = {-1e9}, float unit = {1.0},
- float scale = {0.35}, float tenth = {1e-9}, float many = {1e4}>"""
+ float scale = {0.35}, float tenth = {1e-9}, float huge = {1e4}>"""
 
 
 def raised(text: str, feeds: dict[str, Array], **weights: Array) -> tuple[Graph, Counter[str]]:
@@ -100,7 +100,7 @@ def test_scores_blended_with_a_mask(same: bool) -> None:
     b4 = Unsqueeze(held, sides)
     c4 = Unsqueeze({"held" if same else "other"}, sides)
     off = Sub(unit, c4)
-    gone = Mul(off, many)
+    gone = Mul(off, huge)
     kt = Transpose <perm = [0, 1, 3, 2]> (k)
     scores = MatMul(q, kt)
     dimmed = Mul(scores, b4)
@@ -134,6 +134,7 @@ def test_softmax_in_parts(axis: int, attention: int) -> None:
     text = f"""g ({INPUTS}) => (float[b, 2, s, 6] y) {KEYS}  {{
     sides = Constant <value_ints = [1, 2]> ()
     axis = Constant <value_ints = [{axis}]> ()
+    front = Constant <value_ints = [0]> ()
     kt = Transpose <perm = [0, 1, 3, 2]> (k)
     plain = MatMul(q, kt)
     size = Shape(plain)
@@ -144,9 +145,11 @@ def test_softmax_in_parts(axis: int, attention: int) -> None:
     scores = Where(kept4, plain, fill)
     most = ReduceMax <axes = [{axis}], keepdims = 1> (scores)
     left = Sub(scores, most)
-    e = Exp(left)
-    total = ReduceSum(e, axis)
-    p = Div(e, total)
+    lone = Exp(left)
+    five = Unsqueeze(lone, front)
+    total = ReduceSum(five, axis)
+    many = Div(five, total)
+    p = Squeeze(many, front)
     y = MatMul(p, v)
 }}"""
     _, ops = raised(text, qkv())
