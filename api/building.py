@@ -61,15 +61,16 @@ def weights_of(model: Model) -> Weights:
     return model.weights
 
 
-def once(model: Model, dtype: DType = f32) -> Model:
+def once(model: Model, dtype: DType | None = None) -> Model:
     """The same model with its graph made: whatever is done with it afterwards starts from a copy of that."""
     return dataclasses.replace(model, source=Program(model.name, model.task, model.graph(dtype)))
 
 
-def to_torch(model: Model, dtype: DType = f32, *, seed: int = 0) -> torch.fx.GraphModule:
+def to_torch(model: Model, dtype: DType | None = None, *, seed: int = 0) -> torch.fx.GraphModule:
     """A trainable PyTorch module whose parameter names are the checkpoint's; random weights if the model has none.
 
-    Call it with the graph's inputs by name; it gives a dict of outputs by name. seed: of random weights.
+    Call it with the graph's inputs by name; it gives a dict of outputs by name. dtype: of its floats (None: f32, or
+    what the module or file has that it came from). seed: of random weights.
     """
     model_of(model, "to_torch")
     with needed("to_torch"):
@@ -115,7 +116,7 @@ def export(
     folder: str | Path,
     *,
     target: str = "onnx",
-    dtype: str | DType = f32,
+    dtype: str | DType | None = None,
     opset: int | None = None,
     layout: str | None = None,
     quantize: str | Quantization | None = None,
@@ -125,7 +126,8 @@ def export(
 ) -> Path:
     """Write a folder with the ONNX model, its config and its tokenizer; gives the folder.
 
-    target: only "onnx", standard ops for any runtime (`build` uses those of ONNX Runtime, too). opset: None: that of
+    target: only "onnx", standard ops for any runtime (`build` uses those of ONNX Runtime, too). dtype: None for that of
+    the model, f32 if it has no graph of its own. opset: None: that of
     the layout, or 23. layout: "optimum", "genai" or "web" (transformers.js) for the files and names that this client
     expects (None: those of `docs/folder.md`). quantize: as of `build`. Weights are written tensor by tensor, never all
     in memory. dump: folder for the text of each graph after every pass. announce(bytes): called once with the most
@@ -143,7 +145,7 @@ def export(
 def write_export(
     model: Model,
     folder: str | Path,
-    dtype: str | DType = f32,
+    dtype: str | DType | None = None,
     opset: int | None = None,
     *,
     layout: str | None = None,
@@ -162,7 +164,7 @@ def write_export(
     from .raising import with_layers
 
     check_not_reading("mg.export is called")
-    dtype = float_type(dtype)
+    dtype = model_of(model, "export").dtype if dtype is None else float_type(dtype)
     check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
@@ -246,7 +248,8 @@ def build(
 
     folder: where it goes (None: a temporary folder that the engine owns, gone when it is closed). target: "cpu" or
     "cuda". quantize: "int4", "int8", "int2", "int8-dynamic" or a Quantization, for weights in fewer bits. dtype: of
-    activations and of weights that stay wide (None: f32 on cpu, f16 on cuda). tune: measure on this machine which of
+    activations and of weights that stay wide (None: the model's own on cpu, which is f32 if it is made by a function,
+    and f16 on cuda). tune: measure on this machine which of
     several legal ops and settings is fastest ("again": also what was measured here before). loads: what for, as rows x
     tokens + new tokens: "1x512+128" (none: that, or 32x128 and 1x16 for encoders). tune_seconds: about how long that
     takes. adapters: LoRA adapters or their folders by name, chosen by row. max_positions: most tokens a row may have
@@ -271,7 +274,8 @@ def build(
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        aim = Target.of(target, dtype)
+        own = model.dtype if target == "cpu" and dtype is None else None
+        aim = Target.of(target, dtype if own is None else own)
         model, raised = with_layers(model, check=twin)
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .frontends.onnx.errors import UntypedError
 from .frontends.onnx.file import open_onnx
 from .frontends.onnx.load import read_graph
 from .ir.value import Location
-from .optimizing import file_of
+from .optimizing import KEPT, file_of, softmaxes, why_untyped
 from .page_of_tables import plain_page, table_of
 from .passes.raising.report import Left
 from .raised import Raised, raised_model
 
-_LAYER = re.compile(r"^(.*?(?:^|[./_])\d+)(?=[./]|$)")
+_LAYER = re.compile(r"^(.*?(?:^|[./_])\d+)[./]")
 """The part of a node's name up to the number of its layer."""
 
 
@@ -101,7 +102,11 @@ def explain(file: str | Path) -> Explanation:
     """
     source = file_of(Path(file))
     read = open_onnx(source)
-    graph, weights, foreign = read_graph(read)
+    try:
+        graph, weights, foreign = read_graph(read, KEPT, wrap=False)
+    except UntypedError as e:
+        alone = LayerReport("", left=softmaxes(read, why_untyped(e, read)))
+        return Explanation(str(source), [alone] * bool(alone.left), {"graph": why_untyped(e, read)}, [])
     found = raised_model(graph, weights, opset=read.opsets.get("", 0))
     return Explanation(str(source), _layers(found), dict(foreign), [str(m) for m in found.misses])
 

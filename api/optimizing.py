@@ -15,24 +15,28 @@ from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
 from .exact import Stage, Unchecked, exact_difference, stages_of
 from .frontends.onnx.crashes import check_runs
-from .frontends.onnx.errors import OnnxFileError
+from .frontends.onnx.errors import OnnxFileError, UntypedError
 from .frontends.onnx.file import OnnxFile, open_onnx
 from .frontends.onnx.load import read_graph
+from .frontends.onnx.nested import every_node
 from .ir.display import Shown, Table
 from .ir.errors import LoweringError, MonographError
 from .ir.files import check_writable, whole
 from .ir.graph import Graph
+from .ir.value import Location
 from .ir.weights import Weights
-from .original import Original
+from .original import Original, session
 from .passes.raising.report import Left
 from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
-INTEGER = frozenset(
-    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits", "QLinearConv", "QLinearMatMul"}
+KEPT = frozenset(
+    "ConvInteger DequantizeLinear DynamicQuantizeLinear GatherBlockQuantized MatMulInteger MatMulNBits QLinearConv "
+    "QLinearMatMul Celu Elu HardSigmoid HardSwish InstanceNormalization LogSoftmax Mish Selu Softsign".split()
 )
-"""Operators on integers whose kernels are what makes such a file fast: apart, they are products of floats."""
+"""Operators that stay, as one kernel computes each: products of codes, which are small and fast, and what the IR has
+no layer for, only several primitives."""
 
 
 @dataclass(repr=False)
@@ -101,6 +105,10 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
     damaged, RuntimeInputError for one that ONNX Runtime does not take. The folder appears whole or not at all.
     """
     start = time.perf_counter()
+    given: Any = file  # Callers without types give anything.
+    if not isinstance(given, (str, Path)):
+        hint = "a model is built, raised: mg.build(model, folder); or exported first: mg.export(model, folder)"
+        raise OnnxFileError(f"expected the path of an ONNX file, not a {type(given).__name__}", hint=hint)
     source = file_of(Path(file))
     check_outside(check_writable(folder, foreign))
     if cache:
@@ -110,17 +118,40 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
         report.seconds = time.perf_counter() - start
         return report
     read = open_onnx(source)
-    graph, weights, _ = read_graph(read, INTEGER)
-    check_runs(read, graph)
-    original = Original.of(source, graph)
-    report = OptimizeReport(Path(folder), trials=len(original.expected), refused=original.refused, bound=original.bound)
+    report = OptimizeReport(Path(folder))
     with whole(folder, replaces=foreign) as stage:
-        _write(read, graph, weights, original, stage.work / FILE, report)
+        _made(read, stage.work / FILE, report)
         report.seconds = time.perf_counter() - start
         if strict and report.refusals:
             what = f"{len(report.refusals)} rewrites were refused, and all were asked for"
             raise LoweringError(what, place=str(file), details=report.refusals)
     return report
+
+
+def _made(read: OnnxFile, path: Path, report: OptimizeReport) -> None:
+    """Write what a file becomes; one with values that are no tensors stays as it is, if the runtime takes it."""
+    try:
+        graph, weights, _ = read_graph(read, KEPT, wrap=False)
+    except UntypedError as e:
+        check_runs(read)
+        session(read.path, optimized=False)
+        _keep(read, path, report, why_untyped(e, read))
+        return
+    check_runs(read, graph)
+    original = Original.of(read.path, graph)
+    report.trials, report.refused, report.bound = len(original.expected), original.refused, original.bound
+    _write(read, graph, weights, original, path, report)
+
+
+def why_untyped(error: UntypedError, read: OnnxFile) -> str:
+    """The node and why it has no type."""
+    return f"{error.place} {error.what}".removeprefix(f"{read.path}: ")
+
+
+def softmaxes(read: OnnxFile, reason: str) -> list[Left]:
+    """Every softmax of a file that is not raised, subgraphs and functions included, with the reason."""
+    found = [n for n in every_node(read.model.graph) if n.op_type.endswith("Softmax")]
+    return [Left("softmax", Location(str(read.path), 0, n.name), n.op_type, reason) for n in found]
 
 
 def file_of(path: Path) -> Path:
@@ -145,10 +176,14 @@ def _write(
     made: list[Raised] = []
 
     def wrong(off: Collection[str]) -> str:
-        """What is wrong with the model that is made without some rewrites."""
+        """What is wrong with the model that is made without some rewrites; rows without a key may be zeros or not."""
+        reason = tried(off, every_row=False)
+        return tried(off, every_row=True) if reason and not off else reason
+
+    def tried(off: Collection[str], *, every_row: bool) -> str:
         made.clear()
         try:
-            made.append(raised_model(graph, weights, off, read.opsets.get("", 0)))
+            made.append(raised_model(graph, weights, off, read.opsets.get("", 0), every_row=every_row))
             save(made[0].model, path)
         except MonographError as e:
             return e.what
@@ -186,6 +221,7 @@ def _exactly(stages: Sequence[Stage], weights: Weights, made: Raised, report: Op
 def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> None:
     """Write the file as it came, with its weights in one data file."""
     report.kept, report.error = reason, 0.0
+    report.left = softmaxes(read, "the file is as it came")
     files: Any = onnx_ir  # Parts of its types are open.
     try:
         model = files.load(read.path)

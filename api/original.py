@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .frontends.onnx.runtime import failures, run_within
+from .frontends.onnx.runtime import CRASHING, failures, run_within
 from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
 from .ir.errors import RuntimeInputError
 from .ir.graph import Graph, Node
@@ -67,7 +67,10 @@ def session(path: Path, *, optimized: bool = True) -> Any:
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        left_out = list(CRASHING)
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
+        )
     except failures() as e:
         raise RuntimeInputError(f"ONNX Runtime does not take it: {_first(e)}", place=str(path)) from None
 
@@ -104,20 +107,20 @@ class Original:
         made = cls(bound_of(graph), path)
         own = session(path)
         for trial in trials:
-            reason = made._run(path, own, graph, trial)
+            reason = made._run(own, graph, trial)
             if reason:
-                reason = made._run(path, own, graph, replace(trial, joined=True))
+                reason = made._run(own, graph, replace(trial, joined=True))
             if reason:
                 made.refused[str(trial)] = reason
         return made
 
-    def _run(self, path: Path, own: Any, graph: Graph, trial: Trial) -> str:
+    def _run(self, own: Any, graph: Graph, trial: Trial) -> str:
         """Keep the outputs of a trial; else why there are none."""
         hard = hard_inputs(graph, trial)
         if hard is None:
             return "its inputs have sizes that are not known, or are too large"
         try:
-            found = _outputs(own, hard, path)
+            found = _outputs(own, hard, self.path)
         except failures() as e:
             return _first(e)
         counted = {k: (y, valid(graph.outputs[k], y, hard)) for k, y in found.items()}

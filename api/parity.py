@@ -59,11 +59,12 @@ class Row:
     argmax: float
     passed: bool
     output: str = ""
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True, repr=False)
 class Parity(Shown):
-    """The table, and whether every row is within the tolerance."""
+    """The table, and whether every row is within its tolerance: `tolerance`, or more where a way rounds."""
 
     rows: list[Row]
     tolerance: float
@@ -256,7 +257,7 @@ def compare(case: str, backend: str, expected: Array, found: Array, where: Array
     difference = float(np.inf if np.isnan(gap).any() else gap.max(initial=0.0))
     scale = float(np.abs(expected).max(initial=0.0))
     argmax = float((expected.argmax(-1) == found.argmax(-1)).mean())
-    return Row(case, backend, difference, scale, argmax, difference <= tolerance * max(1.0, scale))
+    return Row(case, backend, difference, scale, argmax, difference <= tolerance * max(1.0, scale), tolerance=tolerance)
 
 
 def _built_ways(model: Model, subject: _Subject, built: Any, folder: Path) -> Iterator[Way]:

@@ -74,8 +74,11 @@ class Raised:
         return [n for n in self.graph if isinstance(n.op, _FUSED)]
 
 
-def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[str] = (), opset: int = 0) -> Raised:
-    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report.
+def raised_model(
+    graph: Graph, weights: Mapping[str, Tensor], off: Collection[str] = (), opset: int = 0, *, every_row: bool = False
+) -> Raised:
+    """The ONNX model of a graph, which is left as it was. off: of SWITCHES, and places of a report. every_row: rows of
+    attention without a key keep the mean of all values, where they have it; else they are zeros.
 
     Raises MonographError for what has no ONNX form, and for a graph that a pass left broken.
     """
@@ -84,7 +87,7 @@ def raised_model(graph: Graph, weights: Mapping[str, Tensor], off: Collection[st
     def read(name: str) -> Array:
         return held(weights[name], graph.params[name].type, name)
 
-    report = raise_graph(made, read, without=off)
+    report = raise_graph(made, read, without=off, every_row=every_row)
     left, plain = accounted(made, report), made.copy()
     # Every pass counts less than what comes out, which is compared with the file: it is looked at once.
     found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made, verify=False)
@@ -124,6 +127,9 @@ def accounted(graph: Graph, report: RaisingReport) -> list[Left]:
         elif isinstance(node.op, Foreign):
             around = onnx.GraphProto(node=[node_of(node.attributes, [], [])])
             inside = sum(n.op_type.endswith("Softmax") for n in every_node(around))
-            why = f"{inside} softmax inside of {node.attributes['name']}, which stays as the file has it"
+            name = str(node.attributes["name"])
+            why = f"{inside} softmax inside of {name}, which stays as the file has it"
+            if name.endswith("Softmax"):
+                why = f"{name} gives no weights that a product with values reads"
             found += [Left.at("softmax", node, None, why)] * bool(inside)
     return found

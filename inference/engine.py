@@ -17,6 +17,7 @@ from ..backends.onnxruntime import open as open_session
 from ..frontends.audio import LogMel, read_wav, resampled
 from ..frontends.huggingface import GENERATION
 from ..frontends.pooling import Pooling
+from ..frontends.task import TASKS
 from ..frontends.tokenizer import Tokenizer, read_json, said_ends
 from ..ir.display import Shown, Table, size
 from ..ir.errors import RuntimeInputError
@@ -315,7 +316,8 @@ class Engine(Shown):
     ) -> Decoding | BeamSearch:
         contract = session.contract
         if contract.kind != "decoder":
-            raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate")
+            hint = 'a decoder from elsewhere does: mg.load(..., task="causal-lm")' if self.task not in TASKS else ""
+            raise RuntimeInputError(f"{contract.family} is a {self.task} model: it does not generate", hint=hint)
         known = {"context": contract.positions or None, "eos": self.ends}
         strategy, rest = Strategy.of(given)
         settings = Settings.of({**known, **{k: v for k, v in rest.items() if v is not None}})

@@ -49,7 +49,8 @@ def _check_symbols(graph: Graph, stream: Stream) -> None:
     ids = graph.inputs[stream.ids]
     if ids.rank < 2 or ids.shape[1] != Dim.symbol(stream.length):
         what = f"{stream.ids} is {ids.type}: its length is not {stream.length}, which a past could be told from"
-        raise PassError(what, place=graph.name)
+        hint = "of a module of PyTorch, say with dynamic_shapes that its rows and its length vary"
+        raise PassError(what, place=graph.name, hint=hint)
     mask = graph.inputs.get(stream.mask)
     if mask is not None and mask.shape != ids.shape[:2]:
         what = f"{stream.mask} is {mask.type}, expected one number a token, [{ids.shape[0]},{ids.shape[1]}]"

@@ -12,6 +12,7 @@ from monograph.ir.ops.attention import Attention
 from monograph.ir.ops.position import Rope
 from monograph.ir.ops.reduce import Softmax
 from monograph.ir.types import Dim, bool_, f32, i64
+from monograph.passes.canonicalize import canonicalize
 from monograph.passes.raising import RaisingReport, raise_graph
 from monograph.passes.raising.check import ORDERS, TRIALS, sizes
 
@@ -140,6 +141,44 @@ def test_a_guard_of_empty_rows_goes_if_it_says_what_attention_says(guard: str) -
     assert ("where" in [n.op.name for n in g]) == (guard in ("narrower", "other axis"))
 
 
+@pytest.mark.parametrize("fill", [-3.0e38, -2.0])
+@pytest.mark.parametrize("compared", [False, True])
+def test_a_bias_of_which_a_mask_hides_a_part(compared: bool, fill: float) -> None:
+    """As ALiBi of Falcon: `masked_fill(bias, additive mask < -1, lowest)`. What still counts is no mask."""
+    g = Graph("hidden")
+    with building(g):
+        scores, v = scores_and_values(g)
+        bias = g.input("bias", tensor(f32, B, H, 1, S))
+        rows, columns = (ops.iota(start=0, length=S).reshape(*shape) for shape in ((1, 1, S, 1), (1, 1, 1, S)))
+        hidden = ~ops.less_equal(columns, rows)
+        if compared:
+            hidden = ops.less(ops.where(~hidden, number(0.0), number(-3.0e38)), number(-1.0))
+        added = ops.where(hidden, number(fill), bias)
+        g.output("y", ops.matmul(ops.softmax(scores + added), v))
+    raised(g, {name: normal(3, H, 5, D) for name in "qkv"} | {"bias": normal(3, H, 1, 5)})
+    found = [n for n in g if isinstance(n.op, Attention)]
+    assert [n.attributes["causal"] for n in found] == [fill < -10]
+    assert (found[0]["bias"] is g.inputs["bias"]) == (fill < -10)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "left"), [(0.0, -9.0, -1.0, "not"), (-9.0, 0.0, -1.0, "as it is"), (0.0, 1.0, 2.0, "all")]
+)
+def test_a_choice_between_numbers_that_is_compared_with_one(a: float, b: float, c: float, left: str) -> None:
+    g = Graph("compared")
+    with building(g):
+        condition = g.input("x", tensor(bool_, B, S))
+        chosen = ops.where(condition, number(a), number(b))
+        g.output("y", ops.less(chosen, number(c)))
+        g.output("z", ops.less_equal(number(c), chosen))
+    given = {"x": np.array([[True, False, True]])}
+    old = interpret(g, given, {})
+    canonicalize(g)
+    new = interpret(g, given, {})
+    assert all(np.array_equal(old[k], new[k]) for k in "yz")
+    assert ("less" in [n.op.name for n in g]) == (left == "all")
+
+
 def times_number(g: Graph, x: Value) -> Value:
     return x * g.param("by", tensor(f32, 1))
 
@@ -156,7 +195,14 @@ def times_keys(g: Graph, x: Value) -> Value:
     return g.input("by", tensor(f32, B, 2, 1, S)) * x
 
 
-@pytest.mark.parametrize("write", [times_number, times_heads, times_queries, times_keys], ids=lambda f: f.__name__)
+def times_minus(g: Graph, x: Value) -> Value:
+    return x * -1.0
+
+
+SCALES = [times_number, times_heads, times_queries, times_keys, times_minus]
+
+
+@pytest.mark.parametrize("write", SCALES, ids=lambda f: f.__name__)
 def test_a_scale_that_is_a_tensor_goes_to_queries_or_keys(write: Callable[[Graph, Value], Value]) -> None:
     g = Graph("scaled")
     with building(g):

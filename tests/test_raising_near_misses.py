@@ -223,6 +223,22 @@ def test_a_mask_that_is_no_structure_stays_a_mask(name: str) -> None:
     same(before, g)
 
 
+def test_integers_that_are_no_mask_are_a_bias() -> None:
+    """(1 - n) * -1e5 hides keys where n is 0, and prefers them where it is 2: nothing says that n is 0 or 1."""
+
+    def write(g: Graph, q: Value, k: Value, v: Value) -> Value:
+        count = ops.cast(g.input("count", tensor(i64, B, 1, 1, S)), dtype=f32)
+        one, much = (ops.constant(value=x, dtype=f32) for x in (1.0, -1e5))
+        return ops.matmul(ops.softmax(scores(q, k) + (one - count) * much), v)
+
+    g = graph_of(write)
+    before = g.copy()
+    assert not raise_graph(g).left
+    (node,) = [n for n in g if isinstance(n.op, Attention)]
+    assert node["mask"] is None and node["bias"] is not None
+    same(before, g)
+
+
 def test_a_wide_window_is_not_lost_on_short_inputs() -> None:
     keep: Callable[[Graph], Value] = lambda g: (columns(S) <= rows()) & (rows() - columns(S) < 4096)  # noqa: E731
     g = graph_of(masked(keep))

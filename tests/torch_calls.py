@@ -90,6 +90,14 @@ CALLS: dict[str, Function] = {
         x[:, torch.argsort(ids[0])],
     ),
     "as many as there are": lambda x, ids: x.topk(x.shape[1] - 2, dim=1, largest=False),
+    "in the middle": lambda x, ids: (*x.median(-1), *x.kthvalue(2, 0), *x.kthvalue(3, -1, keepdim=True)),
+    "of exponentials": lambda x, ids: x.exp2() + x.sinh() + x.cosh() + torch.erfc(x),
+    "beside NaN": lambda x, ids: (
+        torch.fmax(x, torch.where(ids > 4, torch.nan, 0.1)[..., None]),
+        torch.fmin(torch.where((ids > 4)[..., None], torch.nan, x), torch.tensor(0.2)),
+    ),
+    "shifted bits": lambda x, ids: ((ids << 2) + (ids - 5 >> 1), ids >> ids % 3, torch.bitwise_left_shift(ids, 3)),
+    "sum of products": lambda x, ids: torch.addbmm(x[0, :6, :6], x[:, :6].mT, x[:, :6], beta=0.5, alpha=2),
     "places of edges": lambda x, ids: (
         torch.searchsorted(torch.tensor([-0.5, 0.0, 0.5]), x),
         torch.searchsorted(x.detach().sort(-1)[0].contiguous(), x[..., :2].contiguous(), right=True),
@@ -142,7 +150,11 @@ CALLS: dict[str, Function] = {
         x * x.shape[1] + torch.arange(x.shape[1])[:, None] + torch.full((x.shape[1], 1), x.shape[0])
     ),
     "aranges": lambda x, ids: (
-        torch.arange(0, 12, 2) + torch.arange(5, -1, -1) + torch.arange(0, 3, 0.5) + torch.linspace(0, 1, 6)
+        torch.arange(0, 12, 2)
+        + torch.arange(5, -1, -1)
+        + torch.arange(0, 3, 0.5)
+        + torch.linspace(0, 1, 6)
+        + torch.arange(1.5, 13.0, 2.0, dtype=torch.long)
     ),
     "created": lambda x, ids: (
         torch.zeros_like(x) + torch.ones(x.shape[0], 1, 6) + x.new_full((6,), 2) + torch.eye(6)[0]

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from ..console import Json, command, err, out, print_json, progress
 from ..frontends.json_file import read_json
 from ..inference.engine import Engine
 from ..ir import MonographError
+from ..ir.documents import parse_json
 from ..ir.errors import ConfigError
 from ..resolve import HELP, resolve
 from .inputs import check_given, read_inputs, tell_outputs
@@ -112,7 +113,8 @@ def transcribe(engine: Engine, files: list[str], language: str, json_output: boo
 def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, settings: dict[str, Any]) -> None:
     """Print what comes after one text as it comes, or a line for each of several."""
     live = len(texts) == 1 and not json_output
-    results = engine.generate(texts, chat=chat, on_text=write_text if live else _silent, **settings)
+    prompts = [prompt_of(engine, text) for text in texts]
+    results = engine.generate(prompts, chat=chat, on_text=write_text if live else _silent, **settings)
     if json_output:
         shown = [
             {"text": r.text, "ids": r.ids, "reason": r.reason, "timing": r.timing,
@@ -126,6 +128,17 @@ def generate(engine: Engine, texts: list[str], chat: bool, json_output: bool, se
     if live:
         out().print()
     err().print(speed(results[0].timing), style="dim")
+
+
+def prompt_of(engine: Engine, text: str) -> str | list[int]:
+    """A text as it is; of a model without a tokenizer the ids that it lists, such as [5, 6, 7]."""
+    if engine.tokenizer is not None:
+        return text
+    try:
+        found: Any = parse_json(text)
+    except ValueError:
+        return text
+    return cast("list[int]", found) if isinstance(found, list) else text
 
 
 def tell_labels(engine: Engine, texts: list[str], json_output: bool) -> None:
@@ -213,7 +226,8 @@ def open_engine(
     if (Path(model) / "monograph.json").exists():
         return Engine.open(model, threads=threads, every_byte=every_byte)
     if (Path(model) / "model.onnx").exists():
-        raise MonographError("is a portable export", place=model, hint="build it with --target cpu to run it here")
+        hint = "build its model with --target cpu, or the file with monograph optimize FILE.onnx -o FOLDER --cache"
+        raise MonographError("is a portable export", place=model, hint=hint)
     loaded = resolve(model, family, random)
     with progress(quiet) as bars:
         bar = bars.add_task("building", total=None)

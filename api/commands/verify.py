@@ -58,7 +58,14 @@ def print_parity(name: str, parity: Parity) -> None:
     out().print(table(f"{name}: difference from the NumPy reference at valid positions", map(asdict, parity.rows)))
     if not has_torch():
         out().print('PyTorch is not installed, so it was not compared: pip install "monograph[train]"', markup=False)
-    failed = sum(not r.passed for r in parity.rows)
-    worst = max(r.difference / max(1.0, r.scale) for r in parity.rows)
-    verdict = f"{failed} of {len(parity.rows)} rows are above" if failed else f"all {len(parity.rows)} rows are within"
-    out().print(f"{verdict} the tolerance {parity.tolerance:g} (worst {worst:.2g}, relative to the largest logit)")
+    for tolerance in sorted({r.tolerance for r in parity.rows}):
+        rows = [r for r in parity.rows if r.tolerance == tolerance]
+        failed, worst = sum(not r.passed for r in rows), max(r.difference / max(1.0, r.scale) for r in rows)
+        verdict = f"{failed} of {len(rows)} rows are above" if failed else f"all {len(rows)} rows are within"
+        own = (
+            ""
+            if tolerance == parity.tolerance
+            else f", which {', '.join(dict.fromkeys(r.backend for r in rows))} may be off"
+        )
+        shown = f"{verdict} the tolerance {tolerance:.2g}{own} (worst {worst:.2g}, relative to the largest logit)"
+        out().print(shown, markup=False)

@@ -317,7 +317,10 @@ class Builder:
         return named
 
     def _named(self, name: str, h: Handle) -> Handle:
-        """The handle under the output's name; a copy where the value cannot be renamed."""
+        """The handle under the output's name; a copy where the value cannot be renamed, and is not called that."""
+        if h.value.producer() is None and h.value.name == name:
+            _marks(h.value)["output"] = True
+            return h
         if h.value.producer() is None or _marks(h.value).get("output"):
             copy = self._make("Identity", [h], 1, "", {})
             copy[0].stamp(h.type)
@@ -334,6 +337,8 @@ class Builder:
             source = h.value.const_value
             readers = [node for node in h.value.consumers() if node.outputs[0] in live]
             if not isinstance(source, WeightTensor) or h.value not in live or len(readers) != 1:
+                continue
+            if _marks(h.value).get("output"):
                 continue
             node = readers[0]
             if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != _SWAP:

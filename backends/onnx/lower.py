@@ -62,9 +62,9 @@ class _Lowering:
         self.handles: dict[Value, Handle] = {}
 
     def model(self) -> onnx_ir.Model:
-        for name in self.graph.outputs:
+        for name, v in self.graph.outputs.items():
             for kind, taken in (("an input", self.graph.inputs), ("a parameter", self.graph.params)):
-                if name in taken:
+                if name in taken and taken[name] is not v:
                     raise LoweringError(f"output {name} has the name of {kind}; ONNX has one name for one value")
             self.op.reserve(name)
         for name in self.graph.params:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir
 
 from ...frontends.dsl import Model, Program, plain_graph
+from ...frontends.onnx.runtime import CRASHING
 from ...frontends.task import TOKEN_TYPES
 from ...ir.bounds import bounds_of
 from ...ir.display import Shown, Table, size
@@ -21,6 +22,7 @@ from ...ir.graph import Graph
 from ...ir.manifest import seal
 from ...ir.silent import silent
 from ...ir.slots import TOKENS
+from ...ir.types import f16
 from ...ir.weights import NO_WEIGHTS, Tensor
 from ...passes.encode import keep_encodings, through_float
 from ...passes.manager import Step
@@ -271,10 +273,16 @@ def _contract(model: Model | Graph, graph: Graph, target: Target, variants: Vari
         zeros=model.task.zeros if is_model else (TOKEN_TYPES,),
         positions=positions if counted else 0,
         rows=ROWS in last.inputs,
-        disabled_optimizers=choices_of(target).disabled,
+        disabled_optimizers=(*choices_of(target).disabled, *_crashing(variants)),
         choices=choices_of(target),
         why=why(target),
     )
+
+
+def _crashing(variants: Variants) -> tuple[str, ...]:
+    """What graphs in f16 are opened without."""
+    given = (v for g in variants.graphs.values() for v in (*g.params.values(), *g.inputs.values()))
+    return CRASHING if any(v.dtype == f16 for v in given) else ()
 
 
 def _mapped(variants: Variants) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from .choices import Choices
 
 FILE = "monograph.json"
 VERSION = 5
+HOW = "monograph build MODEL FOLDER writes one, and monograph optimize FILE.onnx -o FOLDER --cache of an ONNX file"
+"""How to come by a folder that is opened."""
 
 Types = Mapping[str, TensorType]
 
@@ -109,7 +111,7 @@ class Contract:
         path = folder / FILE
         if not path.is_file():
             what = f"has no {FILE}: it is not a folder that `build` wrote"
-            raise ConfigError(what, place=str(folder), hint="monograph build MODEL FOLDER writes one")
+            raise ConfigError(what, place=str(folder), hint=HOW)
         try:
             said: Any = parse_json(read_text(path))
         except OSError as e:

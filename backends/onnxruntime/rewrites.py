@@ -62,8 +62,14 @@ class QuickGelu(Rewrite):
 
     name = "ort_quick_gelu"  # type: ignore[assignment]
 
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
     def before(self, x: Value) -> Value:
         return silu(x)
+
+    def when(self, x: Value) -> bool | str:
+        return self.target.has("QuickGelu", x.dtype) or f"no kernel in {x.dtype}"
 
     def after(self, x: Value) -> Value:
         return quick_gelu(x)
@@ -119,13 +125,13 @@ _ROTARY = RewritePass("onnx_rotary", [RotaryToOnnx()])
 def layers(target: Target) -> RewritePass:
     """Layers as the provider's own ops, where those are faster than their parts."""
     choices = choices_of(target)
-    chosen: dict[type[Rewrite], bool] = {
-        SkipRMSNorm: choices.skip_rms_norm,
-        SkipLayerNorm: choices.skip_layer_norm,
-        QuickGelu: choices.quick_gelu,
-        TiedLinear: choices.tied_head == "stored",
+    chosen: dict[Rewrite, bool] = {
+        SkipRMSNorm(): choices.skip_rms_norm,
+        SkipLayerNorm(): choices.skip_layer_norm,
+        QuickGelu(target): choices.quick_gelu,
+        TiedLinear(): choices.tied_head == "stored",
     }
-    return RewritePass("ort_layers", [rewrite() for rewrite, wanted in chosen.items() if wanted])
+    return RewritePass("ort_layers", [rewrite for rewrite, wanted in chosen.items() if wanted])
 
 
 def common(target: Target, adapters: AddAdapters | None = None) -> Pipeline:

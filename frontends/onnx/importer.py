@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from ...ir.dims import sources
 from ...ir.errors import MonographError
-from ...ir.graph import Graph, Location, Node, Value, building
+from ...ir.graph import Graph, Node, Value, building
 from ...ir.ops import constant
 from ...ir.tensors import Array, ArrayTensor, Tensor
 from ...ir.types import DimLike, DType, TensorType
@@ -25,6 +25,7 @@ from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
 from .nested import every_node, reads, subgraphs
+from .places import written_at
 from .sized import sizes_of
 from .tables import HANDLERS
 from .types import ELEMENTS, Symbols, check_sizes, is_small, type_of
@@ -51,7 +52,8 @@ class Importer:
     """One translation.
 
     left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out to stand for: the
-    file is read again with it. keep: operators that stay foreign though they have a form.
+    file is read again with it.
+    keep: operators of the standard that stay foreign though they have a form.
     """
 
     def __init__(self, file: OnnxFile, sizes: Sizes | None = None, keep: Collection[str] = ()) -> None:
@@ -75,6 +77,7 @@ class Importer:
         own = file.model.graph
         self.read = {*self.outputs, *(n for node in own.node for n in reads(node))}
         self.read.update(n for node in every_node(own) for n in node.input)
+        self.raised = {node.input[0] for node in own.node if node.op_type == "Exp" and node.input}
 
     def run(self) -> tuple[Graph, Weights]:
         """The graph and its weights. Raises OnnxFileError, and Equal where sizes must be taken to be one."""
@@ -218,7 +221,7 @@ class Importer:
 
     def nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         for node in nodes:
-            with self.graph.at(None, Location(str(self.file.path), 0, node.name)):
+            with self.graph.at(None, written_at(node, str(self.file.path))):
                 self.node(node)
 
     def node(self, node: onnx.NodeProto) -> None:
@@ -235,8 +238,8 @@ class Importer:
         why = f"{domain}.{node.op_type} has no form in the IR".lstrip(".")
         if domain == "" and node.op_type in FOLDS:
             result = self._folded(use)
-        handler = HANDLERS.get((domain, node.op_type))
-        if result is None and handler is not None and not self._stays(use):
+        handler = None if self._kept(node) else HANDLERS.get((domain, node.op_type))
+        if result is None and handler is not None:
             try:
                 result = handler(use)
                 if over := use.overlooked():
@@ -263,10 +266,12 @@ class Importer:
         if lost is not None:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
-    def _stays(self, use: Use) -> bool:
-        """Whether an operator is one to keep: a product with 4-bit weights if it multiplies integers."""
-        floats = use.node.op_type == "MatMulNBits" and use.attribute("accuracy_level", 0) != 4
-        return use.node.op_type in self.keep and not floats
+    def _kept(self, node: onnx.NodeProto) -> bool:
+        """Whether a node stays as it is: of dequantizing that of weights, of which a kernel reads the codes, and of
+        logarithms those that are no softmax in the end."""
+        if node.op_type == "DequantizeLinear" and node.input[0] not in self.tensors:
+            return False
+        return node.op_type in self.keep and not (node.op_type == "LogSoftmax" and node.output[0] in self.raised)
 
     def _met(self, use: Use) -> None:
         """Note what must be equal for a node to be read as more than a foreign one: others show further down."""

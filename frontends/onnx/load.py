@@ -49,8 +49,14 @@ def _model(file: OnnxFile) -> Model:
     return Model(Program(file.path.stem, task, as_it_is(graph)), weights=weights, notes=notes)
 
 
-def read_graph(file: OnnxFile, keep: Collection[str] = ()) -> tuple[Graph, Weights, Mapping[str, str]]:
-    """(the graph, its weights, the nodes that stay foreign with the reason). keep: operators that stay in any case."""
+def read_graph(
+    file: OnnxFile, keep: Collection[str] = (), *, wrap: bool = True
+) -> tuple[Graph, Weights, Mapping[str, str]]:
+    """(the graph, its weights, the nodes that stay foreign with the reason). keep: operators that stay in any case.
+
+    wrap: a graph that cannot be typed value by value becomes one foreign node; else it raises UntypedError.
+    """
+    untyped = UntypedError(f"has sizes that are not known after {MOST} turns", place=str(file.path))
     bound: dict[str, DimLike] = {}
     refused: set[str] = set()
     for _ in range(MOST):
@@ -59,7 +65,8 @@ def read_graph(file: OnnxFile, keep: Collection[str] = ()) -> tuple[Graph, Weigh
             graph, weights = importer.run()
         except Equal as e:
             bound = _bound(bound, {**importer.equal, e.name: e.value})
-        except UntypedError:
+        except UntypedError as e:
+            untyped = e
             if not importer.equal:
                 break
             bound = _bound(bound, importer.equal)
@@ -70,6 +77,8 @@ def read_graph(file: OnnxFile, keep: Collection[str] = ()) -> tuple[Graph, Weigh
             if not importer.sizes.open:
                 return graph, weights, importer.left
             refused |= importer.sizes.open
+    if not wrap:
+        raise untyped
     importer = Importer(wrapped(file), keep=keep)
     graph, weights = importer.run()
     return graph, weights, importer.left

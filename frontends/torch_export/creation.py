@@ -12,6 +12,8 @@ from .call import Call, Number, Table
 
 def _arange(c: Call, start: Number, end: Number, step: Number = 1) -> Value:
     (length,) = c.shape
+    if not c.dtype.is_float:  # As in PyTorch, which cuts each of them first.
+        start, step = (int(v) if isinstance(v, float) else v for v in (start, step))
     if isinstance(step, float) or isinstance(start, float):
         return ops.iota(start=0, length=length, dtype=c.dtype if c.dtype.is_float else f32).cast(c.dtype) * step + start
     first: Any = start

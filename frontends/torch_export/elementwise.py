@@ -246,6 +246,27 @@ def _relu6(c: Call, x: Value) -> Value:
     return _between(c, x, 0, 6)
 
 
+def _extreme_beside_nan(function: Binary) -> Callable[..., Value]:
+    """fmax, fmin: beside NaN the other one."""
+
+    def handler(c: Call, x: Value, y: Value) -> Value:
+        first, second = c.cast(x, c.dtype), c.cast(y, c.dtype)
+        if not c.dtype.is_float:
+            return function(first, second)
+        best = function(first, second)
+        return ops.where(first.ne(first), second, ops.where(second.ne(second), first, best))
+
+    return handler
+
+
+def _shifted(c: Call, x: Value, y: Number) -> Value:
+    return c.cast(x, c.dtype) * _power(c, c.value(2, c.dtype), c.value(y, c.dtype))
+
+
+def _shifted_back(c: Call, x: Value, y: Number) -> Value:
+    return ops.floor_div(c.cast(x, c.dtype), _power(c, c.value(2, c.dtype), c.value(y, c.dtype)))
+
+
 def _mish(c: Call, x: Value) -> Value:
     return x * ops.tanh(ops.softplus(x))
 
@@ -291,6 +312,9 @@ def _native_dropout(c: Call, x: Value, p: float, train: bool | None) -> tuple[Va
     return (_dropout(c, x, p, train is not False), None)
 
 
+_LEFT = ("__lshift__.Scalar", "__lshift__.Tensor", "bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar")
+_RIGHT = ("__rshift__.Scalar", "__rshift__.Tensor", "bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar")
+
 ELEMENTWISE: Table = {
     **dict.fromkeys(("aten.add.Tensor", "aten.add.Scalar"), _scaled(ops.add)),
     **dict.fromkeys(("aten.sub.Tensor", "aten.sub.Scalar"), _scaled(ops.sub)),
@@ -329,6 +353,14 @@ ELEMENTWISE: Table = {
     "aten.abs.default": _plain(ops.abs),
     "aten.exp.default": _function(ops.exp),
     "aten.expm1.default": _function(lambda x: ops.exp(x) - 1.0),
+    "aten.exp2.default": _function(lambda x: ops.exp(x * math.log(2))),
+    "aten.erfc.default": _function(lambda x: 1.0 - ops.erf(x)),
+    "aten.sinh.default": _function(lambda x: (ops.exp(x) - ops.exp(-x)) * 0.5),
+    "aten.cosh.default": _function(lambda x: (ops.exp(x) + ops.exp(-x)) * 0.5),
+    "aten.fmax.default": _extreme_beside_nan(ops.maximum),
+    "aten.fmin.default": _extreme_beside_nan(ops.minimum),
+    **{f"aten.{name}": _shifted for name in _LEFT},
+    **{f"aten.{name}": _shifted_back for name in _RIGHT},
     "aten.log.default": _function(ops.log),
     "aten.log1p.default": _function(lambda x: ops.log(x + 1.0)),
     "aten.log2.default": _logarithm(2),

@@ -41,6 +41,12 @@ def _added_product(c: Call, b: Value, x: Value, y: Value, beta: float = 1, alpha
     return found + (b if beta == 1 else b * float(beta))
 
 
+def _summed_products(c: Call, b: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Value:
+    """addbmm: beta * b + alpha * the sum of all x[i] @ y[i]."""
+    found = over(c, ops.sum, ops.matmul(x, y), [0], False)
+    return (b if beta == 1 else b * float(beta)) + (found if alpha == 1 else found * float(alpha))
+
+
 def _flat(c: Call, x: Value, axes: int) -> Value:
     """x with its last axes as one."""
     return c.reshaped(x, (*x.shape[: x.rank - axes], product(x.shape[x.rank - axes :])))
@@ -352,6 +358,7 @@ LAYERS: Table = {
     ),
     "aten.addmm.default": _added_product,
     "aten.baddbmm.default": _added_product,
+    "aten.addbmm.default": _summed_products,
     "aten.layer_norm.default": _layer_norm,
     "aten.native_layer_norm.default": _native_layer_norm,
     "aten.rms_norm.default": _rms_norm,

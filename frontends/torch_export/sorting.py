@@ -37,6 +37,22 @@ def _first(c: Call, x: Value, k: DimLike, dim: int, descending: bool) -> Result:
     return ops.take_along_axis(x, places, axis=at), places
 
 
+def _smallest(c: Call, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> Result:
+    """kthvalue: the k-th smallest and its place."""
+    found = _first(c, x, k, dim, False)
+    at = dim % x.rank
+    last = (ops.slice_(v, axis=at, start=k - 1, length=1) for v in found if v is not None)
+    return tuple(c.reshaped(v, t.shape) for v, t in zip(last, c.types, strict=True))
+
+
+def _median(c: Call, x: Value, dim: int = -1, keepdim: bool = False) -> Result:
+    """The lower one of the two in the middle."""
+    size = x.shape[dim]
+    if not isinstance(size, int):
+        raise UnknownFormError(f"the median of {size} elements, which is no number")
+    return _smallest(c, x, (size + 1) // 2, dim, keepdim)
+
+
 def _places(
     c: Call, edges: Value, x: Number, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None
 ) -> Value:
@@ -126,6 +142,8 @@ SORTING: Table = {
     "aten.sort.stable": _stable,
     **dict.fromkeys(("aten.searchsorted.Tensor", "aten.searchsorted.Scalar"), _places),
     **dict.fromkeys(("aten.bucketize.Tensor", "aten.bucketize.Scalar"), _bucketed),
+    "aten.kthvalue.default": _smallest,
+    "aten.median.dim": _median,
     "aten.histc.default": _histogram,
     **dict.fromkeys(("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default"), _by_groups),
     "aten._embedding_bag.default": _bag,

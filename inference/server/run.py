@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import uvicorn
 
+from ...backends.onnxruntime.contract import HOW
 from ...ir.errors import RuntimeInputError
 from ..engine import Engine
 from .app import create_app
@@ -126,7 +127,7 @@ def service_of(
     folder = Path(model)
     if not (folder / "monograph.json").exists():
         what = "is not a folder that `build` wrote: there is no monograph.json"
-        raise RuntimeInputError(what, place=str(folder), hint="monograph build MODEL FOLDER writes one")
+        raise RuntimeInputError(what, place=str(folder), hint=HOW)
     opener = functools.partial(Engine.open, folder, threads=threads)
     return Service(opener, name or folder.resolve().name, limits, settings)
 

@@ -21,8 +21,27 @@ _python: Any = operator
 _where: Any = np.where
 
 
+def _of_a_choice(node: Node) -> Value | None:
+    """where(condition, a, b) compared with c, all three numbers: the condition or its opposite, if it decides."""
+    for at, v in enumerate(node.arguments):
+        chosen, other = v.producer, node.arguments[1 - at].number
+        if chosen is None or not isinstance(chosen.op, Where) or other is None:
+            continue
+        numbers = [x.number for x in chosen.arguments[1:]]
+        if None in numbers:
+            continue
+        pairs = [np.array([n, other][:: -1 if at else 1], v.dtype.numpy) for n in numbers]
+        assert node.op.numpy is not None
+        told = [bool(node.op.numpy(*pair)) for pair in pairs]
+        condition = chosen.value("condition")
+        if told[0] != told[1] and condition.type == node.output.type:
+            return condition if told[0] else logical_not(condition)
+    return None
+
+
 class Comparison(Binary):
     backward_reads = reads.nothing
+    canonical = (*Binary.canonical, _of_a_choice)
 
     def result(self, dtype: DType) -> DType:
         return bool_

@@ -44,6 +44,8 @@ def affine(v: Value, read: Read | None = None) -> Affine | None:
 def _progression(numbers: Array) -> Affine | None:
     if numbers.size == 0 or numbers.dtype.kind not in "iuf" or not np.array_equal(numbers, np.round(numbers)):
         return None
+    if numbers.dtype.kind == "f" and np.abs(numbers).max() >= 1 << 53:
+        return None  # Far from all positions, and not every whole number is one of its type.
     line = numbers.reshape(-1).astype(np.int64)
     step = int(line[1] - line[0]) if line.size > 1 else 0
     if not np.array_equal(line, line[0] + step * np.arange(line.size)):

@@ -251,8 +251,9 @@ def _masked(trial: Trial, shape: tuple[int, ...], rng: np.random.Generator) -> A
     """A mask [B, ..., T] of the trial's kind, the same for all axes between; of two axes of tokens, random."""
     batch, *between, length = shape
     if between and between[-1] != 1:
-        drawn = rng.random(shape) < 0.7
-        return drawn | (trial.mask == "all-ones")
+        drawn = (rng.random(shape) < 0.7) | (trial.mask == "all-ones")
+        drawn[0, ..., -1, :] &= trial.mask != "holed"  # A row without any key.
+        return drawn
     if length < 4:
         return np.ones(shape, np.int64)
     mask = attention_mask(trial.mask, batch, length)

@@ -171,9 +171,9 @@ class Masks:
             return self.truth(v)
         node = v.producer
         if node is None:
-            # Masks that a caller brings as integers hold zeros and ones.
+            # Masks that a caller brings as integers hold zeros and ones; other integers may hold anything.
             integer = not v.dtype.is_float and not v.is_param and v.rank >= 2
-            return ~v.eq(0) if integer else None
+            return ~v.eq(0) if integer and "mask" in v.name.lower() else None
         op = node.op
         if isinstance(op, Cast):
             return self.indicator(node.value("x"))

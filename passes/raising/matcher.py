@@ -45,6 +45,8 @@ class Matcher:
         self.swapped = self._orientation()
         self.q, self.k = (self.right, self.left) if self.swapped else (self.left, self.right)
         self.terms.scale *= self.q.scale * self.k.scale
+        self.sign = -1.0 if self.terms.scale < 0 else 1.0
+        self.terms.scale *= self.sign
         self.weights = self._after(groups)
         self._align_values()
 
@@ -183,7 +185,7 @@ class Matcher:
         q = _laid(self.q, to_q, [batch, rows, heads], channels)
         k = _laid(self.k, to_k, [batch, keys, own], inner)
         v = _laid(self.v, to_v, [batch, keys, own], width)
-        q, k = self._multiplied(q, k)
+        q, k = self._multiplied(q * self.sign if self.sign < 0 else q, k)
         if self.terms.scale <= 0 or not math.isfinite(self.terms.scale):
             raise Obstacle(f"the scale of scores is {self.terms.scale:g}", self.way.product)
         return ops.attention(

@@ -115,13 +115,30 @@ class Terms:
         if self._alike(side, groups):
             return  # Softmax does not change when all scores of a row do alike.
         kept = self.masks_of.keep(side) if sign > 0 else self.masks_of.taken(side)
+        hidden = self._hidden(side) if sign > 0 else None
         if kept is not None:
             self.masks.append((kept, flats(groups)))
+        elif hidden is not None:  # A bias of which a mask hides a part.
+            bias, shown = hidden
+            self.masks.append((shown, flats(groups)))
+            self._added(bias, sign, groups, node)
         elif side.producer is not None and isinstance(side.producer.op, Add):
             for part in side.producer.arguments:
                 self._added(part, sign, groups, node)
         else:
             self.biases.append((side, sign, flats(groups)))
+
+    def _hidden(self, side: Value) -> tuple[Value, Truth] | None:
+        """(what is added, where it is) of a value that is never elsewhere."""
+        node = side.producer
+        if node is None or not isinstance(node.op, Where):
+            return None
+        for carrier in (1, 2):
+            fill = scalar_of(node.arguments[3 - carrier])
+            if fill is not None and fill <= NEVER:
+                condition = self.masks_of.truth(node.value("condition"))
+                return node.arguments[carrier], condition if carrier == 1 else negated(condition)
+        return None
 
     def _alike(self, side: Value, groups: list[Group]) -> bool:
         """Whether a value that broadcasts to axes `groups` of the scores is the same for all keys of a row."""
