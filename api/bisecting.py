@@ -15,7 +15,7 @@ import onnx
 from .frontends.dsl import Model
 from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.load import model_of_proto, read_graph
-from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
+from .hard_inputs import Hard, Trial, both_ways, hard_inputs, valid
 from .ir.display import Shown, Table
 from .ir.errors import MonographError, RuntimeInputError
 from .ir.files import check_writable, whole
@@ -130,7 +130,7 @@ def bisect(
 
 def _draws(graph: Graph) -> Iterator[tuple[Trial, list[Hard]]]:
     """Inputs of each trial, and such whose lengths are one for files that take no others."""
-    for trial in TRIALS:
+    for trial in both_ways(graph):
         drawn = (hard_inputs(graph, t) for t in (trial, replace(trial, joined=True)))
         yield trial, [hard for hard in drawn if hard is not None]
 

@@ -97,6 +97,11 @@ def stages_of(graph: Graph, made: Raised, original: Original) -> list[Stage]:
     return [*raising_stages(graph, made.plain, trials), Stage("the passes", made.graph, EXACT, trials)]
 
 
+def branch_stages(graph: Graph, made: Raised) -> list[Stage]:
+    """A branch of an imported graph, which runs by itself, and what became of it."""
+    return [*raising_stages(graph, made.plain), Stage("the passes", made.graph, EXACT)]
+
+
 def raising_stages(graph: Graph, raised: Graph, trials: tuple[Trial, ...] = (TRIAL,)) -> list[Stage]:
     """An imported graph, and what raising made of it."""
     bound = max(BOUNDS[DType.f32], *(BOUNDS.get(v.dtype, 0.0) for v in graph.outputs.values()))

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .branches import kept_of
 from .frontends.onnx.errors import UntypedError
 from .frontends.onnx.file import open_onnx
 from .frontends.onnx.load import read_graph
 from .ir.value import Location
-from .optimizing import KEPT, file_of, softmaxes, why_untyped
+from .optimizing import file_of, softmaxes, why_untyped
 from .page_of_tables import plain_page, table_of
 from .passes.raising.report import Left
 from .raised import Raised, raised_model
@@ -103,7 +104,7 @@ def explain(file: str | Path) -> Explanation:
     source = file_of(Path(file))
     read = open_onnx(source)
     try:
-        graph, weights, foreign = read_graph(read, KEPT, wrap=False)
+        graph, weights, foreign = read_graph(read, kept_of(read), wrap=False)
     except UntypedError as e:
         alone = LayerReport("", left=softmaxes(read, why_untyped(e, read)))
         return Explanation(str(source), [alone] * bool(alone.left), {"graph": why_untyped(e, read)}, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,15 +26,20 @@ _MOVES = (Cast, Reshape, Transpose, Expand, Slice)
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of inputs. joined: all axes that are no batch have one length, as far as nothing else is said."""
+    """One set of inputs.
+
+    joined: all axes that are no batch have one length, as far as nothing else is said. flags: what single truth values
+    are, which choose a branch.
+    """
 
     mask: str
     batch: int
     length: int
     joined: bool = False
+    flags: bool = True
 
     def __str__(self) -> str:
-        return f"{self.mask} mask, batch {self.batch}, length {self.length}"
+        return f"{self.mask} mask, batch {self.batch}, length {self.length}{'' if self.flags else ', flags off'}"
 
 
 TRIALS = (
@@ -74,6 +79,12 @@ def hard_inputs(graph: Graph, trial: Trial) -> Hard | None:
         if is_mask(name, v) and v.rank == 2:
             made.kept.append((v.shape[1], made.feeds[name] != 0))
     return made
+
+
+def both_ways(graph: Graph, trials: tuple[Trial, ...] = TRIALS) -> tuple[Trial, ...]:
+    """Trials, and of a graph with single truth values the same with these off."""
+    flags = any(v.dtype is bool_ and v.rank < 2 for v in graph.inputs.values())
+    return (*trials, *(replace(t, flags=False) for t in trials)) if flags else trials
 
 
 def valid(output: Value, found: Array, hard: Hard) -> Array:
@@ -152,7 +163,7 @@ def _symbols(d: DimLike) -> frozenset[str]:
 def _drawn(name: str, v: Value, shape: tuple[int, ...], trial: Trial, made: Hard, rng: np.random.Generator) -> Array:
     lowered = name.lower()
     if v.dtype is bool_ and v.rank < 2:
-        return np.ones(shape, np.bool_)
+        return np.full(shape, trial.flags)
     if is_mask(name, v):
         return _mask(v, shape, trial, rng)
     if v.dtype.is_float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import onnx_ir
 from .backends.onnx.folder import check_outside, foreign
 from .backends.onnx.lower import PRODUCER
 from .backends.onnx.save import save
-from .exact import Stage, Unchecked, exact_difference, stages_of
+from .branches import kept_of
+from .exact import Unchecked, branch_stages, exact_difference, stages_of
 from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.errors import OnnxFileError, UntypedError
 from .frontends.onnx.file import OnnxFile, open_onnx
@@ -23,6 +24,7 @@ from .ir.display import Shown, Table
 from .ir.errors import LoweringError, MonographError
 from .ir.files import check_writable, whole
 from .ir.graph import Graph
+from .ir.tensors import Tensor
 from .ir.value import Location
 from .ir.weights import Weights
 from .original import Original, session
@@ -31,12 +33,6 @@ from .raised import FAULTS, SWITCHES, Raised, raised_model
 from .undoing import Undone, right_without
 
 FILE = "model.onnx"
-KEPT = frozenset(
-    "ConvInteger DequantizeLinear DynamicQuantizeLinear GatherBlockQuantized MatMulInteger MatMulNBits QLinearConv "
-    "QLinearMatMul Celu Elu HardSigmoid HardSwish InstanceNormalization LogSoftmax Mish Selu Softsign".split()
-)
-"""Operators that stay, as one kernel computes each: products of codes, which are small and fast, and what the IR has
-no layer for, only several primitives."""
 
 
 @dataclass(repr=False)
@@ -131,7 +127,7 @@ def optimize(file: str | Path, folder: str | Path, *, strict: bool = False, cach
 def _made(read: OnnxFile, path: Path, report: OptimizeReport) -> None:
     """Write what a file becomes; one with values that are no tensors stays as it is, if the runtime takes it."""
     try:
-        graph, weights, _ = read_graph(read, KEPT, wrap=False)
+        graph, weights, _ = read_graph(read, kept_of(read), wrap=False)
     except UntypedError as e:
         check_runs(read)
         session(read.path, optimized=False)
@@ -168,7 +164,7 @@ def _write(
     read: OnnxFile, graph: Graph, weights: Weights, original: Original, path: Path, report: OptimizeReport
 ) -> None:
     """Write the best model that gives what the original gives."""
-    report.nodes = len(read.model.graph.node), 0
+    report.nodes = _nodes(read), 0
     if not original.expected:
         reason = next(iter(original.refused.values()), "it has no inputs")
         _keep(read, path, report, f"nothing to compare with: {reason}")
@@ -190,7 +186,7 @@ def _write(
         except FAULTS as e:
             return f"a fault, {type(e).__name__}: {e}"
         difference, report.error = original.difference(path)
-        return difference or _exactly(stages_of(graph, made[0], original), weights, made[0], report)
+        return difference or _exactly(graph, weights, made[0], original, report)
 
     def places() -> list[str]:
         return made[0].report.places if made else []
@@ -201,21 +197,29 @@ def _write(
         return
     (found,) = made
     report.layers, report.left, report.unfused = found.report.counts, found.left, found.unfused
-    report.nodes = len(read.model.graph.node), sum(found.counts.values())
+    report.nodes = _nodes(read), sum(found.counts.values())
     report.counts = found.counts
 
 
-def _exactly(stages: Sequence[Stage], weights: Weights, made: Raised, report: OptimizeReport) -> str:
-    """What differs in f64; "" if nothing does, or if nothing was computed, which the report says."""
-    try:
-        difference = exact_difference(stages, weights, made.report.read)
-    except Unchecked as e:
-        report.unchecked = str(e)
-        return ""
-    except MonographError as e:
-        return f"it cannot be computed in f64: {e.what}"
+def _exactly(
+    graph: Graph, weights: Mapping[str, Tensor], made: Raised, original: Original, report: OptimizeReport
+) -> str:
+    """What differs in f64, of the graph or of a branch; "" if nothing does, or if nothing was computed, which the
+    report says."""
     report.unchecked = ""
-    return difference
+    parts = [(stages_of(graph, made, original), weights, made.report.read)]
+    parts += [(branch_stages(b.graph, b.raised), b.weights, b.raised.report.read) for b in made.branches]
+    for stages, own, fixed in parts:
+        try:
+            difference = exact_difference(stages, own, fixed)
+        except Unchecked as e:
+            report.unchecked = report.unchecked or str(e)
+        except MonographError as e:
+            return f"it cannot be computed in f64: {e.what}"
+        else:
+            if difference:
+                return difference
+    return ""
 
 
 def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> None:
@@ -231,7 +235,12 @@ def _keep(read: OnnxFile, path: Path, report: OptimizeReport, reason: str) -> No
     model.producer_name = PRODUCER
     path.parent.joinpath(f"{FILE}.data").unlink(missing_ok=True)
     files.save(model, path, external_data=f"{FILE}.data")
-    report.nodes = len(read.model.graph.node), len(model.graph)
+    report.nodes = _nodes(read), sum(1 for _ in model.graph.all_nodes())
+
+
+def _nodes(read: OnnxFile) -> int:
+    """Nodes of a file, those of branches and loops among them."""
+    return sum(1 for _ in every_node(read.model.graph))
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .frontends.onnx.runtime import CRASHING, failures, run_within
-from .hard_inputs import TRIALS, Hard, Trial, hard_inputs, valid
+from .hard_inputs import TRIALS, Hard, Trial, both_ways, hard_inputs, valid
 from .ir.errors import RuntimeInputError
 from .ir.graph import Graph, Node
 from .ir.missing import needed
@@ -45,6 +45,9 @@ def bound_of(graph: Graph) -> float:
         if node.op.heavy and node.arguments:
             last = node.arguments[0].shape[-1:]
             terms += max((d for d in last if isinstance(d, int)), default=64)
+        elif isinstance(node.op, Foreign) and node.attributes["captures"]:
+            weights = [v.shape[-2:] for v in node.arguments if v.is_param and v.rank > 1]
+            terms += sum(min((d for d in pair if isinstance(d, int)), default=64) for pair in weights)
     widths = [v.dtype for v in (*graph.params.values(), *(o for n in graph for o in n.outputs))]
     widest = max((EPSILONS.get(d, 0.0) for d in widths), default=0.0)
     return min(MOST, MARGIN * widest * math.sqrt(terms) + math.sqrt(roundings) / STEPS)
@@ -106,7 +109,7 @@ class Original:
         """Run the file. Raises RuntimeInputError where ONNX Runtime does not take it at all."""
         made = cls(bound_of(graph), path)
         own = session(path)
-        for trial in trials:
+        for trial in both_ways(graph, trials):
             reason = made._run(own, graph, trial)
             if reason:
                 reason = made._run(own, graph, replace(trial, joined=True))

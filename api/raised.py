@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-import onnx
 import onnx_ir
 
 from .backends.onnx.lower import lower
@@ -16,8 +15,7 @@ from .backends.onnxruntime.choices import choices_of
 from .backends.onnxruntime.ops import OrtMultiHeadAttention
 from .backends.onnxruntime.rewrites import common, mask_variant
 from .backends.target import Target
-from .frontends.onnx.foreign import node_of
-from .frontends.onnx.nested import every_node
+from .branches import Branch, Branches, raise_branches, softmaxes_in
 from .ir.graph import Graph, Node
 from .ir.ops.attention import Attention
 from .ir.ops.foreign import Foreign
@@ -56,7 +54,7 @@ _FUSED = (OrtMultiHeadAttention, OnnxAttention, OnnxCachedAttention)
 class Raised:
     """graph: as it is written. plain: after raising alone. report: of raising. left: every softmax that is no
     attention, with its first obstacle. unfused: attentions that are written in parts. counts: ONNX nodes by op type.
-    misses: what was almost fused.
+    misses: what was almost fused. branches: what was raised inside of branches.
     """
 
     model: onnx_ir.Model
@@ -67,11 +65,13 @@ class Raised:
     unfused: list[str] = field(default_factory=list[str])
     counts: dict[str, int] = field(default_factory=dict[str, int])
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
+    branches: list[Branch] = field(default_factory=list[Branch])
 
     @property
     def fused(self) -> list[Node]:
         """Attentions that are one op of the runtime."""
-        return [n for n in self.graph if isinstance(n.op, _FUSED)]
+        inside = [n for b in self.branches for n in b.raised.fused]
+        return [*(n for n in self.graph if isinstance(n.op, _FUSED)), *inside]
 
 
 def raised_model(
@@ -88,15 +88,23 @@ def raised_model(
         return held(weights[name], graph.params[name].type, name)
 
     report = raise_graph(made, read, without=off, every_row=every_row)
-    left, plain = accounted(made, report), made.copy()
+    plain = made.copy()
     # Every pass counts less than what comes out, which is compared with the file: it is looked at once.
     found = Pipeline("optimize", [p for p in _passes() if p.name not in off]).run(made, verify=False)
     verify(made)
-    model = lower(made, weights, max(OPSET, opset), pipeline=AS_IT_IS)
+    whole, opset = made.copy(), max(OPSET, opset)
+    inside = raise_branches(whole, weights, opset, lambda g, w, _: raised_model(g, w, off, opset, every_row=every_row))
+    left = accounted(plain, report, inside)
+    for branch in inside.found:
+        report.raised += branch.raised.report.raised
+        report.places += branch.raised.report.places
+        found.misses += branch.raised.misses
+    model = lower(whole, inside.weights, opset, pipeline=AS_IT_IS)
     if not choices_of(TARGET).skip_layer_norm:
         sums_before_norms(model)
     unfused = [f"attention at {n.location} is written in parts" for n in made if isinstance(n.op, Attention)]
-    return Raised(model, made, plain, report, left, unfused, count(model), found.misses)
+    unfused += [x for b in inside.found for x in b.raised.unfused]
+    return Raised(model, made, plain, report, left, unfused, count(model), found.misses, inside.found)
 
 
 def sums_before_norms(model: onnx_ir.Model) -> int:
@@ -115,21 +123,22 @@ def sums_before_norms(model: onnx_ir.Model) -> int:
     return written
 
 
-def accounted(graph: Graph, report: RaisingReport) -> list[Left]:
+def accounted(graph: Graph, report: RaisingReport, inside: Branches | None = None) -> list[Left]:
     """Every softmax of a raised graph with the first obstacle to raising it, also those that raising never sees; and
-    every root of a mean of squares that is no norm."""
+    every root of a mean of squares that is no norm. inside: what was raised of the branches in it."""
     known = {x.location: x for x in report.left if x.what == "softmax"}
     found = [x for x in report.left if x.what != "softmax"]
+    inside = inside or Branches({})
     for node in graph:
         if is_softmax(node):
             unseen = Left.at("softmax", node, None, "it was not looked at: attention was not raised at all")
             found.append(known.get(node.location, unseen))
-        elif isinstance(node.op, Foreign):
-            around = onnx.GraphProto(node=[node_of(node.attributes, [], [])])
-            inside = sum(n.op_type.endswith("Softmax") for n in every_node(around))
-            name = str(node.attributes["name"])
-            why = f"{inside} softmax inside of {name}, which stays as the file has it"
+        elif isinstance(node.op, Foreign) and node.location not in inside.done:
+            name, reason = str(node.attributes["name"]), inside.left.get(node.location, "")
+            why = f"softmax inside of {name}, which stays as the file has it{f': {reason}' if reason else ''}"
+            count = softmaxes_in(node)
+            why = f"{count} {why}"
             if name.endswith("Softmax"):
-                why = f"{name} gives no weights that a product with values reads"
-            found += [Left.at("softmax", node, None, why)] * bool(inside)
-    return found
+                why, count = f"{name} gives no weights that a product with values reads", 1
+            found += [Left.at("softmax", node, None, why)] * bool(count)
+    return [*found, *(x for b in inside.found for x in b.raised.left)]

@@ -1,11 +1,13 @@
 """How much attention, norms and rotary positions of exported files each optimizer fuses, and whether it stays right.
 
 Tiny random models of transformers, through every exporter, then through every optimizer. What a model computes is
-counted in PyTorch, what is fused in the files written, alike for all.
+counted in PyTorch, what is fused in the files written, alike for all. Files of optimum are made by the transformers
+that it wants, and have a past too, or two branches.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import monograph as mg
+from clients import environment as client
 from monograph.console import out, working
-from report import WORK, Row, parser, publish
+from report import RESULTS, WORK, Row, parser, publish
 from serving_peers import environment
 
 PLACE = WORK / "fusion"
 WORKER = Path(__file__).with_name("fusion_worker.py")
-EXPORTERS = ("dynamo-18", "dynamo-23", "torchscript", "hf", "hf-fused")
+EXPORTERS = ("dynamo-18", "dynamo-23", "torchscript", "hf", "hf-fused", "optimum", "optimum-past", "optimum-merged")
 OPTIMIZERS = {
     "": "as exported",
     "ours": "Monograph",
@@ -35,19 +38,20 @@ OPTIMIZERS = {
 WRONG = 1e-3
 """The largest error that is no fault, as a share of the largest number."""
 KINDS = ("attention", "norms", "rotary")
+NOTHING: dict[str, Any] = {
+    "optimizer": "", "attention": 0, "norms": 0, "rotary": 0, "error": 0.0, "eager": 0.0, "broken": False,
+    "wrong": False,
+}  # fmt: skip
+"""What results leave out of an entry."""
 COLUMNS = {"crashes": "crash", "does not run": "broken", "wrong": "wrong"}
-OPTIMUM = """
-import subprocess, sys
-run = [sys.executable, "-m", "pip", "install", "--dry-run", "transformers==5.24.0", "optimum-onnx"]
-done = subprocess.run(run, capture_output=True, text=True)
-lines = [l.strip() for l in done.stdout.splitlines() if "depends on transformers" in l]
-print("it installs" if not done.returncode else f"it does not install ({lines[0] if lines else done.stderr[-200:]})")
-"""
 
 
-def worker(task: str, names: Sequence[str]) -> None:
-    """Run the worker until it ends well: what ends its process is noted as failed, and the rest goes on."""
-    command = [str(environment("exported")), str(WORKER), str(PLACE), task, *names]
+def worker(task: str, names: Sequence[str], exporters: Sequence[str] = EXPORTERS) -> None:
+    """Run a worker until it ends well: what ends its process is noted as failed, and the rest goes on."""
+    if task == "optimum":
+        command = [str(client("optimum 2.x")), str(WORKER.with_name("fusion_optimum.py")), str(PLACE), *names]
+    else:
+        command = [str(environment("exported")), str(WORKER), str(PLACE), task, ",".join(exporters), *names]
     for _ in range(100):
         with (PLACE / f"{task}.log").open("a") as log:
             if not subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
@@ -55,9 +59,9 @@ def worker(task: str, names: Sequence[str]) -> None:
     sys.exit(f"{task} does not end: see {PLACE / f'{task}.log'}")
 
 
-def ours(folder: Path) -> None:
+def ours(folder: Path, exporters: Sequence[str]) -> None:
     """Our own files of all that was exported, made anew; what goes wrong is noted."""
-    for exporter in EXPORTERS:
+    for exporter in exporters:
         source, target = folder / f"{exporter}.onnx", folder / f"{exporter}.ours"
         if not source.exists():
             continue
@@ -95,14 +99,16 @@ def result(folder: Path, exporter: str, optimizer: str) -> dict[str, Any]:
     return facts
 
 
-def collected(names: Iterable[str]) -> list[dict[str, Any]]:
+def collected(names: Iterable[str], exporters: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each model, exporter and optimizer; of files that never run, one with the reason."""
     entries: list[dict[str, Any]] = []
     for name in names:
         folder = PLACE / name
-        totals = read(folder / "totals.json")
-        for exporter in EXPORTERS:
+        for exporter in exporters:
             failed, source = folder / f"{exporter}.failed", read(folder / f"{exporter}.json")
+            if exporter.startswith("optimum-") and not failed.exists() and not (folder / f"{exporter}.onnx").exists():
+                continue  # There is no such form of this model.
+            totals = totals_of(folder, exporter)
             why = failed.read_text() if failed.exists() else "" if source.get("ran") else source.get("fails", "no file")
             if why:
                 entries.append({"model": name, "exporter": exporter, "optimizer": "", "not exported": why})
@@ -111,6 +117,18 @@ def collected(names: Iterable[str]) -> list[dict[str, Any]]:
                 facts = result(folder, exporter, optimizer)
                 entries.append({"model": name, "exporter": exporter, "optimizer": optimizer, "totals": totals, **facts})
     return entries
+
+
+def totals_of(folder: Path, exporter: str) -> dict[str, int]:
+    return read(folder / f"{exporter}.totals.json") or read(folder / "totals.json")
+
+
+def kept(names: Iterable[str], exporters: Sequence[str]) -> list[dict[str, Any]]:
+    """Entries of the last results for exporters that are not measured anew."""
+    entries = [NOTHING | e for e in read(RESULTS / "fusion_coverage.json").get("entries", [])]
+    entries = [e for e in entries if e["model"] in names and e["exporter"] not in exporters]
+    totals = {(e["model"], e["exporter"]): e["totals"] for e in entries if "totals" in e}
+    return [e | {"totals": totals[e["model"], e["exporter"]]} if "not exported" not in e else e for e in entries]
 
 
 def row(optimizer: str, entries: Sequence[dict[str, Any]]) -> Row:
@@ -148,39 +166,45 @@ def missing(entries: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def brief(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries without what says nothing, and without names of folders."""
-    left_out = ("layers", "refusals", "seconds", "trace", "totals")
-    return [
-        {k: v.replace(f"{PLACE}/", "") if isinstance(v, str) else v for k, v in e.items() if k not in left_out and v}
-        for e in entries
-    ]
+    """Entries without what says nothing, and without names of folders; totals once for each file exported."""
+    left_out = {"layers", "refusals", "seconds", "trace"}
+    found: list[dict[str, Any]] = []
+    for e in entries:
+        told = {k: v for k, v in e.items() if v and k not in left_out and (k != "totals" or not e["optimizer"])}
+        found.append({k: v.replace(f"{PLACE}/", "") if isinstance(v, str) else v for k, v in told.items()})
+    return found
+
+
+def make(given: argparse.Namespace) -> None:
+    """The files of exporters and of other optimizers that are not there."""
+    with working("exports"):
+        if any(not e.startswith("optimum") for e in given.exporters):
+            worker("export", given.names, given.exporters)
+        if any(e.startswith("optimum") for e in given.exporters):
+            worker("optimum", given.names)
+    with working("other optimizers"):
+        worker("optimize", given.names, given.exporters)
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--names", nargs="*", default=[], help="models; all if none")
+    options.add_argument(
+        "--exporters", nargs="*", default=EXPORTERS, choices=EXPORTERS, help="of the others, the last results"
+    )
     options.add_argument("--only-ours", action="store_true", help="measure our own files anew, and only them")
     options.add_argument("--as-it-is", action="store_true", help="make no files anew, only count what is there")
     given = options.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)
-    optimum = PLACE / "optimum.txt"
     if not given.only_ours and not given.as_it_is:
-        with working("exports"):
-            worker("export", given.names)
-        with working("other optimizers"):
-            worker("optimize", given.names)
-    if not optimum.exists():
-        made = subprocess.run(
-            [str(environment("exported")), "-c", OPTIMUM], capture_output=True, text=True, check=False
-        )
-        optimum.write_text(made.stdout.strip())
-    names = given.names or sorted(p.parent.name for p in PLACE.glob("*/totals.json"))
+        make(given)
+    names = given.names or sorted(p.name for p in PLACE.iterdir() if p.is_dir())
     with working(f"{len(names)} models"):
         for name in [] if given.as_it_is else names:
-            ours(PLACE / name)
+            ours(PLACE / name, given.exporters)
     with working("results"):
-        worker("measure", names)
-    entries = collected(names)
+        worker("measure", names, given.exporters)
+    entries = [*kept(names, given.exporters), *collected(names, given.exporters)]
     missed = missing(entries)
     lost = [e for e in entries if "not exported" in e]
     note = (
@@ -188,12 +212,13 @@ def main() -> None:
         "files that run, of what PyTorch computes. `crashes`: the optimizer raises, or its process ends. `does not "
         "run`: its file does not load, or fails for inputs that the original takes. `wrong`: an output differs by more "
         f"than {WRONG:g} of its largest number from the original (as exported: from PyTorch), at tokens that count, on "
-        "masks of ones, padded left and right and with holes, batches of 1 and 3, two lengths. optimum beside "
-        f"transformers 5.24: {optimum.read_text()}"
+        "masks of ones, padded left and right and with holes, batches of 1 and 3, two lengths; of files with a past, "
+        "none, a few tokens and one behind it. optimum: optimum-onnx 0.1.0 with transformers 4.57; optimum-past: "
+        "decoders with keys and values, optimum-merged: of encoder-decoders, with and without in one file."
     )
     rows = [row(o, entries) for o in OPTIMIZERS]
     publish("fusion_coverage", rows, note=note, only_print=given.no_publish or bool(given.names), missing=missed,
-            totals={n: read(PLACE / n / "totals.json") for n in names}, entries=brief(entries))  # fmt: skip
+            entries=brief(entries))  # fmt: skip
     for kind, lines in missed.items():
         out().print(f"{kind}: {len(lines)} not whole")
         for line in lines:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -89,7 +91,8 @@ KINDS: dict[str, Kind] = {
     "mixtral": _causal(**EXPERTS),
     "t5": _pair(), "bart": _pair(), "marian": _pair(decoder_vocab_size=50), "pegasus": _pair(), "mbart": _pair(),
     "whisper": Kind("encoder-decoder", "AutoModelForSpeechSeq2Seq", ("input_features", "decoder_input_ids"),
-                    {"num_mel_bins": 6, "max_source_positions": 10, "max_target_positions": 64}),
+                    {"num_mel_bins": 6, "max_source_positions": 10, "max_target_positions": 64},
+                    without=("num_key_value_heads",)),
     "vit": _image(), "deit": _image(), "dinov2": _image(),
     "clip_text_model": _text(), "clip_vision_model": _image("pooler_output"),
     "siglip_text_model": replace(_text(), auto="SiglipTextModel"),
@@ -207,17 +210,16 @@ class Inside(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def totals_of(name: str, model: Any) -> dict[str, int]:
-    """What a forward computes: attentions, norms (of modules of a class named so, unless they norm weights alone), and
-    tensors that are rotated."""
-    given = [torch.from_numpy(v) for v in inputs_of(name, TRIALS[4]).values()]
-    attention, normed, turned = passed(name, model, given)
-    _, others, _ = passed(name, model, [v.flip(-1) for v in given])
+def totals_of(model: Any, forward: Callable[..., Any], given: Sequence[Any]) -> dict[str, int]:
+    """What a forward of these tensors computes: attentions, norms (of modules of a class named so, unless they norm
+    weights alone), and tensors that are rotated."""
+    attention, normed, turned = passed(model, forward, given)
+    _, others, _ = passed(model, forward, [v.flip(-1) for v in given])
     norms = sum(not torch.equal(x, y) for x, y in zip(normed, others, strict=True))
     return {"attention": attention, "norms": norms, "rotary": turned}
 
 
-def passed(name: str, model: Any, given: list[Any]) -> tuple[int, list[Any], int]:
+def passed(model: Any, forward: Callable[..., Any], given: Sequence[Any]) -> tuple[int, list[Any], int]:
     """Attentions of a forward, what its norms are given, and how many tensors it rotates."""
     counter, normed, turned = Inside(), list[Any](), [0]
     hooks: list[Any] = []
@@ -232,7 +234,7 @@ def passed(name: str, model: Any, given: list[Any]) -> tuple[int, list[Any], int
         hooks.append(module.register_forward_pre_hook(enter))
         hooks.append(module.register_forward_hook(lambda *_: counter.stack.pop() and None, always_call=True))
     with torch.no_grad(), counting_rotations(model, turned), counter:
-        Plain(name, model)(*given)
+        forward(*given)
     for hook in hooks:
         hook.remove()
     return counter.attention, normed, turned[0]
@@ -260,3 +262,67 @@ def counting_rotations(model: Any, turned: list[int]) -> Iterator[None]:
             for key in [k for k in vars(module) if k.startswith(("apply_rotary", "apply_multimodal_rotary"))]:
                 stack.enter_context(mock.patch.object(module, key, counted(getattr(module, key))))
         yield
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Inputs by name, what PyTorch makes of them, and masks of the tokens that count [batch, tokens]."""
+
+    label: str
+    inputs: dict[str, Any]
+    eager: Any
+    kept: tuple[Any, ...] = ()
+
+
+def save(path: Path, trials: Sequence[Tried]) -> None:
+    arrays: dict[str, Any] = {"labels": np.array([t.label for t in trials])}
+    for i, t in enumerate(trials):
+        arrays |= {f"{i}/inputs/{k}": v for k, v in t.inputs.items()}
+        arrays |= {f"{i}/kept/{k}": v for k, v in enumerate(t.kept)} | {f"{i}/eager": t.eager}
+    np.savez(path, **arrays)
+
+
+def opened(path: Path) -> list[Tried]:
+    with np.load(path) as file:
+        arrays = dict(file)
+    found: list[Tried] = []
+    for i, label in enumerate(arrays["labels"].tolist()):
+        inputs = {k.split("/", 2)[2]: v for k, v in arrays.items() if k.startswith(f"{i}/inputs/")}
+        kept = tuple(v for k, v in arrays.items() if k.startswith(f"{i}/kept/"))
+        found.append(Tried(label, inputs, arrays[f"{i}/eager"], kept))
+    return found
+
+
+LONGEST = 400
+"""Seconds that one export or optimization may take."""
+
+
+def once(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file that is not there; a failure is noted, also one that ends the process."""
+    failed = path.with_suffix(".failed")
+    if path.exists() or failed.exists():
+        return
+    failed.write_text("the process ended")
+    part = path.with_name(f"part-{path.name}")
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"not done after {LONGEST} s")))
+    signal.alarm(LONGEST)
+    try:
+        make(part)
+    except Exception as e:
+        failed.write_text(f"{type(e).__name__}: {(innermost(e).splitlines() or [''])[0]}"[:300])
+        return
+    finally:
+        signal.alarm(0)
+    part.replace(path)
+    failed.unlink()
+    print(path.parent.name, path.name, flush=True)
+
+
+def innermost(error: BaseException) -> str:
+    """What was raised first, of a chain of errors."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return str(error).strip()

@@ -1,8 +1,8 @@
 """Exports, other optimizers and measurements for fusion_coverage.py, run by an environment of their own.
 
-fusion_worker.py FOLDER (export | optimize | measure) NAME...: what is there already is not made again. For each name:
-totals.json, inputs and eager outputs (trials.npz), EXPORTER.onnx, EXPORTER.RIVAL.onnx, and .json of every file
-measured; what failed leaves a .failed with the reason.
+fusion_worker.py FOLDER (export | optimize | measure) EXPORTER,... NAME...: what is there already is not made again. For
+each name: totals.json, inputs and eager outputs (trials.npz), EXPORTER.onnx, EXPORTER.RIVAL.onnx, and .json of every
+file measured; what failed leaves a .failed with the reason. Files of optimum come from fusion_optimum.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +22,22 @@ import onnx
 import onnx_ir
 import onnxruntime
 import torch
-from fusion_models import KINDS, Plain, inputs_of, kept_of, model_of, totals_of, trials_of
+from fusion_models import (
+    KINDS,
+    TRIALS,
+    Plain,
+    Tried,
+    inputs_of,
+    kept_of,
+    model_of,
+    once,
+    opened,
+    save,
+    totals_of,
+    trials_of,
+)
 
-EXPORTERS = ("dynamo-18", "dynamo-23", "torchscript", "hf", "hf-fused")
 RIVALS = ("transformers-optimizer", "onnxscript", "at-load", "hf-fuser")
-LONGEST = 400
-"""Seconds that one export or optimization may take."""
 TYPES = {
     "encoder": "bert", "decoder": "gpt2", "encoder-decoder": "bart", "vision": "vit", "t5": "t5", "phi": "phi",
     "swin": "swin", "clip_text_model": "clip", "clip_vision_model": "clip", "siglip_vision_model": "clip",
@@ -125,41 +134,16 @@ EXPORT: dict[str, Callable[[str, Path], None]] = {
 def prepare(name: str, folder: Path) -> None:
     """Totals, inputs and what PyTorch makes of them."""
     model = model_of(name)
-    arrays: dict[str, Any] = {}
-    for i, trial in enumerate(trials_of(name)):
+    masked = "attention_mask" in KINDS[name].inputs
+    tried: list[Tried] = []
+    for trial in trials_of(name):
         given = inputs_of(name, trial)
-        arrays |= {f"{i}/{k}": v for k, v in given.items()}
         with torch.no_grad():
-            arrays[f"{i}/eager"] = Plain(name, model)(*[torch.from_numpy(v) for v in given.values()]).numpy()
-    np.savez(folder / "trials.npz", **arrays)
-    (folder / "totals.json").write_text(json.dumps(totals_of(name, model)))
-
-
-def innermost(error: BaseException) -> str:
-    """What was raised first, of a chain of errors."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return str(error).strip()
-
-
-def once(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file that is not there; a failure is noted, also one that ends the process."""
-    failed = path.with_suffix(".failed")
-    if path.exists() or failed.exists():
-        return
-    failed.write_text("the process ended")
-    part = path.with_name(f"part-{path.name}")
-    signal.alarm(LONGEST)
-    try:
-        make(part)
-    except Exception as e:
-        failed.write_text(f"{type(e).__name__}: {(innermost(e).splitlines() or [''])[0]}"[:300])
-        return
-    finally:
-        signal.alarm(0)
-    part.replace(path)
-    failed.unlink()
-    print(path.parent.name, path.name, flush=True)
+            eager = Plain(name, model)(*[torch.from_numpy(v) for v in given.values()]).numpy()
+        tried.append(Tried(str(trial), given, eager, (kept_of(trial),) if masked else ()))
+    save(folder / "trials.npz", tried)
+    counted = [torch.from_numpy(v) for v in inputs_of(name, TRIALS[4]).values()]
+    (folder / "totals.json").write_text(json.dumps(totals_of(model, Plain(name, model), counted)))
 
 
 # -- the optimizers ------------------------------------------------------------------------------------------------
@@ -232,7 +216,7 @@ def counts_of(path: Path) -> dict[str, int]:
     }
 
 
-def run(path: Path, name: str, trials: Any) -> tuple[list[dict[str, Any] | None], str]:
+def run(path: Path, trials: Sequence[Tried]) -> tuple[list[dict[str, Any] | None], str]:
     """Outputs by name on all trials (None: it fails), and the first failure. Raises what loading raises."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
@@ -240,25 +224,26 @@ def run(path: Path, name: str, trials: Any) -> tuple[list[dict[str, Any] | None]
     names = [o.name for o in session.get_outputs()]
     made: list[dict[str, Any] | None] = []
     first = ""
-    for i, trial in enumerate(trials_of(name)):
-        given = {x.name: trials[f"{i}/{x.name}"] for x in session.get_inputs()}
+    for trial in trials:
+        given = {x.name: trial.inputs[x.name] for x in session.get_inputs()}
         try:
             made.append(dict(zip(names, session.run(names, given), strict=True)))
         except Exception as e:
-            first = first or f"{trial}: {str(e).splitlines()[0]}"[:300]
+            first = first or f"{trial.label}: {str(e).splitlines()[0]}"[:300]
             made.append(None)
     return made, first
 
 
-def apart(wanted: Any, found: Any, kept: Any) -> float:
-    """The largest difference as a share of the largest number, at tokens that the mask keeps."""
+def apart(wanted: Any, found: Any, kept: Sequence[Any]) -> float:
+    """The largest difference as a share of the largest number, at tokens that the masks keep."""
     if found is None or found.shape != wanted.shape:
         return float("inf")
     counts = np.ones(wanted.shape, np.bool_)
-    for axis in (1, 2)[: wanted.ndim - 2]:
-        if kept is not None and wanted.shape[axis] == kept.shape[1]:
-            shape = (len(kept), *[1] * (axis - 1), kept.shape[1], *[1] * (wanted.ndim - axis - 1))
-            counts &= kept.reshape(shape) != 0
+    for axis in (2, 1) if wanted.ndim > 3 else (1,) if wanted.ndim > 2 else ():
+        mask = next((k for k in kept if k.shape[1] == wanted.shape[axis]), None)
+        if mask is not None:
+            shape = (len(mask), *[1] * (axis - 1), mask.shape[1], *[1] * (wanted.ndim - axis - 1))
+            counts &= mask.reshape(shape) != 0
             break
     counts &= ~np.isnan(wanted)
     gap = np.where(counts & (wanted != found), np.abs(wanted.astype(np.float64) - found), 0)
@@ -266,32 +251,30 @@ def apart(wanted: Any, found: Any, kept: Any) -> float:
     return float(gap.max(initial=0)) / max(float(np.abs(wanted[counts]).max(initial=0)), 1e-3)
 
 
-def measured(path: Path, name: str, trials: Any, truth: list[dict[str, Any] | None] | None) -> dict[str, Any]:
+def measured(path: Path, trials: Sequence[Tried], truth: list[dict[str, Any] | None] | None) -> dict[str, Any]:
     """truth: outputs of the file before it was optimized; None: it is that file, and PyTorch is right."""
     facts: dict[str, Any] = {**counts_of(path), "loads": True, "fails": "", "ran": 0, "error": 0.0, "eager": 0.0}
     try:
-        outputs, facts["fails"] = run(path, name, trials)
+        outputs, facts["fails"] = run(path, trials)
     except Exception as e:
         return {**facts, "loads": False, "fails": str(e).splitlines()[0][:300]}
     facts["ran"] = sum(y is not None for y in outputs)
-    masked = "attention_mask" in KINDS[name].inputs
-    for i, (trial, found) in enumerate(zip(trials_of(name), outputs, strict=True)):
-        kept = kept_of(trial) if masked else None
-        eager = trials[f"{i}/eager"]
-        same = [y for y in (found or {}).values() if y.shape == eager.shape]
-        facts["eager"] = max(facts["eager"], apart(eager, same[0] if same else None, kept) if found else 0.0)
+    for i, (trial, found) in enumerate(zip(trials, outputs, strict=True)):
+        same = [y for y in (found or {}).values() if y.shape == trial.eager.shape]
+        gap = apart(trial.eager, same[0] if same else None, trial.kept) if found else 0.0
+        facts["eager"] = max(facts["eager"], gap)
         wanted = {} if truth is None else truth[i] or {}
         found = found or dict.fromkeys(wanted)
-        facts["error"] = max(facts["error"], *(apart(y, found.get(k), kept) for k, y in wanted.items()), 0.0)
+        facts["error"] = max(facts["error"], *(apart(y, found.get(k), trial.kept) for k, y in wanted.items()), 0.0)
     return facts
 
 
-def measure(name: str, folder: Path) -> None:
-    trials = np.load(folder / "trials.npz")
-    for exporter in EXPORTERS:
-        source = folder / f"{exporter}.onnx"
+def measure(folder: Path, exporters: Sequence[str]) -> None:
+    for exporter in exporters:
+        source, own = folder / f"{exporter}.onnx", folder / f"{exporter}.npz"
         if not source.exists():
             continue
+        trials = opened(own if own.exists() else folder / "trials.npz")
         # What ends the process is not measured again.
         files = [source, *(folder / f"{exporter}.{r}.onnx" for r in RIVALS), folder / f"{exporter}.ours" / "model.onnx"]
         truth: list[dict[str, Any] | None] | None = None
@@ -305,17 +288,15 @@ def measure(name: str, folder: Path) -> None:
             if file != source and truth is None:
                 if not json.loads(source.with_suffix(".json").read_text())["loads"]:
                     break
-                truth, _ = run(source, name, trials)
-            facts = measured(file, name, trials, None if file == source else truth)
-            result.write_text(json.dumps(facts))
+                truth, _ = run(source, trials)
+            result.write_text(json.dumps(measured(file, trials, None if file == source else truth)))
 
 
 def main() -> None:
-    work, task, *names = sys.argv[1:]
+    work, task, exporters, *names = sys.argv[1:]
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"not done after {LONGEST} s")))
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in names or KINDS:
         folder = Path(work) / name
@@ -323,16 +304,16 @@ def main() -> None:
         if task == "export":
             if not (folder / "totals.json").exists():
                 prepare(name, folder)
-            for exporter, make in EXPORT.items():
-                once(folder / f"{exporter}.onnx", partial(make, name))
+            for exporter in [e for e in EXPORT if e in exporters.split(",")]:
+                once(folder / f"{exporter}.onnx", partial(EXPORT[exporter], name))
         elif task == "optimize":
-            for exporter in EXPORTERS:
+            for exporter in exporters.split(","):
                 source = folder / f"{exporter}.onnx"
                 for rival, change in OPTIMIZE.items():
                     if source.exists():
                         once(folder / f"{exporter}.{rival}.onnx", partial(change, name, source))
         else:
-            measure(name, folder)
+            measure(folder, exporters.split(","))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from ..passes.encode import keep_encodings
 from .config import Config as Config
 from .config import key as key
 from .entries import Note as Note
+from .floats import floats_of, main_float
 from .formats import GGUF as GGUF
 from .formats import Checkpoint as Checkpoint
 from .losses import check_loss
@@ -210,8 +211,9 @@ class Program:
         """See Source. Raises MonographError for another dtype than the graph has; of several each gives all of it."""
         if not isinstance(self.make, Graph):
             return self.make(dtype)
-        if _floats(self.make) and dtype not in _floats(self.make):
-            has = ", ".join(sorted(map(str, _floats(self.make))))
+        floats = floats_of(self.make)
+        if floats and dtype not in floats:
+            has = ", ".join(sorted(map(str, floats)))
             raise MonographError(f"{self.name} is a graph in {has}, which cannot be made in {dtype}")
         return self.make.copy()
 
@@ -219,20 +221,9 @@ class Program:
         """The type of an input, as of a Family; but floats have the type that the task says."""
         return self.task.type_of(name, config)
 
-    @property
-    def dtype(self) -> DType:
-        """What its graph is made in if nobody says: f32, or if it is a graph without that its widest float type."""
-        found = _floats(self.make) if isinstance(self.make, Graph) else set[DType]()
-        return f32 if not found or f32 in found else max(found, key=lambda d: d.bits)
-
     def in_type(self, dtype: DType) -> bool:
         """Whether it is a graph whose floats are all of this type."""
-        return isinstance(self.make, Graph) and not _floats(self.make) - {dtype}
-
-
-def _floats(graph: Graph) -> set[DType]:
-    """The float types of what a graph takes."""
-    return {v.dtype for v in (*graph.params.values(), *graph.inputs.values()) if v.dtype.is_float}
+        return isinstance(self.make, Graph) and not floats_of(self.make) - {dtype}
 
 
 @overload
@@ -352,7 +343,8 @@ class Model(Shown):
     @property
     def dtype(self) -> DType:
         """The type its graph is made in if nobody says: f32, or that of the program it came from."""
-        return self.source.dtype if isinstance(self.source, Program) else f32
+        made = self.source.make if isinstance(self.source, Program) else None
+        return main_float(made) if isinstance(made, Graph) else f32
 
     def graph(self, dtype: DType | None = None, *, encoded: bool = False) -> Graph:
         """The plain graph of the model in `dtype` (None: its own): no cache, no fusion, no target.
@@ -367,10 +359,8 @@ class Model(Shown):
 
 
 def plain_graph(model: Model, dtype: DType) -> Graph:
-    """The graph from which one in `dtype` is made: f32 for what is narrower, unless the model is a graph already.
-
-    Which values are narrow is decided later, by what is known of the weights. Raises as `Model.graph`.
-    """
+    """The graph from which one in `dtype` is made: f32 for what is narrower, unless the model is a graph already; which
+    values are narrow is decided later, by what is known of the weights. Raises as `Model.graph`."""
     source = model.source
     if dtype.bits >= f32.bits or (isinstance(source, Program) and source.in_type(dtype)):
         return model.graph(dtype)

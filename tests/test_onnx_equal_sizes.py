@@ -152,6 +152,142 @@ def test_pads_that_are_turned_are_known(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, [[0, 1, 1, 1, 0, 0]] * 2)
 
 
+def test_channels_are_as_many_as_the_kernel_has(tmp_path: Path) -> None:
+    """optimum names every axis of an image; two groups of kernels over two channels each want four."""
+    ones = ", ".join(["1"] * 8)
+    text = f"""g (float[b, channels, h, w] x) => (float[b, 2, h, w] y) <float[2, 2, 1, 2] kernel = {{{ones}}}> {{
+    y = Conv <group = 2, pads = [0, 1, 0, 0]> (x, kernel)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "4", "h", "w"]
+    assert not foreign(graph)
+    x = np.arange(24, dtype=np.float32).reshape(1, 4, 2, 3)
+    pairs = x[:, [0, 2]] + x[:, [1, 3]]
+    found = interpret(graph, {"x": x}, weights)["y"]
+    np.testing.assert_array_equal(found, pairs + np.pad(pairs, ((0, 0), (0, 0), (0, 0), (1, 0)))[..., :-1])
+
+
+def test_channels_of_a_kernel_on_integers_are_as_many(tmp_path: Path) -> None:
+    """optimum's quantizer writes a patch embedding so; the operator itself stays."""
+    text = """g (uint8[b, channels, h, w] x) => (int32[b, 1, h, w] y) <uint8[1, 3, 1, 1] kernel = {1, 2, 3}> {
+    y = ConvInteger(x, kernel)
+}"""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]>\n{text}')
+    graph, _, _ = read_graph(checked(model, tmp_path / "model.onnx"), {"ConvInteger"})
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "3", "h", "w"]
+    assert foreign(graph) == ["ConvInteger"]
+
+
+def test_terms_of_a_product_are_as_many_as_the_weight_has_rows(tmp_path: Path) -> None:
+    text = """g (float[b, width] x) => (float[b, 2] y) <float[3, 2] w = {0, 1, 2, 3, 4, 5}> { y = MatMul(x, w) }"""
+    graph, weights = read(text, tmp_path)
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "3"]
+    found = interpret(graph, {"x": np.ones((1, 3), np.float32)}, weights)["y"]
+    np.testing.assert_array_equal(found, [[6, 9]])
+
+
+LAST = """g (float[b, s] x, float[b, p] past) => (float[b, n] y)
+<int64[1] far = {9223372036854775807}, int64[1] one = {1}> {
+    all = Concat <axis = 1> (past, x)
+    size = Shape <start = 1, end = 2> (WHOSE)
+    start = Neg(size)
+    y = Slice(all, start, far, one)
+}"""
+
+
+def test_as_many_as_there_are_counted_from_the_end_are_all(tmp_path: Path) -> None:
+    """T5 takes the last s of a bias that has s rows."""
+    graph, weights = read(LAST.replace("WHOSE", "all"), tmp_path)
+    assert not foreign(graph)
+    assert str(graph.outputs["y"].shape[1]) == "p+s"
+    given = {"x": np.array([[3.0, 4]], np.float32), "past": np.array([[1.0]], np.float32)}
+    np.testing.assert_array_equal(interpret(graph, given, weights)["y"], [[1, 3, 4]])
+
+
+def test_what_is_counted_from_the_end_and_may_be_none_is_computed(tmp_path: Path) -> None:
+    """The last p of p + s: where p is 0 a slice from -0 on is all of them."""
+    graph, weights = read(LAST.replace("WHOSE", "past"), tmp_path)
+    assert foreign(graph) == ["Slice"]
+    x = np.array([[3.0, 4]], np.float32)
+    for past, wanted in (np.zeros((1, 0), np.float32), [[3, 4]]), (np.array([[1.0]], np.float32), [[4]]):
+        np.testing.assert_array_equal(interpret(graph, {"x": x, "past": past}, weights)["y"], wanted)
+
+
+def test_a_branch_by_sizes_that_are_equal_is_taken(tmp_path: Path) -> None:
+    """TorchScript compares the lengths of queries and keys, and casts the truth value before it branches."""
+    text = """g (float[b, s] x) => (float[b, s] y) <int64 one = {1}> {
+    size = Shape(x)
+    queries = Gather(size, one)
+    keys = Gather(size, one)
+    same = Equal(queries, keys)
+    other = Not(same)
+    condition = Cast <to = 9> (other)
+    y = If (condition) <then_branch = a () => (float[b, s] ya) { ya = Neg(x) },
+                        else_branch = c () => (float[b, s] yc) { yc = Add(x, x) }>
+}"""
+    graph, weights = read(text, tmp_path)
+    assert graph.counts() == {"add": 1}
+    found = interpret(graph, {"x": np.ones((1, 2), np.float32)}, weights)["y"]
+    np.testing.assert_array_equal(found, [[2, 2]])
+
+
+def test_numbers_that_are_repeated_each_are_a_reshape(tmp_path: Path) -> None:
+    """`torch.repeat_interleave(x, 2, 0)` of TorchScript: the most repeats, and the places of those that are there."""
+    text = """g (float[3, s] x) => (float[n, s] y)
+<int64[3] repeats = {2, 2, 2}, int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}, int64[1] three = {3}> {
+    most = ReduceMax <keepdims = 0> (repeats)
+    first = Constant <value_ints = [0]> ()
+    count = Unsqueeze(most, first)
+    size = Shape <start = 1, end = 2> (x)
+    shape = Concat <axis = 0> (three, count, size)
+    column = Unsqueeze(x, axis)
+    wide = Expand(column, shape)
+    steps = Range(zero, most, one)
+    limits = Unsqueeze(repeats, axis)
+    there = Less(steps, limits)
+    found = NonZero(there)
+    places = Transpose <perm = [1, 0]> (found)
+    y = GatherND(wide, places)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert set(graph.counts()) == {"reshape", "expand"}
+    found = interpret(graph, {"x": np.array([[1, 2], [3, 4], [5, 6]], np.float32)}, {})["y"]
+    np.testing.assert_array_equal(found, [[1, 2], [1, 2], [3, 4], [3, 4], [5, 6], [5, 6]])
+
+
+@pytest.mark.parametrize("places", [[[0, 0], [1, 0], [0, 1], [1, 1]], [[0, 0], [0, 1], [1, 0]]])
+def test_places_in_another_order_are_looked_up(places: list[list[int]], tmp_path: Path) -> None:
+    numbers = ", ".join(str(n) for p in places for n in p)
+    text = f"""g (float[2, 2, s] x) => (float[n, s] y) <int64[{len(places)}, 2] places = {{{numbers}}}> {{
+    y = GatherND(x, places)
+}}"""
+    graph, weights = read(text, tmp_path)
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    found = interpret(graph, {"x": x}, weights)["y"]
+    np.testing.assert_array_equal(found, [x[i, j] for i, j in places])
+
+
+@pytest.mark.parametrize("split", ["Split <axis = 0> (size)", "Split <axis = 0> (size, parts)"])
+def test_a_shape_that_is_split_is_known(split: str, tmp_path: Path) -> None:
+    """ONNX Runtime writes so what reads the sizes of a tensor one by one, and optimum's optimizer saves it."""
+    outputs, parts = ("b, s, w", "") if "parts" not in split else ("bs, w", "int64[2] parts = {2, 1},")
+    text = f"""g (float[b, s, 4] x) => (float[n, m] y)
+<{parts} int64[1] minus = {{-1}}, int64[1] four = {{4}}> {{
+    size = Shape(x)
+    {outputs} = {split}
+    rows = Div(w, four)
+    shape = Concat <axis = 0> (minus, w, rows)
+    apart = Reshape(x, shape)
+    flat = Concat <axis = 0> (minus, w)
+    y = Reshape(apart, flat)
+}}"""
+    graph, _ = read(text, tmp_path)
+    assert not foreign(graph)
+    assert [str(d) for d in graph.outputs["y"].shape] == ["b*s", "4"]
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(interpret(graph, {"x": x}, {})["y"], x.reshape(6, 4))
+
+
 def test_a_size_that_is_split_in_parts_is_a_multiple_of_them(tmp_path: Path) -> None:
     """Tokens in blocks of 4, whose number is a quotient rounded down: nothing may be left over."""
     text = """g (float[b, s, 6] x) => (float[b, n, 6] y)

@@ -231,6 +231,16 @@ def test_no_activation(name: str) -> None:
     assert not raised(lambda _, x: OTHERS[name](x))[1].counts.keys() & {"gelu", "silu", "softplus"}
 
 
+@pytest.mark.parametrize("most", [100.0, 255.0, 65535.0])
+def test_a_clip_is_no_relu(most: float) -> None:
+    """What is quantized is clipped far beyond what activations are compared on otherwise."""
+    g, _ = raised(lambda _, x: ops.minimum(ops.maximum(x, 0.0), most))
+    assert "minimum" in g.counts()
+    x = np.array([-1, 0.5, most + 1] * (C // 3 + 1), np.float32)[:C]
+    y = interpret(g, {"x": np.broadcast_to(x, (1, 2, C)).copy()})
+    np.testing.assert_array_equal(next(iter(y.values()))[0, 0], np.clip(x, 0, most))
+
+
 @pytest.mark.parametrize("silu", ["sigmoid", "exp"])
 @pytest.mark.parametrize("packed", ["apart", "gate-first", "up-first"])
 @pytest.mark.parametrize("flattened", [True, False])

@@ -57,12 +57,12 @@ def scaled_twice_over(g: Graph, q: Value, k: Value, v: Value) -> Value:
 
 
 def scaled_after_mask(g: Graph, q: Value, k: Value, v: Value) -> Value:
-    added = scores(q, k) + (ops.cast(g.input("m", tensor(i64, B, 1, 1, S)), dtype=f32) - 1.0) * 1e9
+    added = scores(q, k) + (ops.cast(g.input("mask", tensor(i64, B, 1, 1, S)), dtype=f32) - 1.0) * 1e9
     return ops.matmul(ops.softmax(added * g.param("temperature", tensor(f32, 1))), v)
 
 
 def multiplied_by_indicator(g: Graph, q: Value, k: Value, v: Value) -> Value:
-    return ops.matmul(ops.softmax(scores(q, k) * ops.cast(g.input("m", tensor(i64, B, 1, 1, S)), dtype=f32)), v)
+    return ops.matmul(ops.softmax(scores(q, k) * ops.cast(g.input("mask", tensor(i64, B, 1, 1, S)), dtype=f32)), v)
 
 
 def masked_after(g: Graph, q: Value, k: Value, v: Value) -> Value:

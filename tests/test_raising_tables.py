@@ -25,10 +25,16 @@ def looked_up(how: str) -> tuple[Graph, dict[str, Any]]:
             rows = ops.gather(g.param("table", tensor(f32, LONGEST, R)), places, axis=0)
             s, c = (ops.slice_(rows, axis=-1, start=i * R // 2, length=R // 2) for i in (0, 1))
             s, c = (ops.concat(v, v, axis=-1) for v in (s, c))
+        elif how == "by element":  # As GPT-J with positions of its own: torch.gather.
+            wide = ops.expand(g.param("table", tensor(f32, LONGEST, R)).reshape(1, LONGEST, R), shape=(B, LONGEST, R))
+            index = ops.where(ops.less(places, 0), places + LONGEST, places).reshape(B, S, 1)
+            rows = ops.take_along_axis(wide, ops.expand(index, shape=(B, S, R)), axis=-2)
+            s, c = (ops.slice_(rows, axis=-1, start=i * R // 2, length=R // 2) for i in (0, 1))
+            s, c = (ops.concat(v, v, axis=-1) for v in (s, c))
         else:
             s, c = (ops.gather(g.param(n, tensor(f32, LONGEST, R)), places, axis=0) for n in ("sin", "cos"))
         g.output("y", turned(x, c, s).merge_heads())
-    tables = {"table": np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], axis=-1)} if how == "joined" else {
+    tables = {"table": np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], axis=-1)} if how != "apart" else {
         "sin": np.tile(np.sin(ANGLES), (1, 2)), "cos": np.tile(np.cos(ANGLES), (1, 2)),
     }  # fmt: skip
     return g, tables
@@ -40,7 +46,7 @@ def turned(x: Value, c: Value, s: Value) -> Value:
     return x * c + ops.concat(-b, a, axis=-1) * s
 
 
-@pytest.mark.parametrize("how", ["joined", "apart"])
+@pytest.mark.parametrize("how", ["joined", "apart", "by element"])
 def test_tables_are_read(how: str) -> None:
     g, tables = looked_up(how)
     before = g.copy()

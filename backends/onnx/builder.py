@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir
 
+from ...frontends.onnx.nested import every_node
 from ...ir.errors import LoweringError
 from ...ir.graph import NOWHERE, Location
 from ...ir.types import DimLike, DType, Shape, TensorType
@@ -246,7 +247,7 @@ class Builder:
 
     def placed(self, node: onnx.NodeProto, known: Mapping[str, Handle]) -> dict[str, Handle]:
         """Add a node as it stands, with values for the names it reads; gives its results by name."""
-        self.domains.add(node.domain)
+        self.domains.update(n.domain for n in every_node(onnx.GraphProto(node=[node])))
         inner = {name: self._make("Identity", [known[name]], 1, "", {})[0] for name in captured(node)}
         made = placed_node(node, {name: h.value for name, h in {**known, **inner}.items()})
         made.name = self.unique(node.op_type)

@@ -158,6 +158,6 @@ def checked(path: Path) -> Path:
 
 
 def count(model: onnx_ir.Model) -> dict[str, int]:
-    """Nodes by op type, the most frequent first."""
-    counts = Counter(node.op_type for node in model.graph)
+    """Nodes by op type, the most frequent first; those of branches and loops among them."""
+    counts = Counter(node.op_type for node in model.graph.all_nodes())
     return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))

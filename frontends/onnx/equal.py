@@ -31,7 +31,8 @@ class Sizes:
 
     bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
     A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis of an image
-    that strides round down has the size of which nothing is left over, and both axes of an image one size.
+    that strides round down has the size of which nothing is left over, both axes of an image one size, and one of
+    channels as many as the kernel.
     """
 
     def __init__(self, bound: Mapping[str, DimLike], refused: Iterable[str]) -> None:
@@ -100,6 +101,12 @@ class Sizes:
             here = [s[-axis] for s in shapes if len(s) >= axis and s[-axis] != 1]
             for other in here[1:]:
                 self._one(here[0], other)
+
+    def counted(self, a: DimLike, b: DimLike) -> None:
+        """Raise Equal for an axis of an input that must be as long as a number says: of channels, and of terms."""
+        for d, count in ((a, b), (b, a)):
+            if str(d) in self.inputs and isinstance(count, int):
+                raise Equal(str(d), count)
 
     def _one(self, a: DimLike, b: DimLike) -> None:
         if a == b:

@@ -82,6 +82,20 @@ def _slice(use: Use) -> Known:
     return Known(found, data.dtype)
 
 
+def _split(use: Use) -> list[Known]:
+    """ONNX Runtime writes the sizes of a shape so, which exporters gather one by one."""
+    data, count = _given(use), len(use.node.output)
+    axis = use.axis(use.attribute("axis", 0), data.array.ndim)
+    given = use.attribute("split") if use.version < 13 else use.ints(1) if use.has(1) else None
+    whole = data.array.shape[axis]
+    part = -(-whole // count)
+    sizes = given or [min(part, whole - i * part) for i in range(count)]
+    if len(sizes) != count or sum(sizes) != whole or min(sizes) < 0:
+        raise Unmapped(f"{whole} elements are not split in {list(sizes)}")
+    parts = np.split(data.array, np.cumsum(sizes)[:-1], axis)
+    return [Known(np.array(p, object), data.dtype) for p in parts]
+
+
 def _reshape(use: Use) -> Known:
     data, shape = _given(use), list(use.ints(1))
     shape = [data.array.shape[i] if d == 0 else d for i, d in enumerate(shape)]
@@ -97,7 +111,7 @@ def _cast(use: Use) -> Known:
     data, dtype = _given(use), DTYPES.get(use.attribute("to"))
     if dtype is None or dtype.is_float or dtype.numpy.kind not in "iub":
         raise Unmapped("not an integer type")
-    if dtype.numpy.kind == "b" or (dtype.bits < 32 and not data.numbers):
+    if dtype.bits < 32 and not data.numbers:
         raise Unmapped("changes what the numbers are")
     if data.numbers:
         return Known(np.array(data.array.astype(data.dtype.numpy).astype(dtype.numpy).astype(object)), dtype)
@@ -277,6 +291,28 @@ def _product(use: Use) -> Known:
     return Known.of([total] if use.attribute("keepdims", 1) else total, data.dtype)
 
 
+def _reduced(since: int, function: Callable[..., Any]) -> Callable[[Use], Known]:
+    """Over some axes. since: the version from which on these are an operand."""
+
+    def fold(use: Use) -> Known:
+        data = _given(use)
+        axes = use.axes(1, since, data.array.ndim)
+        if not data.numbers or (not axes and use.attribute("noop_with_empty_axes", 0)):
+            raise Unmapped("not of numbers")
+        numbers = data.array.astype(data.dtype.numpy)
+        found = function(numbers, axis=axes or None, keepdims=bool(use.attribute("keepdims", 1)))
+        return Known(np.asarray(found.astype(object), object), data.dtype)
+
+    return fold
+
+
+def _nonzero(use: Use) -> Known:
+    data = _given(use)
+    if not data.numbers or not data.array.ndim:
+        raise Unmapped("not of numbers along axes")
+    return Known(np.array(np.nonzero(data.array.astype(np.bool_)), object))
+
+
 def _expand(use: Use) -> Known:
     data, shape = _given(use), use.ints(1)
     wanted = np.broadcast_shapes(data.array.shape, shape)
@@ -285,7 +321,7 @@ def _expand(use: Use) -> Known:
     return Known(np.broadcast_to(data.array, wanted).copy(), data.dtype)
 
 
-FOLDS: dict[str, Callable[[Use], Known]] = {
+FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "Shape": _shape,
     "Size": _size,
     "Gather": _gather,
@@ -293,6 +329,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Slice": _slice,
+    "Split": _split,
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Cast": _cast,
@@ -304,6 +341,7 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "Mod": _sized(_rest),
     "Max": _sized(partial(_extreme, largest=True)),
     "Min": _sized(partial(_extreme, largest=False)),
+    "Neg": _each(lambda d: -1 * d),
     "Abs": _each(_size_of),
     "Sign": _each(_sign_of),
     "Equal": _equal,
@@ -318,6 +356,9 @@ FOLDS: dict[str, Callable[[Use], Known]] = {
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "ReduceProd": _product,
+    "ReduceMax": _reduced(18, np.max),
+    "ReduceMin": _reduced(18, np.min),
+    "NonZero": _nonzero,
     "Expand": _expand,
 }
 """What nodes of the standard domain give whose operands are known, by op type."""

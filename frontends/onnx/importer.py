@@ -24,9 +24,9 @@ from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
-from .nested import every_node, reads, subgraphs
+from .nested import every_node, free, reads, subgraphs
 from .places import written_at
-from .sized import sizes_of
+from .sized import counts_of, sizes_of
 from .tables import HANDLERS
 from .types import ELEMENTS, Symbols, check_sizes, is_small, type_of
 from .use import Known, Result, Use
@@ -51,8 +51,7 @@ CONSTANTS = {
 class Importer:
     """One translation.
 
-    left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they turned out to stand for: the
-    file is read again with it.
+    left: nodes that stay foreign, with the reason, by name. equal: symbols, and what they are: the file is read anew.
     keep: operators of the standard that stay foreign though they have a form.
     """
 
@@ -252,6 +251,7 @@ class Importer:
                 self._undo(last, node)
                 self._met(use)
         if result is None:
+            self.equal |= {e.name: e.value for e in counts_of(use) if e.name not in self.equal}
             self.left[node.name or next(iter(node.output), node.op_type)] = why
             result = self._foreign(use)
         made = [result] if isinstance(result, (Value, Known)) else list(result)
@@ -267,9 +267,9 @@ class Importer:
             raise OnnxFileError(f"has an output {lost!r} that its operator does not give", place=self.place(node))
 
     def _kept(self, node: onnx.NodeProto) -> bool:
-        """Whether a node stays as it is: of dequantizing that of weights, of which a kernel reads the codes, and of
-        logarithms those that are no softmax in the end."""
-        if node.op_type == "DequantizeLinear" and node.input[0] not in self.tensors:
+        """Whether a node stays: of dequantizing that of weights, whose codes a kernel reads, if quantizing does not; of
+        logarithms those that are no softmax."""
+        if node.op_type == "DequantizeLinear" and not (node.input[0] in self.tensors or "QuantizeLinear" in self.keep):
             return False
         return node.op_type in self.keep and not (node.op_type == "LogSoftmax" and node.output[0] in self.raised)
 
@@ -299,12 +299,13 @@ class Importer:
             if name in self.values and self.values[name].producer in gone:
                 del self.values[name]
 
-    def _folded(self, use: Use) -> Known | None:
+    def _folded(self, use: Use) -> Result | None:
         try:
             found = FOLDS[use.node.op_type](use)
         except (*UNFIT, ArithmeticError):
             return None
-        return found if found.array.size <= MOST and all(map(is_small, found.flat)) else None
+        parts = [found] if isinstance(found, Known) else found
+        return found if all(k.array.size <= MOST and all(map(is_small, k.flat)) for k in parts) else None
 
     def _constant(self, use: Use) -> None:
         a, name = self._only_attribute(use.node), use.node.output[0]
@@ -359,7 +360,7 @@ class Importer:
     def _foreign(self, use: Use) -> Result:
         node = use.node
         inputs = [n for n in node.input if n]
-        captured = list(dict.fromkeys(n for g in subgraphs(node) for n in _free(g)))
+        captured = list(dict.fromkeys(n for g in subgraphs(node) for n in free(g)))
         given = {n: self.value(n) for n in (*inputs, *captured)}
         data: dict[str, onnx.TensorProto] = {}
         for n in inputs:
@@ -397,9 +398,3 @@ class Importer:
         }
         operands = [v for v in (*inputs, *captured) if v is not None]
         return self.graph.add(onnx_node.op, operands, dict(attributes))
-
-
-def _free(graph: onnx.GraphProto) -> list[str]:
-    """Names that a subgraph takes from outside it."""
-    holder = onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)])
-    return reads(holder)

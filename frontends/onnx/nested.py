@@ -34,6 +34,11 @@ def reads(node: onnx.NodeProto) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def free(graph: onnx.GraphProto) -> list[str]:
+    """Names that a graph inside a node takes from outside it."""
+    return reads(onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)]))
+
+
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Give what a subgraph reads from outside it other names."""
     own = {v.name for v in graph.input} | {t.name for t in graph.initializer}

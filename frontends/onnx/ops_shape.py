@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from ...ir import ops
 from ...ir.graph import Value
 from ...ir.ops.elementwise import Cast
 from ...ir.ops.shape import Iota, Reshape
-from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64
+from ...ir.tensors import Array
+from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
 from .errors import Unmapped
 from .ops_elementwise import number
 from .types import DTYPES
@@ -122,7 +124,12 @@ def _place(at: DimLike, size: DimLike) -> DimLike:
         if isinstance(size, int):
             return min(max(at + size if at < 0 else at, 0), size)
         return size + at if at < 0 else at
-    return at
+    if not never_negative(-1 * at):
+        return at
+    place = size + at  # Counted from the end; one of 0 would be the first again.
+    if place == 0 or (never_negative(-1 * at - 1) and never_negative(place)):
+        return place
+    raise Unmapped(f"whether {at} counts from the end of {size} elements is not known")
 
 
 def _slice(use: Use) -> Value:
@@ -213,6 +220,9 @@ def _gather_nd(use: Use) -> Value:
     x, indices, batch = use[0], use[1], use.attribute("batch_dims", 0)
     if not batch and indices.shape[-1] == 1:
         return ops.gather(x, ops.reshape(indices, shape=indices.shape[:-1]), axis=0)
+    places = use.importer.array_of(use.node.input[1])
+    if not batch and places is not None and _in_order(places, x.shape):
+        return ops.reshape(x, shape=(*indices.shape[:-1], *x.shape[places.shape[-1] :]))
     if batch:
         places = [
             ops.expand(
@@ -223,6 +233,16 @@ def _gather_nd(use: Use) -> Value:
         ]
         indices = ops.concat(*places, indices, axis=-1)
     return ops.gather_nd(x, indices)
+
+
+def _in_order(places: Array, shape: Shape) -> bool:
+    """Whether places [n,k] are all there are along k axes, one after the other: `torch.repeat_interleave` writes so."""
+    if places.ndim != 2:
+        return False
+    sizes = [d for d in shape[: places.shape[1]] if isinstance(d, int)]
+    if len(sizes) != places.shape[1] or math.prod(sizes) != len(places):
+        return False
+    return np.array_equal(places, np.indices(sizes).reshape(len(sizes), -1).T)
 
 
 def _at(axis: int, size: DimLike, rank: int) -> Shape:

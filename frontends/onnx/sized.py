@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ...ir.errors import MonographError
 from ...ir.types import Dim, DimLike, Shape, exact_div, product
-from .equal import MEETING
+from .equal import MEETING, Equal
 from .errors import Unmapped
 from .use import Use
 
@@ -24,6 +24,26 @@ def sizes_of(use: Use, shapes: Sequence[Shape]) -> Shapes:
         return SIZED[kind](use, shapes) if kind in SIZED else ()
     except (Unmapped, MonographError, IndexError):
         return ()
+
+
+def counts_of(use: Use) -> list[Equal]:
+    """Which axis of an input must be as long as a kernel or a weight has channels or rows."""
+    at = COUNTED.get(use.node.op_type)
+    if at is None or use.node.domain not in ("", "ai.onnx") or len(use.node.input) <= at:
+        return []
+    x, w = (use.importer.type_of(use.node.input[i]).shape for i in (0, at))
+    try:
+        if "Conv" not in use.node.op_type and x and len(w) > 1:
+            use.importer.sizes.counted(x[-1], w[-2])
+        elif "Conv" in use.node.op_type and len(x) > 2 and len(w) > 2:
+            use.importer.sizes.counted(x[1], w[1] * use.attribute("group", 1))
+    except Equal as e:
+        return [e]
+    return []
+
+
+COUNTED = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
+"""Operand that holds the kernel or weight, by the op type: it says how many channels or terms the first one has."""
 
 
 def _met(shapes: Sequence[Shape], inputs: Sequence[str]) -> Shape:
@@ -89,5 +109,6 @@ SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
     "Expand": _expand,
     "ConstantOfShape": _filled,
     "Conv": _conv,
+    "ConvInteger": _conv,
 }
 """By op type of the standard domain."""

@@ -34,8 +34,11 @@ from .constants import scalar_of
 from .report import Raised, RaisingReport
 from .unread import erase_unread
 
-GRID = np.concatenate([np.linspace(-30, 30, 2401), np.linspace(-3, 3, 601), [-80.0, -60.0, 60.0, 80.0, 0.0]])
-"""Numbers on which an expression must agree with an activation."""
+NEAR = np.concatenate([np.linspace(-30, 30, 2401), np.linspace(-3, 3, 601), [-80.0, -60.0, 60.0, 80.0, 0.0]])
+FAR = np.concatenate([s * 2.0 ** np.arange(6.5, 41, 0.5) for s in (1, -1)])
+GRID = np.concatenate([NEAR, FAR])
+"""Numbers on which an expression must agree with an activation; far ones where it is finite itself. A clip of what is
+quantized to 0 and 255 is a ReLU of all that is near."""
 
 FARTHEST = 14
 """Nodes of one expression at most."""
@@ -115,8 +118,11 @@ class Activations:
         # Rounded in the type of the graph: a few steps of it, where numbers are as large as x.
         step = 4e-6 if source.dtype.bits >= 32 else 2e-2
         bound = step * np.maximum(1.0, np.abs(GRID))
+        beyond = np.append(np.zeros(NEAR.size, np.bool_), ~np.isfinite(found[NEAR.size :]))
         for name, expected, build in self.expected:
-            if bool(np.all(np.abs(found - expected) <= bound)):
+            with np.errstate(invalid="ignore"):
+                alike = np.abs(found - expected) <= bound
+            if bool(np.all(alike | beyond)):
                 return name, build
         return None
 
@@ -165,7 +171,8 @@ def _function_of(v: Value, source: Value, left: int) -> bool:
 
 
 def _on_grid(root: Value, source: Value) -> Array | None:
-    known: dict[Value, Array] = {source: GRID.astype(source.dtype.numpy)}
+    with np.errstate(over="ignore"):
+        known: dict[Value, Array] = {source: GRID.astype(source.dtype.numpy)}
 
     def compute(v: Value) -> Array:
         if v not in known:
@@ -177,5 +184,6 @@ def _on_grid(root: Value, source: Value) -> Array | None:
                 known[v] = evaluate(node.op, [compute(x) for x in node.arguments], node.attributes, {})[0]
         return known[v]
 
-    found = compute(root)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = compute(root)
     return found.astype(np.float64) if found.shape == GRID.shape else None

@@ -177,6 +177,8 @@ def _follow(v: Value, state: Applied, root: Root, *, joined: bool) -> list[Appli
 def _through(user: Node, v: Value, state: Applied, root: Root, *, joined: bool) -> list[Applied]:
     """Norms below one reader of v."""
     side = next((x for x in user.arguments if x is not v), None)
+    if len(user.outputs) != 1:
+        return []
     y = user.output
     if isinstance(user.op, Mul) and side is not None and not joined and _uncast(side) in _same(root):
         return _follow(y, Applied(y, state.w, state.b), root, joined=True)

@@ -14,6 +14,7 @@ from .angle_tables import compute_tables
 from .attention import put_back, raise_attention, take_apart
 from .check import Check
 from .constants import Read, Reader
+from .indexed import gather_rows, write_whole
 from .layers import raise_layers
 from .masks import Masks
 from .neutral import drop_neutral
@@ -50,6 +51,7 @@ def raise_graph(
     reader = None if read is None else Reader(read)
     check = Check(graph, reader, without=without, accepted=report.places)
     if "attention" not in without:
+        write_whole(graph)
         take_apart(graph)
         canonicalize(graph)
         masks = Masks(graph, reader)
@@ -60,6 +62,7 @@ def raise_graph(
     if "norms" not in without:
         raise_norms(graph, check, report)
     if "tables" not in without:
+        gather_rows(graph)
         compute_tables(graph, check, reader)
     if "rotary" not in without:
         Rotations(graph, check, report).run()
