@@ -58,9 +58,8 @@ class Explanation:
         """One line for people."""
         fused = sum(layer.fused.total() for layer in self.layers)
         over = f"; {len(self.left) - self.softmax_left} norms" if len(self.left) > self.softmax_left else ""
-        return (
-            f"{self.attentions} attentions raised, {fused} of them one op; {self.softmax_left} softmax left over{over}"
-        )
+        raised = f"{self.attentions} attention{'s' if self.attentions != 1 else ''} raised, {fused} of them one op"
+        return f"{raised}; {self.softmax_left} softmax left over{over}"
 
     @property
     def softmax_left(self) -> int:

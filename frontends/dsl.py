@@ -192,7 +192,7 @@ class Family(Shown):
         place, line = line_of(self.function)
         return ModelFileError(f"{self.name} {what}", place=place, details=line, hint=hint)
 
-    def input_type(self, name: str, config: Config, dtype: DType) -> TensorType:
+    def input_type(self, name: str, config: object, dtype: DType) -> TensorType:
         """The type of an input of the task in a model with this config."""
         type = self.task.type_of(name, config)
         return TensorType(dtype, type.shape) if type.dtype.is_float else type

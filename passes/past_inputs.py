@@ -43,9 +43,10 @@ def total_symbols(graph: Graph) -> frozenset[str]:
 def _chooses(v: Value) -> bool:
     """Whether whole numbers choose rows of a table."""
     return any(
-        node["ids" if isinstance(node.op, Embedding) else "indices"] is v
+        (isinstance(node.op, Embedding) and node["ids"] is v)
+        or (isinstance(node.op, Gather) and node["indices"] is v)
+        or (isinstance(node.op, Foreign) and node.attributes["name"] == "GatherBlockQuantized")
         for node in v.users
-        if isinstance(node.op, (Embedding, Gather))
     )
 
 

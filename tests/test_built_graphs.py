@@ -93,3 +93,26 @@ def test_what_differs_in_f64_is_not_raised(monkeypatch: pytest.MonkeyPatch, tmp_
         assert "it would change what is computed: in f64" in engine.report.raised
     np.testing.assert_allclose(found, module(**given).detach().numpy(), atol=1e-5)
     assert "Softmax" in kinds(tmp_path / "built" / "model.onnx")
+
+
+def test_a_key_mask_that_pytorch_spreads_over_heads_is_one_over_keys(tmp_path: Path) -> None:
+    """`nn.TransformerEncoder` makes its mask numbers, repeats them for each head, and looks which are all -inf."""
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+            self.embed, self.encoder = nn.Embedding(50, 32, padding_idx=0), nn.TransformerEncoder(layer, 2)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.encoder(self.embed(tokens), src_key_padding_mask=tokens == 0)
+
+    torch.manual_seed(0)
+    module, tokens = Tagger().eval(), torch.randint(1, 50, (3, 9))
+    tokens[0, :4] = tokens[2, 6:] = 0
+    model = mg.load(module, {"tokens": tokens[:2, :7].contiguous()}, dynamic_shapes={"tokens": SIZES})
+    with mg.build(model, tmp_path / "built", strict=True) as engine:
+        found = engine.run({"tokens": tokens.numpy()})["output"]
+    assert kinds(tmp_path / "built" / "model.onnx").count("MultiHeadAttention") == 2
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(tokens).numpy(), atol=1e-5)

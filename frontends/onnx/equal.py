@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...ir.errors import MonographError
@@ -139,6 +140,11 @@ class Sizes:
                     source, by = self.quotients[name]
                     raise Equal(source, by * each)
 
+    def number(self, d: DimLike, size: DimLike) -> None:
+        """Raise Equal for an axis whose size a node knows as a number."""
+        if isinstance(size, int) and isinstance(d, Dim) and d.name is not None:
+            raise Equal(d.name, size)
+
     def divided(self, a: DimLike, b: DimLike) -> None:
         """Raise Equal if one size divides the other only where the inputs have one batch: axis 0 of two of them."""
         try:
@@ -147,6 +153,10 @@ class Sizes:
             pass
         else:
             return
+        self._one_batch(a, b)
+
+    def _one_batch(self, a: DimLike, b: DimLike) -> None:
+        """Raise Equal if each of two sizes has the batch of another input."""
         above, below = ([s for s in self.batches if s in _symbols(x) - _symbols(y)] for x, y in ((a, b), (b, a)))
         if above and below:
             earlier, later = sorted((above[0], below[0]), key=self.batches.index)
@@ -160,6 +170,7 @@ class Sizes:
         elif named != 0:
             self._split(total, named)
             self._one(total, named)
+            self._one_batch(total, named)
 
     def _split(self, total: DimLike, named: DimLike) -> None:
         """Raise Equal for a size that is split in parts of one length, of which nothing may be left over."""
@@ -176,13 +187,17 @@ class Sizes:
 
 
 def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
-    """Two sizes without the terms that both have: of a past and new tokens, the pasts."""
+    """Two sizes without the terms and the factors that both have: of a past and new tokens, the pasts."""
     gap = a - b
-    if not isinstance(gap, Dim) or len(gap.terms) != 2:
+    if not isinstance(gap, Dim) or len(gap.terms) != 2 or sum(c for _, c in gap.terms) != 0:
         return a, b
-    left = [Dim(((m, c),)) for m, c in gap.terms if m and c == 1]
-    right = [Dim(((m, -c),)) for m, c in gap.terms if m and c == -1]
-    return (left[0], right[0]) if left and right else (a, b)
+    (m, c), (n, _) = gap.terms
+    x, y = (_product(list((Counter(p) - Counter(q)).elements())) for p, q in ((m, n), (n, m)))
+    return (x, y) if c > 0 else (y, x)
+
+
+def _product(symbols: Iterable[str]) -> DimLike:
+    return product(Dim.symbol(s) for s in symbols)
 
 
 def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:

@@ -161,10 +161,15 @@ def _rest(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     return a - _divided(sizes, a, b) * b
 
 
+def _never_below(d: DimLike, number: DimLike) -> bool:
+    """Whether a size is at least a number: where a product of sizes is 0, what has this size has no elements."""
+    return isinstance(d, Dim) and len(d.terms) == 1 and isinstance(number, int) and number <= 1 and never_negative(d)
+
+
 def _extreme(sizes: Sizes, a: DimLike, b: DimLike, *, largest: bool) -> DimLike:
     """The larger or the smaller of two, where that is sure whatever the symbols are, or shows later."""
     for x, y in ((a, b), (b, a)):
-        if never_negative(x - y):
+        if never_negative(x - y) or _never_below(x, y):
             return x if largest else y
     found = sizes.extreme("larger" if largest else "smaller", a, b)
     if found is None:

@@ -221,6 +221,9 @@ def _grouped(use: Use) -> Parts:
         q, k, v = (
             ops.slice_(q, axis=2, start=a * width, length=n * width) for a, n in zip(starts, counts, strict=True)
         )
+    for past in (past_k, past_v):
+        if past is not None:
+            use.importer.sizes.number(past.shape[3], k.shape[2] // groups)
     batch, length = q.shape[0], q.shape[1]
     room: DimLike = past_k.shape[2] if past_k is not None else 0
     full = _uniform(ends) == room + length - 1  # Every row has read all there is room for.

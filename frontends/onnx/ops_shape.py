@@ -10,6 +10,8 @@ import numpy as np
 
 from ...ir import ops
 from ...ir.graph import Value
+from ...ir.ops.elementwise import Cast
+from ...ir.ops.shape import Iota, Reshape
 from ...ir.tensors import Array
 from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
 from .errors import Unmapped
@@ -17,7 +19,8 @@ from .ops_elementwise import number
 from .types import DTYPES
 from .use import Handlers, Known, Use
 
-_FAR = 1 << 31
+_FAR = 10**9
+"""Where a bound means the end: some exporters write this number, others the largest integer."""
 
 
 def _reshape(use: Use) -> Value:
@@ -183,6 +186,15 @@ def dimension(d: DimLike) -> Value:
     return Known.of(d).value() if isinstance(d, int) else ops.reshape(ops.iota(start=d, length=1), shape=())
 
 
+def _size(v: Value) -> DimLike | None:
+    """The dimension that a scalar is, also as a float: those of a tensor are few enough for it."""
+    node = v.producer
+    while node is not None and isinstance(node.op, (Cast, Reshape)):
+        node = node.value("x").producer
+    counted = node is not None and isinstance(node.op, Iota) and node.attributes["length"] == 1
+    return node.attributes["start"] if node is not None and counted else None
+
+
 def _counted(use: Use, i: int, size: DimLike) -> Value:
     """Indices of operand `i` counted from the front, left alone where all are known to be."""
     array = use.importer.array_of(use.node.input[i])
@@ -285,10 +297,11 @@ def _range(use: Use) -> Value:
     if step != 1:
         raise Unmapped(f"steps of {step}")
     if dtype.is_float:
-        start, length = use.number(0), use.number(1)
+        start, size = use.number(0), _size(use[1])
         if start != int(start):
             raise Unmapped("starts between integers")
-        return ops.iota(start=int(start), length=max(0, int(np.ceil(length - start)))).cast(dtype)
+        length = max(0, int(np.ceil(use.number(1) - start))) if size is None else size - int(start)
+        return ops.iota(start=int(start), length=length).cast(dtype)
     (start_at,), (end,) = use.dims(0), use.dims(1)
     length_of: DimLike = end - start_at
     if isinstance(length_of, int):

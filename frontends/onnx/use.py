@@ -119,7 +119,8 @@ class Use:
 
     def outputs(self, *numbers: int) -> bool:
         """Whether any of these outputs is read."""
-        return any(i < len(self.node.output) and self.node.output[i] in self.importer.read for i in numbers)
+        names = [self.node.output[i] for i in numbers if i < len(self.node.output)]
+        return any(name and name in self.importer.read for name in names)
 
     # -- attributes ----------------------------------------------------------------------------------------------
 

@@ -57,7 +57,14 @@ def elements(op: Op, node: Node, *given: Range | None) -> tuple[Range, ...]:
     return (Range(x.low, x.high),)
 
 
+def _of_one(node: Node) -> Value | None:
+    """Over an axis of one element: what is there, with that axis or without."""
+    x = node.arguments[0]
+    return x.reshape(*node.output.shape) if x.shape[node.attributes["axis"]] == 1 else None
+
+
 class Reduce(AlongAxis):
+    canonical = (_of_one,)
     shard = shard_rules.needs_all
     torch_name: ClassVar[str]
     onnx_name: ClassVar[str]

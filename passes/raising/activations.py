@@ -83,11 +83,12 @@ class Activations:
 
     def _raise_at(self, seed: Node) -> bool:
         for source in _sources(seed):
-            for root in _roots(seed, source):
-                build = self._recognised(root, source)
+            for outer in _roots(seed, source):
+                build = self._recognised(outer, source)
                 if build is None:
                     continue
                 name, make = build
+                root = self._without_number(outer, source, name)
                 with self.graph.at(root.producer):
                     new = make(source)
                 assert root.producer is not None
@@ -96,6 +97,17 @@ class Activations:
                 erase_unread(self.graph, root)
                 return True
         return False
+
+    def _without_number(self, root: Value, source: Value, name: str) -> Value:
+        """The activation in its sum with a number so small that the grid does not show it: an epsilon stays."""
+        node = root.producer
+        while node is not None and isinstance(node.op, (Add, Sub)) and scalar_of(node.arguments[1]) is not None:
+            inner = node.arguments[0]
+            found = None if inner is source else self._recognised(inner, source)
+            if found is None or found[0] != name:
+                break
+            root, node = inner, inner.producer
+        return root
 
     def _recognised(self, root: Value, source: Value) -> tuple[str, Callable[[Value], Value]] | None:
         if root.type != source.type:

@@ -168,6 +168,12 @@ class Run:
         self.rng = np.random.default_rng(trial.seed)
         self.known: dict[Value, Array] = {}
 
+    @cached_property
+    def masks(self) -> list[Value]:
+        """Inputs that may be masks."""
+        given = self.check.graph.inputs.values()
+        return [v for v in given if v.rank >= 2 and not v.dtype.is_float and rows_indexed(v) == 10]
+
     def __call__(self, v: Value) -> Array:
         pending = [v]
         while pending:
@@ -226,7 +232,9 @@ class Run:
             rows = rows_indexed(v)
             return self.rng.integers(0, FARTHEST if rows == 10 else min(rows, FARTHEST), concrete).astype(v.dtype.numpy)
         if v.producer is None and not v.is_param and v.rank >= 2 and rows_indexed(v) == 10:
-            return _masked(self.trial, concrete, self.rng).astype(v.dtype.numpy)
+            mask = _masked(self.trial, concrete, self.rng).astype(v.dtype.numpy)
+            # Of several masks, each hides other tokens: what is read as one of them must not be another one.
+            return np.roll(mask, self.masks.index(v), axis=0) if v in self.masks else mask
         most = 2 if v.dtype == bool_ else max(1, rows_indexed(v))
         return self.rng.integers(0, most, concrete).astype(v.dtype.numpy)
 

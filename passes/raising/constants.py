@@ -11,6 +11,7 @@ from ...ir.graph import Value
 from ...ir.interpret import Array, evaluate_node
 from ...ir.ops.elementwise import Cast
 from ...ir.ops.shape import Expand, Reshape
+from ...ir.types import DType, bool_
 
 Read = Callable[[str], Array]
 """The array of a parameter, by its path."""
@@ -35,19 +36,24 @@ class Reader:
 
 def scalar_of(v: Value) -> float | None:
     """The one number that all elements of a value are, if that is known; an axis of size 1 does not matter."""
-    node = v.producer
+    node, narrowed = v.producer, list[DType]()
     while node is not None and isinstance(node.op, (Reshape, Expand, Cast)):
         if isinstance(node.op, Cast) and not v.dtype.is_float:
-            return None
+            narrowed.append(v.dtype)
         v = node.value("x")
         node = v.producer
     if node is None or not node.op.constant:
         return None
     given: Any = node.attributes["value"]
-    if not isinstance(given, tuple):
-        return float(given)
     numbers = np.asarray(given, np.float64).reshape(-1)
-    return float(numbers[0]) if numbers.size and (numbers == numbers[0]).all() else None
+    if not numbers.size or (numbers != numbers[0]).any():
+        return None
+    number = float(numbers[0])
+    for dtype in reversed(narrowed):
+        if dtype != bool_ and not number.is_integer():
+            return None
+        number = float(number != 0) if dtype == bool_ else number
+    return number
 
 
 def array_of(v: Value, read: Read | None = None) -> Array | None:

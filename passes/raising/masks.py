@@ -215,7 +215,9 @@ class Masks:
             x = node.value("x")
             return self.truth(x) if x.dtype == bool_ else self.indicator(x)
         if isinstance(op, LogicalNot):
-            return negated(self.truth(node.value("x")))
+            x = node.value("x")
+            differs = self._chosen_number(x.producer, equal=False) if x.producer is not None else None
+            return negated(self.truth(x)) if differs is None else differs
         if isinstance(op, (LogicalAnd, LogicalOr)):
             x, y = (self.truth(a) for a in node.arguments)
             return both(x, y) if isinstance(op, LogicalAnd) else either(x, y)
@@ -229,7 +231,10 @@ class Masks:
         return self._moved(node, lambda x: self.truth(x)) if isinstance(op, _VIEWS) else None
 
     def _compared(self, node: Node) -> Truth | None:
-        """x == 0 or x == 1, of an indicator, an additive mask, or the sum of both."""
+        """x == 0 or x == 1, of an indicator, an additive mask, or the sum of both; x == any number, of chosen ones."""
+        chosen = self._chosen_number(node, equal=True)
+        if chosen is not None:
+            return chosen
         for x, y in (node.arguments, node.arguments[::-1]):
             number = scalar_of(y)
             if number not in (0.0, 1.0, False, True):
@@ -240,6 +245,24 @@ class Masks:
             if found is not None and not assumed(x):
                 return found
         return None
+
+    def _chosen_number(self, node: Node, *, equal: bool) -> Truth | None:
+        """x == number, or x != number, where conditions choose x among numbers."""
+        if not isinstance(node.op, Equal):
+            return None
+        pairs = ((x, scalar_of(y)) for x, y in (node.arguments, node.arguments[::-1]))
+        return next((self._is(x, number, equal=equal) for x, number in pairs if number is not None), None)
+
+    def _is(self, v: Value, number: float, *, equal: bool) -> Truth | None:
+        known, node = scalar_of(v), v.producer
+        if known is not None:
+            return (known == number) == equal
+        if node is None:
+            return None
+        if isinstance(node.op, Where):
+            c, (x, y) = self.truth(node.arguments[0]), (self._is(a, number, equal=equal) for a in node.arguments[1:])
+            return None if x is None or y is None else either(both(c, x), both(negated(c), y))
+        return self._moved(node, lambda x: self._is(x, number, equal=equal)) if isinstance(node.op, _VIEWS) else None
 
     def _zero(self, v: Value) -> Truth | None:
         """Where a value is 0: an additive mask, an indicator, or a sum in which neither makes up for the other."""

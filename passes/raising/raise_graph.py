@@ -17,6 +17,7 @@ from .constants import Read, Reader
 from .indexed import gather_rows, write_whole
 from .layers import raise_layers
 from .masks import Masks
+from .neutral import drop_neutral
 from .norms import raise_norms
 from .report import RaisingReport
 from .rotary import Rotations
@@ -46,6 +47,7 @@ def raise_graph(
     report = RaisingReport()
     remove_dropout(graph)
     clean(graph)
+    drop_neutral(graph)
     reader = None if read is None else Reader(read)
     check = Check(graph, reader, without=without, accepted=report.places)
     if "attention" not in without:

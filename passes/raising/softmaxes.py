@@ -89,8 +89,11 @@ def _total(v: Value) -> tuple[Value, int] | None:
 def _weights(e: Value, axis: int, masks: Masks) -> tuple[Value, Value] | None:
     """(softmax, its operand without the mask) of exponentials, or of these times what is 0 or 1."""
     node = e.producer
-    if node is not None and isinstance(node.op, Exp):
-        return ops.softmax(node.value("x"), axis=axis), node.value("x")
+    below = node.value("x").producer if node is not None and isinstance(node.op, Reshape) else node
+    if below is not None and isinstance(below.op, Exp):
+        scores = below.value("x")
+        shaped = scores if below is node else scores.reshape(*e.shape)
+        return ops.softmax(shaped, axis=axis), scores
     if node is None or not isinstance(node.op, Mul):
         return None
     x, y = node.arguments
