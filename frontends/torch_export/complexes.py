@@ -29,10 +29,14 @@ def is_complex(x: Any) -> bool:
     return isinstance(x, (Complex, complex))
 
 
-def of_pairs(c: Call | None, x: Value) -> Complex:
+def of_pairs(x: Value) -> Complex:
     """Real numbers [.., 2] as complex ones [..]."""
     real, imag = (ops.reshape(part(x, x.rank - 1, i, 1), shape=x.shape[:-1]) for i in (0, 1))
     return Complex(real, imag)
+
+
+def _viewed(c: Call, x: Value) -> Complex:
+    return of_pairs(x)
 
 
 def _pairs(c: Call, x: Complex) -> Value:
@@ -188,7 +192,7 @@ COMPLEX: Table = {
     "aten.complex.default": _of_parts,
     "aten.polar.default": _polar,
     "aten.exp.default": _exponential,
-    **dict.fromkeys(("aten.view_as_complex.default", "aten.view_as_complex_copy.default"), of_pairs),
+    **dict.fromkeys(("aten.view_as_complex.default", "aten.view_as_complex_copy.default"), _viewed),
     **dict.fromkeys(("aten.view_as_real.default", "aten.view_as_real_copy.default"), _pairs),
     "aten.real.default": _part_of(imag=False),
     "aten.imag.default": _part_of(imag=True),

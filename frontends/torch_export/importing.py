@@ -185,7 +185,7 @@ class Importer:
         if not tensor.is_complex():
             return param
         with building(self.graph), self.graph.at(None, NOWHERE):
-            return of_pairs(None, param)
+            return of_pairs(param)
 
     def _input(self, node: Any, spec: Any) -> None:
         made = node.meta.get("val")

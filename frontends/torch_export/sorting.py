@@ -26,7 +26,7 @@ def _stable(c: Call, x: Value, stable: bool | None = True, dim: int = -1, descen
     return _sorted(c, x, dim, descending)
 
 
-def _first(c: Call, x: Value, k: DimLike, dim: int, descending: bool) -> Result:
+def _first(c: Call, x: Value, k: DimLike, dim: int, descending: bool) -> tuple[Value, Value]:
     """k elements in their order along an axis, and their places; of equals the first comes first."""
     at = dim % x.rank
     order = [a for a in range(x.rank) if a != at] + [at]
@@ -41,7 +41,7 @@ def _smallest(c: Call, x: Value, k: int, dim: int = -1, keepdim: bool = False) -
     """kthvalue: the k-th smallest and its place."""
     found = _first(c, x, k, dim, False)
     at = dim % x.rank
-    last = (ops.slice_(v, axis=at, start=k - 1, length=1) for v in found if v is not None)
+    last = (ops.slice_(v, axis=at, start=k - 1, length=1) for v in found)
     return tuple(c.reshaped(v, t.shape) for v, t in zip(last, c.types, strict=True))
 
 
