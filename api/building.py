@@ -164,7 +164,7 @@ def write_export(
     from .raising import with_layers
 
     check_not_reading("mg.export is called")
-    dtype = model_of(model, "export").dtype if dtype is None else float_type(dtype)
+    dtype = None if dtype is None else float_type(dtype)
     check_outside(check_writable(folder, foreign))
     client = layout_of(layout)
     # The clients all run ONNX Runtime; without a layout the ops are those that every runtime has.
@@ -174,9 +174,10 @@ def write_export(
     asked = Quantization.of(quantize)
     if asked is not None:
         _check_portable(asked, oldest, SINCE)
-    settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     given = model
     layered, raised = with_layers(model)
+    dtype = layered.dtype if dtype is None else dtype  # A table of another type may be gone.
+    settings: dict[str, Any] = {"dtype": dtype, "announce": announce, "progress": progress}
     with quantized(layered, asked, None, Path(folder), **settings) as (model, done):
         weights, report = weights_of(model), ExportReport(Path(folder), quantization=done, raised=raised)
         graphs = serving_graphs(model, dtype, dump, report.precision)
@@ -274,9 +275,10 @@ def build(
     _check_tuning(tune, loads)
     place = Path(tempfile.mkdtemp(prefix="monograph-") if folder is None else folder)
     try:
-        own = model.dtype if target == "cpu" and dtype is None else None
-        aim = Target.of(target, dtype if own is None else own)
+        aim = Target.of(target, dtype)
         model, raised = with_layers(model, check=twin)
+        if target == "cpu" and dtype is None:
+            aim = Target.of(target, model.dtype)  # Of what was raised: a table of another type may be gone.
         rounding = quantized(model, asked, aim, place, dtype=aim.dtype, announce=announce, progress=progress)
         with rounding as (served, done):
             _check_prompts(served, asked)

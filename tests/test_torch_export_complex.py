@@ -95,6 +95,28 @@ def test_rotary_positions_of_complex_numbers_are_the_op(form: str, tmp_path: Any
     np.testing.assert_allclose(session.run(None, asked)[0], rows, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["buffer", "indexed"])
+def test_tables_of_complex_numbers_stay_wide_beside_narrow_weights(form: str, tmp_path: Any) -> None:
+    """What is built is in f16 once the table, the only tensor in f32, is computed."""
+    torch.manual_seed(0)
+    module = Rotary(form).eval()
+    table = module.freqs_cis
+    module.half()
+    module.freqs_cis = table
+    given = {"input_ids": torch.randint(0, 20, (3, 9)), "position_ids": torch.arange(9).expand(3, 9)}
+    model = mg.load(module, given, dynamic_shapes={k: {0: ROWS, 1: LENGTH} for k in given})
+    wanted = module(**given)
+    assert model.weights["freqs_cis"].type.dtype == mg.ir.types.f32 and wanted.dtype == torch.float16
+    torch.testing.assert_close(mg.to_torch(model)(**given)["output"], wanted, atol=2e-3, rtol=2e-3)
+    numbers, rows = {k: v.numpy() for k, v in given.items()}, wanted.detach().numpy()
+    with mg.build(model) as engine:
+        assert "2 rope" in engine.report.raised
+        np.testing.assert_allclose(engine.run(numbers)["output"], rows, atol=2e-3)
+    session = InferenceSession(mg.export(model, tmp_path) / "model.onnx")
+    asked = {i.name: numbers[i.name] for i in session.get_inputs()}
+    np.testing.assert_allclose(session.run(None, asked)[0], rows, atol=2e-3)
+
+
 class Arithmetic(nn.Module):
     """Each of these is compared by value and gradient."""
 
