@@ -12,7 +12,10 @@ _NEUTRAL: dict[type[Op], float] = {Add: 0.0, Mul: 1.0}
 
 
 def drop_neutral(graph: Graph) -> int:
-    """Replace x * ones and x + zeros of any shape by x, as often as the shape says. Gives how many."""
+    """Replace x * ones and x + zeros of any shape by x, as often as the shape says. Gives how many.
+
+    One element fills nothing: of one pair of channels that is turned it is the frequency, which is 1.
+    """
     dropped = 0
     for node in graph:
         kept = _kept(node)
@@ -31,4 +34,4 @@ def _kept(node: Node) -> Value | None:
         return None
     x, y = node.arguments
     pairs = ((x, y), (y, x))
-    return next((a for a, b in pairs if scalar_of(b) == number), None)
+    return next((a for a, b in pairs if b.type.elements != 1 and scalar_of(b) == number), None)
