@@ -125,9 +125,10 @@ def of_two(q: Any, k: Any, v: Any, t: Any) -> Any:
 
 RAISED = [
     einsum, by_head, rows_and_heads, windowed, other_heads, cosine, over_channels, dropped, later, earlier,
+    temperatures,
 ]  # fmt: skip
 GROUPED = [repeated, tiled, repeated_and_tiled]
-LEFT = [temperatures, over_queries, lessened, of_two]
+LEFT = [over_queries, lessened, of_two]
 
 
 def held(module: nn.Module, graph: Graph, model: mg.Model, given: tuple[Any, ...], bound: float = 1e-5) -> None:
