@@ -49,7 +49,7 @@ def _plain(function: Callable[[Value], Value]) -> Callable[..., Value]:
 
 
 def _relu(c: Call, x: Value) -> Value:
-    return ops.relu(x) if x.dtype.is_float else _clamped(c, x, 0)
+    return ops.relu(x) if x.dtype.is_float else clamped(c, x, 0)
 
 
 def _times(c: Call, x: Number, y: Number) -> Value:
@@ -158,7 +158,7 @@ def _reciprocal(c: Call, x: Value) -> Value:
     return 1.0 / c.cast(x, c.dtype)
 
 
-def _clamped(c: Call, x: Value, low: Number | None = None, high: Number | None = None) -> Value:
+def clamped(c: Call, x: Value, low: Number | None = None, high: Number | None = None) -> Value:
     """By choices, so that at the bounds the gradient is that of x, as in PyTorch."""
     y = c.cast(x, c.dtype)
     if low is not None:
@@ -171,7 +171,7 @@ def _clamped(c: Call, x: Value, low: Number | None = None, high: Number | None =
 
 
 def _at_most(c: Call, x: Value, high: Number) -> Value:
-    return _clamped(c, x, None, high)
+    return clamped(c, x, None, high)
 
 
 def _where(c: Call, condition: Value, x: Number, y: Number) -> Value:
@@ -202,50 +202,6 @@ def _is_infinite(c: Call, x: Value) -> Value:
     return ops.abs(x).eq(math.inf)
 
 
-def _gelu(c: Call, x: Value, approximate: str = "none") -> Value:
-    return ops.gelu(x, tanh=approximate == "tanh")
-
-
-def _softplus(c: Call, x: Value, beta: float = 1, threshold: float = 20) -> Value:
-    y = ops.softplus(x if beta == 1 else x * float(beta))
-    y = y if beta == 1 else y * (1.0 / beta)
-    return ops.where(x * float(beta) > float(threshold), x, y)
-
-
-def _leaky(c: Call, x: Value, slope: float = 0.01) -> Value:
-    return ops.where(x > 0, x, x * float(slope))
-
-
-def _elu(c: Call, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
-    # The exponential of the positive side is not taken: it may be infinite, and so would its gradient be.
-    inner = ops.where(x > 0, c.value(0, x.dtype), x * float(input_scale))
-    below = (ops.exp(inner) - 1.0) * float(alpha)
-    return ops.where(x > 0, x, below) * float(scale)
-
-
-def _between(c: Call, x: Value, low: float, high: float) -> Value:
-    """x clamped, where at the bounds no gradient flows, as in PyTorch's activations."""
-    inner = (x > float(low)) & (x < float(high))
-    return ops.where(inner, x, c.detached(_clamped(c, x, low, high)))
-
-
-def _hard_sigmoid(c: Call, x: Value) -> Value:
-    return _between(c, x, -3, 3) * (1 / 6) + 0.5
-
-
-def _hard_swish(c: Call, x: Value) -> Value:
-    inner = x * (x + 3.0) * (1 / 6)
-    return ops.where(x <= -3.0, c.value(0, x.dtype), ops.where(x < 3.0, inner, x))
-
-
-def _hard_tanh(c: Call, x: Value, low: float = -1, high: float = 1) -> Value:
-    return _between(c, x, low, high)
-
-
-def _relu6(c: Call, x: Value) -> Value:
-    return _between(c, x, 0, 6)
-
-
 def _extreme_beside_nan(function: Binary) -> Callable[..., Value]:
     """fmax, fmin: beside NaN the other one."""
 
@@ -265,21 +221,6 @@ def _shifted(c: Call, x: Value, y: Number) -> Value:
 
 def _shifted_back(c: Call, x: Value, y: Number) -> Value:
     return ops.floor_div(c.cast(x, c.dtype), _power(c, c.value(2, c.dtype), c.value(y, c.dtype)))
-
-
-def _mish(c: Call, x: Value) -> Value:
-    return x * ops.tanh(ops.softplus(x))
-
-
-def _log_sigmoid(c: Call, x: Value) -> Value:
-    return -ops.softplus(-x)
-
-
-def _glu(c: Call, x: Value, dim: int = -1) -> Value:
-    at = dim % x.rank
-    half = c.shape[at]
-    first, second = (ops.slice_(x, axis=at, start=start, length=half) for start in (0, half))
-    return first * ops.sigmoid(second)
 
 
 def _logarithm(base: float) -> Callable[..., Value]:
@@ -382,27 +323,16 @@ ELEMENTWISE: Table = {
     "aten.sign.default": _plain(ops.sign),
     "aten.isnan.default": _is_nan,
     "aten.isinf.default": _is_infinite,
-    "aten.clamp.default": _clamped,
-    "aten.clamp.Tensor": _clamped,
-    **dict.fromkeys(("aten.clamp_min.default", "aten.clamp_min.Tensor"), _clamped),
+    "aten.clamp.default": clamped,
+    "aten.clamp.Tensor": clamped,
+    **dict.fromkeys(("aten.clamp_min.default", "aten.clamp_min.Tensor"), clamped),
     **dict.fromkeys(("aten.clamp_max.default", "aten.clamp_max.Tensor"), _at_most),
     **dict.fromkeys(
         ("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar"), _where
     ),
     **dict.fromkeys(("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"), _filled),
     "aten.relu.default": _relu,
-    "aten.gelu.default": _gelu,
     "aten.silu.default": _plain(ops.silu),
-    "aten.softplus.default": _softplus,
-    "aten.leaky_relu.default": _leaky,
-    "aten.elu.default": _elu,
-    "aten.hardsigmoid.default": _hard_sigmoid,
-    "aten.hardswish.default": _hard_swish,
-    "aten.hardtanh.default": _hard_tanh,
-    "aten.relu6.default": _relu6,
-    "aten.mish.default": _mish,
-    "aten.log_sigmoid.default": _log_sigmoid,
-    "aten.glu.default": _glu,
     "aten._to_copy.default": _to,
     **dict.fromkeys(
         ("aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"), _to

@@ -16,6 +16,7 @@ from ...ir.tensors import Tensor
 from ...ir.types import TensorType
 from ...ir.weights import Weights
 from ..starts import set_starts
+from .activations import ACTIVATIONS
 from .call import Call, Complex, Table
 from .complexes import COMPLEX, is_complex, of_pairs
 from .creation import CREATION
@@ -34,6 +35,7 @@ from .tensors import LiveTensor, dtype_of, written_out
 
 TABLE: Table = {
     **ELEMENTWISE,
+    **ACTIVATIONS,
     **CREATION,
     **SHAPES,
     **INDEXING,
