@@ -23,10 +23,12 @@ class Mutated(Check):
     count: Count
     rng: random.Random
 
-    def difference(self, old: Any, new: Any, cuts: Any, allowed: Any, alive: Any = None) -> str | None:
+    def difference(
+        self, old: Any, new: Any, cuts: Any, allowed: Any, alive: Any = None, *, numbers: bool = False
+    ) -> str | None:
         made = [n for n in allowed if n.op.body is not None and n.outputs[0].type.dtype.is_float]
         start = time.process_time()
-        right = super().difference(old, new, cuts, allowed, alive)
+        right = super().difference(old, new, cuts, allowed, alive, numbers=numbers)
         self.count.work += time.process_time() - start
         for node in made if right is None else []:
             for name, value in sorted(node.attributes.items()):
