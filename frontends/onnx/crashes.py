@@ -22,7 +22,7 @@ def check_runs(file: OnnxFile, graph: Graph | None = None) -> None:
             size = product(v.shape)
             if isinstance(size, int) and size > LARGEST:
                 what = f"makes {v.type}, {size} elements, and is not run beyond {LARGEST}"
-                raise RuntimeInputError(what, place=str(node.location))
+                raise RuntimeInputError(what, place=f"{file.path} {node.location.scope}".strip())
     for node in every_node(file.model.graph):
         place, name = NEEDED.get((node.domain, node.op_type), (-1, ""))
         if place >= 0 and (len(node.input) <= place or not node.input[place]):
