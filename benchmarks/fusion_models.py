@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
+import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +35,14 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 """Given to every configuration that has a field of the name. Heads, key and value heads and lengths are all different
 from one another where a model allows it."""
+
+
+def quiet() -> None:
+    """What a worker sets before it makes files: one thread, no hub, nothing printed but what it prints itself."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,8 @@ of them (EXPORTER.npz) and what is in it (EXPORTER.totals.json); what failed lea
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +28,7 @@ from fusion_models import (
     kept_of,
     model_of,
     once,
+    quiet,
     save,
     totals_of,
     trials_of,
@@ -200,10 +198,7 @@ def made(name: str, form: Form, path: Path) -> None:
 
 def main() -> None:
     work, *names = sys.argv[1:]
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
-    torch.set_num_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    quiet()
     for name in names or KINDS:
         folder = Path(work) / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,7 @@ file measured; what failed leaves a .failed with the reason. Files of optimum co
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +29,7 @@ from fusion_models import (
     model_of,
     once,
     opened,
+    quiet,
     save,
     totals_of,
     trials_of,
@@ -294,10 +292,7 @@ def measure(folder: Path, exporters: Sequence[str]) -> None:
 
 def main() -> None:
     work, task, exporters, *names = sys.argv[1:]
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
-    torch.set_num_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    quiet()
     for name in names or KINDS:
         folder = Path(work) / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -238,14 +238,19 @@ SOFTMAXES: dict[str, Callable[[Value, Value, Value], Value]] = {
 }
 
 
-@pytest.mark.parametrize("how", SOFTMAXES)
-def test_softmax_by_meaning(how: str) -> None:
+def exponentials(write: Callable[[Value, Value, Value], Value]) -> tuple[Graph, dict[str, Array]]:
+    """The graph of a function of scores, values and a mask of numbers, and its inputs but for the mask."""
     g = Graph("exponentials")
     with building(g):
         scores, v = scores_and_values(g)
         mask = ops.cast(g.input("attention_mask", tensor(i64, B, S)), dtype=f32).reshape(B, 1, 1, S)
-        g.output("y", SOFTMAXES[how](scores, v, mask))
-    given: dict[str, Array] = {n: normal(3, H, 5, D) for n in "qkv"}
+        g.output("y", write(scores, v, mask))
+    return g, {n: normal(3, H, 5, D) for n in "qkv"}
+
+
+@pytest.mark.parametrize("how", SOFTMAXES)
+def test_softmax_by_meaning(how: str) -> None:
+    g, given = exponentials(SOFTMAXES[how])
     given["attention_mask"] = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 0, 0]])
     report = raised(g, given)
     assert report.counts["attention"] == 1 and not report.left
@@ -267,11 +272,6 @@ OTHERS: dict[str, Callable[[Value, Value, Value], Value]] = {
 
 @pytest.mark.parametrize("how", OTHERS)
 def test_what_only_looks_like_softmax(how: str) -> None:
-    g = Graph("exponentials")
-    with building(g):
-        scores, v = scores_and_values(g)
-        mask = ops.cast(g.input("attention_mask", tensor(i64, B, S)), dtype=f32).reshape(B, 1, 1, S)
-        g.output("y", OTHERS[how](scores, v, mask))
-    given: dict[str, Array] = {n: normal(3, H, 5, D) for n in "qkv"}
+    g, given = exponentials(OTHERS[how])
     given["attention_mask"] = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 0, 0]])
     assert "attention" not in raised(g, given).counts

@@ -191,3 +191,14 @@ def outputs_of(module: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, t
         if isinstance(leaf, torch.Tensor):
             found[".".join(str(getattr(k, "key", getattr(k, "idx", ""))) for k in path)] = leaf
     return found
+
+
+def same_gradients(module: nn.Module, ours: nn.Module, wanted: torch.Tensor, found: torch.Tensor) -> None:
+    """Parameters have the same names, and the same gradients of a sum to which each element adds another share."""
+    for y in (wanted, found):
+        (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+    own = dict(ours.named_parameters())
+    assert own.keys() == {k for k, _ in module.named_parameters()}
+    for path, p in module.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(own[path].grad, p.grad, atol=1e-5, rtol=1e-3)
