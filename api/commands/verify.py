@@ -62,10 +62,7 @@ def print_parity(name: str, parity: Parity) -> None:
         rows = [r for r in parity.rows if r.tolerance == tolerance]
         failed, worst = sum(not r.passed for r in rows), max(r.difference / max(1.0, r.scale) for r in rows)
         verdict = f"{failed} of {len(rows)} rows are above" if failed else f"all {len(rows)} rows are within"
-        own = (
-            ""
-            if tolerance == parity.tolerance
-            else f", which {', '.join(dict.fromkeys(r.backend for r in rows))} may be off"
-        )
+        ways = ", ".join(dict.fromkeys(r.backend for r in rows))
+        own = "" if tolerance == parity.tolerance else f" of {ways}"
         shown = f"{verdict} the tolerance {tolerance:.2g}{own} (worst {worst:.2g}, relative to the largest logit)"
         out().print(shown, markup=False)
