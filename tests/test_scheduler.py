@@ -44,6 +44,14 @@ def wait(until: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.001)
 
 
+def gate(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No row takes a step until it is set: what is submitted runs, and has not ended."""
+    opened, rows = threading.Event(), scheduler._batch.rows
+    step = rows.step_greedy
+    monkeypatch.setattr(rows, "step_greedy", lambda *given, **named: (opened.wait(20), step(*given, **named))[1])
+    return opened
+
+
 @pytest.mark.parametrize("lengths", FORMS)
 @pytest.mark.parametrize("parts", PARTS)
 def test_rows_that_join_and_leave_get_the_ids_of_plain_greedy(parts: str, lengths: bool, tmp_path: Path) -> None:
@@ -115,28 +123,29 @@ def test_a_thousand_tiny_requests_leave_no_row_behind(made: Made) -> None:
         assert scheduler.gauges().ended == {"length": 1000}
 
 
-def test_the_queue_is_fair_and_full_at_its_limit(made: Made) -> None:
+def test_the_queue_is_fair_and_full_at_its_limit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     with Scheduler(made.open(), None, rows=1, queue=3) as scheduler:
-        hold = threading.Event()
-        running = scheduler.submit([1], Settings(max_new_tokens=50))
-        running.listen(lambda: hold.wait(10))
+        opened = gate(scheduler, monkeypatch)
+        scheduler.submit([1], Settings(max_new_tokens=50))
         wait(lambda: scheduler._batch.running != [])
         waiting = [scheduler.submit([2], PLAIN) for _ in range(3)]
         with pytest.raises(QueueFullError, match="3 requests wait"):
             scheduler.submit([3], PLAIN)
         assert scheduler.gauges().queued == 3
-        hold.set()
+        opened.set()
         for r in waiting:
             r.result(20)
         times = [r.ended for r in waiting]
         assert times == sorted(times)
 
 
-def test_a_cancelled_request_frees_its_row_and_keeps_what_came(made: Made) -> None:
+def test_a_cancelled_request_frees_its_row_and_keeps_what_came(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     with Scheduler(made.open(), None, rows=1) as scheduler:
+        opened = gate(scheduler, monkeypatch)
         long = scheduler.submit([1, 2], Settings(max_new_tokens=50))
         waiting = scheduler.submit([3], Settings(max_new_tokens=50))
         long.listen(lambda: time.sleep(0.005))
+        opened.set()
         next(iter(long))
         long.cancel()
         waiting.cancel()
@@ -147,10 +156,12 @@ def test_a_cancelled_request_frees_its_row_and_keeps_what_came(made: Made) -> No
         assert scheduler.gauges().ended == {"cancelled": 2, "length": 1}
 
 
-def test_a_deadline_ends_what_runs_and_what_waits(made: Made) -> None:
+def test_a_deadline_ends_what_runs_and_what_waits(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     with Scheduler(made.open(), None, rows=1) as scheduler:
+        opened = gate(scheduler, monkeypatch)
         slow = scheduler.submit([1], Settings(max_new_tokens=50), timeout=0.05)
         slow.listen(lambda: time.sleep(0.01))
+        opened.set()
         waiting = scheduler.submit([2], PLAIN, timeout=0.02)
         for request in (slow, waiting):
             with pytest.raises(DeadlineError, match="has not ended"):
@@ -197,7 +208,7 @@ def test_what_comes_with_every_token_cannot_be_served_and_what_stays_for_a_row_c
             request.result(20)
 
 
-def test_drain_serves_what_there_is_and_close_ends_it(made: Made) -> None:
+def test_drain_serves_what_there_is_and_close_ends_it(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(made.open(), None, rows=1)
     requests = [scheduler.submit([1], PLAIN) for _ in range(4)]
     assert scheduler.drain(20)
@@ -206,8 +217,10 @@ def test_drain_serves_what_there_is_and_close_ends_it(made: Made) -> None:
         scheduler.submit([1], PLAIN)
     scheduler.close()
     scheduler = Scheduler(made.open(), None, rows=1)
+    opened = gate(scheduler, monkeypatch)
     slow, waiting = scheduler.submit([1], Settings(max_new_tokens=50)), scheduler.submit([1], PLAIN)
     slow.listen(lambda: time.sleep(0.01))
+    opened.set()
     assert not scheduler.drain(0.01)
     scheduler.close()
     scheduler.close()
@@ -230,8 +243,10 @@ def test_a_failed_session_fails_what_runs_and_serves_what_waits(made: Made, monk
     monkeypatch.setattr(session, "reload", lambda: (broken.clear(), reload()))
     wanted = alone(session, [5], max_new_tokens=6)
     with Scheduler(session, None, rows=2) as scheduler:
+        opened = gate(scheduler, monkeypatch)
         running = [scheduler.submit([i], Settings(max_new_tokens=50)) for i in (1, 2)]
         running[0].listen(lambda: time.sleep(0.005))
+        opened.set()
         wait(lambda: all(r.first_token for r in running))
         waiting = scheduler.submit([5], PLAIN)
         broken.set()
@@ -260,8 +275,10 @@ def test_the_error_of_one_row_does_not_hurt_the_others(made: Made, monkeypatch: 
 
         for name in ("step", "step_greedy"):
             monkeypatch.setattr(rows, name, cursed(getattr(rows, name)))
+        opened = gate(scheduler, monkeypatch)
         good, bad = (scheduler.submit([i], Settings(max_new_tokens=30)) for i in (1, 2))
         good.listen(lambda: time.sleep(0.002))
+        opened.set()
         wait(lambda: bad.first_token is not None)
         poison.set()
         with pytest.raises(SessionError, match="cursed"):
@@ -334,7 +351,7 @@ def test_a_coroutine_reads_pieces(made: Made) -> None:
         assert asyncio.run(main(scheduler)) == wanted
 
 
-def test_a_listener_whose_loop_is_closed_hurts_nobody(made: Made) -> None:
+def test_a_listener_whose_loop_is_closed_hurts_nobody(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     session = made.open()
     wanted = alone(session, [1], max_new_tokens=30)
     calls: list[int] = []
@@ -346,10 +363,12 @@ def test_a_listener_whose_loop_is_closed_hurts_nobody(made: Made) -> None:
 
     with Scheduler(session, None, rows=3) as scheduler:
         loop = asyncio.new_event_loop()
+        opened = gate(scheduler, monkeypatch)
         deaf, failing, good = (scheduler.submit([1], Settings(max_new_tokens=30)) for _ in range(3))
         deaf.listen(lambda: loop.call_soon_threadsafe(list))
         loop.close()
         failing.listen(broken)
+        opened.set()
         assert [r.result(20).ids for r in (deaf, failing, good)] == [wanted] * 3
         assert len(calls) == 2 and scheduler.submit([1], PLAIN).result(20).ids == wanted[:6]
 
@@ -362,14 +381,13 @@ def test_settings_out_of_range_are_told(made: Made) -> None:
         Scheduler(made.open(), None, prefix_bytes=-1)
 
 
-def test_gauges_say_how_full_it_is(made: Made) -> None:
+def test_gauges_say_how_full_it_is(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     with Scheduler(made.open(), None, rows=2, prefix_bytes=0) as scheduler:
-        held = threading.Event()
+        opened = gate(scheduler, monkeypatch)
         request = scheduler.submit([1] * 29, Settings(max_new_tokens=31))
-        request.listen(lambda: held.wait(10))
         wait(lambda: scheduler.gauges().cache_used > 0)
         found: Gauges = scheduler.gauges()
         assert found.running == 1 and found.cache_used == pytest.approx(29 / 120, abs=1 / 12)
-        held.set()
+        opened.set()
         request.result(20)
         assert scheduler.gauges().prefix_bytes == 0
