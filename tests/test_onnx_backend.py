@@ -35,7 +35,7 @@ from monograph.ir.ops import (
     rope_frequencies,
     silu,
 )
-from monograph.ir.types import Dim, TensorType, bf16, f16, f32, f64, i64, tensor
+from monograph.ir.types import Dim, TensorType, bf16, f16, f32, f64, i64, parse_type, substitute, tensor
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
 from op_cases import CASES, Case
@@ -255,6 +255,51 @@ def test_cache_layouts(case: str, transposes: int) -> None:
     assert_same(run(model, inputs), interpret(graph, inputs))
     assert counts(model)["Transpose"] == transposes
     assert counts(model)["Concat"] == {"shared": 2, "keys are values": 1}.get(case, 0)
+
+
+SINKS: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True},
+    "window": {"causal": True, "window": 3},
+    "softcap and bias": {"causal": True, "softcap": 0.7, "bias": "f32[B,4,S,P+S]"},
+    "rows without keys": {"mask": "bool[B,1,S,P+S]"},
+    "lengths": {"lengths": "i32[B]"},
+    "negative scale": {"causal": True, "scale": -0.4},
+}
+
+
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize("form", SINKS)
+def test_sinks_behind_a_cache_take_their_share(form: str, past: int) -> None:
+    """The op appends to the cache and has no input for sinks: its scores say how much is left for the values."""
+    g = Graph("sinks")
+    q, k, v = (g.input(n, tensor(f32, "B", "S", h, 8)) for n, h in (("q", 4), ("k", 2), ("v", 2)))
+    pk, pv = (g.input(n, tensor(f32, "B", 2, "P", 8)) for n in ("pk", "pv"))
+    types = {n: t for n, t in SINKS[form].items() if isinstance(t, str)}
+    more = {n: g.input(n, parse_type(t)) for n, t in types.items()}
+    settings = {n: t for n, t in SINKS[form].items() if n not in types}
+    with building(g):
+        ak, av = cache_append(pk, k), cache_append(pv, v)
+        sinks = constant(value=(0.5, -1.0, 8.0, -30.0), dtype=f32)
+        g.output("y", attention(q, cache_read(ak), cache_read(av), sinks=sinks, **more, **settings))
+        g.output("ak", ak)
+        g.output("av", av)
+    rng = np.random.default_rng(1)
+    sizes = {"B": 2, "S": 3, "P": past}
+    shapes = {n: substitute(x.shape, sizes) for n, x in g.inputs.items()}
+    inputs: dict[str, Any] = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    if "mask" in more:
+        inputs["mask"] = rng.random(shapes["mask"]) > 0.4
+        inputs["mask"][0, 0, 1] = False
+    if "lengths" in more:
+        inputs["lengths"] = np.array([0, past + 2], np.int32)
+    expected, portable = interpret(g, inputs), g.copy()
+    mask_variant(Target.of("cpu")).run(g)
+    names = Counter(n.op.name for n in g)
+    assert names["onnx_cached_attention"] == 1 and not names["attention"] + names["cache_append"]
+    assert_same(interpret(g, inputs), expected)
+    assert_same(run(lower(g, {}, pipeline=AS_IT_IS), inputs), expected)
+    report = PORTABLE.run(portable)
+    assert report.misses[0].reason.startswith("Attention-23 has no input for sinks")
 
 
 def test_empty_rows_are_guarded_only_where_they_can_be() -> None:

@@ -303,3 +303,109 @@ def test_a_size_that_is_split_in_parts_is_a_multiple_of_them(tmp_path: Path) -> 
     assert not foreign(graph) and str(graph.inputs["x"].shape[1]) == "4*s_over_4"
     x = np.arange(48, dtype=np.float32).reshape(1, 8, 6)
     np.testing.assert_array_equal(interpret(graph, {"x": x}, weights)["y"], x.reshape(1, 2, 4, 6).sum(2))
+
+
+WINDOWS = """g (float[b, h, 6] x) => (float[b, n, c] y)
+<int64 zero = {0}, int64 two = {2}, int64 four = {4}, int64[1] first = {0}, int64[1] far = {9223372036854775807},
+ int64[1] axis = {1}, int64[1] step = {2}, int64[4] blocks = {0, -1, 4, 6}, int64[1] six = {6}, int64[1] back = {-2},
+ int64 one = {1}, int64[1] twelve = {12}, int64[4] wide = {0, -1, 4, 12}> {
+    shape = Shape(x)
+    batch = Gather(shape, first)
+    size = Gather(shape, one)
+    over = Mod(size, four)
+    missing = Sub(four, over)
+    more = Mod(missing, four)
+    pads = Concat <axis = 0> (first, first, first, first, added, first)
+    added = Unsqueeze(more, first)
+    filled = Pad(x, pads)
+    apart = Reshape(filled, blocks)
+    turned = Neg(apart)
+    whole = Unsqueeze(size, first)
+    back_shape = Concat <axis = 0> (batch, whole, six)
+    joined = Reshape(turned, back_shape)
+    even = Slice(joined, first, far, axis, step)
+    odd_start = Identity(axis)
+    odd = Slice(joined, odd_start, far, axis, step)
+    merged = Concat <axis = 2> (even, odd)
+    half = Div(size, two)
+    over2 = Mod(half, four)
+    missing2 = Sub(four, over2)
+    more2 = Mod(missing2, four)
+    added2 = Unsqueeze(more2, first)
+    pads2 = Concat <axis = 0> (first, first, first, first, added2, first)
+    filled2 = Pad(merged, pads2)
+    apart2 = Reshape(filled2, wide)
+    turned2 = Neg(apart2)
+    half_size = Unsqueeze(half, first)
+    last_shape = Concat <axis = 0> (batch, half_size, twelve)
+    y = Reshape(turned2, last_shape)
+}"""
+
+
+def test_windows_that_are_filled_up_but_not_cut_again_are_whole(tmp_path: Path) -> None:
+    """As Swin is traced: sizes are filled up to windows of 4, on two levels, and read as if nothing had been added.
+
+    What runs is what needs no filling: multiples of 4 patches whose halves are multiples of 4.
+    """
+    lines = WINDOWS.splitlines()
+    at = next(i for i, line in enumerate(lines) if "pads = " in line)
+    lines[at], lines[at + 1] = lines[at + 1], lines[at]
+    graph, weights = read("\n".join(lines), tmp_path)
+    assert not foreign(graph) and str(graph.inputs["x"].shape[1]) == "8*h_over_8"
+    assert "pad" not in {n.op.name for n in graph}, "nothing is added"
+    x = np.random.default_rng(0).standard_normal((2, 16, 6)).astype(np.float32)
+    found = interpret(graph, {"x": x}, weights)["y"]
+    np.testing.assert_array_equal(found, np.concatenate([x[:, ::2], x[:, 1::2]], 2))
+
+
+def test_windows_that_are_cut_again_take_any_size(tmp_path: Path) -> None:
+    text = """g (float[b, s, 6] x) => (float[b, s, 6] y)
+<int64 four = {4}, int64[1] first = {0}, int64 one = {1}, int64[1] axis = {1}, int64[4] blocks = {0, -1, 4, 6},
+ int64[3] flat = {0, -1, 6}> {
+    shape = Shape(x)
+    size = Gather(shape, one)
+    over = Mod(size, four)
+    missing = Sub(four, over)
+    more = Mod(missing, four)
+    added = Unsqueeze(more, first)
+    pads = Concat <axis = 0> (first, first, first, first, added, first)
+    filled = Pad(x, pads)
+    apart = Reshape(filled, blocks)
+    joined = Reshape(apart, flat)
+    end = Unsqueeze(size, first)
+    y = Slice(joined, first, end, axis)
+}"""
+    graph, weights = read(text, tmp_path)
+    assert str(graph.inputs["x"].shape[1]) == "s"
+    for size in (4, 5, 7, 8):
+        x = np.random.default_rng(0).standard_normal((2, size, 6)).astype(np.float32)
+        np.testing.assert_array_equal(interpret(graph, {"x": x}, weights)["y"], x)
+
+
+@pytest.mark.parametrize(("truncated", "expected"), [(0, [1, 2, -2]), (1, [1, -1, 1])])
+def test_rests_of_negative_numbers(truncated: int, expected: list[int], tmp_path: Path) -> None:
+    """By its sign: of the divisor, or of what is divided."""
+    text = f"""g (float[b] x) => (int64[3] y) <int64[3] a = {{7, -7, 7}}, int64[3] n = {{3, 3, -3}}> {{
+    y = Mod <fmod = {truncated}> (a, n)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert interpret(graph, {"x": np.zeros(1, np.float32)}, weights)["y"].tolist() == expected
+
+
+@pytest.mark.parametrize(("a", "b", "known"), [("4*s", 3, True), ("4*s", 8, False), ("s", 3, False), ("s+1", 0, True)])
+def test_sizes_that_are_never_equal(a: str, b: int, known: bool, tmp_path: Path) -> None:
+    """4 s is not 3, by what is left over."""
+    count, more = {"4*s": (4, 0), "s": (1, 0), "s+1": (1, 1)}[a]
+    text = f"""g (float[s] x) => (int64[1] y)
+<int64[1] count = {{{count}}}, int64[1] more = {{{more}}}, int64[1] other = {{{b}}}, int64[1] nine = {{9}}> {{
+    size = Shape(x)
+    many = Mul(size, count)
+    all = Add(many, more)
+    same = Equal(all, other)
+    y = Where(same, nine, all)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert ("where" not in {n.op.name for n in graph}) == known
+    for size in (2, 3):
+        found = interpret(graph, {"x": np.zeros(size, np.float32)}, weights)["y"].tolist()
+        assert found == [9 if count * size + more == b else count * size + more]

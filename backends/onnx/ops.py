@@ -7,7 +7,7 @@ from typing import Any
 from ...ir.errors import check
 from ...ir.graph import Value
 from ...ir.op import Op, op
-from ...ir.ops.attention import attention
+from ...ir.ops.attention import attention, products
 from ...ir.ops.cache import cache_append, cache_read
 from ...ir.ops.position import rotate
 from ...ir.ops.shape import reshape
@@ -78,9 +78,10 @@ class OnnxAttention(Op):
 
 
 class OnnxCachedAttention(Op):
-    """Attention-23 that appends to a cache: (y, present keys, present values).
+    """Attention-23 that appends to a cache: (y, present keys, present values), with `scores` also scale * q k.
 
-    q [B,S,H,D], new k [B,S,K,D] and v [B,S,K,Dv], pasts [B,K,P,D] and [B,K,P,Dv] -> y [B,S,H,Dv] and [B,K,P+S,..].
+    q [B,S,H,D], new k [B,S,K,D] and v [B,S,K,Dv], pasts [B,K,P,D] and [B,K,P,Dv] -> y [B,S,H,Dv], [B,K,P+S,..] twice
+    and scores [B,H,S,P+S].
     """
 
     def infer(
@@ -94,7 +95,8 @@ class OnnxCachedAttention(Op):
         *,
         scale: float,
         softcap: float | None = None,
-    ) -> tuple[TensorType, TensorType, TensorType]:
+        scores: bool = False,
+    ) -> tuple[TensorType, ...]:
         check(k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3], f"q is {q.type}, k {k.type} and v {v.type}")
         batch, length, heads, _ = k.shape
         for x, new in ((past_k, k), (past_v, v)):
@@ -106,29 +108,31 @@ class OnnxCachedAttention(Op):
         _check_mask(q, total, mask)
         y = TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
         present_k, present_v = (TensorType(q.dtype, (batch, heads, total, x.shape[3])) for x in (k, v))
-        return y, present_k, present_v
+        more = (TensorType(q.dtype, (batch, q.shape[2], q.shape[1], total)),) if scores else ()
+        return y, present_k, present_v, *more
 
     def body(
         self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None, *, scale: float,
-        softcap: float | None,
-    ) -> tuple[Value, Value, Value]:  # fmt: skip
+        softcap: float | None, scores: bool,
+    ) -> tuple[Value, ...]:  # fmt: skip
         present_k, present_v = cache_append(past_k, k), cache_append(past_v, v)
         keys, values = cache_read(present_k), cache_read(present_v)
         y = attention(q, keys, values, *_bias_and_mask(mask), scale=scale, softcap=softcap)
-        return y, present_k, present_v
+        return y, present_k, present_v, *([products(q, keys, scale)] if scores else [])
 
     def onnx(
         self, op: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, *, scale: float,
-        softcap: float | None,
+        softcap: float | None, scores: bool,
     ) -> Any:  # fmt: skip
         shape = (*q.shape[:3], v.shape[3])
         heads = {"q_num_heads": q.shape[2], "kv_num_heads": k.shape[2]}
         flat = TensorType(q.dtype, (*shape[:2], shape[2] * shape[3]))
         given = [merged(op, x) for x in (q, k, v)]
-        y, *presents = op.Attention(
-            *given, mask, past_k, past_v, outputs=3, scale=scale, softcap=softcap, **heads, types=[flat]
-        )
-        return (op.reshape(y, shape), *presents)
+        y, *others = op.Attention(
+            *given, mask, past_k, past_v, outputs=4 if scores else 3, scale=scale, softcap=softcap, **heads,
+            types=[flat],
+        )  # fmt: skip
+        return (op.reshape(y, shape), *others)
 
 
 class OnnxRotary(Op):

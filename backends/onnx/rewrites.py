@@ -10,11 +10,13 @@ import numpy as np
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.attention import Attention
 from ...ir.ops.cache import CacheAppend, CacheRead
-from ...ir.ops.elementwise import constant
+from ...ir.ops.elementwise import constant, exp, maximum, tanh
 from ...ir.ops.linear import Embedding
 from ...ir.ops.logic import equal, where
 from ...ir.ops.position import rope, rotary_angles
 from ...ir.ops.reduce import any as any_
+from ...ir.ops.reduce import max as max_
+from ...ir.ops.reduce import sum as sum_
 from ...ir.ops.shape import concat, expand, reshape, transpose
 from ...ir.types import DimLike, DType, bool_, never_negative
 from ...passes.cse import cse
@@ -87,6 +89,12 @@ def appended(v: Value, reader: Node) -> Appended | None:
         return None
     past, new = append.arguments
     return Appended(past, new, append, read)
+
+
+def _both_appended(node: Node) -> bool:
+    """Whether keys and values come out of a cache each, as they were just appended."""
+    ks, vs = (appended(node.value(name), node) for name in "kv")
+    return ks is not None and vs is not None and ks.append is not vs.append
 
 
 def keys_of(node: Node) -> Value | None:
@@ -172,19 +180,33 @@ def with_sinks(k: Value, v: Value, mask: Value | None, sinks: Value, rows: DimLi
     return k, v, concat(bias, extra, axis=-1)
 
 
+def share_of_keys(scores: Value, mask: Value | None, sinks: Value, softcap: float | None) -> Value:
+    """Of the scores [B,H,S,T] of keys and one sink a head, how much of the softmax is that of the keys, [B,S,H,1]."""
+    if softcap is not None:
+        scores = tanh(scores * (1.0 / softcap)) * softcap
+    if mask is not None:
+        lowest = constant(value=scores.dtype.lowest, dtype=scores.dtype)
+        scores = where(mask, scores, lowest) if mask.dtype == bool_ else scores + mask
+    sinks = reshape(sinks, shape=(1, sinks.shape[0], 1, 1))
+    top = maximum(max_(scores, keepdims=True), sinks)
+    keys = sum_(exp(scores - top), keepdims=True)
+    return transpose(keys / (keys + exp(sinks - top)), permutation=(0, 2, 1, 3))
+
+
 class AttentionToOnnx:
     """attention => Attention-23 and an explicit mask of primitives, which layers share.
 
     Causality, window and lengths become part of the mask, because runtimes differ in how they align `is_causal`.
     Keys that were just appended to a cache leave the append to the op. A sink is one more key of zeros, whose bias it
-    is, and a value of zeros; behind a cache this would copy all keys, and is lowered in parts. softcap: the runtime is
-    known to put it before the mask; some put it after, and without this it is lowered in parts.
+    is, and a value of zeros; behind a cache this would copy all keys, and the sink takes its share of what the keys
+    give. known: the runtime puts a softcap before the mask, where some put it after, and gives the scores beside the
+    values; without this both are lowered in parts.
     """
 
     name = "onnx_attention"
 
-    def __init__(self, *, softcap: bool = False) -> None:
-        self.softcap = softcap
+    def __init__(self, *, known: bool = False) -> None:
+        self.known = known
 
     def run(self, graph: Graph) -> Report:
         report = Report({self.name: 0})
@@ -201,9 +223,10 @@ class AttentionToOnnx:
         return report
 
     def reason(self, node: Node) -> str | None:
-        if node["sinks"] is not None and any(is_read(node.value(name)) for name in "kv"):
+        remembered = [x for x in (node.value("k"), node.value("v")) if is_read(x)]
+        if node["sinks"] is not None and remembered and not (self.known and _both_appended(node)):
             return "Attention-23 has no input for sinks, and keys out of a cache would be copied to hold one more"
-        if node.attributes["softcap"] is not None and not self.softcap:
+        if node.attributes["softcap"] is not None and not self.known:
             return "runtimes disagree on whether softcap comes before the mask"
         return None
 
@@ -216,21 +239,23 @@ class AttentionToOnnx:
             bias = above_lowest(bias) if may_be_lowest(bias) else bias
             mask = bias if keep is None else where(keep, bias, constant(value=q.dtype.lowest, dtype=q.dtype))
         mask = None if mask is None else full_rows(mask, rows, keys)
-        if node["sinks"] is not None:
-            k, v, mask = with_sinks(k, v, mask, node.value("sinks"), rows)
-        ks, vs = appended(k, node), appended(v, node)
+        ks, vs, sinks = appended(k, node), appended(v, node), node["sinks"]
         scale, softcap = node.attributes["scale"], node.attributes["softcap"]
         if scale <= 0:  # ONNX Runtime refuses it.
             q, scale = q * scale, 1.0
         presents: list[Value] = []
-        if ks is not None and vs is not None and ks.append is not vs.append:
+        if ks is not None and vs is not None and _both_appended(node):
             y, *presents = onnx_cached_attention(
-                q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale, softcap=softcap
+                q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale, softcap=softcap, scores=sinks is not None
             )
+            if sinks is not None:
+                y = y * share_of_keys(presents.pop(), mask, sinks, softcap)
         else:
+            if sinks is not None:
+                k, v, mask = with_sinks(k, v, mask, sinks, rows)
             first = is_read(k) and is_read(v)
             y = onnx_attention(q, *heads_first(k, v), mask, scale=scale, softcap=softcap, heads_first=first)
-        if keep is not None and node["sinks"] is None and not never_empty(node):
+        if keep is not None and sinks is None and not never_empty(node):
             y = zero_where_empty(y, keep)
         graph.replace(node.output, y)
         graph.erase(node)

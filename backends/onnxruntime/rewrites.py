@@ -168,6 +168,6 @@ def _rest(target: Target) -> list[Pass]:
     attention = choices_of(target).attention
     passes: dict[Pass, bool] = {
         MultiHead(target): attention == "multi_head",
-        AttentionToOnnx(softcap=target.provider == "cpu"): attention != "parts",
+        AttentionToOnnx(known=target.provider == "cpu"): attention != "parts",
     }
     return [*(step for step, wanted in passes.items() if wanted), _ROTARY, RecurrentToOnnx(), _CSE, _DCE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import gcd, lcm
 
 from ...ir.errors import MonographError
 from ...ir.types import Dim, DimLike, Shape, exact_div, product
@@ -31,8 +32,9 @@ class Sizes:
 
     bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
     A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis of an image
-    that strides round down has the size of which nothing is left over, both axes of an image one size, and one of
-    channels as many as the kernel.
+    that strides round down, or that is filled up to windows, has the size of which nothing is left over, both axes of
+    an image one size, and one of channels as many as the kernel. quotients: symbols that are a size of an input over a
+    number, rounded, and which of both.
     """
 
     def __init__(self, bound: Mapping[str, DimLike], refused: Iterable[str]) -> None:
@@ -61,21 +63,32 @@ class Sizes:
         return Dim.symbol(name)
 
     def quotient(self, a: DimLike, by: int) -> DimLike | None:
-        """How often `by` fits into a size of at least 0, as a symbol for what is not known of it; None: refused."""
-        if isinstance(a, int):
-            return a // by
+        """How often `by` fits into a size, rounded down, with a symbol for what is not known of it; None: refused."""
         if by < 1:
             return None
+        if isinstance(a, int):
+            return a // by
         whole, rest = _split(a, by)
-        if rest == 0:
-            return whole
-        if not (isinstance(rest, Dim) and str(rest) in self.inputs):
+        if not isinstance(rest, Dim):
+            return whole + rest // by
+        ((symbols, count), *others) = rest.terms
+        if others or len(symbols) != 1:
             return None
-        name = f"floor_{rest}_over_{by}"
-        if name in self.refused:
+        common = gcd(count, by)
+        count, by = count // common, by // common
+        part = self._part("floor" if count == 1 else "ceil", symbols[0], by)
+        if part is None or count not in (1, by - 1):
             return None
-        self.quotients[name] = str(rest), by
-        return whole + Dim.symbol(name)
+        return whole + part if count == 1 else whole + Dim.symbol(symbols[0]) - part
+
+    def _part(self, kind: str, symbol: str, by: int) -> Dim | None:
+        """The symbol of a size of an input, or of a part of one, over a number: rounded down or up."""
+        source, before = self.quotients.get(symbol, (symbol, 1))
+        name = f"{kind}_{symbol}_over_{by}"
+        if source not in self.inputs or name in self.refused:
+            return None
+        self.quotients[name] = source, before * by
+        return Dim.symbol(name)
 
     @property
     def open(self) -> set[str]:
@@ -134,11 +147,11 @@ class Sizes:
         size, count = (a, b) if isinstance(b, int) else (b, a)
         if not isinstance(size, Dim) or not isinstance(count, int) or not size.symbols <= self.quotients.keys():
             return
+        parts = {name: self.quotients[name] for name in sorted(size.symbols)}
+        whole = lcm(*(by for _, by in parts.values()))
         for each in range(1, min(count, LARGEST) + 1):
-            if size.substitute(dict.fromkeys(size.symbols, each)) == count:
-                for name in sorted(size.symbols):
-                    source, by = self.quotients[name]
-                    raise Equal(source, by * each)
+            if size.substitute({name: whole // by * each for name, (_, by) in parts.items()}) == count:
+                raise Equal(next(iter(parts.values()))[0], whole * each)
 
     def number(self, d: DimLike, size: DimLike) -> None:
         """Raise Equal for an axis whose size a node knows as a number."""
@@ -173,13 +186,24 @@ class Sizes:
             self._one_batch(total, named)
 
     def _split(self, total: DimLike, named: DimLike) -> None:
-        """Raise Equal for a size that is split in parts of one length, of which nothing may be left over."""
-        for name in sorted(_symbols(named) & self.quotients.keys()):
-            source, by = self.quotients[name]
-            whole = by * Dim.symbol(name)
-            a, b = (d.substitute({source: whole}) if isinstance(d, Dim) else d for d in (total, named))
-            if a == b:
-                raise Equal(source, by * Dim.symbol(f"{source}_over_{by}"))
+        """Raise Equal for sizes that are split in parts of one length, of which nothing may be left over or added."""
+        parts = {s: self.quotients[s] for s in sorted(_symbols(total) | _symbols(named)) if s in self.quotients}
+        whole: dict[str, int] = {}
+        for source, by in parts.values():
+            whole[source] = lcm(whole.get(source, 1), by)
+        counts = {source: Dim.symbol(self._over(source, by)) for source, by in whole.items()}
+        found: dict[str, DimLike] = {source: whole[source] * count for source, count in counts.items()}
+        found |= {s: whole[source] // by * counts[source] for s, (source, by) in parts.items()}
+        a, b = (d.substitute(found) if isinstance(d, Dim) else d for d in (total, named))
+        if total != named and a == b:
+            source = next(iter(whole))
+            raise Equal(source, found[source])
+
+    def _over(self, source: str, by: int) -> str:
+        """The name of how often a number fits into a size, which may be such a count itself."""
+        before = re.fullmatch(r"(\w+)_over_(\d+)", source)
+        name = f"{before[1]}_over_{int(before[2]) * by}" if before else f"{source}_over_{by}"
+        return f"{source}_over_{by}" if name in self.inputs else name
 
     def chosen(self, d: DimLike) -> bool:
         """Whether a size is made of extremes, of which is not known yet what they are."""

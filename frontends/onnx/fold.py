@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -155,10 +156,18 @@ def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
         return found
 
 
-def _rest(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
+def _rest(use: Use) -> Known:
+    truncated = use.attribute("fmod", 0)  # Then the rest has the sign of the first operand, else that of the second.
+    if truncated and not all(map(never_negative, [*_given(use).flat, *_given(use, 1).flat])):
+        raise Unmapped("the rest of negative numbers")
+    return _combined(use, partial(_left_over, use.importer.sizes))
+
+
+def _left_over(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     if isinstance(a, int) and isinstance(b, int) and b:
         return a % b
-    return a - _divided(sizes, a, b) * b
+    found = sizes.quotient(a, b) if isinstance(b, int) else None
+    return a - (_divided(sizes, a, b) if found is None else found) * b
 
 
 def _never_below(d: DimLike, number: DimLike) -> bool:
@@ -200,14 +209,21 @@ def _sign_of(d: DimLike) -> DimLike:
     return (d > 0) - (d < 0) if isinstance(d, int) else 1
 
 
+def _apart(gap: DimLike) -> bool:
+    """Whether a difference is surely not 0: by its sign, or as what its symbols are multiplied by leaves a rest."""
+    if not isinstance(gap, Dim):
+        return gap != 0
+    rest = sum(c for symbols, c in gap.terms if not symbols)
+    by = gcd(*(c for symbols, c in gap.terms if symbols))
+    return never_negative(gap - 1) or never_negative(-1 * gap - 1) or rest % by != 0
+
+
 def _equal(use: Use) -> Known:
     a, b = _given(use), _given(use, 1)
 
     def same(x: DimLike, y: DimLike) -> bool:
-        if isinstance(x, Dim) or isinstance(y, Dim):
-            sure = x == y or (not isinstance(x - y, Dim)) or never_negative(x - y - 1) or never_negative(y - x - 1)
-            if not sure:
-                raise Unmapped(f"whether {x} is {y} is not known")
+        if x != y and not _apart(x - y):
+            raise Unmapped(f"whether {x} is {y} is not known")
         return bool(x == y)
 
     return Known(np.asarray(np.frompyfunc(same, 2, 1)(a.array, b.array), object), DTYPES[9])
@@ -338,7 +354,7 @@ FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "Sub": _pointwise(lambda a, b: a - b),
     "Mul": _pointwise(lambda a, b: a * b),
     "Div": _sized(_divided),
-    "Mod": _sized(_rest),
+    "Mod": _rest,
     "Max": _sized(partial(_extreme, largest=True)),
     "Min": _sized(partial(_extreme, largest=False)),
     "Neg": _each(lambda d: -1 * d),

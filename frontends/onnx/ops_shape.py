@@ -13,7 +13,7 @@ from ...ir.graph import Value
 from ...ir.ops.elementwise import Cast
 from ...ir.ops.shape import Iota, Reshape
 from ...ir.tensors import Array
-from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
+from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, exact_div, i64, never_negative
 from .errors import Unmapped
 from .ops_elementwise import number
 from .types import DTYPES
@@ -141,14 +141,20 @@ def _slice(use: Use) -> Value:
             length = last - first
             if isinstance(length, int) and length < 0:
                 length = 0
-            whole = isinstance(last, int) and isinstance(size, Dim)
             sinks = isinstance(length, Dim) and _may_sink(length) and not use.importer.sizes.chosen(length)
-            if sinks or (whole and (not isinstance(length, int) or length > 1)):
+            beyond = isinstance(last, int) and isinstance(size, Dim) and last > _least(size)
+            if sinks or (beyond and not (isinstance(length, int) and length <= 1)):
                 raise Unmapped(f"whether [{start}:{end}] is inside the {size} elements is not known")
             x = ops.slice_(x, axis=axis, start=first, length=length)
         else:
             x = _strided(x, axis, start, end, step)
     return x
+
+
+def _least(size: Dim) -> int:
+    """What a size is at least where none that it is made of is 0; where one is, what has this size has no elements."""
+    counted = [c for symbols, c in size.terms if symbols]
+    return sum(c for _, c in size.terms) if min(counted) > 0 else 0
 
 
 def _may_sink(length: Dim) -> bool:
@@ -170,6 +176,11 @@ def _strided(x: Value, axis: int, start: DimLike, end: DimLike, step: int) -> Va
     if step == -1 and reverse and isinstance(end, int) and end <= -_FAR:
         places = ops.iota(start=0, length=size) * -1 + ops.reshape(ops.iota(start=size - 1, length=1), shape=())
         return ops.gather(x, places, axis=axis)
+    whole = end == size or (isinstance(end, int) and end >= _FAR)
+    if step > 1 and isinstance(start, int) and 0 <= start < step and whole:
+        groups = (*x.shape[:axis], exact_div(size, step), step, *x.shape[axis + 1 :])
+        chosen = ops.slice_(ops.reshape(x, shape=groups), axis=axis + 1, start=start, length=1)
+        return ops.reshape(chosen, shape=(*groups[: axis + 1], *groups[axis + 2 :]))
     raise Unmapped(f"a slice with step {step} of {size} elements")
 
 
@@ -279,6 +290,8 @@ def _pad(use: Use) -> Value:
         if any(cut):
             x = ops.slice_(x, axis=axis, start=cut[0], length=x.shape[axis] - cut[0] - cut[1])
             widths[axis] = (0 if cut[0] else before, 0 if cut[1] else after)
+    if all(pair == (0, 0) for pair in widths):
+        return x
     return ops.pad(x, widths=tuple(widths), value=value)
 
 

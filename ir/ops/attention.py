@@ -32,6 +32,17 @@ def positive_scale(node: Node) -> Value | None:
     return q.graph.add(node.op, (q * scale, *rest), {**node.attributes, "scale": 1.0})[0]
 
 
+def products(q: Value, k: Value, scale: float) -> Value:
+    """Queries [B,S,H,D] times keys [B,T,K,D], scaled: [B,H,S,T]. Those of one group are stacked as rows, so that keys
+    are never repeated."""
+    batch, rows, heads, width = (q.shape[i] for i in range(4))
+    keys, kv_heads = k.shape[1], k.shape[2]
+    stacked = (batch, kv_heads, exact_div(heads, kv_heads) * rows, width)
+    grouped = reshape(transpose(q * scale, permutation=(0, 2, 1, 3)), shape=stacked)
+    scores = matmul(grouped, transpose(k, permutation=(0, 2, 3, 1)))
+    return reshape(scores, shape=(batch, heads, rows, keys))
+
+
 class Attention(Op):
     """softmax(scale * q k^T + bias, masked) v, query heads in groups that share a key/value head.
 
@@ -143,13 +154,9 @@ class Attention(Op):
         scale: float,
         softcap: float | None,
     ) -> Value:
-        batch, rows, heads, width = (q.shape[i] for i in range(4))
+        batch, rows, heads, _ = (q.shape[i] for i in range(4))
         keys, kv_heads, value_width = k.shape[1], k.shape[2], v.shape[3]
-        # The queries of one group are stacked as rows, so that keys and values are never repeated.
-        stacked = (batch, kv_heads, exact_div(heads, kv_heads) * rows)
-        grouped = reshape(transpose(q * scale, permutation=(0, 2, 1, 3)), shape=(*stacked, width))
-        scores = matmul(grouped, transpose(k, permutation=(0, 2, 3, 1)))
-        scores = reshape(scores, shape=(batch, heads, rows, keys))
+        scores = products(q, k, scale)
         if softcap is not None:
             scores = tanh(scores * (1.0 / softcap)) * softcap
         if bias is not None:
@@ -165,7 +172,7 @@ class Attention(Op):
             weights = slice_(weights, axis=-1, start=0, length=keys)
         if keep is not None:
             weights = where(keep, weights, constant(value=0.0, dtype=q.dtype))
-        weights = reshape(weights, shape=(*stacked, keys))
+        weights = reshape(weights, shape=(batch, kv_heads, exact_div(heads, kv_heads) * rows, keys))
         y = matmul(weights, transpose(v, permutation=(0, 2, 1, 3)))
         return transpose(reshape(y, shape=(batch, heads, rows, value_width)), permutation=(0, 2, 1, 3))
 
