@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from .ir.ops.linear import Embedding
 from .ir.ops.shape import Expand, Gather, Reshape, Slice, Transpose
 from .ir.tensors import Array
 from .ir.types import Dim, DimLike, bool_, substitute
-from .passes.differential import MASKS, attention_mask
+from .passes.differential import MASKS, attention_mask, counted
 from .passes.past_inputs import past_symbols, total_symbols
 
 PAST = 5
@@ -143,7 +142,7 @@ def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
     masked = {s for n, v in inputs.items() if is_mask(n, v) for d in v.shape[1:] for s in _symbols(d)}
     plain = {s for n, v in inputs.items() if not is_mask(n, v) for d in v.shape for s in _symbols(d)}
     sizes: dict[str, int] = {}
-    lengths: Iterator[int] = iter(range(trial.length, trial.length + 1000))
+    apart = 0  # Lengths of which nothing is known are not the same.
     for s in sorted(past | batch | masked | plain):
         if s in batch:
             sizes[s] = trial.batch
@@ -152,7 +151,8 @@ def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
         elif s in totals or (past and s in masked - plain):
             sizes[s] = PAST + trial.length
         else:
-            sizes[s] = trial.length if past or trial.joined else next(lengths)
+            sizes[s] = counted(graph, s, trial.length) + (0 if past or trial.joined else apart)
+            apart += 1
     return sizes
 
 

@@ -210,7 +210,7 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
     for name, v in graph.inputs.items():
         if any(name == s.input for s in graph.slots):
             continue
-        sizes = dict.fromkeys(v.type.symbols, case.length) | {"B": case.batch}
+        sizes = {s: counted(graph, s, case.length) for s in v.type.symbols} | {"B": case.batch}
         if name in {s.mask for s in streams}:
             inputs[name] = attention_mask(case.mask, *shape)
         elif name in {s.positions for s in streams}:
@@ -224,6 +224,13 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
             concrete = tuple(resolve(d, sizes) for d in v.shape)
             inputs[name] = rng.integers(0, most, concrete).astype(v.dtype.numpy)
     return inputs
+
+
+def counted(graph: Graph, symbol: str, length: int) -> int:
+    """What a symbol is for axes of a length; of one that is a multiple of the symbol, as few as reach the length."""
+    dims = [d for v in graph.inputs.values() for d in v.shape if isinstance(d, Dim) and d.symbols == {symbol}]
+    steps = [resolve(d, {symbol: 1}) - resolve(d, {symbol: 0}) for d in dims]
+    return -(-length // min((n for n in steps if n > 0), default=1))
 
 
 def rows_indexed(ids: Value) -> int:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from monograph.frontends.onnx.file import checked
 from monograph.frontends.onnx.load import read_graph
+from monograph.hard_inputs import TRIALS, hard_inputs
 from monograph.ir import Graph
 from monograph.ir.interpret import interpret
 from monograph.ir.ops.foreign import Foreign
@@ -306,17 +307,17 @@ def test_a_size_that_is_split_in_parts_is_a_multiple_of_them(tmp_path: Path) -> 
 
 
 WINDOWS = """g (float[b, h, 6] x) => (float[b, n, c] y)
-<int64 zero = {0}, int64 two = {2}, int64 four = {4}, int64[1] first = {0}, int64[1] far = {9223372036854775807},
- int64[1] axis = {1}, int64[1] step = {2}, int64[4] blocks = {0, -1, 4, 6}, int64[1] six = {6}, int64[1] back = {-2},
- int64 one = {1}, int64[1] twelve = {12}, int64[4] wide = {0, -1, 4, 12}> {
+<int64 two = {2}, int64 four = {4}, int64[1] first = {0}, int64[1] far = {9223372036854775807}, int64[1] axis = {1},
+ int64[1] step = {2}, int64[4] blocks = {0, -1, 4, 6}, int64[1] six = {6}, int64 one = {1}, int64[1] twelve = {12},
+ int64[4] wide = {0, -1, 4, 12}> {
     shape = Shape(x)
     batch = Gather(shape, first)
     size = Gather(shape, one)
     over = Mod(size, four)
     missing = Sub(four, over)
     more = Mod(missing, four)
-    pads = Concat <axis = 0> (first, first, first, first, added, first)
     added = Unsqueeze(more, first)
+    pads = Concat <axis = 0> (first, first, first, first, added, first)
     filled = Pad(x, pads)
     apart = Reshape(filled, blocks)
     turned = Neg(apart)
@@ -324,8 +325,7 @@ WINDOWS = """g (float[b, h, 6] x) => (float[b, n, c] y)
     back_shape = Concat <axis = 0> (batch, whole, six)
     joined = Reshape(turned, back_shape)
     even = Slice(joined, first, far, axis, step)
-    odd_start = Identity(axis)
-    odd = Slice(joined, odd_start, far, axis, step)
+    odd = Slice(joined, axis, far, axis, step)
     merged = Concat <axis = 2> (even, odd)
     half = Div(size, two)
     over2 = Mod(half, four)
@@ -342,20 +342,23 @@ WINDOWS = """g (float[b, h, 6] x) => (float[b, n, c] y)
 }"""
 
 
-def test_windows_that_are_filled_up_but_not_cut_again_are_whole(tmp_path: Path) -> None:
-    """As Swin is traced: sizes are filled up to windows of 4, on two levels, and read as if nothing had been added.
+@pytest.mark.parametrize(("window", "size"), [(4, "8*h_over_8"), (7, "14*h_over_14"), (3, "6*h_over_6")])
+def test_windows_that_are_filled_up_but_not_cut_again_are_whole(window: int, size: str, tmp_path: Path) -> None:
+    """As Swin is traced: sizes are filled up to windows, on two levels, and read as if nothing had been added.
 
-    What runs is what needs no filling: multiples of 4 patches whose halves are multiples of 4.
+    What runs is what needs no filling: windows of patches, an even number of which are windows again.
     """
-    lines = WINDOWS.splitlines()
-    at = next(i for i, line in enumerate(lines) if "pads = " in line)
-    lines[at], lines[at + 1] = lines[at + 1], lines[at]
-    graph, weights = read("\n".join(lines), tmp_path)
-    assert not foreign(graph) and str(graph.inputs["x"].shape[1]) == "8*h_over_8"
+    text = WINDOWS.replace("{4}", f"{{{window}}}").replace("-1, 4,", f"-1, {window},")
+    graph, weights = read(text, tmp_path)
+    assert not foreign(graph) and str(graph.inputs["x"].shape[1]) == size
     assert "pad" not in {n.op.name for n in graph}, "nothing is added"
-    x = np.random.default_rng(0).standard_normal((2, 16, 6)).astype(np.float32)
+    unit = int(size.split("*")[0])
+    x = np.random.default_rng(0).standard_normal((2, 2 * unit, 6)).astype(np.float32)
     found = interpret(graph, {"x": x}, weights)["y"]
     np.testing.assert_array_equal(found, np.concatenate([x[:, ::2], x[:, 1::2]], 2))
+    drawn = [hard_inputs(graph, trial) for trial in TRIALS[-2:]]
+    lengths = [t.feeds["x"].shape[1] for t in drawn if t is not None]
+    assert lengths == [unit, -(-12 // unit) * unit], "as few as reach the length of a trial"
 
 
 def test_windows_that_are_cut_again_take_any_size(tmp_path: Path) -> None:

@@ -71,20 +71,26 @@ class Sizes:
         whole, rest = _split(a, by)
         if not isinstance(rest, Dim):
             return whole + rest // by
-        ((symbols, count), *others) = rest.terms
+        more = sum(count for symbols, count in rest.terms if not symbols)
+        (symbols, count), *others = (term for term in rest.terms if term[0])
         if others or len(symbols) != 1:
             return None
         common = gcd(count, by)
-        count, by = count // common, by // common
-        part = self._part("floor" if count == 1 else "ceil", symbols[0], by)
-        if part is None or count not in (1, by - 1):
+        count, more, by = count // common, more // common, by // common
+        if count not in (1, by - 1) or more not in (0, by - 1):
             return None
-        return whole + part if count == 1 else whole + Dim.symbol(symbols[0]) - part
+        # Of -n as of n, rounded the other way: (by - 1) * n is by * n - n.
+        symbol, back = Dim.symbol(symbols[0]), count != 1
+        part = self._part(symbols[0], by, up=(more != 0) != back)
+        return None if part is None else whole + symbol - part if back else whole + part
 
-    def _part(self, kind: str, symbol: str, by: int) -> Dim | None:
+    def _part(self, symbol: str, by: int, *, up: bool) -> DimLike | None:
         """The symbol of a size of an input, or of a part of one, over a number: rounded down or up."""
+        if up and by == 2:
+            down = self._part(symbol, by, up=False)
+            return None if down is None else Dim.symbol(symbol) - down
         source, before = self.quotients.get(symbol, (symbol, 1))
-        name = f"{kind}_{symbol}_over_{by}"
+        name = f"{'ceil' if up else 'floor'}_{symbol}_over_{by}"
         if source not in self.inputs or name in self.refused:
             return None
         self.quotients[name] = source, before * by
@@ -125,6 +131,7 @@ class Sizes:
         if a == b:
             return
         self._patches(a, b)
+        self._split(a, b)
         for name in sorted(_symbols(a) ^ _symbols(b)):
             if name not in self.extremes:
                 continue
@@ -186,7 +193,7 @@ class Sizes:
             self._one_batch(total, named)
 
     def _split(self, total: DimLike, named: DimLike) -> None:
-        """Raise Equal for sizes that are split in parts of one length, of which nothing may be left over or added."""
+        """Raise Equal for sizes that are one only where nothing is left over of parts that they are split in."""
         parts = {s: self.quotients[s] for s in sorted(_symbols(total) | _symbols(named)) if s in self.quotients}
         whole: dict[str, int] = {}
         for source, by in parts.values():

@@ -13,7 +13,7 @@ from ...ir.graph import Value
 from ...ir.ops.elementwise import Cast
 from ...ir.ops.shape import Iota, Reshape
 from ...ir.tensors import Array
-from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, exact_div, i64, never_negative
+from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
 from .errors import Unmapped
 from .ops_elementwise import number
 from .types import DTYPES
@@ -147,7 +147,7 @@ def _slice(use: Use) -> Value:
                 raise Unmapped(f"whether [{start}:{end}] is inside the {size} elements is not known")
             x = ops.slice_(x, axis=axis, start=first, length=length)
         else:
-            x = _strided(x, axis, start, end, step)
+            x = _strided(use, x, axis, start, end, step)
     return x
 
 
@@ -162,7 +162,7 @@ def _may_sink(length: Dim) -> bool:
     return all(c < 0 for symbols, c in length.terms if symbols)
 
 
-def _strided(x: Value, axis: int, start: DimLike, end: DimLike, step: int) -> Value:
+def _strided(use: Use, x: Value, axis: int, start: DimLike, end: DimLike, step: int) -> Value:
     size = x.shape[axis]
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         last: int | None = None if step < 0 and end < -size else end
@@ -177,11 +177,14 @@ def _strided(x: Value, axis: int, start: DimLike, end: DimLike, step: int) -> Va
         places = ops.iota(start=0, length=size) * -1 + ops.reshape(ops.iota(start=size - 1, length=1), shape=())
         return ops.gather(x, places, axis=axis)
     whole = end == size or (isinstance(end, int) and end >= _FAR)
-    if step > 1 and isinstance(start, int) and 0 <= start < step and whole:
-        groups = (*x.shape[:axis], exact_div(size, step), step, *x.shape[axis + 1 :])
-        chosen = ops.slice_(ops.reshape(x, shape=groups), axis=axis + 1, start=start, length=1)
-        return ops.reshape(chosen, shape=(*groups[: axis + 1], *groups[axis + 2 :]))
-    raise Unmapped(f"a slice with step {step} of {size} elements")
+    count = use.importer.sizes.quotient(size - start + step - 1, step) if whole and step > 1 else None
+    if count is None or not isinstance(start, int) or not 0 <= start < step:
+        raise Unmapped(f"a slice with step {step} of {size} elements")
+    if step * count != size:
+        return ops.gather(x, ops.iota(start=0, length=count) * step + start, axis=axis)
+    groups = (*x.shape[:axis], count, step, *x.shape[axis + 1 :])
+    chosen = ops.slice_(ops.reshape(x, shape=groups), axis=axis + 1, start=start, length=1)
+    return ops.reshape(chosen, shape=(*groups[: axis + 1], *groups[axis + 2 :]))
 
 
 def from_front(indices: Value, size: DimLike) -> Value:

@@ -16,7 +16,7 @@ from ...ir.interpret import Array, evaluate_node, widened_array
 from ...ir.ops.attention import Attention
 from ...ir.types import Dim, DType, bool_, substitute
 from ...ir.value import NOWHERE
-from ..differential import LONGEST, MASKS, attention_mask, rows_indexed
+from ..differential import LONGEST, MASKS, attention_mask, counted, rows_indexed
 from ..past_inputs import past_symbols, total_symbols
 from .constants import Reader
 
@@ -266,8 +266,10 @@ def sizes(graph: Graph, trial: Trial, inside: Collection[Node], order: int = 1) 
     leading = {s for v in graph.inputs.values() if v.rank >= 2 for s in _symbols(v.shape[0])}
     given = {s for v in graph.inputs.values() for s in v.type.symbols}
     names = given | {s for node in inside for v in (*node.outputs, *node.arguments) for s in v.type.symbols}
-    lengths: Iterator[int] = count(trial.length, min(abs(order), 1))
-    found = {s: trial.batch if s in leading else next(lengths) for s in sorted(names, reverse=order < 0)}
+    more: Iterator[int] = count(0, min(abs(order), 1))
+    found: dict[str, int] = {}
+    for s in sorted(names, reverse=order < 0):
+        found[s] = trial.batch if s in leading else counted(graph, s, trial.length) + next(more)
     return {s: n if s in given or order < 2 else n * order for s, n in found.items()}
 
 
