@@ -10,8 +10,8 @@ from ...ir.op import Op, op
 from ...ir.ops.attention import attention, products
 from ...ir.ops.cache import cache_append, cache_read
 from ...ir.ops.position import rotate
-from ...ir.ops.shape import reshape
-from ...ir.types import TensorType, bool_, broadcast, exact_div
+from ...ir.ops.shape import reshape, transpose
+from ...ir.types import DType, Shape, TensorType, bool_, broadcast, exact_div
 
 
 def _bias_and_mask(mask: Value | None) -> tuple[Value | None, Value | None]:
@@ -19,13 +19,18 @@ def _bias_and_mask(mask: Value | None) -> tuple[Value | None, Value | None]:
     return (None, mask) if mask is None or mask.dtype == bool_ else (mask, None)
 
 
-def _check_mask(q: Value, keys: Any, mask: Value | None) -> None:
-    batch, rows, heads, _ = q.shape
-    full = (batch, heads, rows, keys)
+def _check_mask(full: Shape, dtype: DType, mask: Value | None) -> None:
+    """full: the shape of all scores."""
     if mask is not None:
-        check(mask.dtype in (bool_, q.dtype), f"mask is {mask.dtype}, expected bool or {q.dtype}")
+        check(mask.dtype in (bool_, dtype), f"mask is {mask.dtype}, expected bool or {dtype}")
         check(broadcast(mask.shape, full) == full, f"mask {mask.type} does not broadcast to {list(full)}")
+        rows, keys = full[-2:]
         check(mask.shape[-2:] == (rows, keys), f"mask {mask.type} must have the [{rows},{keys}] of queries and keys")
+
+
+def _turned(x: Value) -> Value:
+    """[B,S,H,D] from [B,H,S,D], and back."""
+    return transpose(x, permutation=(0, 2, 1, 3))
 
 
 class OnnxAttention(Op):
@@ -51,7 +56,8 @@ class OnnxAttention(Op):
         length, heads = (2, 1) if heads_first else (1, 2)
         check(k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3], f"q is {q.type}, k {k.type} and v {v.type}")
         exact_div(q.shape[2], k.shape[heads])
-        _check_mask(q, k.shape[length], mask)
+        batch, rows, q_heads, _ = q.shape
+        _check_mask((batch, q_heads, rows, k.shape[length]), q.dtype, mask)
         return TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
 
     def body(
@@ -80,8 +86,8 @@ class OnnxAttention(Op):
 class OnnxCachedAttention(Op):
     """Attention-23 that appends to a cache: (y, present keys, present values), with `scores` also scale * q k.
 
-    q [B,S,H,D], new k [B,S,K,D] and v [B,S,K,Dv], pasts [B,K,P,D] and [B,K,P,Dv] -> y [B,S,H,Dv], [B,K,P+S,..] twice
-    and scores [B,H,S,P+S].
+    q [B,S,H,D], new k [B,N,K,D] and v [B,N,K,Dv], pasts [B,K,P,D] and [B,K,P,Dv] -> y [B,S,H,Dv], [B,K,P+N,..] twice
+    and scores [B,H,S,P+N]. heads_first: q and y are [B,H,S,..], k and v [B,K,N,..].
     """
 
     def infer(
@@ -96,42 +102,50 @@ class OnnxCachedAttention(Op):
         scale: float,
         softcap: float | None = None,
         scores: bool = False,
+        heads_first: bool = False,
     ) -> tuple[TensorType, ...]:
         check(k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3], f"q is {q.type}, k {k.type} and v {v.type}")
-        batch, length, heads, _ = k.shape
+        (rows, q_heads), (length, heads) = (x.shape[1:3][:: -1 if heads_first else 1] for x in (q, k))
+        batch = k.shape[0]
         for x, new in ((past_k, k), (past_v, v)):
             right = x.rank == 4 and x.dtype == q.dtype and (*x.shape[:2], x.shape[3]) == (batch, heads, new.shape[3])
             check(right, f"past is {x.type} but new is {new.type}")
-        exact_div(q.shape[2], heads)
+        exact_div(q_heads, heads)
         total = past_k.shape[2] + length
         check(past_v.shape[2] == past_k.shape[2], f"past keys are {past_k.type} but past values are {past_v.type}")
-        _check_mask(q, total, mask)
+        full = (batch, q_heads, rows, total)
+        _check_mask(full, q.dtype, mask)
         y = TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
         present_k, present_v = (TensorType(q.dtype, (batch, heads, total, x.shape[3])) for x in (k, v))
-        more = (TensorType(q.dtype, (batch, q.shape[2], q.shape[1], total)),) if scores else ()
-        return y, present_k, present_v, *more
+        return y, present_k, present_v, *([TensorType(q.dtype, full)] if scores else [])
 
     def body(
         self, q: Value, k: Value, v: Value, past_k: Value, past_v: Value, mask: Value | None, *, scale: float,
-        softcap: float | None, scores: bool,
+        softcap: float | None, scores: bool, heads_first: bool,
     ) -> tuple[Value, ...]:  # fmt: skip
+        if heads_first:
+            q, k, v = map(_turned, (q, k, v))
         present_k, present_v = cache_append(past_k, k), cache_append(past_v, v)
         keys, values = cache_read(present_k), cache_read(present_v)
         y = attention(q, keys, values, *_bias_and_mask(mask), scale=scale, softcap=softcap)
+        if heads_first:
+            y = _turned(y)
         return y, present_k, present_v, *([products(q, keys, scale)] if scores else [])
 
     def onnx(
         self, op: Any, q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, *, scale: float,
-        softcap: float | None, scores: bool,
+        softcap: float | None, scores: bool, heads_first: bool,
     ) -> Any:  # fmt: skip
         shape = (*q.shape[:3], v.shape[3])
+        outputs = 4 if scores else 3
+        if heads_first:
+            return op.Attention(q, k, v, mask, past_k, past_v, outputs=outputs, scale=scale, softcap=softcap)
         heads = {"q_num_heads": q.shape[2], "kv_num_heads": k.shape[2]}
         flat = TensorType(q.dtype, (*shape[:2], shape[2] * shape[3]))
         given = [merged(op, x) for x in (q, k, v)]
         y, *others = op.Attention(
-            *given, mask, past_k, past_v, outputs=4 if scores else 3, scale=scale, softcap=softcap, **heads,
-            types=[flat],
-        )  # fmt: skip
+            *given, mask, past_k, past_v, outputs=outputs, scale=scale, softcap=softcap, **heads, types=[flat]
+        )
         return (op.reshape(y, shape), *others)
 
 

@@ -18,7 +18,7 @@ from ...ir.ops.reduce import any as any_
 from ...ir.ops.reduce import max as max_
 from ...ir.ops.reduce import sum as sum_
 from ...ir.ops.shape import concat, expand, reshape, transpose
-from ...ir.types import DimLike, DType, bool_, never_negative
+from ...ir.types import DimLike, DType, bool_, exact_div, never_negative
 from ...passes.cse import cse
 from ...passes.dce import dce
 from ...passes.manager import FunctionPass, Pipeline, RewritePass
@@ -181,16 +181,47 @@ def with_sinks(k: Value, v: Value, mask: Value | None, sinks: Value, rows: DimLi
 
 
 def share_of_keys(scores: Value, mask: Value | None, sinks: Value, softcap: float | None) -> Value:
-    """Of the scores [B,H,S,T] of keys and one sink a head, how much of the softmax is that of the keys, [B,S,H,1]."""
+    """How much of the softmax is that of keys with scores [B,H,S,T] beside sinks [1,H,1 or S,1]: [B,H,S,1]."""
     if softcap is not None:
         scores = tanh(scores * (1.0 / softcap)) * softcap
     if mask is not None:
         lowest = constant(value=scores.dtype.lowest, dtype=scores.dtype)
         scores = where(mask, scores, lowest) if mask.dtype == bool_ else scores + mask
-    sinks = reshape(sinks, shape=(1, sinks.shape[0], 1, 1))
     top = maximum(max_(scores, keepdims=True), sinks)
     keys = sum_(exp(scores - top), keepdims=True)
-    return transpose(keys / (keys + exp(sinks - top)), permutation=(0, 2, 1, 3))
+    return keys / (keys + exp(sinks - top))
+
+
+def cached_attention(
+    q: Value, ks: Appended, vs: Appended, mask: Value | None, sinks: Value | None, scale: float, softcap: float | None
+) -> tuple[Value, Value, Value]:
+    """(y, present keys, present values) of one op. Of a single token, the heads that share keys are rows of one product
+    with them, and nothing is transposed."""
+    batch, rows, heads, width = q.shape
+    groups, k, v = ks.new.shape[2], ks.new, vs.new
+    first = rows == 1
+    if first:
+        queries = exact_div(heads, groups)
+        q = reshape(q, shape=(batch, groups, queries, width))
+        k, v = (reshape(x, shape=(batch, groups, 1, x.shape[3])) for x in (k, v))
+        if mask is not None:
+            mask = _by_group(mask, heads, groups, queries)
+    y, present_k, present_v, *scores = onnx_cached_attention(
+        q, k, v, ks.past, vs.past, mask, scale=scale, softcap=softcap, scores=sinks is not None, heads_first=first
+    )
+    if sinks is not None:
+        sinks = reshape(sinks, shape=(1, *q.shape[1:3], 1) if first else (1, heads, 1, 1))
+        share = share_of_keys(scores[0], mask, sinks, softcap)
+        y = y * (share if first else transpose(share, permutation=(0, 2, 1, 3)))
+    return reshape(y, shape=(batch, rows, heads, v.shape[3])), present_k, present_v
+
+
+def _by_group(mask: Value, heads: DimLike, groups: DimLike, queries: DimLike) -> Value:
+    """A mask [..,1,T] or [B,H,1,T] of one token for queries that are rows of their group."""
+    keys = mask.shape[-1]
+    if mask.rank == 4 and mask.shape[1] == heads:
+        return reshape(mask, shape=(mask.shape[0], groups, queries, keys))
+    return mask if queries == 1 else expand(mask, shape=(*mask.shape[:-2], queries, keys))
 
 
 class AttentionToOnnx:
@@ -245,11 +276,7 @@ class AttentionToOnnx:
             q, scale = q * scale, 1.0
         presents: list[Value] = []
         if ks is not None and vs is not None and _both_appended(node):
-            y, *presents = onnx_cached_attention(
-                q, ks.new, vs.new, ks.past, vs.past, mask, scale=scale, softcap=softcap, scores=sinks is not None
-            )
-            if sinks is not None:
-                y = y * share_of_keys(presents.pop(), mask, sinks, softcap)
+            y, *presents = cached_attention(q, ks, vs, mask, sinks, scale, softcap)
         else:
             if sinks is not None:
                 k, v, mask = with_sinks(k, v, mask, sinks, rows)
