@@ -412,3 +412,40 @@ def test_sizes_that_are_never_equal(a: str, b: int, known: bool, tmp_path: Path)
     for size in (2, 3):
         found = interpret(graph, {"x": np.zeros(size, np.float32)}, weights)["y"].tolist()
         assert found == [9 if count * size + more == b else count * size + more]
+
+
+def test_a_place_counted_from_the_end_as_torch_export_writes_it(tmp_path: Path) -> None:
+    """A roll by 2: size - (-2 mod size) is 2, and sizes of n + 1 halve as floor division of integers of any sign."""
+    text = """g (float[b, s] x) => (float[b, s] y, int64[1] half)
+<int64[1] four = {4}, int64[1] first = {0}, int64[1] axis = {1}, int64[1] back = {-2}, int64[1] one = {1},
+ int64[1] two = {2}, int64[3] blocks = {0, -1, 4}, int64[2] flat = {0, -1}> {
+    size = Shape <start = 1, end = 2> (x)
+    blocked = Div(size, four)
+    batch = Shape <start = 0, end = 1> (x)
+    shape = Concat <axis = 0> (batch, blocked, four)
+    apart = Reshape(x, shape)
+    joined = Reshape(apart, flat)
+    whole = Shape <start = 1, end = 2> (joined)
+    rest = Mod(back, whole)
+    at = Sub(whole, rest)
+    front = Slice(joined, first, at, axis)
+    end = Slice(joined, at, whole, axis)
+    y = Concat <axis = 1> (end, front)
+    more = Add(whole, one)
+    sign = Sign(more)
+    same = Equal(sign, one)
+    other = Not(same)
+    left = Mod(more, two)
+    odd = Cast <to = 9> (left)
+    down = And(other, odd)
+    less = Cast <to = 7> (down)
+    rounded = Div(more, two)
+    half = Sub(rounded, less)
+}"""
+    graph, weights = read(text, tmp_path)
+    assert not foreign(graph) and str(graph.inputs["x"].shape[1]) == "4*s_over_4"
+    for size in (4, 8):
+        x = np.arange(2 * size, dtype=np.float32).reshape(2, size)
+        found = interpret(graph, {"x": x}, weights)
+        np.testing.assert_array_equal(found["y"], np.roll(x, -2, 1))
+        assert found["half"].tolist() == [size // 2]

@@ -217,6 +217,12 @@ class Sizes:
         return bool(_symbols(d)) and _symbols(d) <= self.extremes.keys()
 
 
+def least(size: Dim) -> int:
+    """What a size is at least where none that it is made of is 0; where one is, what has this size has no elements."""
+    counted = [c for symbols, c in size.terms if symbols]
+    return sum(c for _, c in size.terms) if min(counted) > 0 else 0
+
+
 def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
     """Two sizes without the terms and the factors that both have: of a past and new tokens, the pasts."""
     gap = a - b

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...ir.errors import MonographError
 from ...ir.types import Dim, DimLike, exact_div, never_negative
-from .equal import Sizes
+from .equal import Sizes, least
 from .errors import Unmapped
 from .types import DTYPES
 from .use import Known, Use
@@ -166,6 +166,8 @@ def _rest(use: Use) -> Known:
 def _left_over(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     if isinstance(a, int) and isinstance(b, int) and b:
         return a % b
+    if isinstance(a, int) and isinstance(b, Dim) and -least(b) <= a < least(b):
+        return a if a >= 0 else a + b
     found = sizes.quotient(a, b) if isinstance(b, int) else None
     return a - (_divided(sizes, a, b) if found is None else found) * b
 
@@ -204,6 +206,8 @@ def _size_of(d: DimLike) -> DimLike:
 
 def _sign_of(d: DimLike) -> DimLike:
     """Of a product of sizes it is 1: where it is 0, what has this size has no elements."""
+    if never_negative(d - 1):
+        return 1
     if isinstance(d, Dim) and (len(d.terms) > 1 or not never_negative(d)):
         raise Unmapped(f"the sign of {d} is not known")
     return (d > 0) - (d < 0) if isinstance(d, int) else 1

@@ -14,6 +14,7 @@ from ...ir.ops.elementwise import Cast
 from ...ir.ops.shape import Iota, Reshape
 from ...ir.tensors import Array
 from ...ir.types import Dim, DimLike, DType, Shape, bool_, broadcast, i64, never_negative
+from .equal import least
 from .errors import Unmapped
 from .ops_elementwise import number
 from .types import DTYPES
@@ -142,19 +143,13 @@ def _slice(use: Use) -> Value:
             if isinstance(length, int) and length < 0:
                 length = 0
             sinks = isinstance(length, Dim) and _may_sink(length) and not use.importer.sizes.chosen(length)
-            beyond = isinstance(last, int) and isinstance(size, Dim) and last > _least(size)
+            beyond = isinstance(last, int) and isinstance(size, Dim) and last > least(size)
             if sinks or (beyond and not (isinstance(length, int) and length <= 1)):
                 raise Unmapped(f"whether [{start}:{end}] is inside the {size} elements is not known")
             x = ops.slice_(x, axis=axis, start=first, length=length)
         else:
             x = _strided(use, x, axis, start, end, step)
     return x
-
-
-def _least(size: Dim) -> int:
-    """What a size is at least where none that it is made of is 0; where one is, what has this size has no elements."""
-    counted = [c for symbols, c in size.terms if symbols]
-    return sum(c for _, c in size.terms) if min(counted) > 0 else 0
 
 
 def _may_sink(length: Dim) -> bool:
