@@ -99,7 +99,7 @@ def raised_model(
         report.raised += branch.raised.report.raised
         report.places += branch.raised.report.places
         found.misses += branch.raised.misses
-    model = lower(whole, inside.weights, opset, pipeline=AS_IT_IS)
+    model = lower(whole, inside.weights, opset, pipeline=AS_IT_IS, narrow=True)
     if not choices_of(TARGET).skip_layer_norm:
         sums_before_norms(model)
     unfused = [f"attention at {n.location} is written in parts" for n in made if isinstance(n.op, Attention)]

@@ -35,7 +35,7 @@ from monograph.ir.ops import (
     rope_frequencies,
     silu,
 )
-from monograph.ir.types import Dim, TensorType, bf16, f16, f32, f64, i64, parse_type, substitute, tensor
+from monograph.ir.types import Dim, TensorType, bf16, f16, f32, f64, i8, i64, parse_type, substitute, tensor
 from monograph.ir.weights import Weights
 from monograph.passes import pipelines
 from op_cases import CASES, Case
@@ -419,6 +419,23 @@ def test_weight_expressions_are_stored_evaluated() -> None:
     assert counts(model) == {"MatMul": 1} and list(stored(model)) == ["a.concat.transposed"]
     inputs = {"x": rng.standard_normal((2, 8)).astype(np.float32)}
     assert_same(run(model, inputs), interpret(g, inputs, arrays(weights)))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8, False), (200, True)])
+def test_weights_that_an_expression_makes_larger_are_stored_narrow_where_asked(size: int, kept: bool) -> None:
+    """Integers times a scale; a few numbers are stored as they are read."""
+    g = Graph("narrow")
+    x = g.input("x", tensor(f32, "B", size))
+    codes, scale = g.param("codes", tensor(i8, size, size)), g.param("scale", tensor(f32, 1, size))
+    with building(g):
+        g.output("y", linear(x, cast(codes, dtype=f32) * scale, transposed=False))
+    rng = np.random.default_rng(0)
+    given = {"codes": rng.integers(-127, 128, (size, size)).astype(np.int8), "scale": rng.random((1, size), np.float32)}
+    weights, inputs = Weights.of(given), {"x": rng.standard_normal((2, size)).astype(np.float32)}
+    plain, narrow = lower(g, weights), lower(g, weights, narrow=True)
+    assert counts(plain) == {"MatMul": 1} and set(stored(narrow)) == ({*given} if kept else {*stored(plain)})
+    for model in (plain, narrow):
+        assert_same(run(model, inputs), interpret(g, inputs, given), 1e-5)
 
 
 @pytest.mark.parametrize(("size", "folded"), [(8, 1), (600, 0)])

@@ -30,19 +30,24 @@ _SMALL = 1 << 20
 """A weight expression below this many bytes is stored evaluated even where its parameters are stored too."""
 
 
+_FEW = 1 << 14
+"""And below this many where the parameters take fewer."""
+
+
 def lower(
-    graph: Graph, weights: Mapping[str, Tensor], opset: int = 23, *, pipeline: Pipeline = PORTABLE
+    graph: Graph, weights: Mapping[str, Tensor], opset: int = 23, *, pipeline: Pipeline = PORTABLE, narrow: bool = False
 ) -> onnx_ir.Model:
     """The ONNX model of a graph, which is left as it was; no weight is read.
 
     weights: by checkpoint path, of the graph's shapes; another float width is converted when written.
     opset: below 23, attention, rotary and RMS norm are written out in parts. pipeline: the rewrites to target ops;
-    other targets give their own, in which `domain="com.microsoft"` is allowed. Raises LoweringError for an op
-    without an ONNX form, WeightsError for a missing tensor or a wrong shape.
+    other targets give their own, in which `domain="com.microsoft"` is allowed. narrow: weights that expressions make
+    larger (integers times a scale, f16 as f32) are stored as they are, and the runtime evaluates where it opens the
+    file. Raises LoweringError for an op without an ONNX form, WeightsError for a missing tensor or a wrong shape.
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise LoweringError(f"opset {opset} is outside the supported {OLDEST_OPSET} to {NEWEST_OPSET}")
-    return _Lowering(prepared(graph, opset, pipeline), weights, Builder(opset)).model()
+    return _Lowering(prepared(graph, opset, pipeline), weights, Builder(opset), narrow=narrow).model()
 
 
 def prepared(graph: Graph, opset: int, pipeline: Pipeline = PORTABLE, dump: Path | None = None) -> Graph:
@@ -55,9 +60,9 @@ def prepared(graph: Graph, opset: int, pipeline: Pipeline = PORTABLE, dump: Path
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], op: Builder) -> None:
+    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], op: Builder, *, narrow: bool) -> None:
         self.graph, self.weights, self.op = graph, weights, op
-        self.folded, self.first = folded_values(graph), first_parameters(graph)
+        self.folded, self.first = folded_values(graph, narrow=narrow), first_parameters(graph)
         self.numbers: dict[str, int] = {}
         self.handles: dict[Value, Handle] = {}
 
@@ -133,11 +138,11 @@ def first_parameters(graph: Graph) -> dict[Value, Value]:
     return found
 
 
-def folded_values(graph: Graph) -> set[Value]:
+def folded_values(graph: Graph, *, narrow: bool = False) -> set[Value]:
     """Results that depend on parameters only and are stored evaluated, because something else reads them.
 
     Left to run time: large ones over a parameter that is also read as it is (a tied embedding), which would be
-    stored twice.
+    stored twice; narrow: and those that are larger than what they are made of.
     """
     fixed, first = param_only(graph), first_parameters(graph)
 
@@ -146,7 +151,13 @@ def folded_values(graph: Graph) -> set[Value]:
 
     found = {v for v in fixed if v.producer is not None and v in first and read_outside(v)}
     stored = {v for v in graph.params.values() if read_outside(v)}
-    return {v for v in found if not (_bytes(v) > _SMALL and stored.intersection(leaves(v)))}
+
+    def stays(v: Value) -> bool:
+        parts = leaves(v)
+        wider = narrow and _bytes(v) > max(_FEW, sum(map(_bytes, parts)))
+        return wider or (_bytes(v) > _SMALL and bool(stored.intersection(parts)))
+
+    return {v for v in found if not stays(v)}
 
 
 def _bytes(v: Value) -> int:
