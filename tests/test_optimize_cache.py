@@ -13,7 +13,18 @@ import onnxruntime as ort
 import pytest
 import tokenizers
 import torch
-from cached_exports import KEY_HEADS, LAYERS, WIDTH, grouped, one_token, renamed, tiny, with_past
+from cached_exports import (
+    KEY_HEADS,
+    LAYERS,
+    WIDTH,
+    as_optimum,
+    grouped,
+    halved,
+    one_token,
+    renamed,
+    tiny,
+    with_past,
+)
 from command_line import call
 from monograph.frontends.onnx.file import open_onnx
 from monograph.frontends.onnx.load import read_graph
@@ -89,7 +100,7 @@ def test_pasts_are_known_by_what_becomes_of_them(file: Path) -> None:
     assert hard.feeds["position_ids"].shape == (3, 4)
 
 
-@pytest.mark.parametrize("change", [None, renamed])
+@pytest.mark.parametrize("change", [None, renamed, as_optimum, halved])
 def test_given_a_cache_it_says_what_the_module_says(change: Any, model: Any, file: Path, tmp_path: Path) -> None:
     report = mg.optimize(file if change is None else change(file), tmp_path / "ours", cache=True)
     assert report.error <= report.bound
