@@ -306,6 +306,17 @@ def test_torch_export(kind: str, attention: str, mask: bool, tmp_path: Path) -> 
         says_the_same(engine, module)
 
 
+@pytest.mark.parametrize(("kind", "mask"), [("opt", False), ("opt", True), ("gpt2", True)])
+def test_there_are_as_many_positions_as_rows_of_a_learned_table(kind: str, mask: bool, tmp_path: Path) -> None:
+    """Also where 2 is added before they are chosen, and where they are counted from the mask."""
+    module = tiny(kind, "eager")
+    with mg.build(traced(module, mask=mask), tmp_path / "built", threads=1) as engine:
+        assert engine.session.contract.positions == SIZES["max_position_embeddings"]
+        assert engine.generate([5, 6, 7], max_new_tokens=93, eos=()).ids == greedy(module, [5, 6, 7], 93)
+        with pytest.raises(mg.MonographError, match="the model has 96 positions"):
+            engine.generate([5, 6, 7], max_new_tokens=94, eos=())
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "mistral", "gemma2", "qwen2", "opt"])
 def test_torchscript(kind: str, tmp_path: Path) -> None:
