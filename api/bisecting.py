@@ -217,7 +217,7 @@ def _inside(a: Part, b: Part, inputs: Mapping[str, Array], found: Bisection) -> 
     with tempfile.TemporaryDirectory() as scratch:
         sides: list[Side] = []
         for name, model in zip((BEFORE, AFTER), models, strict=True):
-            onnx.save(model, Path(scratch) / name)
+            (Path(scratch) / name).write_bytes(model.SerializeToString())
             sides.append(Side.of(Path(scratch) / name))
         one, two = sides
         values = one.values(fed), two.values(fed)
