@@ -250,3 +250,12 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
     assert "2 attention" in said
     assert "equal on 11 sets of inputs" in said
     assert (tmp_path / "ours" / "monograph.json").is_file()
+    assert "rows are within the tolerance" in call("verify", file, tmp_path / "ours", "--no-torch").stdout
+
+
+def test_a_past_that_goes_through_an_operator_of_many_outputs_is_refused(tmp_path: Path) -> None:
+    """What this package writes itself: the operator appends to a buffer that it shares."""
+    mg.optimize(grouped(tmp_path, past=True), tmp_path / "ours", cache=True)
+    with pytest.raises(PassError, match="reads the past .* by itself"):
+        mg.optimize(tmp_path / "ours" / "model.onnx", tmp_path / "again", cache=True)
+    assert not (tmp_path / "again").exists()
