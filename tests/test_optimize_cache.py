@@ -256,6 +256,6 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
 def test_a_past_that_goes_through_an_operator_of_many_outputs_is_refused(tmp_path: Path) -> None:
     """What this package writes itself: the operator appends to a buffer that it shares."""
     mg.optimize(grouped(tmp_path, past=True), tmp_path / "ours", cache=True)
-    with pytest.raises(PassError, match="reads the past .* by itself"):
+    with pytest.raises(PassError, match=r"reads the past .* by itself"):
         mg.optimize(tmp_path / "ours" / "model.onnx", tmp_path / "again", cache=True)
     assert not (tmp_path / "again").exists()
