@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .frontends.dsl import Model
 from .frontends.onnx.crashes import check_runs
 from .frontends.onnx.load import model_of_proto, read_graph
 from .hard_inputs import Hard, Trial, both_ways, hard_inputs, valid
+from .inner_parts import Part, inside
 from .ir.display import Shown, Table
 from .ir.errors import MonographError, RuntimeInputError
 from .ir.files import check_writable, whole
@@ -25,7 +26,7 @@ from .ir.tensors import Array, ArrayTensor, held
 from .optimizing import file_of
 from .original import EPSILONS, apart, bound_of
 from .subgraphs import Side, run
-from .twin_values import aligned, beyond
+from .twin_values import aligned, beyond, in_one_width
 
 BEFORE, AFTER, INPUTS, REPORT = "before.onnx", "after.onnx", "inputs.npz", "report.json"
 NOISE = 8 * EPSILONS[next(d for d in EPSILONS if str(d) == "f32")]
@@ -168,8 +169,18 @@ def _files(a: Side, b: Side, graph: Graph, hard: Hard, old: Mapping[str, Array],
         ) from None
     counts = {k: valid(graph.outputs[k], old[k], hard) for k in a.outputs if k in graph.outputs and k in old}
     wrong = [k for k in counts if apart(old[k], new.get(k), counts[k], found.bound)[0]]
-    if not wrong:
-        return None
+    return _between(a, b, (old, new), wrong, found) if wrong else None
+
+
+def _between(
+    a: Side,
+    b: Side,
+    values: tuple[Mapping[str, Array], Mapping[str, Array]],
+    wrong: Sequence[str],
+    found: Bisection,
+) -> Parts:
+    """The part in which two files differ whose outputs `wrong` do; inside of a branch or a step of a loop, if there."""
+    old, new = values
     agreed, twins = aligned(a, b, old, new, found.bound)
     live = {n for node in b.region_of(wrong, agreed) for n in node.output}
     differing = {n: m for n, m in twins.items() if n in live and beyond(old[m], new[n], found.bound)}
@@ -179,10 +190,39 @@ def _files(a: Side, b: Side, graph: Graph, hard: Hard, old: Mapping[str, Array],
     )
     value = pointed or next(iter(differing), wrong[0])
     twin = twins.get(value, value)
-    found.what, found.error = apart(
-        old[twin], new[value], np.ones(old[twin].shape, np.bool_), NOISE if pointed else found.bound
-    )
-    return _parts(a, b, (twin, value), agreed, old, found)
+    x, y = in_one_width(old[twin], new[value])
+    found.what, found.error = apart(x, y, np.ones(x.shape, np.bool_), NOISE if pointed else found.bound)
+    before, after, inputs = _parts(a, b, (twin, value), agreed, values, found)
+    deeper = replace(found)
+    try:
+        parts = _inside(Part(before, twin, a.path), Part(after, value, b.path), inputs, deeper)
+    except MonographError:  # A graph inside that is none by itself: its node is the smallest part.
+        return before, after, inputs
+    if parts is None or not deeper.confirmed:
+        return before, after, inputs
+    vars(found).update(vars(deeper))
+    return parts
+
+
+def _inside(a: Part, b: Part, inputs: Mapping[str, Array], found: Bisection) -> Parts | None:
+    """The part inside of what makes two values; None where it has no graphs inside, or these agree."""
+
+    def wrong(old: Mapping[str, Array], new: Mapping[str, Array]) -> list[str]:
+        return [k for k, x in old.items() if k in new and beyond(x, new[k], min(NOISE, found.bound))]
+
+    opened = inside(a, b, inputs, lambda old, new: bool(wrong(old, new)))
+    if opened is None:
+        return None
+    *models, fed = opened
+    with tempfile.TemporaryDirectory() as scratch:
+        sides: list[Side] = []
+        for name, model in zip((BEFORE, AFTER), models, strict=True):
+            (Path(scratch) / name).write_bytes(model.SerializeToString())
+            sides.append(Side.of(Path(scratch) / name))
+        one, two = sides
+        values = one.values(fed), two.values(fed)
+        differing = wrong(*({k: x[k] for k in one.outputs} for x in values))
+        return _between(one, two, values, differing, found) if differing else None
 
 
 def _agree(b: Side, name: str, agreed: Mapping[str, str], old: Mapping[str, Array], new: Mapping[str, Array]) -> bool:
@@ -205,19 +245,26 @@ def _differently(a: Side, b: Side, name: str, twins: Mapping[str, str]) -> bool:
 
 
 def _parts(
-    a: Side, b: Side, pair: tuple[str, str], agreed: Mapping[str, str], old: Mapping[str, Array], found: Bisection
+    a: Side,
+    b: Side,
+    pair: tuple[str, str],
+    agreed: Mapping[str, str],
+    values: tuple[Mapping[str, Array], Mapping[str, Array]],
+    found: Bisection,
 ) -> Parts:
     """Both sides of a value down to values that agree, fed with the numbers of the first file, and the proof."""
-    twin, value = pair
+    (twin, value), (old, new) = pair, values
     constant = {n for s in (a, b) for n, m in s.makers.items() if m.op_type == "Constant"}
     cuts = {k: v for k, v in agreed.items() if k not in constant and v not in constant}
     own = b.region(value, cuts)
     other = a.region(twin, set(cuts.values()))
     used = {n: cuts.get(n, n) for n in b.inputs_of(own)}
-    names = {v: v if k == v else f"cut.{i}" for i, (k, v) in enumerate(used.items())}
+    types = {k: new[k].dtype for k in used if k in new}
+    alike = {k for k, v in used.items() if k == v and types.get(k, old[v].dtype) == old[v].dtype}
+    names = {v: v if k in alike else f"cut.{i}" for i, (k, v) in enumerate(used.items())}
     given_a = {n: (names.get(n, n), old[n]) for n in a.inputs_of(other)}
     given_b = {k: (names[v], old[v]) for k, v in used.items()}
-    before, after = a.part(other, twin, old[twin], given_a), b.part(own, value, old[twin], given_b)
+    before, after = a.part(other, twin, old[twin], given_a), b.part(own, value, new[value], given_b, types)
     inputs = dict([*given_a.values(), *given_b.values()])
     _describe(found, value, own)
     x, y = run(before, inputs, a.path)[twin], run(after, inputs, b.path)[value]

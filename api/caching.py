@@ -22,7 +22,7 @@ from .ir.files import whole
 from .ir.graph import Graph, Value
 from .ir.slots import Stream
 from .ir.tensors import Array
-from .ir.types import Dim, f32, substitute
+from .ir.types import Dim, substitute
 from .optimizing import OptimizeReport
 from .original import bound_of, session
 from .parity import CHUNKS, spans
@@ -98,14 +98,15 @@ class _Plain:
             return row[None].astype(v.dtype.numpy)
         if role == self.stream.positions:
             return np.arange(len(row))[None].astype(v.dtype.numpy)
-        sizes = {d.name: 1 if i == 0 else len(row) for i, d in enumerate(v.shape) if isinstance(d, Dim) and d.name}
-        sizes |= {self.pasts[v]: 0} if v in self.pasts else {}
+        symbols = [(i, s) for i, d in enumerate(v.shape) if isinstance(d, Dim) for s in d.symbols]
+        sizes = {s: 1 if i == 0 else len(row) for i, s in symbols}
+        sizes |= dict.fromkeys(self.pasts.values(), 0)
         shape = tuple(int(str(d)) for d in substitute(v.shape, sizes))
         return np.full(shape, int(role == self.stream.mask), v.dtype.numpy)
 
 
 def _stream(model: Model) -> Stream:
-    stream = model.graph(f32).stream
+    stream = model.graph(model.dtype).stream
     assert stream is not None
     return stream
 
@@ -119,7 +120,7 @@ def _logits(graph: Graph, name: str) -> str:
 
 def _compare(plain: _Plain, engine: Engine, model: Model, report: OptimizeReport) -> None:
     """Fill in how far the engine is off. Raises LoweringError beyond the bound."""
-    graph = model.graph(f32)
+    graph = model.graph(model.dtype)
     report.bound = plain.bound
     ids = graph.inputs[plain.stream.ids]
     rows = min(rows_of(ids) or LONGEST, LONGEST)
@@ -155,7 +156,7 @@ def _describe(read: OnnxFile, engine: Engine, model: Model, report: OptimizeRepo
     """What was raised and written."""
     built = engine.report
     assert built is not None
-    layers = Counter(n.op.name for n in model.graph(f32) if n.op.body is not None)
+    layers = Counter(n.op.name for n in model.graph(model.dtype) if n.op.body is not None)
     report.layers = dict(sorted(layers.items(), key=lambda item: (-item[1], item[0])))
     report.counts = next(iter(built.nodes.values()))
     report.nodes = len(read.model.graph.node), sum(report.counts.values())

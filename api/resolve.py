@@ -120,16 +120,17 @@ def _traced(source: object, example_inputs: object, dynamic_shapes: object, task
     return torch_export.from_module(source, example_inputs, dynamic_shapes=dynamic_shapes, task=task)
 
 
-def resolve(name: str, family: str | None = None, random: int | None = None) -> Model:
+def resolve(name: str, family: str | None = None, random: int | None = None, task: str | None = None) -> Model:
     """The model that an argument of the command line says. Raises MonographError when there is none, or it is damaged.
 
-    family: FILE.py[:NAME] with the family of a checkpoint folder. random: seed of weights in place of its own.
+    family: FILE.py[:NAME] with the family of a checkpoint folder. random: seed of weights in place of its own. task:
+    see `load`.
     """
     own = None if family is None else _family(family)
     if random is not None and (Path(name) / "config.json").is_file():
         # The weights, damaged or not there at all, are not looked at.
         return init(_with_files(Path(name), own), random)
-    found = load(name, family=own)
+    found = load(name, family=own, task=task)
     return found if random is None else init(found, random)
 
 

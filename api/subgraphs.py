@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,11 +86,17 @@ class Side:
         return list(dict.fromkeys(n for x in nodes for n in reads(x) if n not in made and n not in self.stored))
 
     def part(
-        self, nodes: Iterable[onnx.NodeProto], value: str, like: Array, given: Mapping[str, tuple[str, Array]]
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        value: str,
+        like: Array,
+        given: Mapping[str, tuple[str, Array]],
+        types: Mapping[str, np.dtype[Any]] | None = None,
     ) -> onnx.ModelProto:
         """Some nodes as a model that gives one value. like: an array of its type and rank.
 
-        given: (name in the part, numbers) of each value that the nodes read from outside.
+        given: (name in the part, numbers) of each value that the nodes read from outside. types: of values that the
+        nodes read in another type than that of the numbers.
         """
         nodes = list(nodes)
         read = dict.fromkeys(n for x in nodes for n in reads(x))
@@ -99,7 +106,11 @@ class Side:
             called, array = given[name]
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
             inputs[called] = helper.make_tensor_value_info(called, kind, array.shape)
-            if called != name:
+            wanted = (types or {}).get(name, array.dtype)
+            if wanted != array.dtype:
+                to = helper.np_dtype_to_tensor_dtype(wanted)
+                same.append(helper.make_node("Cast", [called], [name], to=to, name=f"{called} as {name}"))
+            elif called != name:
                 same.append(helper.make_node("Identity", [called], [name], name=f"{called} is {name}"))
         graph = onnx.GraphProto(name="part", input=inputs.values(), node=[*same, *nodes])
         kind = helper.np_dtype_to_tensor_dtype(like.dtype)

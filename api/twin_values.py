@@ -22,19 +22,33 @@ FAR = 1000.0
 
 def beyond(x: Array, y: Array, bound: float) -> bool:
     """Whether two arrays differ by more than a share of the largest number, those apart that a mask pushed away."""
+    x, y = in_one_width(x, y)
     pushed = _pushed_away(x)
     if x.shape != y.shape or not pushed.any():
         return bool(apart(x, y, np.ones(x.shape, np.bool_), bound)[0])
     return bool(apart(x, y, ~pushed, bound)[0]) or not np.array_equal(pushed, _pushed_away(y))
 
 
+def in_one_width(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both as they are; of floats of two widths both in the wider one."""
+    if x.dtype == y.dtype or not _alike(x, y):
+        return x, y
+    wider = max(x.dtype, y.dtype, key=lambda d: d.itemsize)
+    return x.astype(wider), y.astype(wider)
+
+
 def _pushed_away(x: Array) -> Array:
-    """Which numbers are negative and far larger than all others, as scores are to which a mask was added."""
+    """Which numbers are negative and far larger than all others, or without end, as scores to which a mask was added.
+
+    One exporter adds minus infinity and another one the lowest number: what softmax makes of both is the same.
+    """
     if x.dtype.kind != "f" or not x.size:
         return np.zeros(x.shape, np.bool_)
+    endless = np.isneginf(x)
     sizes = np.abs(np.where(np.isfinite(x), x, 0).astype(np.float64))
-    far = (sizes > sizes.max() / 2.5) & (x < 0)
-    return far & (sizes.max() > FAR * sizes[~far].max(initial=0.0)) & bool((~far).any())
+    far = (sizes > sizes.max() / 2.5) & (x < 0) & ~endless
+    far &= sizes.max() > FAR * sizes[~far].max(initial=0.0)
+    return (far | endless) & bool((~(far | endless)).any())
 
 
 def aligned(
@@ -56,10 +70,11 @@ def aligned(
             if name not in new:
                 continue
             x = new[name]
-            if name in old and (name in ends or _corresponds(a.makers.get(name), node)):
+            if name in old and (name in ends or (_corresponds(a.makers.get(name), node) and _alike(old[name], x))):
                 found = name
             else:
                 found = mate.output[i] if mate is not None and mate.output[i] in old else ""
+                found = found if found and _alike(old[found], x) else ""
                 fits = found and not beyond(old[found], x, bound)
                 if not fits and node.op_type != "Constant" and (x.dtype.kind == "f" or not found):
                     equal = (n for n in pool.get((x.shape, x.dtype), ()) if not beyond(old[n], x, bound))
@@ -144,6 +159,11 @@ def _corresponds(one: Any, two: Any) -> bool:
     return one is not None and (one.op_type == two.op_type or (one.name, one.input) == (two.name, two.input))
 
 
+def _alike(x: Array, y: Array) -> bool:
+    """Whether both are floats, of any width, or neither is: codes of numbers are no numbers."""
+    return x.dtype == y.dtype or x.dtype.kind == y.dtype.kind == "f"
+
+
 def _read_alike(a: Side, b: Side, old: Mapping[str, Array], new: Mapping[str, Array], twins: dict[str, str]) -> None:
     """Add what differs but is read at the same place by nodes whose results correspond, from the outputs back."""
     taken = set(twins.values())
@@ -153,7 +173,7 @@ def _read_alike(a: Side, b: Side, old: Mapping[str, Array], new: Mapping[str, Ar
         if one is None or one.op_type != two.op_type or len(one.input) != len(two.input):
             continue
         for mine, theirs in _places(a, b, one, two, twins):
-            fits = mine in a.makers and mine in old and theirs in new and old[mine].dtype == new[theirs].dtype
+            fits = mine in a.makers and mine in old and theirs in new and _alike(old[mine], new[theirs])
             if fits and theirs not in twins and mine not in taken:
                 twins[theirs] = mine
                 taken.add(mine)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..ir.errors import MonographError
 from ..ir.graph import Graph
-from ..ir.types import f32
 from ..passes.imported import make_cacheable
 from .dsl import Model, Program
 from .task import Task, task_of
@@ -27,7 +26,7 @@ def with_tokenizer(model: Model, folder: Path) -> Model:
     """
     if not has_tokenizer(folder):
         return model
-    found, last = Tokenizer.open(folder), model.graph(f32).outputs[model.task.output].shape[-1]
+    found, last = Tokenizer.open(folder), model.graph(model.dtype).outputs[model.task.output].shape[-1]
     notes = found.fitted(last if isinstance(last, int) else None, folder)
     return dataclasses.replace(model, tokenizer=found, notes=(*model.notes, *notes))
 
@@ -48,7 +47,7 @@ def as_task(model: Model, task: str | Task | None) -> Model:
     if known.stream is None or known.separated:
         hint = "give its encoder and its decoder as models of their own"
         raise MonographError(f"an imported graph cannot be a {known}: it is no decoder alone", hint=hint)
-    graph: Graph = model.graph(f32)
+    graph: Graph = model.graph(model.dtype)
     make_cacheable(
         graph, known.stream, known.output, known.zeros, None if model.weights is None else model.weights.numpy
     )

@@ -10,6 +10,7 @@ import onnx
 import torch
 import transformers
 from onnx import TensorProto, helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
 LAYERS, KEY_HEADS, WIDTH = 2, 2, 8
@@ -82,6 +83,26 @@ def renamed(path: Path) -> Path:
     del model.graph.value_info[:]
     target = path.with_name("renamed.onnx")
     onnx.save(model, target)
+    return target
+
+
+def as_optimum(path: Path) -> Path:
+    """The same file with the sizes that optimum writes: that of the mask is a sum."""
+    model = onnx.load(path)
+    names = {"total_sequence_length": "past_sequence_length + sequence_length"}
+    for v in (*model.graph.input, *model.graph.output):
+        for d in v.type.tensor_type.shape.dim:
+            if d.dim_param in names:
+                d.dim_param = names[d.dim_param]
+    target = path.with_name("optimum.onnx")
+    onnx.save(model, target)
+    return target
+
+
+def halved(path: Path) -> Path:
+    """The same file in f16."""
+    target = path.with_name("halved.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(path)), target)
     return target
 
 

@@ -288,3 +288,119 @@ def test_the_command_says_where(files: dict[str, Path], tmp_path: Path) -> None:
     assert (said["node"], said["op"], said["confirmed"]) == (name, "Softmax", True)
     assert said["error"] > said["bound"] > 0
     assert name in call("bisect", files["bert"], tmp_path / "wrong.onnx", code=1).stdout
+
+
+FLOATS, TRUTH = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+
+
+def written(path: Path, nodes: list[Any], *, flag: bool = False, **numbers: Any) -> Path:
+    """A file with an input x [rows,tokens,8], perhaps a truth value, and an output y."""
+    value = helper.make_tensor_value_info
+    inputs = [value("x", FLOATS, ["rows", "tokens", 8])] + ([value("flag", TRUTH, [])] if flag else [])
+    rng = np.random.default_rng(0)
+    stored = {f"w{i}": rng.standard_normal((8, 8)).astype(np.float32) for i in range(3)} | numbers
+    weights = [numpy_helper.from_array(np.asarray(x), n) for n, x in stored.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [value("y", FLOATS, ["rows", "tokens", 8])], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def anything(name: str, kind: int | None = None) -> Any:
+    return onnx.ValueInfoProto(name=name) if kind is None else helper.make_tensor_value_info(name, kind, [])
+
+
+def branching(path: Path, op: str, *, nested: bool = False) -> Path:
+    """x w0, then in a branch (of a branch) x w1 and an operator, then w2."""
+    node, graph = helper.make_node, helper.make_graph
+    inner = [node("MatMul", ["h", "w1"], ["m"]), node(op, ["m"], ["t"], name="wrong"), node("Neg", ["t"], ["r"])]
+    then, other = (
+        graph(inner, "then", [], [anything("r")]),
+        graph([node("Abs", ["h"], ["e"])], "else", [], [anything("e")]),
+    )
+    if nested:
+        outer = node("If", ["flag"], ["deep"], then_branch=then, else_branch=other)
+        kept = graph([node("Exp", ["h"], ["f"])], "else", [], [anything("f")])
+        then, other = graph([outer], "then", [], [anything("deep")]), kept
+    nodes = [node("MatMul", ["x", "w0"], ["h"]), node("If", ["flag"], ["c"], then_branch=then, else_branch=other)]
+    return written(path, [*nodes, node("MatMul", ["c", "w2"], ["y"])], flag=True)
+
+
+def looping(path: Path, op: str, late: str = "Identity") -> Path:
+    """Three steps of s w1, an operator and a sum; late: what the third one does with it."""
+    node, kinds = helper.make_node, (onnx.TensorProto.INT64, TRUTH)
+    third = [
+        helper.make_graph([node(o, ["t"], [k], name=f"{k} of")], k, [], [anything(k)])
+        for o, k in ((late, "then"), ("Identity", "else"))
+    ]
+    nodes = [
+        node("MatMul", ["s", "w1"], ["m"]), node(op, ["m"], ["t"], name="wrong"), node("Equal", ["i", "two"], ["last"]),
+        node("If", ["last"], ["u"], then_branch=third[0], else_branch=third[1]), node("Add", ["u", "s"], ["next"]),
+        node("Identity", ["going"], ["goes"]),
+    ]  # fmt: skip
+    given = [anything("i", kinds[0]), anything("going", kinds[1]), anything("s")]
+    body = helper.make_graph(nodes, "body", given, [anything("goes", TRUTH), anything("next")])
+    around = [node("MatMul", ["x", "w0"], ["h"]), node("Loop", ["trips", "", "h"], ["c"], body=body)]
+    return written(path, [*around, node("MatMul", ["c", "w2"], ["y"])], trips=np.int64(3), two=np.int64(2))
+
+
+@pytest.mark.parametrize("kind", ["branch", "branch of a branch", "loop", "branch of the last step of a loop"])
+def test_what_differs_inside_of_a_branch_or_a_loop_is_found_there(kind: str, tmp_path: Path) -> None:
+    a, b, wanted = tmp_path / "a.onnx", tmp_path / "b.onnx", "wrong"
+    if kind.startswith("branch of the"):
+        looping(a, "Tanh", "Abs"), looping(b, "Tanh", "Exp")
+        wanted = "then of"
+    elif kind == "loop":
+        looping(a, "Tanh"), looping(b, "Sigmoid")
+    else:
+        branching(a, "Tanh", nested="of" in kind), branching(b, "Sigmoid", nested="of" in kind)
+    found = bisect(a, b, tmp_path / "part")
+    assert (found.nodes, found.confirmed) == ([wanted], True)
+    inputs = dict(np.load(tmp_path / "part" / "inputs.npz"))
+    x, y = (run(onnx.load(tmp_path / "part" / f"{s}.onnx"), inputs, tmp_path) for s in ("before", "after"))
+    assert np.abs(next(iter(x.values())) - next(iter(y.values()))).max() > 0.01
+
+
+def test_a_loop_with_another_number_of_steps_is_the_part_itself(tmp_path: Path) -> None:
+    longer = onnx.load(looping(tmp_path / "a.onnx", "Tanh"))
+    next(t for t in longer.graph.initializer if t.name == "trips").CopyFrom(
+        numpy_helper.from_array(np.int64(4), "trips")
+    )
+    onnx.save(longer, tmp_path / "b.onnx")
+    found = bisect(tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "part")
+    assert (found.op, len(found.nodes), found.confirmed) == ("Loop", 1, True)
+
+
+def test_what_stands_for_no_key_may_be_another_number(tmp_path: Path) -> None:
+    """Minus infinity or the lowest float: softmax makes the same of both, so that the wrong axis is what differs."""
+
+    def file(name: str, lowest: float, axis: int) -> Path:
+        node = helper.make_node
+        nodes = [
+            node("MatMul", ["x", "w0"], ["s"], name="scores"), node("Where", ["seen", "none", "far"], ["mask"]),
+            node("Add", ["s", "mask"], ["t"]), node("Softmax", ["t"], ["p"], axis=axis, name="weights"),
+            node("MatMul", ["p", "w1"], ["y"]),
+        ]  # fmt: skip
+        seen = np.arange(8) < 6
+        return written(tmp_path / name, nodes, seen=seen, none=np.float32(0), far=np.float32(lowest))
+
+    right, other = file("a.onnx", -np.inf, -1), file("b.onnx", float(np.finfo(np.float32).min), -1)
+    assert not bisect(right, other).differs
+    found = bisect(right, file("c.onnx", float(np.finfo(np.float32).min), 1))
+    assert (found.nodes, found.confirmed) == (["weights"], True)
+
+
+def test_files_in_other_widths(files: dict[str, Path], tmp_path: Path) -> None:
+    """f16 beside f32 says what rounding does, or with a bound what else is wrong; codes are no twins of numbers."""
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half = tmp_path / "half.onnx"
+    onnx.save(convert_float_to_float16(onnx.load(files["llama"]), keep_io_types=True), half)
+    assert bisect(files["llama"], half).confirmed
+    assert not bisect(files["llama"], half, bound=0.05).differs
+    name, _ = planted(half, KINDS["softmax axis of queries"][1], tmp_path / "wrong.onnx")
+    found = bisect(files["llama"], tmp_path / "wrong.onnx", tmp_path / "part", bound=0.05)
+    assert (found.nodes, found.confirmed) == ([name], True)
+    quantize_dynamic(str(files["llama"]), str(tmp_path / "codes.onnx"))
+    found = bisect(files["llama"], tmp_path / "codes.onnx")
+    assert found.confirmed and "DequantizeLinear" in found.node

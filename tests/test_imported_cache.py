@@ -180,6 +180,25 @@ class Turned(Handwritten):
         return ((self.turned(q) @ self.turned(k).transpose(-2, -1)) * 0.5 + mask).softmax(-1) @ v
 
 
+class Experts(Learned):
+    """Two of four experts for each token, which TorchScript gathers for all tokens of a batch in one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 4)
+        self.wide = nn.Parameter(torch.randn(4, 16, 16))
+        self.biases = nn.Parameter(torch.randn(4, 16))
+
+    def mixed(self, x: Any) -> Any:
+        y = super().mixed(x).transpose(1, 2).flatten(2)
+        rows = y.reshape(-1, 16)
+        weights, chosen = self.router(rows).softmax(-1).topk(2, dim=-1)
+        pairs, which = rows.unsqueeze(1).repeat_interleave(2, dim=1).flatten(0, 1), chosen.reshape(-1)
+        found = (pairs.unsqueeze(1) @ self.wide[which]).squeeze(1) + self.biases[which]
+        found = (found * weights.reshape(-1, 1)).reshape(-1, 2, 16).sum(1)
+        return found.view_as(y).unflatten(-1, (4, 4)).transpose(1, 2)
+
+
 class Both(Handwritten):
     """No triangle: every token sees all."""
 
@@ -223,6 +242,15 @@ def loaded(module: nn.Module) -> mg.Model:
 def test_a_module_of_ones_own(kind: type[nn.Module], tmp_path: Path) -> None:
     module = kind().eval()
     with mg.build(loaded(module), tmp_path / "built", threads=1) as engine:
+        says_the_same(engine, module)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_that_are_gathered_for_all_tokens_of_a_batch(tmp_path: Path) -> None:
+    module, path = Experts().eval(), tmp_path / "model.onnx"
+    example, axes = torch.randint(1, 40, (2, 6)), {"idx": {0: "rows", 1: "length"}}
+    torch.onnx.export(module, (example,), str(path), dynamo=False, input_names=["idx"], dynamic_axes=axes)
+    with mg.build(mg.load(path, task="causal-lm"), tmp_path / "built", threads=1) as engine:
         says_the_same(engine, module)
 
 
@@ -276,6 +304,17 @@ def test_torch_export(kind: str, attention: str, mask: bool, tmp_path: Path) -> 
     module = tiny(kind, attention)
     with mg.build(traced(module, mask=mask), tmp_path / "built", threads=1) as engine:
         says_the_same(engine, module)
+
+
+@pytest.mark.parametrize(("kind", "mask"), [("opt", False), ("opt", True), ("gpt2", True)])
+def test_there_are_as_many_positions_as_rows_of_a_learned_table(kind: str, mask: bool, tmp_path: Path) -> None:
+    """Also where 2 is added before they are chosen, and where they are counted from the mask."""
+    module = tiny(kind, "eager")
+    with mg.build(traced(module, mask=mask), tmp_path / "built", threads=1) as engine:
+        assert engine.session.contract.positions == SIZES["max_position_embeddings"]
+        assert engine.generate([5, 6, 7], max_new_tokens=93, eos=()).ids == greedy(module, [5, 6, 7], 93)
+        with pytest.raises(mg.MonographError, match="the model has 96 positions"):
+            engine.generate([5, 6, 7], max_new_tokens=94, eos=())
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,18 @@ import onnxruntime as ort
 import pytest
 import tokenizers
 import torch
-from cached_exports import KEY_HEADS, LAYERS, WIDTH, grouped, one_token, renamed, tiny, with_past
+from cached_exports import (
+    KEY_HEADS,
+    LAYERS,
+    WIDTH,
+    as_optimum,
+    grouped,
+    halved,
+    one_token,
+    renamed,
+    tiny,
+    with_past,
+)
 from command_line import call
 from monograph.frontends.onnx.file import open_onnx
 from monograph.frontends.onnx.load import read_graph
@@ -89,7 +100,7 @@ def test_pasts_are_known_by_what_becomes_of_them(file: Path) -> None:
     assert hard.feeds["position_ids"].shape == (3, 4)
 
 
-@pytest.mark.parametrize("change", [None, renamed])
+@pytest.mark.parametrize("change", [None, renamed, as_optimum, halved])
 def test_given_a_cache_it_says_what_the_module_says(change: Any, model: Any, file: Path, tmp_path: Path) -> None:
     report = mg.optimize(file if change is None else change(file), tmp_path / "ours", cache=True)
     assert report.error <= report.bound
@@ -239,3 +250,12 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
     assert "2 attention" in said
     assert "equal on 11 sets of inputs" in said
     assert (tmp_path / "ours" / "monograph.json").is_file()
+    assert "rows are within the tolerance" in call("verify", file, tmp_path / "ours", "--no-torch").stdout
+
+
+def test_a_past_that_goes_through_an_operator_of_many_outputs_is_refused(tmp_path: Path) -> None:
+    """What this package writes itself: the operator appends to a buffer that it shares."""
+    mg.optimize(grouped(tmp_path, past=True), tmp_path / "ours", cache=True)
+    with pytest.raises(PassError, match=r"reads the past .* by itself"):
+        mg.optimize(tmp_path / "ours" / "model.onnx", tmp_path / "again", cache=True)
+    assert not (tmp_path / "again").exists()

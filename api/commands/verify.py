@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from ..backends.onnxruntime.contract import FILE, Contract
 from ..console import Json, command, out, print_json, progress, table
+from ..frontends.task import TASKS
 from ..ir.manifest import check as check_folder
 from ..machine import has_torch
+from ..onnx_path import is_onnx
 from ..parity import TOLERANCE, Parity
 from ..parity import verify as compare
 from ..resolve import resolve
@@ -34,7 +37,7 @@ def verify(
     """Compare PyTorch and ONNX Runtime with the NumPy reference on hard masks; decode after prefill too."""
     with progress(json_output) as bars:
         task = bars.add_task("loading", total=None)
-        loaded = resolve(model, family, random)
+        loaded = resolve(model, family, random, _task_of(model, built))
         if check and built is not None:
             check_folder(built, every_byte=True, required=False)
         parity = compare(
@@ -51,6 +54,14 @@ def verify(
         print_parity(loaded.name, parity)
     if not parity.passed:
         raise typer.Exit(1)
+
+
+def _task_of(model: str, built: Path | None) -> str | None:
+    """Of an ONNX file, which says no task itself, that of a folder made of it, if it generates."""
+    if built is None or not is_onnx(Path(model)) or not (built / FILE).is_file():
+        return None
+    task = Contract.read(built).task
+    return task if task in TASKS and TASKS[task].generates else None
 
 
 def print_parity(name: str, parity: Parity) -> None:

@@ -14,7 +14,7 @@ import onnx_ir
 from ...frontends.dsl import Model, Program, plain_graph
 from ...frontends.onnx.runtime import CRASHING
 from ...frontends.task import TOKEN_TYPES
-from ...ir.bounds import bounds_of
+from ...ir.bounds import bounds_of, most_counted
 from ...ir.display import Shown, Table, size
 from ...ir.errors import LoweringError, WeightsError
 from ...ir.files import check_writable, whole
@@ -220,7 +220,8 @@ def planned(
         found = {**found, **variants.adapters.weights}
     contract = _contract(model, graph, target, variants, positions)
     names = () if beside.adapters is None else beside.adapters.names
-    contract = _check_positions(replace(contract, adapters=names, cache=beside.cache), max_positions)
+    contract = replace(contract, adapters=names, cache=beside.cache)
+    contract = _check_positions(contract, variants, max_positions)
     report = _report(variants, folder, contract)
     report.quantization = beside.quantization
     check_feeds(report.contract, variants.graphs)
@@ -295,9 +296,12 @@ def _mapped(variants: Variants) -> tuple[str, ...]:
     return (MASKED,) if second and not blocks else ()
 
 
-def _check_positions(contract: Contract, asked: int | None) -> Contract:
+def _check_positions(contract: Contract, variants: Variants, asked: int | None) -> Contract:
     """A contract for no more tokens than a learned table of positions has. Raises LoweringError if more were asked."""
-    rows = contract.bounds.get(contract.stream.positions) if contract.stream is not None else None
+    stream = contract.stream
+    given = contract.bounds.get(stream.positions) if stream is not None else None
+    counted = most_counted(stream.mask, *variants.graphs.values()) if stream is not None else None
+    rows = min((n for n in (given, counted) if n is not None), default=None)
     if rows is None or contract.positions <= rows:
         return contract
     if asked is not None:

@@ -341,6 +341,17 @@ def _expand(use: Use) -> Known:
     return Known(np.broadcast_to(data.array, wanted).copy(), data.dtype)
 
 
+def _one_hot(use: Use) -> Known:
+    """How often to repeat along each axis, as `repeat_interleave` is written."""
+    indices, depth, values = use.ints(0), use.ints(1)[0], _given(use, 2)
+    shape = _given(use).array.shape
+    if len(indices) * depth > MOST:
+        raise Unmapped("not a few integers")
+    hit = np.array([[(i + depth if i < 0 else i) == j for j in range(depth)] for i in indices], np.bool_)
+    found = values.array[hit.reshape(*shape, depth).astype(np.intp)]
+    return Known(np.moveaxis(found, -1, use.axis(use.attribute("axis", -1), found.ndim)), values.dtype)
+
+
 FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "Shape": _shape,
     "Size": _size,
@@ -380,5 +391,6 @@ FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "ReduceMin": _reduced(18, np.min),
     "NonZero": _nonzero,
     "Expand": _expand,
+    "OneHot": _one_hot,
 }
 """What nodes of the standard domain give whose operands are known, by op type."""

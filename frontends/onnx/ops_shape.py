@@ -297,8 +297,8 @@ def _tile(use: Use) -> Value:
     x, repeats = use[0], use.dims(1)
     shape, wide, final = list[DimLike](), list[DimLike](), list[DimLike]()
     for d, n in zip(x.shape, repeats, strict=True):
-        shape += [1, d]
-        wide += [n, d]
+        shape += [d] if n == 1 else [1, d]
+        wide += [d] if n == 1 else [n, d]
         final.append(n * d)
     return ops.reshape(ops.expand(ops.reshape(x, shape=tuple(shape)), shape=tuple(wide)), shape=tuple(final))
 

@@ -51,7 +51,8 @@ def _forget(graph: Graph, past: Value) -> None:
                 waiting.append(node.output)
                 continue
             with graph.at(node):
-                graph.replace(node.output, _new(node, v))
+                new = _new(node, v)
+                graph.replace(node.output, new)
 
 
 def _new(node: Node, past: Value) -> Value:
