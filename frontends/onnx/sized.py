@@ -96,11 +96,18 @@ def _conv(use: Use, shapes: Sequence[Shape]) -> Shapes:
     found: list[DimLike] = []
     for i, (size, width) in enumerate(zip(x[2:], w[2:], strict=True)):
         room = size + pads[i] + pads[i + axes] - gaps[i] * (width - 1) - 1
-        count = use.importer.sizes.quotient(room, steps[i])
+        count = use.importer.sizes.steps(room, steps[i])
         if count is None:
             raise Unmapped(f"how often {steps[i]} fits into {room} is not known")
-        found.append(count + 1)
+        use.importer.symbols.allow(count)
+        found.append(count)
     return ((x[0], w[0], *found),)
+
+
+def _resize(use: Use, shapes: Sequence[Shape]) -> Shapes:
+    if not use.has(3) or use.attribute("axes") or use.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unmapped("sizes are computed")
+    return (use.dims(3),)
 
 
 SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
@@ -110,5 +117,6 @@ SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
     "ConstantOfShape": _filled,
     "Conv": _conv,
     "ConvInteger": _conv,
+    "Resize": _resize,
 }
 """By op type of the standard domain."""
