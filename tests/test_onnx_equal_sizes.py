@@ -117,7 +117,7 @@ def test_images_keep_their_sizes_where_a_stride_rounds_down(sizes: str, tmp_path
     )
     graph, weights = read(text, tmp_path)
     assert [str(d) for d in graph.inputs["x"].shape[1:]] == ["3", *sizes.split(", ")]
-    assert foreign(graph) == ["Conv", "Add"] and graph.outputs["y"].shape[1:] == (2, 9)
+    assert foreign(graph) == ["Conv"] + ["Add"] * (sizes == "h, w") and graph.outputs["y"].shape[1:] == (2, 9)
     for size in [(12, 12), (14, 14), *([(15, 13), (6, 37)] if sizes == "h, w" else [])]:
         found = interpret(graph, {"x": np.ones((2, 3, *size), np.float32)}, weights)["y"]
         np.testing.assert_array_equal(found[1].reshape(-1), 48 + np.arange(18))
@@ -472,3 +472,27 @@ def test_what_is_resized_to_known_sizes_has_them(tmp_path: Path) -> None:
 }"""
     graph, _ = read(text, tmp_path)
     assert foreign(graph) == ["Resize"] and "mul" in graph.counts()
+
+
+@pytest.mark.parametrize(("pooled", "by"), [("Identity(p)", 4), ("MaxPool <kernel_shape = [2], strides = [2]> (p)", 8)])
+def test_sizes_that_are_computed_before_a_stride_shows_them(pooled: str, by: int, tmp_path: Path) -> None:
+    """torch.onnx divides sizes before a stride shows the result: (s + 3) / 4, and half of it."""
+    text = f"""g (float[b, 1, s] x) => (float[b, m, 2] y)
+<float[2, 1, 7] w = {{{", ".join(["1"] * 14)}}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] by = {{{by}}},
+ int64[1] least = {{{by - 3}}}> {{
+    batch = Shape <start = 0, end = 1> (x)
+    size = Shape <start = 2, end = 3> (x)
+    less = Sub(size, least)
+    steps = Div(less, by)
+    more = Add(steps, one)
+    shape = Concat <axis = 0> (batch, two, more)
+    p = Conv <strides = [4], pads = [3, 3], kernel_shape = [7]> (x, w)
+    q = {pooled}
+    apart = Reshape(q, shape)
+    y = Transpose <perm = [0, 2, 1]> (apart)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert foreign(graph) == ["Conv", "MaxPool"][: by // 4]
+    for size in (9, 12, 13, 17):
+        found = interpret(graph, {"x": np.ones((2, 1, size), np.float32)}, weights)["y"]
+        assert found.shape == (2, (size + 3) // by, 2)

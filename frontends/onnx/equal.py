@@ -42,15 +42,18 @@ class Sizes:
     bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
     A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis
     that is filled up to windows has the size of which nothing is left over, and one of channels as many as the kernel.
-    quotients: symbols that are a size of an input over a number, rounded. shown: sizes that strides round down, as the
-    axis of a result shows them whatever is left over; to all else they are as those of inputs.
+    quotients: symbols that are a size of an input over a number, rounded. shown: what sizes over a number are, rounded
+    down, where strides do so: an axis of a result shows it, whatever is left over. rounded: symbols that are one of
+    these, free: all symbols in these.
     """
 
     def __init__(self, bound: Mapping[str, DimLike], refused: Iterable[str]) -> None:
         self.bound, self.refused = dict(bound), set(refused)
         self.extremes: dict[str, tuple[DimLike, DimLike]] = {}
         self.quotients: dict[str, Part] = {}
-        self.shown: dict[str, tuple[DimLike, int]] = {}
+        self.shown: dict[tuple[DimLike, int], DimLike] = {}
+        self.rounded: dict[str, tuple[DimLike, int]] = {}
+        self.free: set[str] = set()
         self.inputs: list[str] = []
         self.batches: list[str] = []
 
@@ -72,21 +75,39 @@ class Sizes:
         self.extremes[name] = a, b
         return Dim.symbol(name)
 
-    def steps(self, room: DimLike, by: int) -> DimLike | None:
-        """How many steps of a kernel start inside of a room, whose last place is one; None: not known."""
+    def steps(self, room: DimLike, by: int) -> DimLike:
+        """How many steps of a kernel start inside of a room, at least one: an axis of a result, which shows it."""
         if isinstance(room, int):
             return room // by + 1
-        whole, rest = _split(room + by, by)
+        whole, rest, by = self._floor(room + by, by)
         if not isinstance(rest, Dim):
             return whole + rest // by
-        size = (room + by) if whole != 0 else rest
+        if (rest, by) in self.shown:
+            return whole + self.shown[rest, by]
+        size = whole * by + rest
         name = self.name("floor", size, by)
-        if name in self.inputs and name not in self.shown:
-            return None
-        self.shown[name] = size, by
         found = self.bound.get(name, Dim.symbol(name))
+        self.shown[rest, by] = found - whole
+        if found == Dim.symbol(name):
+            self.rounded[name] = size, by
+        self.free |= _symbols(found)
         self.inputs += [s for s in sorted(_symbols(found)) if s not in self.inputs]
         return found
+
+    def seen(self, a: DimLike, by: int) -> DimLike | None:
+        """A size over a number, rounded down, where an axis of a result shows it."""
+        whole, rest, by = self._floor(a, by)
+        found = self.shown.get((rest, by))
+        return None if found is None else whole + found
+
+    def _floor(self, a: DimLike, by: int) -> tuple[DimLike, DimLike, int]:
+        """(w, r, n): w + r / n, rounded down, is as much as a / by; of what is rounded down itself, of the whole."""
+        for s in sorted(_symbols(a) & self.rounded.keys()):
+            more = a - Dim.symbol(s)
+            if isinstance(more, int):
+                size, times = self.rounded[s]
+                a, by = size + more * times, by * times
+        return (*_split(a, by), by) if isinstance(a, Dim) else (0, a, by)
 
     def name(self, kind: str, size: DimLike, by: int) -> str:
         """The name of a size over a number."""
@@ -101,6 +122,8 @@ class Sizes:
             return None
         if isinstance(a, int):
             return a // by
+        if (seen := self.seen(a, by)) is not None:
+            return seen
         whole, rest = _split(a, by)
         if not isinstance(rest, Dim):
             return whole + rest // by
@@ -123,8 +146,6 @@ class Sizes:
             down = self._part(symbol, by, up=False)
             return None if down is None else Dim.symbol(symbol) - down
         name = self.name("ceil" if up else "floor", Dim.symbol(symbol), by)
-        if name in self.shown:
-            return self.bound.get(name, Dim.symbol(name))
         before = self.quotients.get(symbol)
         source, whole = (before.source, before.whole) if before else (symbol, 1)
         if source not in self.inputs or name in self.refused:
@@ -166,6 +187,7 @@ class Sizes:
     def _one(self, a: DimLike, b: DimLike) -> None:
         if a == b:
             return
+        self._patches(a, b)
         self._split(a, b)
         for name in sorted(_symbols(a) ^ _symbols(b)):
             if name not in self.extremes:
@@ -183,6 +205,17 @@ class Sizes:
         known = [(str(d), o) for d, o in plain if _symbols(o) and _symbols(o) <= set(self.inputs)]
         if known:  # The symbol of a later input becomes that of an earlier one.
             raise Equal(*max(known, key=lambda pair: self.inputs.index(pair[0])))
+
+    def _patches(self, a: DimLike, b: DimLike) -> None:
+        """Raise Equal for an axis that a stride made, of which there must be so many."""
+        size, count = (a, b) if isinstance(b, int) else (b, a)
+        if not isinstance(size, Dim) or not isinstance(count, int) or not never_negative(size):
+            return
+        (name, *others), each = sorted(size.symbols), 1
+        while not others and name in self.free and (found := _substituted(size, {name: each})) <= count:
+            if found == count:
+                raise Equal(name, each)
+            each += 1
 
     def number(self, d: DimLike, size: DimLike) -> None:
         """Raise Equal for an axis whose size a node knows as a number."""
@@ -250,7 +283,7 @@ class Sizes:
 
     def _over(self, source: str, by: int) -> str:
         """The name of how often a number fits into a size, which may be such a count itself."""
-        before = None if source in self.shown else re.fullmatch(r"(\w+)_over_(\d+)", source)
+        before = None if source in self.free else re.fullmatch(r"(\w+)_over_(\d+)", source)
         name = f"{before[1]}_over_{int(before[2]) * by}" if before else f"{source}_over_{by}"
         return f"{source}_over_{by}" if name in self.inputs else name
 
