@@ -228,7 +228,9 @@ def sample_inputs(graph: Graph, case: Case, seed: int = 0) -> dict[str, Array]:
 
 def counted(graph: Graph, symbol: str, length: int) -> int:
     """What a symbol is for axes of a length; of one that is a multiple of the symbol, as few as reach the length."""
-    dims = [d for v in graph.inputs.values() for d in v.shape if isinstance(d, Dim) and d.symbols == {symbol}]
+    dims = [
+        d for v in graph.inputs.values() for d in v.shape if isinstance(d, Dim) and d.symbols == frozenset((symbol,))
+    ]
     steps = [resolve(d, {symbol: 1}) - resolve(d, {symbol: 0}) for d in dims]
     return -(-length // min((n for n in steps if n > 0), default=1))
 

@@ -211,11 +211,15 @@ class Sizes:
         size, count = (a, b) if isinstance(b, int) else (b, a)
         if not isinstance(size, Dim) or not isinstance(count, int) or not never_negative(size):
             return
-        (name, *others), each = sorted(size.symbols), 1
-        while not others and name in self.free and (found := _substituted(size, {name: each})) <= count:
+        name, *others = sorted(size.symbols)
+        if others or name not in self.free:
+            return
+        for each in range(1, count + 1):
+            found = size.substitute({name: each})
             if found == count:
                 raise Equal(name, each)
-            each += 1
+            if not isinstance(found, int) or found > count:
+                return
 
     def number(self, d: DimLike, size: DimLike) -> None:
         """Raise Equal for an axis whose size a node knows as a number."""
