@@ -27,14 +27,15 @@ _MOVES = (Cast, Reshape, Transpose, Expand, Slice)
 class Trial:
     """One set of inputs.
 
-    joined: all axes that are no batch have one length, as far as nothing else is said. flags: what single truth values
-    are, which choose a branch.
+    joined: all axes that are no batch have one length, as far as nothing else is said; else each is longer than the one
+    before, by `apart`. flags: what single truth values are, which choose a branch.
     """
 
     mask: str
     batch: int
     length: int
     joined: bool = False
+    apart: int = 1
     flags: bool = True
 
     def __str__(self) -> str:
@@ -47,6 +48,8 @@ TRIALS = (
     Trial("left-padded", 3, 4),
     Trial("right-padded", 3, 12),
 )
+IMAGES = (*range(8, 64, 4), *range(64, 257, 16), *(32 * n for n in (9, 10, 12, 14, 16, 20, 24, 28, 32)), 336, 378, 518)
+"""Sizes to try of images, of which no file says how large they may be."""
 
 
 @dataclass
@@ -78,6 +81,12 @@ def hard_inputs(graph: Graph, trial: Trial) -> Hard | None:
         if is_mask(name, v) and v.rank == 2:
             made.kept.append((v.shape[1], made.feeds[name] != 0))
     return made
+
+
+def open_images(graph: Graph) -> bool:
+    """Whether a graph reads something like images, of a size that is not said: floats along three axes or more."""
+    inputs = graph.inputs.values()
+    return any(v.dtype.is_float and v.rank > 2 and any(map(_symbols, v.shape[1:])) for v in inputs)
 
 
 def both_ways(graph: Graph, trials: tuple[Trial, ...] = TRIALS) -> tuple[Trial, ...]:
@@ -151,8 +160,8 @@ def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
         elif s in totals or (past and s in masked - plain):
             sizes[s] = PAST + trial.length
         else:
-            sizes[s] = counted(graph, s, trial.length) + (0 if past or trial.joined else apart)
-            apart += 1
+            sizes[s] = counted(graph, s, trial.length + (0 if past or trial.joined else apart))
+            apart += trial.apart
     return sizes
 
 

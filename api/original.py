@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .frontends.onnx.runtime import CRASHING, failures, run_within
-from .hard_inputs import TRIALS, Hard, Trial, both_ways, hard_inputs, valid
+from .hard_inputs import IMAGES, TRIALS, Hard, Trial, both_ways, hard_inputs, open_images, valid
 from .ir.errors import RuntimeInputError
 from .ir.graph import Graph, Node
 from .ir.missing import needed
@@ -29,6 +29,8 @@ MOST = 0.05
 """The largest bound, as a share of the largest number: beyond it nothing would be said."""
 STEPS = 254
 """Half steps of the range of an 8-bit number: by one of them a value changes that is rounded the other way."""
+MORE = 4
+"""How many times as large a second size may be, where a first one had to be searched."""
 SMALLEST = 1e-3
 """What errors are a share of where all numbers are smaller: what such numbers are the difference of may be larger."""
 
@@ -115,7 +117,22 @@ class Original:
                 reason = made._run(own, graph, replace(trial, joined=True))
             if reason:
                 made.refused[str(trial)] = reason
+        if not made.expected and open_images(graph):
+            made._search(own, graph)
         return made
+
+    def _search(self, own: Any, graph: Graph) -> None:
+        """Run the file on images of the smallest sizes that it takes."""
+        for size in IMAGES:
+            trial = Trial("all-ones", 1, size, joined=True)
+            if self.expected and size > MORE * self.expected[0].trial.length:
+                break
+            if not self._run(own, graph, trial) and len(self.expected) > 1:
+                break
+        for one in list(self.expected):
+            size = one.trial.length
+            for trial in (replace(one.trial, batch=3), Trial("holed", 3, size, apart=size)):
+                self._run(own, graph, trial)
 
     def _run(self, own: Any, graph: Graph, trial: Trial) -> str:
         """Keep the outputs of a trial; else why there are none."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .dims import bind_dims
+from .dims import bind_dims, linear
 from .errors import LoweringError, RuntimeInputError, did_you_mean
 from .graph import Graph, Node, Value
 from .op import Op, body_of
@@ -115,8 +115,11 @@ def learn_dims(dims: dict[str, int], node: Node, results: tuple[Array, ...]) -> 
     for v, x in zip(node.outputs, results, strict=True):
         if v.type.symbols - dims.keys() and x.ndim == v.rank:
             for d, n in zip(v.shape, x.shape, strict=True):
-                if isinstance(d, Dim) and d.name is not None:
-                    dims.setdefault(d.name, n)
+                unknown = d.symbols - dims.keys() if isinstance(d, Dim) else ()
+                parts = linear(d, next(iter(unknown))) if isinstance(d, Dim) and len(unknown) == 1 else None
+                rest, factor = substitute(parts or (0, 0), dims)
+                if isinstance(rest, int) and isinstance(factor, int) and factor and (n - rest) % factor == 0:
+                    dims[next(iter(unknown))] = (n - rest) // factor
 
 
 def _check_results(node: Node, results: tuple[Array, ...], dims: Mapping[str, int], exact: bool) -> None:

@@ -97,8 +97,8 @@ def test_an_input_that_is_read_in_part_keeps_its_own_length(read_in_part: str, t
 
 
 @pytest.mark.parametrize("sizes", ["h, h", "h, w"])
-def test_images_have_the_size_that_their_positions_want(sizes: str, tmp_path: Path) -> None:
-    """Patches of 4 pixels, of which there are 9 positions: what strides round down is 12."""
+def test_images_keep_their_sizes_where_a_stride_rounds_down(sizes: str, tmp_path: Path) -> None:
+    """Patches of 4 pixels, of which there are 9 positions: 12 pixels to 15, or one row of 9 patches."""
     text = f"""g (float[b, 3, {sizes}] x) => (float[b, 2, 9] y)
 <float[2, 3, 4, 4] w, float[1, 2, 9] positions, int64[1] channels = {{2}}, int64[1] four = {{4}}> {{
     patches = Conv <strides = [4, 4]> (x, w)
@@ -116,10 +116,11 @@ def test_images_have_the_size_that_their_positions_want(sizes: str, tmp_path: Pa
         "positions,", "positions = {" + ", ".join(map(str, range(18))) + "},", 1
     )
     graph, weights = read(text, tmp_path)
-    assert graph.inputs["x"].shape[1:] == (3, 12, 12)
-    assert not foreign(graph)
-    found = interpret(graph, {"x": np.ones((2, 3, 12, 12), np.float32)}, weights)["y"]
-    np.testing.assert_array_equal(found[1].reshape(-1), 48 + np.arange(18))
+    assert [str(d) for d in graph.inputs["x"].shape[1:]] == ["3", *sizes.split(", ")]
+    assert foreign(graph) == ["Conv"] + ["Add"] * (sizes == "h, w") and graph.outputs["y"].shape[1:] == (2, 9)
+    for size in [(12, 12), (14, 14), *([(15, 13), (6, 37)] if sizes == "h, w" else [])]:
+        found = interpret(graph, {"x": np.ones((2, 3, *size), np.float32)}, weights)["y"]
+        np.testing.assert_array_equal(found[1].reshape(-1), 48 + np.arange(18))
 
 
 def test_what_follows_a_foreign_node_has_its_size(tmp_path: Path) -> None:
@@ -449,3 +450,86 @@ def test_a_place_counted_from_the_end_as_torch_export_writes_it(tmp_path: Path) 
         found = interpret(graph, {"x": x}, weights)
         np.testing.assert_array_equal(found["y"], np.roll(x, -2, 1))
         assert found["half"].tolist() == [size // 2]
+
+
+IMAGE = """g (float[b, 1, h, w] x) => (float[b, n, 4, 2] y, float[h, w] z)
+<float[2, 1, 4, 4] kernel = {ONES}, int64[1] two = {2}, int64[1] three = {3}, int64[1] minus = {-1},
+ int64[1] four = {4}, float[1] one = {1}> {
+    patches = Conv <strides = [4, 4]> (x, kernel)
+    batch = Shape <start = 0, end = 1> (x)
+    height = Shape <start = 2, end = 3> (patches)
+    width = Shape <start = 3, end = 4> (patches)
+    rows = Div(height, four)
+    shape = Concat <axis = 0> (batch, two, rows, four, width)
+    apart = Reshape(patches, shape)
+    turned = Transpose <perm = [0, 4, 2, 3, 1]> (apart)
+    flat = Concat <axis = 0> (batch, minus, four, two)
+    y = Reshape(turned, flat)
+    size = Shape <start = 2, end = 4> (x)
+    z = Expand(one, size)
+}""".replace("ONES", ", ".join(["1"] * 32))
+
+
+def test_windows_of_patches_leave_the_pixels_over_that_a_stride_does(tmp_path: Path) -> None:
+    """Windows of 4 rows of patches of 4 pixels: 16 pixels to 19, also for what has the size of the image."""
+    graph, weights = read(IMAGE, tmp_path)
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "1", "h", "w"] and foreign(graph) == ["Conv"]
+    for size in ((16, 8), (19, 5), (33, 6)):
+        found = interpret(graph, {"x": np.ones((2, 1, *size), np.float32)}, weights)
+        assert found["y"].shape == (2, size[0] // 16 * (size[1] // 4), 4, 2) and (found["y"] == 16).all()
+        np.testing.assert_array_equal(found["z"], np.ones(size))
+
+
+@pytest.mark.parametrize(("start", "runs"), [(0, (7, 8)), (1, (8, 9))])
+def test_every_second_in_windows_leaves_one_over(start: int, runs: tuple[int, ...], tmp_path: Path) -> None:
+    """Of 7 and 8, or of 8 and 9, every second are 4, which are windows of 2: no size is a multiple of 4."""
+    text = f"""g (float[b, s, 3] x) => (float[b, n, 2, 3] y)
+<int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] three = {{3}}, int64[1] start = {{{start}}},
+ int64[1] far = {{9223372036854775807}}> {{
+    part = Slice(x, start, far, one, two)
+    batch = Shape <start = 0, end = 1> (x)
+    size = Shape <start = 1, end = 2> (part)
+    windows = Div(size, two)
+    shape = Concat <axis = 0> (batch, windows, two, three)
+    y = Reshape(part, shape)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert str(graph.inputs["x"].shape[1]) == "s"
+    for size in runs:
+        x = np.random.default_rng(0).standard_normal((2, size, 3)).astype(np.float32)
+        found = interpret(graph, {"x": x}, weights)["y"]
+        np.testing.assert_array_equal(found, x[:, start::2].reshape(2, 2, 2, 3))
+
+
+def test_what_is_resized_to_known_sizes_has_them(tmp_path: Path) -> None:
+    text = """g (float[b, 1, h, w] x, float[b, 1, p, q] mask) => (float[b, 1, h, w] y) {
+    size = Shape(x)
+    wide = Resize <mode = "nearest"> (mask, , , size)
+    y = Mul(x, wide)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert foreign(graph) == ["Resize"] and "mul" in graph.counts()
+
+
+@pytest.mark.parametrize(("pooled", "by"), [("Identity(p)", 4), ("MaxPool <kernel_shape = [2], strides = [2]> (p)", 8)])
+def test_sizes_that_are_computed_before_a_stride_shows_them(pooled: str, by: int, tmp_path: Path) -> None:
+    """torch.onnx divides sizes before a stride shows the result: (s + 3) / 4, and half of it."""
+    text = f"""g (float[b, 1, s] x) => (float[b, m, 2] y)
+<float[2, 1, 7] w = {{{", ".join(["1"] * 14)}}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] by = {{{by}}},
+ int64[1] least = {{{by - 3}}}> {{
+    batch = Shape <start = 0, end = 1> (x)
+    size = Shape <start = 2, end = 3> (x)
+    less = Sub(size, least)
+    steps = Div(less, by)
+    more = Add(steps, one)
+    shape = Concat <axis = 0> (batch, two, more)
+    p = Conv <strides = [4], pads = [3, 3], kernel_shape = [7]> (x, w)
+    q = {pooled}
+    apart = Reshape(q, shape)
+    y = Transpose <perm = [0, 2, 1]> (apart)
+}}"""
+    graph, weights = read(text, tmp_path)
+    assert foreign(graph) == ["Conv", "MaxPool"][: by // 4]
+    for size in (9, 12, 13, 17):
+        found = interpret(graph, {"x": np.ones((2, 1, size), np.float32)}, weights)["y"]
+        assert found.shape == (2, (size + 3) // by, 2)

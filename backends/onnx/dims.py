@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...ir.dims import Source, sources
+from ...ir.dims import Source, linear, sources
 from ...ir.errors import LoweringError
 from ...ir.types import Dim, DimLike, TensorType, i64
 
@@ -27,8 +27,10 @@ class Dims:
 
     def learn(self, d: DimLike, h: Handle, axis: int) -> None:
         """Take a symbol that no input shows, and no result before, from an axis of a result."""
-        if isinstance(d, Dim) and d.name is not None and d.name not in self.sources and d not in self.known:
-            self.known[d] = self.axis(h, axis)
+        unknown = [s for s in _symbols(d) if s not in self.sources and Dim.symbol(s) not in self.known]
+        parts = linear(d, unknown[0]) if isinstance(d, Dim) and len(unknown) == 1 else None
+        if parts is not None:
+            self.known[Dim.symbol(unknown[0])] = self.solved(self.axis(h, axis), *parts)
 
     def scalar(self, d: DimLike) -> Handle:
         """A dimension as an i64 scalar."""
@@ -58,10 +60,13 @@ class Dims:
         if source is None:
             shown = ", ".join(map(str, self.op.inputs.values()))
             raise LoweringError(f"no input determines dimension {name}: the inputs are {shown}")
-        found = self.axis(self.op.inputs[source.input], source.axis)
-        if source.rest != 0:
-            found = self.op.Sub(found, self.single(source.rest), types=[_ONE])
-        return found if source.factor == 1 else self.op.Div(found, self.single(source.factor), types=[_ONE])
+        return self.solved(self.axis(self.op.inputs[source.input], source.axis), source.rest, source.factor)
+
+    def solved(self, size: Handle, rest: DimLike, factor: DimLike) -> Handle:
+        """What times `factor` and with `rest` is a size."""
+        if rest != 0:
+            size = self.op.Sub(size, self.single(rest), types=[_ONE])
+        return size if factor == 1 else self.op.Div(size, self.single(factor), types=[_ONE])
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -91,3 +96,7 @@ class Dims:
         if total is None:
             return value
         return self.op.Sub(total, value, types=[_ONE]) if minus else self.op.Add(total, value, types=[_ONE])
+
+
+def _symbols(d: DimLike) -> list[str]:
+    return sorted(d.symbols) if isinstance(d, Dim) else []

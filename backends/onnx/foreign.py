@@ -81,6 +81,7 @@ _SCANS = 9
 _CHANGED: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (13,)),
     "BatchNormalization": (14, 15),
+    "GridSample": (20,),
     "GroupNormalization": (21,),
     "RoiAlign": (16,),
     "Scan": (_SCANS,),

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import gcd, lcm
 
 from ...ir.errors import MonographError
-from ...ir.types import Dim, DimLike, Shape, exact_div, product
+from ...ir.types import Dim, DimLike, Shape, exact_div, never_negative, product
 
 MEETING = frozenset(
     "Add Sub Mul Div Mod Pow Max Min Where And Or Xor Less LessOrEqual Greater GreaterOrEqual Equal MatMul".split()
 )
 """Operators whose operands must have equal sizes, or sizes of 1, counted from the last axis."""
-
-LARGEST = 1 << 14
-"""Patches along an axis of an image at most."""
 
 
 class Equal(Exception):
@@ -27,20 +25,35 @@ class Equal(Exception):
         self.name, self.value = name, value
 
 
+@dataclass(frozen=True)
+class Part:
+    """A size `of` over a number, rounded; the source is what it is a part of in the end, over `whole`."""
+
+    of: str
+    by: int
+    up: bool
+    source: str
+    whole: int
+
+
 class Sizes:
     """What is known of the symbols of one file.
 
     bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
-    A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis of an image
-    that strides round down, or that is filled up to windows, has the size of which nothing is left over, both axes of
-    an image one size, and one of channels as many as the kernel. quotients: symbols that are a size of an input over a
-    number, rounded, and which of both.
+    A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis
+    that is filled up to windows has the size of which nothing is left over, and one of channels as many as the kernel.
+    quotients: symbols that are a size of an input over a number, rounded. shown: what sizes over a number are, rounded
+    down, where strides do so: an axis of a result shows it, whatever is left over. rounded: symbols that are one of
+    these, free: all symbols in these.
     """
 
     def __init__(self, bound: Mapping[str, DimLike], refused: Iterable[str]) -> None:
         self.bound, self.refused = dict(bound), set(refused)
         self.extremes: dict[str, tuple[DimLike, DimLike]] = {}
-        self.quotients: dict[str, tuple[str, int]] = {}
+        self.quotients: dict[str, Part] = {}
+        self.shown: dict[tuple[DimLike, int], DimLike] = {}
+        self.rounded: dict[str, tuple[DimLike, int]] = {}
+        self.free: set[str] = set()
         self.inputs: list[str] = []
         self.batches: list[str] = []
 
@@ -62,12 +75,55 @@ class Sizes:
         self.extremes[name] = a, b
         return Dim.symbol(name)
 
+    def steps(self, room: DimLike, by: int) -> DimLike:
+        """How many steps of a kernel start inside of a room, at least one: an axis of a result, which shows it."""
+        if isinstance(room, int):
+            return room // by + 1
+        whole, rest, by = self._floor(room + by, by)
+        if not isinstance(rest, Dim):
+            return whole + rest // by
+        if (rest, by) in self.shown:
+            return whole + self.shown[rest, by]
+        size = whole * by + rest
+        name = self.name("floor", size, by)
+        found = self.bound.get(name, Dim.symbol(name))
+        self.shown[rest, by] = found - whole
+        if found == Dim.symbol(name):
+            self.rounded[name] = size, by
+        self.free |= _symbols(found)
+        self.inputs += [s for s in sorted(_symbols(found)) if s not in self.inputs]
+        return found
+
+    def seen(self, a: DimLike, by: int) -> DimLike | None:
+        """A size over a number, rounded down, where an axis of a result shows it."""
+        whole, rest, by = self._floor(a, by)
+        found = self.shown.get((rest, by))
+        return None if found is None else whole + found
+
+    def _floor(self, a: DimLike, by: int) -> tuple[DimLike, DimLike, int]:
+        """(w, r, n): w + r / n, rounded down, is as much as a / by; of what is rounded down itself, of the whole."""
+        for s in sorted(_symbols(a) & self.rounded.keys()):
+            more = a - Dim.symbol(s)
+            if isinstance(more, int):
+                size, times = self.rounded[s]
+                a, by = size + more * times, by * times
+        return (*_split(a, by), by) if isinstance(a, Dim) else (0, a, by)
+
+    def name(self, kind: str, size: DimLike, by: int) -> str:
+        """The name of a size over a number."""
+        plain = str(size)
+        for sign, word in (("-", "_minus_"), ("+", "_plus_"), ("*", "_times_")):
+            plain = plain.replace(sign, word)
+        return f"{kind}_{plain}_over_{by}"
+
     def quotient(self, a: DimLike, by: int) -> DimLike | None:
         """How often `by` fits into a size, rounded down, with a symbol for what is not known of it; None: refused."""
         if by < 1:
             return None
         if isinstance(a, int):
             return a // by
+        if (seen := self.seen(a, by)) is not None:
+            return seen
         whole, rest = _split(a, by)
         if not isinstance(rest, Dim):
             return whole + rest // by
@@ -89,11 +145,12 @@ class Sizes:
         if up and by == 2:
             down = self._part(symbol, by, up=False)
             return None if down is None else Dim.symbol(symbol) - down
-        source, before = self.quotients.get(symbol, (symbol, 1))
-        name = f"{'ceil' if up else 'floor'}_{symbol}_over_{by}"
+        name = self.name("ceil" if up else "floor", Dim.symbol(symbol), by)
+        before = self.quotients.get(symbol)
+        source, whole = (before.source, before.whole) if before else (symbol, 1)
         if source not in self.inputs or name in self.refused:
             return None
-        self.quotients[name] = source, before * by
+        self.quotients[name] = Part(symbol, by, up, source, whole * by)
         return Dim.symbol(name)
 
     @property
@@ -150,15 +207,19 @@ class Sizes:
             raise Equal(*max(known, key=lambda pair: self.inputs.index(pair[0])))
 
     def _patches(self, a: DimLike, b: DimLike) -> None:
-        """Raise Equal for axes of an image whose patches must be so many."""
+        """Raise Equal for an axis that a stride made, of which there must be so many."""
         size, count = (a, b) if isinstance(b, int) else (b, a)
-        if not isinstance(size, Dim) or not isinstance(count, int) or not size.symbols <= self.quotients.keys():
+        if not isinstance(size, Dim) or not isinstance(count, int) or not never_negative(size):
             return
-        parts = {name: self.quotients[name] for name in sorted(size.symbols)}
-        whole = lcm(*(by for _, by in parts.values()))
-        for each in range(1, min(count, LARGEST) + 1):
-            if size.substitute({name: whole // by * each for name, (_, by) in parts.items()}) == count:
-                raise Equal(next(iter(parts.values()))[0], whole * each)
+        name, *others = sorted(size.symbols)
+        if others or name not in self.free:
+            return
+        for each in range(1, count + 1):
+            found = size.substitute({name: each})
+            if found == count:
+                raise Equal(name, each)
+            if not isinstance(found, int) or found > count:
+                return
 
     def number(self, d: DimLike, size: DimLike) -> None:
         """Raise Equal for an axis whose size a node knows as a number."""
@@ -196,19 +257,37 @@ class Sizes:
         """Raise Equal for sizes that are one only where nothing is left over of parts that they are split in."""
         parts = {s: self.quotients[s] for s in sorted(_symbols(total) | _symbols(named)) if s in self.quotients}
         whole: dict[str, int] = {}
-        for source, by in parts.values():
-            whole[source] = lcm(whole.get(source, 1), by)
+        for part in parts.values():
+            whole[part.source] = lcm(whole.get(part.source, 1), part.whole)
         counts = {source: Dim.symbol(self._over(source, by)) for source, by in whole.items()}
-        found: dict[str, DimLike] = {source: whole[source] * count for source, count in counts.items()}
-        found |= {s: whole[source] // by * counts[source] for s, (source, by) in parts.items()}
-        a, b = (d.substitute(found) if isinstance(d, Dim) else d for d in (total, named))
-        if total != named and a == b:
+
+        def gap(left: Mapping[str, int]) -> DimLike:
+            """The difference of both where so much is left over of each source."""
+            found = {source: whole[source] * count + left.get(source, 0) for source, count in counts.items()}
+            for s, part in parts.items():
+                over = self._rounded(s, left.get(part.source, 0))
+                found[s] = whole[part.source] // part.whole * counts[part.source] + over
+            return _substituted(total - named, found)
+
+        if total == named or gap({}) != 0:
+            return
+        gaps = [(gap({source: left}), counts[source]) for source, by in whole.items() for left in range(1, by)]
+        least = [(g, _substituted(g, dict.fromkeys(count.symbols, 0))) for g, count in gaps]
+        if any(all(never_negative(sign * g) and first != 0 for g, first in least) for sign in (1, -1)):
             source = next(iter(whole))
-            raise Equal(source, found[source])
+            raise Equal(source, whole[source] * counts[source])
+
+    def _rounded(self, name: str, size: int) -> int:
+        """A part of a source of that size."""
+        part = self.quotients.get(name)
+        if part is None:
+            return size
+        size = self._rounded(part.of, size)
+        return -(-size // part.by) if part.up else size // part.by
 
     def _over(self, source: str, by: int) -> str:
         """The name of how often a number fits into a size, which may be such a count itself."""
-        before = re.fullmatch(r"(\w+)_over_(\d+)", source)
+        before = None if source in self.free else re.fullmatch(r"(\w+)_over_(\d+)", source)
         name = f"{before[1]}_over_{int(before[2]) * by}" if before else f"{source}_over_{by}"
         return f"{source}_over_{by}" if name in self.inputs else name
 
@@ -246,6 +325,10 @@ def _split(d: Dim, by: int) -> tuple[DimLike, DimLike]:
             part = part * Dim.symbol(s)
         whole = whole + part
     return whole, d - by * whole
+
+
+def _substituted(d: DimLike, sizes: Mapping[str, DimLike]) -> DimLike:
+    return d.substitute(sizes) if isinstance(d, Dim) else d
 
 
 def _symbols(d: DimLike) -> frozenset[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import MonographError
-from ...ir.types import Dim, DimLike, exact_div, never_negative
+from ...ir.types import Dim, DimLike, exact_div, never_negative, product
 from .equal import Sizes, least
 from .errors import Unmapped
 from .types import DTYPES
@@ -18,6 +18,8 @@ from .use import Known, Use
 
 MOST = 1024
 """Most integers that are followed."""
+FACTORS = 8
+"""Largest power of a size."""
 
 
 def _shape(use: Use) -> Known:
@@ -150,10 +152,18 @@ def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
     try:
         return exact_div(a, b)
     except MonographError as e:
-        found = sizes.quotient(a, b) if isinstance(b, int) and never_negative(a) else None
+        found = sizes.seen(a, b) if isinstance(b, int) and b > 0 else None
+        if found is None and isinstance(b, int) and never_negative(a):
+            found = sizes.quotient(a, b)
         if found is None:
             raise Unmapped(str(e)) from None
         return found
+
+
+def _power(a: DimLike, b: DimLike) -> DimLike:
+    if not isinstance(b, int) or not 0 <= b <= FACTORS:
+        raise Unmapped(f"{b} factors")
+    return product([a] * b)
 
 
 def _rest(use: Use) -> Known:
@@ -370,6 +380,7 @@ FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "Mul": _pointwise(lambda a, b: a * b),
     "Div": _sized(_divided),
     "Mod": _rest,
+    "Pow": _pointwise(_power),
     "Max": _sized(partial(_extreme, largest=True)),
     "Min": _sized(partial(_extreme, largest=False)),
     "Neg": _each(lambda d: -1 * d),

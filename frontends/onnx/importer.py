@@ -24,7 +24,7 @@ from .fold import FOLDS, MOST
 from .foreign import fields_of, onnx_node
 from .inference import Inference
 from .initializers import place_of, read_initializer, read_sparse
-from .nested import every_node, free, reads, subgraphs
+from .nested import every_node, free, reads, shown_first, subgraphs
 from .places import written_at
 from .sized import counts_of, sizes_of
 from .tables import HANDLERS
@@ -89,7 +89,7 @@ class Importer:
             self.sizes.declare(type.shape)
             self.values[name] = self.graph.input(name, type)
         with building(self.graph):
-            self.nodes(own.node)
+            self.nodes(shown_first(own.node))
             for v in own.output:
                 self.graph.output(v.name, self._output(v))
         self._drop_unread()

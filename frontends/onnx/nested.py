@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
@@ -37,6 +37,25 @@ def reads(node: onnx.NodeProto) -> list[str]:
 def free(graph: onnx.GraphProto) -> list[str]:
     """Names that a graph inside a node takes from outside it."""
     return reads(onnx.NodeProto(attribute=[onnx.helper.make_attribute("body", graph)]))
+
+
+SHOWING = {"Conv", "ConvInteger", "MaxPool", "AveragePool"}
+"""Operators whose results show sizes that others compute."""
+
+
+def shown_first(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes in an order in which those that show sizes come as early as what they read allows."""
+    at = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    order: dict[int, None] = {}
+    for i, node in enumerate(nodes):
+        wanted, waiting = set[int](), [i] if node.op_type in SHOWING else []
+        while waiting:
+            j = waiting.pop()
+            if j not in order and j not in wanted:
+                wanted.add(j)
+                waiting += [at[n] for n in reads(nodes[j]) if n in at]
+        order |= dict.fromkeys(sorted(wanted))
+    return [nodes[i] for i in dict.fromkeys([*order, *range(len(nodes))])]
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

@@ -88,19 +88,44 @@ def _filled(use: Use, _: Sequence[Shape]) -> Shapes:
 
 def _conv(use: Use, shapes: Sequence[Shape]) -> Shapes:
     x, w = shapes[:2]
-    axes = len(x) - 2
+    return ((x[0], w[0], *_steps(use, x[2:], w[2:])),)
+
+
+def _pool(use: Use, shapes: Sequence[Shape]) -> Shapes:
+    if use.attribute("ceil_mode", 0):
+        raise Unmapped("rounds up")
+    (x,) = shapes
+    shape = (*x[:2], *_steps(use, x[2:], use.attribute("kernel_shape")))
+    return shape, shape
+
+
+def _steps(use: Use, sizes: Shape, widths: Shape) -> Shape:
+    """How often a kernel of these widths fits into axes of these sizes."""
+    axes = len(sizes)
     pads = use.attribute("pads", (0,) * (2 * axes))
     steps, gaps = (use.attribute(name, (1,) * axes) for name in ("strides", "dilations"))
     if use.attribute("auto_pad", "NOTSET") != "NOTSET":
         raise Unmapped("padding is computed")
     found: list[DimLike] = []
-    for i, (size, width) in enumerate(zip(x[2:], w[2:], strict=True)):
+    for i, (size, width) in enumerate(zip(sizes, widths, strict=True)):
         room = size + pads[i] + pads[i + axes] - gaps[i] * (width - 1) - 1
-        count = use.importer.sizes.quotient(room, steps[i])
-        if count is None:
-            raise Unmapped(f"how often {steps[i]} fits into {room} is not known")
-        found.append(count + 1)
-    return ((x[0], w[0], *found),)
+        found.append(use.importer.sizes.steps(room, steps[i]))
+        use.importer.symbols.allow(found[-1])
+    return tuple(found)
+
+
+def _pad(use: Use, shapes: Sequence[Shape]) -> Shapes:
+    if use.version < 11 or use.has(3):
+        raise Unmapped("pads some axes")
+    pads = use.dims(1)
+    half = len(pads) // 2
+    return (tuple(d + a + b for d, a, b in zip(shapes[0], pads[:half], pads[half:], strict=True)),)
+
+
+def _resize(use: Use, shapes: Sequence[Shape]) -> Shapes:
+    if not use.has(3) or use.attribute("axes") or use.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unmapped("sizes are computed")
+    return (use.dims(3),)
 
 
 SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
@@ -110,5 +135,9 @@ SIZED: dict[str, Callable[[Use, Sequence[Shape]], Shapes]] = {
     "ConstantOfShape": _filled,
     "Conv": _conv,
     "ConvInteger": _conv,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "Pad": _pad,
+    "Resize": _resize,
 }
 """By op type of the standard domain."""

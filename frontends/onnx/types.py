@@ -61,6 +61,7 @@ class Symbols:
         self._expressions = expressions
         self._known: dict[str, Dim] = {}
         self._taken: set[str] = set()
+        self._allowed: set[str] = set()
         self._fresh = 0
 
     def named(self, name: str) -> DimLike:
@@ -75,7 +76,9 @@ class Symbols:
         if name not in self._known:
             plain = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_") or "d"
             self._known[name] = self._new(plain if re.match(r"[A-Za-z_]", plain) else f"d{plain}")
-        return self._known[name].substitute(self._bound)
+        found = self._known[name].substitute(self._bound)
+        self.allow(found)
+        return found
 
     def later(self, name: str) -> DimLike:
         """As `named`, of a value inside: an expression of names that no input has says nothing."""
@@ -86,7 +89,11 @@ class Symbols:
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all of these are symbols that were given out."""
-        return self._taken.issuperset(names)
+        return (self._taken | self._allowed).issuperset(names)
+
+    def allow(self, d: DimLike) -> None:
+        """Take a dimension of symbols that others gave out for one that is known."""
+        self._allowed |= d.symbols if isinstance(d, Dim) else frozenset()
 
     def fresh(self) -> Dim:
         """A size that nothing is known of."""
