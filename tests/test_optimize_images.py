@@ -26,10 +26,21 @@ g (float[b, 1, h, w] x) => (float[b, n, 8] y, float[b, 1, h, w] wide)
     wide = Expand(nothing, size)
 }"""
 
+COUNTED = MODEL.replace(
+    "    t = Add(turned, positions)",
+    """    sides = Shape <start = 2, end = 4> (patches)
+    count = ReduceProd(sides)
+    batch = Shape <start = 0, end = 1> (x)
+    shape = Concat <axis = 0> (batch, count, eight)
+    sum = Add(turned, positions)
+    t = Reshape(sum, shape)""",
+).replace("<int64[3]", "<int64[1] eight = {8}, int64[3]")
+"""A single patch has no sum of that shape, where the other model spreads it over all positions."""
 
-def written(path: Path, positions: int) -> Path:
+
+def written(path: Path, positions: int, text: str = MODEL) -> Path:
     """Attention over patches of 4 pixels. positions: how many patches there must be; 1: any number."""
-    model = onnx.parser.parse_model(MODEL)
+    model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     arrays = {"kernel": rng.standard_normal((8, 1, 4, 4)), "positions": rng.standard_normal((1, positions, 8))}
     for name, array in arrays.items():
@@ -41,9 +52,12 @@ def written(path: Path, positions: int) -> Path:
 @pytest.mark.parametrize(
     ("positions", "sizes"), [(1, [(7, 9), (16, 16), (30, 21)]), (36, [(24, 24), (27, 25), (16, 37), (145, 5)])]
 )
-def test_images_of_all_sizes_that_a_file_takes(positions: int, sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [MODEL, COUNTED], ids=["any", "counted"])
+def test_images_of_all_sizes_that_a_file_takes(
+    positions: int, sizes: list[tuple[int, int]], text: str, tmp_path: Path
+) -> None:
     """36 positions take images of 24 pixels to 27, or of other sides with as many patches; 7 pixels are tried first."""
-    source = written(tmp_path / "a.onnx", positions)
+    source = written(tmp_path / "a.onnx", positions, text)
     report = optimize(source, tmp_path / "fast")
     assert not report.kept and not report.left and report.layers["attention"] == 1
     for height, width in sizes:

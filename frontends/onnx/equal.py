@@ -39,7 +39,7 @@ class Part:
 class Sizes:
     """What is known of the symbols of one file.
 
-    bound: symbols and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
+    bound: symbols, and products a*b of some that strides made, and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
     A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis
     that is filled up to windows has the size of which nothing is left over, and one of channels as many as the kernel.
     quotients: symbols that are a size of an input over a number, rounded. shown: what sizes over a number are, rounded
@@ -250,6 +250,7 @@ class Sizes:
             self.divided(total, named)
         elif named != 0:
             self._split(total, named)
+            self._together(total, named)
             self._one(total, named)
             self._one_batch(total, named)
 
@@ -276,6 +277,27 @@ class Sizes:
         if any(all(never_negative(sign * g) and first != 0 for g, first in least) for sign in (1, -1)):
             source = next(iter(whole))
             raise Equal(source, whole[source] * counts[source])
+
+    def _together(self, total: DimLike, named: DimLike) -> None:
+        """Raise Equal for a product of axes that strides made, of which there must be as many as a number says."""
+        if not (isinstance(total, Dim) and isinstance(named, Dim) and len(total.terms) == len(named.terms) == 1):
+            return
+        ((m, c),), ((n, d),) = total.terms, named.terms
+        for (symbols, by), (others, count) in (((m, c), (n, d)), ((n, d), (m, c))):
+            left = list((Counter(symbols) - Counter(others)).elements())
+            same = Counter(others) - Counter(symbols)
+            name = "*".join(sorted(left))
+            if left and not same and name not in self.bound and self.free.issuperset(left) and count % by == 0:
+                raise Equal(name, count // by)
+
+    def counted_as(self, d: DimLike) -> DimLike:
+        """A size, in which products of axes are as many as there must be."""
+        if not isinstance(d, Dim):
+            return d
+        total: DimLike = 0
+        for symbols, c in d.terms:
+            total = total + c * self.bound.get("*".join(symbols), _product(symbols))
+        return total
 
     def _rounded(self, name: str, size: int) -> int:
         """A part of a source of that size."""
