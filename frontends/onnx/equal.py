@@ -39,9 +39,10 @@ class Part:
 class Sizes:
     """What is known of the symbols of one file.
 
-    bound: symbols, and products a*b of some that strides made, and what they stand for. refused: names of extremes that did not turn out to be one of their sides.
-    A symbol never stands for 1 where it meets another size: exporters give such an axis the size 1. An axis
-    that is filled up to windows has the size of which nothing is left over, and one of channels as many as the kernel.
+    bound: symbols, and products a*b of some that strides made, and what they stand for. refused: names of extremes that
+    did not turn out to be one of their sides. A symbol never stands for 1 where it meets another size: exporters give
+    such an axis the size 1. An axis that is filled up to windows has the size of which nothing is left over, and one of
+    channels as many as the kernel.
     quotients: symbols that are a size of an input over a number, rounded. shown: what sizes over a number are, rounded
     down, where strides do so: an axis of a result shows it, whatever is left over. rounded: symbols that are one of
     these, free: all symbols in these.
