@@ -151,7 +151,7 @@ def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
     masked = {s for n, v in inputs.items() if is_mask(n, v) for d in v.shape[1:] for s in _symbols(d)}
     plain = {s for n, v in inputs.items() if not is_mask(n, v) for d in v.shape for s in _symbols(d)}
     sizes: dict[str, int] = {}
-    apart = 0  # Lengths of which nothing is known are not the same.
+    others = 0  # Lengths of which nothing is known are not the same.
     for s in sorted(past | batch | masked | plain):
         if s in batch:
             sizes[s] = trial.batch
@@ -160,8 +160,9 @@ def _sizes(graph: Graph, trial: Trial) -> dict[str, int]:
         elif s in totals or (past and s in masked - plain):
             sizes[s] = PAST + trial.length
         else:
-            sizes[s] = counted(graph, s, trial.length + (0 if past or trial.joined else apart))
-            apart += trial.apart
+            more = 0 if past or trial.joined else others
+            sizes[s] = max(counted(graph, s, trial.length + more * trial.apart), counted(graph, s, trial.length) + more)
+            others += 1
     return sizes
 
 

@@ -533,3 +533,38 @@ def test_sizes_that_are_computed_before_a_stride_shows_them(pooled: str, by: int
     for size in (9, 12, 13, 17):
         found = interpret(graph, {"x": np.ones((2, 1, size), np.float32)}, weights)["y"]
         assert found.shape == (2, (size + 3) // by, 2)
+
+
+@pytest.mark.parametrize(("past", "new"), [(0, 1), (0, 3), (3, 1), (1, 1)])
+def test_a_sum_of_sizes_may_have_one_element(past: int, new: int, tmp_path: Path) -> None:
+    """Two of a past and new tokens are one where there is no past, and 1 mod 1 is 0."""
+    text = """g (float[b, p, 2] past, float[b, s, 2] x) => (float[b, n, 2] y, int64[1] rest)
+<int64[1] first = {0}, int64[1] two = {2}, int64[1] axis = {1}, int64[1] one = {1}> {
+    all = Concat <axis = 1> (past, x)
+    y = Slice(all, first, two, axis)
+    size = Shape <start = 1, end = 2> (all)
+    rest = Mod(one, size)
+}"""
+    graph, weights = read(text, tmp_path)
+    rng = np.random.default_rng(0)
+    given = {"past": rng.random((2, past, 2), np.float32), "x": rng.random((2, new, 2), np.float32)}
+    found = interpret(graph, given, weights)
+    np.testing.assert_array_equal(found["y"], np.concatenate([given["past"], given["x"]], 1)[:, :2])
+    assert found["rest"].tolist() == [1 % (past + new)]
+
+
+def test_images_in_windows_are_tried_with_two_sides(tmp_path: Path) -> None:
+    text = """g (float[b, h, w] x) => (float[b, n, 8, m, 8] y)
+<int64[1] first = {0}, int64[1] eight = {8}, int64[1] minus = {-1}, int64[1] axis = {1}> {
+    batch = Shape <start = 0, end = 1> (x)
+    height = Shape <start = 1, end = 2> (x)
+    width = Shape <start = 2, end = 3> (x)
+    rows = Div(height, eight)
+    columns = Div(width, eight)
+    shape = Concat <axis = 0> (batch, rows, eight, columns, eight)
+    y = Reshape(x, shape)
+}"""
+    graph, _ = read(text, tmp_path)
+    assert [str(d) for d in graph.inputs["x"].shape] == ["b", "8*h_over_8", "8*w_over_8"]
+    drawn = [hard_inputs(graph, trial) for trial in TRIALS[:1]]
+    assert [t.feeds["x"].shape for t in drawn if t is not None] == [(1, 8, 16)]

@@ -91,10 +91,10 @@ def appended(v: Value, reader: Node) -> Appended | None:
     return Appended(past, new, append, read)
 
 
-def _both_appended(node: Node) -> bool:
-    """Whether keys and values come out of a cache each, as they were just appended."""
+def _cache_of(node: Node) -> tuple[Appended, Appended] | None:
+    """The keys and the values of an attention, if each come out of a cache to which they were just appended."""
     ks, vs = (appended(node.value(name), node) for name in "kv")
-    return ks is not None and vs is not None and ks.append is not vs.append
+    return None if ks is None or vs is None or ks.append is vs.append else (ks, vs)
 
 
 def keys_of(node: Node) -> Value | None:
@@ -254,8 +254,8 @@ class AttentionToOnnx:
         return report
 
     def reason(self, node: Node) -> str | None:
-        remembered = [x for x in (node.value("k"), node.value("v")) if is_read(x)]
-        if node["sinks"] is not None and remembered and not (self.known and _both_appended(node)):
+        read = any(is_read(node.value(name)) for name in "kv")
+        if node["sinks"] is not None and read and not (self.known and _cache_of(node)):
             return "Attention-23 has no input for sinks, and keys out of a cache would be copied to hold one more"
         if node.attributes["softcap"] is not None and not self.known:
             return "runtimes disagree on whether softcap comes before the mask"
@@ -270,13 +270,13 @@ class AttentionToOnnx:
             bias = above_lowest(bias) if may_be_lowest(bias) else bias
             mask = bias if keep is None else where(keep, bias, constant(value=q.dtype.lowest, dtype=q.dtype))
         mask = None if mask is None else full_rows(mask, rows, keys)
-        ks, vs, sinks = appended(k, node), appended(v, node), node["sinks"]
+        cache, sinks = _cache_of(node), node["sinks"]
         scale, softcap = node.attributes["scale"], node.attributes["softcap"]
         if scale <= 0:  # ONNX Runtime refuses it.
             q, scale = q * scale, 1.0
         presents: list[Value] = []
-        if ks is not None and vs is not None and _both_appended(node):
-            y, *presents = cached_attention(q, ks, vs, mask, sinks, scale, softcap)
+        if cache is not None:
+            y, *presents = cached_attention(q, *cache, mask, sinks, scale, softcap)
         else:
             if sinks is not None:
                 k, v, mask = with_sinks(k, v, mask, sinks, rows)
@@ -286,11 +286,10 @@ class AttentionToOnnx:
             y = zero_where_empty(y, keep)
         graph.replace(node.output, y)
         graph.erase(node)
-        for cache, present in zip((ks, vs), presents, strict=False):
-            assert cache is not None
-            graph.erase(cache.read)
-            graph.replace(cache.append.output, present)
-            graph.erase(cache.append)
+        for x, present in zip(cache or (), presents, strict=True):
+            graph.erase(x.read)
+            graph.replace(x.append.output, present)
+            graph.erase(x.append)
 
 
 def is_read(v: Value) -> bool:

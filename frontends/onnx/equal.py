@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 
+import numpy as np
+
 from ...ir.errors import MonographError
+from ...ir.tensors import Array
 from ...ir.types import Dim, DimLike, Shape, exact_div, never_negative, product
 
 MEETING = frozenset(
@@ -291,14 +294,18 @@ class Sizes:
             if left and not same and name not in self.bound and self.free.issuperset(left) and count % by == 0:
                 raise Equal(name, count // by)
 
-    def counted_as(self, d: DimLike) -> DimLike:
-        """A size, in which products of axes are as many as there must be."""
-        if not isinstance(d, Dim):
-            return d
-        total: DimLike = 0
-        for symbols, c in d.terms:
-            total = total + c * self.bound.get("*".join(symbols), _product(symbols))
-        return total
+    def settle(self, known: Iterable[Array]) -> None:
+        """Write sizes for products of axes of which there must be so many."""
+        products = {name: count for name, count in self.bound.items() if "*" in name}
+
+        def settled(d: DimLike) -> DimLike:
+            found: DimLike = 0
+            for symbols, c in d.terms if isinstance(d, Dim) else ():
+                found = found + c * products.get("*".join(symbols), _product(symbols))
+            return found if isinstance(d, Dim) else d
+
+        for array in known if products else ():
+            array[...] = np.frompyfunc(settled, 1, 1)(array)
 
     def _rounded(self, name: str, size: int) -> int:
         """A part of a source of that size."""
@@ -320,9 +327,14 @@ class Sizes:
 
 
 def least(size: Dim) -> int:
-    """What a size is at least where none that it is made of is 0; where one is, what has this size has no elements."""
+    """What a size is at least where what has it has elements. A sum may have some where a part of it is 0: a past."""
     counted = [c for symbols, c in size.terms if symbols]
-    return sum(c for _, c in size.terms) if min(counted) > 0 else 0
+    rest = sum(c for symbols, c in size.terms if not symbols)
+    if min(counted) < 0:
+        return 0
+    if rest > 0:
+        return rest
+    return max(counted[0] + rest, 0) if len(counted) == 1 else 0
 
 
 def _apart(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import gcd
 from typing import Any
 
 import numpy as np
 
-from ...ir.errors import MonographError
-from ...ir.types import Dim, DimLike, exact_div, never_negative, product
-from .equal import Sizes, least
+from ...ir.types import Dim, DimLike, never_negative
+from .arithmetic import divided, extreme, left_over, never_equal, power, sign_of, size_of
+from .equal import Sizes
 from .errors import Unmapped
 from .types import DTYPES
 from .use import Known, Use
 
 MOST = 1024
 """Most integers that are followed."""
-FACTORS = 8
-"""Largest power of a size."""
 
 
 def _shape(use: Use) -> Known:
@@ -143,59 +140,11 @@ def _sized(function: Callable[[Sizes, Any, Any], Any]) -> Callable[[Use], Known]
     return lambda use: _combined(use, partial(function, use.importer.sizes))
 
 
-def _divided(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
-    if isinstance(a, int) and isinstance(b, int):
-        if b == 0:
-            raise Unmapped("division by 0")
-        return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-    sizes.divided(a, b)
-    try:
-        return exact_div(a, b)
-    except MonographError as e:
-        found = sizes.seen(a, b) if isinstance(b, int) and b > 0 else None
-        if found is None and isinstance(b, int) and never_negative(a):
-            found = sizes.quotient(a, b)
-        if found is None:
-            raise Unmapped(str(e)) from None
-        return found
-
-
-def _power(a: DimLike, b: DimLike) -> DimLike:
-    if not isinstance(b, int) or not 0 <= b <= FACTORS:
-        raise Unmapped(f"{b} factors")
-    return product([a] * b)
-
-
 def _rest(use: Use) -> Known:
     truncated = use.attribute("fmod", 0)  # Then the rest has the sign of the first operand, else that of the second.
     if truncated and not all(map(never_negative, [*_given(use).flat, *_given(use, 1).flat])):
         raise Unmapped("the rest of negative numbers")
-    return _combined(use, partial(_left_over, use.importer.sizes))
-
-
-def _left_over(sizes: Sizes, a: DimLike, b: DimLike) -> DimLike:
-    if isinstance(a, int) and isinstance(b, int) and b:
-        return a % b
-    if isinstance(a, int) and isinstance(b, Dim) and -least(b) <= a < least(b):
-        return a if a >= 0 else a + b
-    found = sizes.quotient(a, b) if isinstance(b, int) else None
-    return a - (_divided(sizes, a, b) if found is None else found) * b
-
-
-def _never_below(d: DimLike, number: DimLike) -> bool:
-    """Whether a size is at least a number: where a product of sizes is 0, what has this size has no elements."""
-    return isinstance(d, Dim) and len(d.terms) == 1 and isinstance(number, int) and number <= 1 and never_negative(d)
-
-
-def _extreme(sizes: Sizes, a: DimLike, b: DimLike, *, largest: bool) -> DimLike:
-    """The larger or the smaller of two, where that is sure whatever the symbols are, or shows later."""
-    for x, y in ((a, b), (b, a)):
-        if never_negative(x - y) or _never_below(x, y):
-            return x if largest else y
-    found = sizes.extreme("larger" if largest else "smaller", a, b)
-    if found is None:
-        raise Unmapped(f"whether {a} or {b} is larger is not known")
-    return found
+    return _combined(use, partial(left_over, use.importer.sizes))
 
 
 def _each(function: Callable[[Any], Any]) -> Callable[[Use], Known]:
@@ -208,35 +157,11 @@ def _each(function: Callable[[Any], Any]) -> Callable[[Use], Known]:
     return fold
 
 
-def _size_of(d: DimLike) -> DimLike:
-    if isinstance(d, Dim) and not never_negative(d):
-        raise Unmapped(f"whether {d} is negative is not known")
-    return abs(d) if isinstance(d, int) else d
-
-
-def _sign_of(d: DimLike) -> DimLike:
-    """Of a product of sizes it is 1: where it is 0, what has this size has no elements."""
-    if never_negative(d - 1):
-        return 1
-    if isinstance(d, Dim) and (len(d.terms) > 1 or not never_negative(d)):
-        raise Unmapped(f"the sign of {d} is not known")
-    return (d > 0) - (d < 0) if isinstance(d, int) else 1
-
-
-def _apart(gap: DimLike) -> bool:
-    """Whether a difference is surely not 0: by its sign, or as what its symbols are multiplied by leaves a rest."""
-    if not isinstance(gap, Dim):
-        return gap != 0
-    rest = sum(c for symbols, c in gap.terms if not symbols)
-    by = gcd(*(c for symbols, c in gap.terms if symbols))
-    return never_negative(gap - 1) or never_negative(-1 * gap - 1) or rest % by != 0
-
-
 def _equal(use: Use) -> Known:
     a, b = _given(use), _given(use, 1)
 
     def same(x: DimLike, y: DimLike) -> bool:
-        if x != y and not _apart(x - y):
+        if x != y and not never_equal(x - y):
             raise Unmapped(f"whether {x} is {y} is not known")
         return bool(x == y)
 
@@ -378,14 +303,14 @@ FOLDS: dict[str, Callable[[Use], Known | list[Known]]] = {
     "Add": _pointwise(lambda a, b: a + b),
     "Sub": _pointwise(lambda a, b: a - b),
     "Mul": _pointwise(lambda a, b: a * b),
-    "Div": _sized(_divided),
+    "Div": _sized(divided),
     "Mod": _rest,
-    "Pow": _pointwise(_power),
-    "Max": _sized(partial(_extreme, largest=True)),
-    "Min": _sized(partial(_extreme, largest=False)),
+    "Pow": _pointwise(power),
+    "Max": _sized(partial(extreme, largest=True)),
+    "Min": _sized(partial(extreme, largest=False)),
     "Neg": _each(lambda d: -1 * d),
-    "Abs": _each(_size_of),
-    "Sign": _each(_sign_of),
+    "Abs": _each(size_of),
+    "Sign": _each(sign_of),
     "Equal": _equal,
     "Less": _compared(lambda a, b: a < b),
     "LessOrEqual": _compared(lambda a, b: a <= b),

@@ -305,9 +305,7 @@ class Importer:
         except (*UNFIT, ArithmeticError):
             return None
         parts = [found] if isinstance(found, Known) else found
-        if any("*" in name for name in self.sizes.bound):
-            for k in parts:
-                k.array[...] = np.frompyfunc(self.sizes.counted_as, 1, 1)(k.array)
+        self.sizes.settle(k.array for k in parts)
         return found if all(k.array.size <= MOST and all(map(is_small, k.flat)) for k in parts) else None
 
     def _constant(self, use: Use) -> None:
