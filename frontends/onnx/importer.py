@@ -64,9 +64,7 @@ class Importer:
         self.values: dict[str, Value] = {}
         self.knowns: dict[str, Known] = {}
         self.tensors: dict[str, Tensor] = dict(file.tensors)
-        self.texts: dict[str, onnx.TensorProto] = {
-            t.name: t for t in file.model.graph.initializer if t.data_type == onnx.TensorProto.STRING
-        }
+        self.texts = {t.name: t for t in file.model.graph.initializer if t.data_type == onnx.TensorProto.STRING}
         self.weights: dict[str, Tensor] = {}
         self.constants: set[str] = set()
         self.written: set[str] = set()
